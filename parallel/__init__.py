@@ -1,0 +1,1 @@
+"""The ground floor: what a sequence is, who holds it, and who sees whom."""
