@@ -56,11 +56,12 @@ class Geometry:
         cell_y, cell_x = self.stride[1] * self.patch[1], self.stride[2] * self.patch[2]
         usable = self.usable_frames(frames)
         if frames != usable or frames < 1 or height % cell_y or width % cell_x or min(height, width) < 1:
-            near = (max(usable, self.frames_per_token), max(1, height // cell_y) * cell_y, max(1, width // cell_x) * cell_x)
+            near_frames = max(usable, self.frames_per_token)
+            near_height, near_width = max(1, height // cell_y) * cell_y, max(1, width // cell_x) * cell_x
             raise InputError(
                 f"a clip fills whole tokens of {self.frames_per_token} frames x {cell_y} x {cell_x} pixels",
                 f"{frames} frames of {height} x {width}",
-                f"use {near[0]} frames of {near[1]} x {near[2]}",
+                f"use {near_frames} frames of {near_height} x {near_width}",
             )
         cells = 1 + (frames - 1) // self.stride[0] if self.causal else frames // self.stride[0]
         return cells // self.patch[0], height // cell_y, width // cell_x

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from math import prod
 
 import torch
@@ -83,13 +84,11 @@ class Packed:
 
 
 def local_spans(lengths: Sequence[int], ranges: Ranges) -> list[tuple[int, int, int]]:
-    """Which part of which document lies in `ranges`: (document, start, stop) inside the document, in order of `ranges`."""
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
+    """Which part of which document lies in `ranges`, in their order: (document, start, stop) inside the document."""
+    borders = list(accumulate(lengths, initial=0))
     spans = []
     for first, last in ranges:
-        for index, (start, stop) in enumerate(zip(starts, starts[1:], strict=False)):
+        for index, (start, stop) in enumerate(pairwise(borders)):
             low, high = max(first, start), min(last, stop)
             if low < high:
                 spans.append((index, low - start, high - start))
@@ -112,7 +111,7 @@ def lay_out(documents: Sequence[Document], ranges: Ranges, values: Tensor) -> Pa
         torch.stack((p // (y * x), p // x % y, p % x), dim=1)
         for p, (_, y, x) in zip(position, (documents[i].grid for i, _, _ in spans), strict=True)
     ]
-    weight = [torch.full((stop - start,), documents[i].weight, device=device, dtype=values.dtype) for i, start, stop in spans]
+    weight = [values.new_full((stop - start,), documents[i].weight) for i, start, stop in spans]
     empty = torch.zeros(0, dtype=torch.int64, device=device)
     packed = Packed(
         documents=tuple(documents),

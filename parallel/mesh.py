@@ -1,0 +1,100 @@
+"""`Mesh`: the grid of ranks, replica x ring x ulysses, ulysses innermost so that its all-to-all stays inside a node.
+
+    Mesh(replica=2, ring=2, ulysses=2)
+
+                    ring 0         ring 1
+    replica 0     [ 0   1 ]  ->  [ 2   3 ]      [ ] a ulysses group: shares out the heads
+    replica 1     [ 4   5 ]  ->  [ 6   7 ]      ->  a ring: keys and values travel
+
+The ranks of a replica hold parts of the same packed sequence; sequence rank = ring x ulysses degree + ulysses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one rank stands in the mesh."""
+
+    replica: int
+    ring: int
+    ulysses: int
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Degrees of the three axes; their product is the number of ranks."""
+
+    replica: int = 1
+    ring: int = 1
+    ulysses: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """All ranks."""
+        return self.replica * self.ring * self.ulysses
+
+    @property
+    def sequence_ranks(self) -> int:
+        """Ranks that share one packed sequence."""
+        return self.ring * self.ulysses
+
+    def place(self, rank: int) -> Place:
+        """The coordinates of `rank`."""
+        assert 0 <= rank < self.ranks, f"rank {rank} outside of {self}"
+        replica, sequence = divmod(rank, self.sequence_ranks)
+        return Place(replica, sequence // self.ulysses, sequence % self.ulysses, sequence)
+
+    def rings(self) -> list[list[int]]:
+        """Ranks of each ring, in the order in which keys travel."""
+        heads = [first + j for first in range(0, self.ranks, self.sequence_ranks) for j in range(self.ulysses)]
+        return [[head + i * self.ulysses for i in range(self.ring)] for head in heads]
+
+    def ulysses_groups(self) -> list[list[int]]:
+        """Ranks of each ulysses group."""
+        return [list(range(first, first + self.ulysses)) for first in range(0, self.ranks, self.ulysses)]
+
+    def __str__(self) -> str:
+        return f"replica {self.replica} x ring {self.ring} x ulysses {self.ulysses}"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """One rank's process groups; an axis of degree 1 has none.
+
+    Attributes:
+        mesh: the whole grid.
+        place: of this rank.
+        ring: group of this rank's ring, `ring_ranks` its global ranks in travelling order.
+        ulysses: group of this rank's ulysses neighbours.
+    """
+
+    mesh: Mesh
+    place: Place
+    ring: dist.ProcessGroup | None = None
+    ring_ranks: tuple[int, ...] = (0,)
+    ulysses: dist.ProcessGroup | None = None
+
+
+def join(mesh: Mesh, rank: int) -> Groups:
+    """Make this rank's groups. Collective: every rank of the world calls it, after `init_process_group`."""
+    ring, ring_ranks = _own_group(mesh.rings(), rank)
+    ulysses, _ = _own_group(mesh.ulysses_groups(), rank)
+    return Groups(mesh, mesh.place(rank), ring, ring_ranks, ulysses)
+
+
+def _own_group(groups: list[list[int]], rank: int) -> tuple[dist.ProcessGroup | None, tuple[int, ...]]:
+    """Create all `groups` in the same order everywhere, as torch demands, and return the one that holds `rank`."""
+    own: dist.ProcessGroup | None = None
+    ranks: tuple[int, ...] = (rank,)
+    for members in groups:
+        if len(members) > 1:
+            group = dist.new_group(members)
+            if rank in members:
+                own, ranks = group, tuple(members)
+    return own, ranks

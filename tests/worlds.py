@@ -1,0 +1,72 @@
+"""Small gloo worlds for tests: run one function on n ranks, in processes forked from a server that has torch loaded.
+
+A fork costs some 30 ms where a fresh interpreter needs seconds to import torch and DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any
+
+PRELOAD = ["torch", "torch.distributed", "parallel.attention", "tests.worlds"]
+
+
+def run_world(ranks: int, function: Callable[..., Any], *args: Any, seconds: float = 300) -> list[Any]:
+    """What `function(rank, *args)` returned on each rank, with torch.distributed (gloo) up over all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with tempfile.TemporaryDirectory() as folder:
+        pipes, processes = [], []
+        for rank in range(ranks):
+            here, there = context.Pipe()
+            process = context.Process(target=_rank, args=(there, f"{folder}/store", rank, ranks, function, args))
+            process.start()
+            there.close()
+            pipes.append(here)
+            processes.append(process)
+        try:
+            answers = [_answer(pipe, rank, seconds) for rank, pipe in enumerate(pipes)]
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+    return answers
+
+
+def _answer(pipe: Connection, rank: int, seconds: float) -> Any:
+    if not pipe.poll(seconds):
+        raise TimeoutError(f"rank {rank} gave no answer in {seconds} s")
+    try:
+        ok, value = pickle.loads(pipe.recv_bytes())
+    except EOFError:
+        raise RuntimeError(f"rank {rank} died without an answer") from None
+    if not ok:
+        raise RuntimeError(f"rank {rank} failed:\n{value}")
+    return value
+
+
+def _rank(
+    pipe: Connection, store: str, rank: int, ranks: int, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
+    try:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{store}", rank=rank, world_size=ranks, timeout=timedelta(seconds=120)
+        )
+        answer = (True, function(rank, *args))
+    except BaseException:
+        answer = (False, traceback.format_exc())
+    pipe.send_bytes(pickle.dumps(answer))  # plain pickle: torch would share memory that dies with this process
+    pipe.close()
+    os._exit(0)  # DeepSpeed and gloo sometimes abort at interpreter exit, after the work is done
