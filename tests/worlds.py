@@ -15,7 +15,7 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
-PRELOAD = ["torch", "torch.distributed", "parallel.attention", "tests.worlds"]
+PRELOAD = ["torch", "torch.distributed", "deepspeed", "parallel.attention", "parallel.zero", "tests.worlds"]
 
 
 def run_world(ranks: int, function: Callable[..., Any], *args: Any, seconds: float = 300) -> list[Any]:
@@ -32,24 +32,25 @@ def run_world(ranks: int, function: Callable[..., Any], *args: Any, seconds: flo
             pipes.append(here)
             processes.append(process)
         try:
-            answers = [_answer(pipe, rank, seconds) for rank, pipe in enumerate(pipes)]
+            answers = [_answer(pipe, seconds) for pipe in pipes]
         finally:
             for process in processes:
                 process.kill()
                 process.join()
-    return answers
+    failures = [f"rank {rank} failed:\n{value}" for rank, (ok, value) in enumerate(answers) if not ok]
+    if failures:
+        raise RuntimeError("\n".join(failures))
+    return [value for _, value in answers]
 
 
-def _answer(pipe: Connection, rank: int, seconds: float) -> Any:
+def _answer(pipe: Connection, seconds: float) -> tuple[bool, Any]:
     if not pipe.poll(seconds):
-        raise TimeoutError(f"rank {rank} gave no answer in {seconds} s")
+        return False, f"no answer in {seconds} s"
     try:
-        ok, value = pickle.loads(pipe.recv_bytes())
+        answer: tuple[bool, Any] = pickle.loads(pipe.recv_bytes())
     except EOFError:
-        raise RuntimeError(f"rank {rank} died without an answer") from None
-    if not ok:
-        raise RuntimeError(f"rank {rank} failed:\n{value}")
-    return value
+        return False, "died without an answer"
+    return answer
 
 
 def _rank(

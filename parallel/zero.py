@@ -1,0 +1,300 @@
+"""ZeRO: one step of training over all ranks, at stage 0 (ours) or 1 to 3 (DeepSpeed), behind one `Engine`.
+
+The contract that makes every mesh, micro-step count and stage agree: the losses given to `backward`, summed over all
+ranks and micro-steps, are the loss of the step. So gradients are *summed* over ranks, whatever the ranks share: a
+replica's ranks each hold a part of the same sequence, and replicas hold different ones.
+
+Stage 0 is a plain engine in the dtype of the run, the float64 reference. DeepSpeed refuses float64 gradients at stage
+0 and keeps float32 masters at 1 to 3, which agree with the reference to float32 accuracy.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+STATE_NAMES = ("master", "exp_avg", "exp_avg_sq")  # what AdamW knows of a parameter
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Loshchilov & Hutter, arXiv:1711.05101; weight decay on matrices only; gradients clipped to a global norm.
+
+    `clip` 0 leaves gradients as they are.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+    def groups(self, parameters: Iterable[Tensor]) -> list[dict[str, Any]]:
+        """Parameter groups for torch: matrices decay, vectors do not."""
+        every = list(parameters)
+        groups = [
+            {"params": [p for p in every if len(_shape(p)) >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in every if len(_shape(p)) < 2], "weight_decay": 0.0},
+        ]
+        return [g for g in groups if g["params"]]
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+        """The torch optimiser of these groups; its learning rate is set at every step."""
+        return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, eps=self.eps)
+
+
+class Engine(Protocol):
+    """A model with its optimiser, spread over all ranks. Every method is collective."""
+
+    module: nn.Module
+
+    def forward(self, *args: Any) -> Any:
+        """The model's forward."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of `loss`, this rank's part of one micro-step of the step's loss."""
+
+    def step(self, learning_rate: float) -> float:
+        """Update from the gradients of the micro-steps so far; gives their global norm before clipping."""
+
+    def export(self, mine: set[str]) -> dict[str, dict[str, Tensor]]:
+        """Whole `STATE_NAMES` tensors of the parameters named in `mine`, on CPU, whatever rank holds them."""
+
+    def restore(self, state: Iterator[tuple[str, dict[str, Tensor]]], updates: int) -> None:
+        """Take over every parameter's state from `state` (in the model's order), after `updates` steps."""
+
+    def destroy(self) -> None:
+        """Free buffers and hooks; the engine is of no use afterwards."""
+
+
+def engine_for(module: nn.Module, adam: AdamW, stage: int, micro_steps: int) -> Engine:
+    """The engine of a ZeRO stage; torch.distributed is up.
+
+    Args:
+        module: the whole model, the same on every rank.
+        adam: optimiser settings.
+        stage: 0 to 3.
+        micro_steps: calls of `backward` in one step.
+    """
+    return PlainEngine(module, adam) if stage == 0 else DeepSpeedEngine(module, adam, stage, micro_steps)
+
+
+class PlainEngine:
+    """Stage 0: every rank holds everything; gradients are summed in the dtype of the masters."""
+
+    def __init__(self, module: nn.Module, adam: AdamW) -> None:
+        self.module, self.adam = module, adam
+        self.parameters = dict(module.named_parameters())
+        exact = {n: torch.float64 if p.dtype == torch.float64 else torch.float32 for n, p in self.parameters.items()}
+        self.masters = {n: p.detach().to(exact[n]) for n, p in self.parameters.items()}  # shares memory if no cast
+        dtypes = set(exact.values())
+        assert len(dtypes) == 1, f"parameters of several exact dtypes: {dtypes}"
+        sizes = [p.numel() for p in self.parameters.values()]
+        self.flat_gradient = torch.zeros(sum(sizes), dtype=dtypes.pop(), device=next(module.parameters()).device)
+        views = self.flat_gradient.split(sizes)
+        self.gradients = {n: v.view_as(p) for v, (n, p) in zip(views, self.parameters.items(), strict=True)}
+        self.optimizer = adam.build(adam.groups(self.masters.values()))
+        self.forward = module.forward
+
+    def backward(self, loss: Tensor) -> None:
+        """See `Engine`."""
+        loss.backward()
+        for name, parameter in self.parameters.items():
+            assert parameter.grad is not None, f"{name} took no part in the loss: the ranks of ZeRO-3 would hang"
+            self.gradients[name] += parameter.grad
+            parameter.grad = None
+
+    def step(self, learning_rate: float) -> float:
+        """See `Engine`."""
+        if dist.get_world_size() > 1:
+            dist.all_reduce(self.flat_gradient)
+        norm = float(torch.linalg.vector_norm(self.flat_gradient, dtype=torch.float64))
+        if 0 < self.adam.clip < norm:
+            self.flat_gradient *= self.adam.clip / (norm + 1e-6)  # as torch and DeepSpeed do
+        for name, master in self.masters.items():
+            master.grad = self.gradients[name]
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self._masters_to_model()
+        self.flat_gradient.zero_()
+        return norm
+
+    def export(self, mine: set[str]) -> dict[str, dict[str, Tensor]]:
+        """See `Engine`."""
+        found = {}
+        for name, master in self.masters.items():
+            if name in mine:
+                state = self.optimizer.state.get(master) or {k: torch.zeros_like(master) for k in STATE_NAMES[1:]}
+                found[name] = {k: (master if k == "master" else state[k]).detach().cpu().clone() for k in STATE_NAMES}
+        return found
+
+    def restore(self, state: Iterator[tuple[str, dict[str, Tensor]]], updates: int) -> None:
+        """See `Engine`."""
+        for name, tensors in state:
+            master = self.masters[name]
+            with torch.no_grad():
+                master.copy_(tensors["master"])
+            moments = {k: tensors[k].to(master, copy=True) for k in STATE_NAMES[1:]}  # updated in place
+            self.optimizer.state[master] = {"step": torch.tensor(float(updates)), **moments}
+        self._masters_to_model()
+
+    def destroy(self) -> None:
+        """See `Engine`."""
+
+    @torch.no_grad()
+    def _masters_to_model(self) -> None:
+        for name, parameter in self.parameters.items():
+            if parameter.dtype != self.masters[name].dtype:
+                parameter.copy_(self.masters[name])
+
+
+class DeepSpeedEngine:
+    """Stages 1 to 3, over all ranks as one data-parallel world; sequence ranks need no special treatment."""
+
+    def __init__(self, module: nn.Module, adam: AdamW, stage: int, micro_steps: int) -> None:
+        # Before the import: warnings such as "no GPU found" are no news on a laptop.
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+        import deepspeed
+        import deepspeed.ops
+
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
+            False  # would be compiled, for 41 s, where a compiler is
+        )
+        self.module, self.stage = module, stage
+        self.scale = float(dist.get_world_size() * micro_steps)  # DeepSpeed divides by both
+        config = _deepspeed_config(next(module.parameters()).dtype, adam, stage, micro_steps)
+        if stage == 3 and next(module.parameters()).dtype == torch.float64:
+            # left to itself, initialize() takes the model's dtype here and refuses it
+            deepspeed.zero.Init(module=module, config_dict_or_path=config, dtype=torch.float32)
+        groups = adam.groups(module.parameters())
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=module,
+            optimizer=adam.build(groups),
+            model_parameters=groups,
+            dist_init_required=False,
+            config=config,
+        )
+        self.forward = self.engine.forward
+
+    def backward(self, loss: Tensor) -> None:
+        """See `Engine`."""
+        self.engine.backward(loss * self.scale)
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()  # counts the micro-step
+
+    def step(self, learning_rate: float) -> float:
+        """See `Engine`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        assert self.engine.is_gradient_accumulation_boundary(), "fewer micro-steps than the engine was made for"
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm())
+
+    def export(self, mine: set[str]) -> dict[str, dict[str, Tensor]]:
+        """See `Engine`."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        self._link_moments()
+        found = {}
+        for name, parameter in self.module.named_parameters():
+            # collective: every rank asks for every parameter, and keeps its own
+            tensors = {"master": safe_get_full_fp32_param(parameter)}
+            for key in STATE_NAMES[1:]:
+                tensors[key] = safe_get_full_optimizer_state(parameter, key)
+            if name in mine:
+                found[name] = {k: v.detach().cpu().clone().view(_shape(parameter)) for k, v in tensors.items()}
+        return found
+
+    def restore(self, state: Iterator[tuple[str, dict[str, Tensor]]], updates: int) -> None:
+        """See `Engine`."""
+        self._make_moments()
+        self._link_moments()
+        parameters = dict(self.module.named_parameters())
+        for name, tensors in state:
+            exact = {k: v.to(parameters[name].device, torch.float32) for k, v in tensors.items()}
+            write = _write_partition if self.stage == 3 else _write_fragments
+            write(parameters[name], exact)
+        if self.stage < 3:
+            self.optimizer.update_lp_params()
+        for moments in self.optimizer.optimizer.state.values():
+            moments["step"] = torch.tensor(float(updates))
+
+    def destroy(self) -> None:
+        """See `Engine`."""
+        self.engine.destroy()
+
+    def _link_moments(self) -> None:
+        """Tell parameters where their moments are.
+
+        DeepSpeed 0.19 does so after the first *group* has stepped, when the later groups have no moments yet, and
+        never again: their moments could not be read.
+        """
+        if self.stage < 3:
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _make_moments(self) -> None:
+        """Give the optimiser the state that it would make at its first step, to be overwritten."""
+        names = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+        name = next(n for n in names if hasattr(self.optimizer, n))  # of stage 3, of 1 and 2, of 1 in bf16
+        for partition in getattr(self.optimizer, name):
+            moments = {key: torch.zeros_like(partition.data) for key in STATE_NAMES[1:]}
+            self.optimizer.optimizer.state[partition] = {"step": torch.tensor(0.0), **moments}
+
+
+def _write_fragments(parameter: Tensor, exact: dict[str, Tensor]) -> None:
+    """Stages 1 and 2: overwrite what this rank holds of a parameter's state."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    safe_set_full_fp32_param(parameter, exact["master"])
+    for key in STATE_NAMES[1:]:
+        safe_set_full_optimizer_state(parameter, exact[key], key)
+
+
+def _write_partition(parameter: Any, exact: dict[str, Tensor]) -> None:
+    """Stage 3: the same, for this rank's padded partition (`safe_set_full_*` fails where the size does not divide)."""
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+    size, rank, world = parameter.ds_tensor.numel(), dist.get_rank(), dist.get_world_size()
+    mine = {}
+    for key, tensor in exact.items():
+        padded = tensor.new_zeros(size * world)
+        padded[: tensor.numel()] = tensor.flatten()
+        mine[key] = padded[size * rank : size * (rank + 1)]
+    safe_set_local_fp32_param(parameter, mine["master"])
+    for key in STATE_NAMES[1:]:
+        safe_set_local_optimizer_state(parameter, mine[key], key)
+    parameter.ds_tensor.data.copy_(mine["master"])  # the model's own copy does not follow by itself
+
+
+def _shape(parameter: Tensor) -> torch.Size:
+    """The whole shape, also of a parameter that ZeRO-3 has cut."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _deepspeed_config(dtype: torch.dtype, adam: AdamW, stage: int, micro_steps: int) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": micro_steps,
+        "gradient_clipping": adam.clip,  # 1.0 unless told otherwise
+        "zero_optimization": {"stage": stage, "overlap_comm": False, "stage3_param_persistence_threshold": 0},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "torch_autocast": {"enabled": False},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    if dtype == torch.bfloat16:
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config["communication_data_type"] = "fp32"  # sums over ranks would lose digits in bf16
+    return config

@@ -1,0 +1,102 @@
+"""ZeRO stages 1 to 3 equal the plain engine, and state moves between them unchanged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from parallel.zero import STATE_NAMES, AdamW, Engine, engine_for
+from tests.worlds import run_world
+
+State = dict[str, dict[str, Tensor]]
+ROWS, MICRO_STEPS = 12, 2
+
+
+def model(dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 3)).to(dtype)
+
+
+def train(engine: Engine, rank: int, world: int, steps: range, dtype: torch.dtype) -> list[tuple[float, float]]:
+    """Losses and gradient norms; the rows of each micro-step are dealt to the ranks unevenly."""
+    curve = []
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        total = 0.0
+        for _ in range(MICRO_STEPS):
+            x = torch.randn(ROWS, 6, generator=generator, dtype=torch.float64).to(dtype)
+            mine = x[rank::world] if rank or world == 1 else x[::world]
+            loss = (engine.forward(mine) - mine[:, :3].sin()).square().sum() / (MICRO_STEPS * ROWS)
+            engine.backward(loss)
+            part = loss.detach().double()
+            torch.distributed.all_reduce(part)
+            total += float(part)
+        curve.append((total, engine.step(1e-2)))
+    return curve
+
+
+def run(rank: int, world: int, stage: int, dtype: torch.dtype, clip: float) -> tuple[list[tuple[float, float]], State]:
+    engine = engine_for(model(dtype), AdamW(clip=clip, weight_decay=0.1), stage, MICRO_STEPS)
+    curve = train(engine, rank, world, range(20), dtype)
+    return curve, engine.export({n for n, _ in engine.module.named_parameters()})
+
+
+@pytest.fixture(scope="module")
+def reference() -> list[tuple[float, float]]:
+    return run_world(1, run, 1, 0, torch.float64, 0.1)[0][0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("world", [1, 3])
+def test_stages_equal_the_reference(
+    reference: list[tuple[float, float]], world: int, stage: int, dtype: torch.dtype
+) -> None:
+    exact = stage == 0 and dtype == torch.float64
+    for curve, _ in run_world(world, run, world, stage, dtype, 0.1):
+        for got, want in zip(curve, reference, strict=True):
+            assert got == pytest.approx(want, rel=1e-12 if exact else 1e-5)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_bf16_stays_near_the_reference(reference: list[tuple[float, float]], stage: int) -> None:
+    (curve, _), _ = run_world(2, run, 2, stage, torch.bfloat16, 0.1)
+    assert curve[-1][0] == pytest.approx(reference[-1][0], rel=0.05)
+
+
+def hand_over(rank: int, world: int, stage: int, state: State | None, dtype: torch.dtype) -> tuple[list[float], State]:
+    """Ten steps from the start, or from `state`; and the state afterwards."""
+    engine = engine_for(model(dtype), AdamW(weight_decay=0.1), stage, MICRO_STEPS)
+    names = [n for n, _ in engine.module.named_parameters()]
+    if state is not None:
+        engine.restore(((n, state[n]) for n in names), 10)
+        back = engine.export(set(names))
+        for name in names:
+            for key in STATE_NAMES:
+                assert torch.equal(back[name][key], state[name][key]), f"{key} of {name} changed on the way"
+    curve = train(engine, rank, world, range(10, 20) if state else range(10), dtype)
+    return [loss for loss, _ in curve], engine.export(set(names))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_resume_on_the_same_world_is_bit_identical(stage: int, dtype: torch.dtype) -> None:
+    (_, state), _ = run_world(2, hand_over, 2, stage, None, dtype)
+    (losses, _), _ = run_world(2, hand_over, 2, stage, state, dtype)
+    (straight, _), _ = run_world(2, run_twenty, 2, stage, dtype)
+    assert losses == straight[10:]
+
+
+def run_twenty(rank: int, world: int, stage: int, dtype: torch.dtype) -> tuple[list[float], State]:
+    engine = engine_for(model(dtype), AdamW(weight_decay=0.1), stage, MICRO_STEPS)
+    curve = train(engine, rank, world, range(20), dtype)
+    return [loss for loss, _ in curve], {}
+
+
+def test_state_moves_between_stages_and_worlds() -> None:
+    (_, state), _ = run_world(2, hand_over, 2, 2, None, torch.float32)
+    (want, _), _ = run_world(2, hand_over, 2, 2, state, torch.float32)
+    for world, stage in ((1, 0), (3, 1), (2, 3), (1, 3)):
+        got, _ = run_world(world, hand_over, world, stage, state, torch.float32)[0]
+        assert got == pytest.approx(want, rel=1e-6), f"stage {stage} on {world} ranks"
