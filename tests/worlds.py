@@ -15,12 +15,22 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
-PRELOAD = ["torch", "torch.distributed", "deepspeed", "parallel.attention", "parallel.zero", "tests.worlds"]
+PRELOAD = [
+    "torch._dynamo",
+    "pytest",
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # what initialize() imports, for a second or two
+    "deepspeed.runtime.zero.stage3",
+    "parallel.attention",
+    "parallel.zero",
+    "tests.worlds",
+]
 
 
 def run_world(ranks: int, function: Callable[..., Any], *args: Any, seconds: float = 300) -> list[Any]:
     """What `function(rank, *args)` returned on each rank, with torch.distributed (gloo) up over all of them."""
     context = multiprocessing.get_context("forkserver")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before the server imports DeepSpeed
     context.set_forkserver_preload(PRELOAD)
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []

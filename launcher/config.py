@@ -1,0 +1,324 @@
+"""`RunConfig`: the whole run, one YAML file checked before anything starts.
+
+    config = load(Path("recipes/quickstart.yaml"), ["steps=20", "mesh.ring=2"])
+
+Every mistake is an InputError with a rule, the value with its file and line, and a remedy; an unknown key names the
+nearest known one. Nothing else in the project reads YAML, environment variables or command-line flags for settings.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from models.kinds import ModelConfig, ObjectiveConfig
+from models.latents import CodecConfig
+from parallel.errors import InputError
+from parallel.mesh import Mesh
+from parallel.zero import AdamW
+
+
+class Section(BaseModel):
+    """Settings: no unknown keys, no changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MeshConfig(Section):
+    """The grid of ranks.
+
+    Attributes:
+        replica: groups of ranks that train on different packs.
+        ring: ranks along which keys travel, across nodes.
+        ulysses: ranks that share out attention heads, inside a node; at most as many as heads.
+    """
+
+    replica: int = Field(default=1, ge=1)
+    ring: int = Field(default=1, ge=1)
+    ulysses: int = Field(default=1, ge=1)
+
+    def mesh(self) -> Mesh:
+        """As the type that the rest of the code uses."""
+        return Mesh(self.replica, self.ring, self.ulysses)
+
+
+class ZeroConfig(Section):
+    """DeepSpeed ZeRO.
+
+    Attributes:
+        stage: 0 keeps everything on every rank; 1 shares out optimiser state, 2 also gradients, 3 also parameters.
+    """
+
+    stage: int = Field(default=2, ge=0, le=3)
+
+
+class DataConfig(Section):
+    """What is trained on, and in what portions.
+
+    Attributes:
+        dataset: folder that `longreel prepare` wrote.
+        pack_tokens: length of one packed sequence, in tokens; the ranks of a replica share it.
+        packs_per_step: packed sequences of one step, over all replicas and micro-steps.
+        frames: at most this many frames per sample, from a random start; none for whole clips.
+        size: [height, width] to scale and crop to; none for clips as they are stored.
+        stride: take every stride-th frame.
+        window: samples among which packs are put together.
+    """
+
+    dataset: Path
+    pack_tokens: int = Field(default=32768, ge=1)
+    packs_per_step: int = Field(default=1, ge=1)
+    frames: int | None = Field(default=None, ge=1)
+    size: tuple[int, int] | None = None
+    stride: int = Field(default=1, ge=1)
+    window: int = Field(default=4096, ge=1)
+
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule.
+
+    Attributes:
+        learning_rate: the highest.
+        warmup_steps: over which the rate rises in a straight line.
+        schedule: "constant", or "cosine" down to final_ratio x learning_rate at the last step.
+        final_ratio: see schedule.
+        betas: of AdamW.
+        eps: of AdamW.
+        weight_decay: on matrices only.
+        clip: largest global norm of the gradient; 0 never clips.
+    """
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    final_ratio: float = Field(default=0.1, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, ge=0)
+
+    def adam(self) -> AdamW:
+        """As the engine takes it."""
+        return AdamW(self.betas, self.eps, self.weight_decay, self.clip)
+
+
+class CheckpointConfig(Section):
+    """When to save.
+
+    Attributes:
+        every: steps between two checkpoints; the last step is always saved.
+        keep: newest checkpoints to keep.
+    """
+
+    every: int = Field(default=100, ge=1)
+    keep: int = Field(default=3, ge=1)
+
+
+class RestartConfig(Section):
+    """What to do when a rank dies.
+
+    Attributes:
+        limit: restarts in a row without a new checkpoint before the run is given up.
+        timeout_seconds: how long ranks wait for each other before the step is called hung.
+    """
+
+    limit: int = Field(default=3, ge=0)
+    timeout_seconds: float = Field(default=600, gt=0)
+
+
+class SampleConfig(Section):
+    """Defaults of `longreel sample`.
+
+    Attributes:
+        prompts: what to draw.
+        steps: of the solver.
+        guidance: classifier-free guidance scale; 1 for none.
+        frames: of a sample; the training length if not given.
+        size: [height, width] of a sample; the training size if not given.
+        fps: frames a second of the written file.
+    """
+
+    prompts: tuple[str, ...] = ()
+    steps: int = Field(default=50, ge=1)
+    guidance: float = Field(default=4.0, ge=0)
+    frames: int | None = Field(default=None, ge=1)
+    size: tuple[int, int] | None = None
+    fps: int = Field(default=8, ge=1)
+
+
+class RunConfig(Section):
+    """A run.
+
+    Attributes:
+        out: the run folder; everything the run writes is there.
+        seed: of the first weights, the order of samples, and every noise.
+        dtype: of the model; masters and sums are float32 for bf16.
+        steps: updates of the model.
+    """
+
+    out: Path
+    seed: int = Field(default=0, ge=0)
+    dtype: Literal["float64", "float32", "bf16"] = "bf16"
+    steps: int = Field(ge=1)
+    mesh: MeshConfig = MeshConfig()
+    zero: ZeroConfig = ZeroConfig()
+    data: DataConfig
+    codec: CodecConfig = CodecConfig()
+    model: ModelConfig
+    objective: ObjectiveConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    restart: RestartConfig = RestartConfig()
+    sample: SampleConfig = SampleConfig()
+
+    @field_validator("out")
+    @classmethod
+    def _not_empty(cls, out: Path) -> Path:
+        if not out.name:
+            raise InputError("a run has a folder of its own", f"out: {out}", "out=runs/NAME")
+        return out
+
+    @model_validator(mode="after")
+    def _heads_reach(self) -> RunConfig:
+        if self.mesh.ulysses > self.model.heads:
+            raise InputError(
+                "a ulysses group shares out the heads of the model: no more ranks than heads",
+                f"mesh.ulysses={self.mesh.ulysses}, model.heads={self.model.heads}",
+                f"mesh.ulysses={self.model.heads} or fewer, and mesh.ring for the rest",
+            )
+        return self
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The checked run of a YAML file, with `key=value` overrides on top.
+
+    Raises:
+        InputError: no such file, no YAML, an unknown key, a wrong type, a value out of range.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("a run is a YAML file", f"{path}: {error}", "see recipes/ for examples") from None
+    try:
+        node = yaml.compose(text)
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        found = f"{path}: {' '.join(str(error).split())}"
+        raise InputError("a run is a YAML file", found, "mend the YAML there") from None
+    if not isinstance(settings, dict):
+        raise InputError("a run is a mapping of keys to values", f"{path}: {settings!r}", "see recipes/ for examples")
+    lines = {key: f"{path}, line {line}" for key, line in _lines(node, "")}
+    for override in overrides:
+        key, value = parse_override(override)
+        _set(settings, key, value)
+        lines[key] = f"command line, {override}"
+    return check(settings, lines)
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """`a.b=value` as key and YAML value."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise InputError("an override is key=value", repr(override), "for example steps=20 or mesh.ring=2")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError("the value of an override is YAML", repr(override), "quote it, or mend it") from None
+
+
+def check(settings: Mapping[str, Any], lines: Mapping[str, str] | None = None) -> RunConfig:
+    """The run of a plain mapping; `lines` says where each dotted key was written."""
+    lines = lines or {}
+    _refuse_unknown(settings, lines)
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        raise _first_mistake(error, lines) from None
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved run as YAML that `load` takes."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of a run."""
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        inner = _section_of(field.annotation)
+        if inner is not None:
+            keys += known_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _refuse_unknown(settings: Mapping[str, Any], lines: Mapping[str, str]) -> None:
+    known = known_keys()
+    for key in _keys(settings, ""):
+        if key in known:
+            continue
+        if any(key.startswith(k + ".") and k in known and not any(o.startswith(k + ".") for o in known) for k in known):
+            continue  # below a plain value: pydantic says what is wrong with the type
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        last = key.rsplit(".", 1)[-1]
+        near = near or [k for k in known if k.rsplit(".", 1)[-1] == last][:1]
+        near = near or difflib.get_close_matches(last, [k.rsplit(".", 1)[-1] for k in known], n=1, cutoff=0.0)
+        raise InputError(
+            "every key of a run is known", f"{key} ({lines.get(key, 'settings')})", f"did you mean {near[0]}?"
+        )
+
+
+def _first_mistake(error: ValidationError, lines: Mapping[str, str]) -> InputError:
+    first = error.errors()[0]
+    inner = first.get("ctx", {}).get("error")
+    key = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
+    where = lines.get(key) or next((lines[k] for k in lines if key and k.startswith(key + ".")), "settings")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if isinstance(inner, InputError):
+        return InputError(inner.rule, f"{inner.value} ({where}){more}" if key else inner.value + more, inner.remedy)
+    if first["type"] == "missing":
+        return InputError(f"a run has {key}", f"no such key{more}", f"add it, or give {key}=VALUE")
+    rule = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return InputError(rule, f"{first['input']!r} ({where}){more}", f"{key}=VALUE of that kind; see recipes/")
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The settings class inside `X`, `X | None` or `Annotated[X, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        found = [_section_of(a) for a in typing.get_args(annotation)]
+        return next((f for f in found if f is not None), None)
+    return None
+
+
+def _keys(settings: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for name, value in settings.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")
+
+
+def _lines(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield f"{prefix}{key.value}", key.start_mark.line + 1
+            yield from _lines(value, f"{prefix}{key.value}.")
+
+
+def _set(settings: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    here = settings
+    for name in path:
+        inner = here.setdefault(name, {})
+        if not isinstance(inner, dict):
+            inner = here[name] = {}
+        here = inner
+    here[last] = value

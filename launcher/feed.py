@@ -1,0 +1,170 @@
+"""The feed: this rank's part of each step, made ready in a background thread while the step before is computed.
+
+    cursor --stream--> packs of the step --assign--> mine --read--> frames --codec--> Packed --objective--> noisy
+                                                          mask, split --> Plan
+
+Packs are dealt to replicas in turn; a replica with none left gets a ghost: the step's first pack with weight zero, so
+that every rank does the same number of micro-steps (ZeRO-3 hangs otherwise). At most `AHEAD` steps are held ready. The
+cursor that goes with a batch is the one after it: of what was consumed, never of what was prefetched.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from data.plan import Cursor
+from data.stream import Pack, Piece, Stream
+from models.flow import Prepared, RectifiedFlow
+from models.latents import Codec
+from models.patches import patchify
+from parallel.geometry import Geometry
+from parallel.mask import packed as packed_mask
+from parallel.mesh import Groups
+from parallel.packed import lay_out
+from parallel.plan import Plan, plan_for
+from parallel.split import contiguous
+
+AHEAD = 2
+
+
+@dataclass(frozen=True)
+class MicroStep:
+    """One forward and backward of this rank."""
+
+    prepared: Prepared
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step of this rank.
+
+    Attributes:
+        micro_steps: as many on every rank.
+        weight: loss weight of this rank's tokens.
+        cursor: after this step.
+        samples: ids of the whole step, all replicas.
+        tokens: of the whole step.
+        area: query-key pairs of the whole step, for one head of one layer.
+    """
+
+    micro_steps: tuple[MicroStep, ...]
+    weight: float
+    cursor: Cursor
+    samples: tuple[str, ...]
+    tokens: int
+    area: int
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What it takes to make batches.
+
+    Attributes:
+        stream: of packs.
+        codec: frames to latents.
+        objective: latents to input and target.
+        groups: of this rank.
+        packs_per_step: over all replicas.
+        device: of the tensors.
+    """
+
+    stream: Stream
+    codec: Codec
+    objective: RectifiedFlow
+    groups: Groups
+    packs_per_step: int
+    device: torch.device
+
+    @property
+    def micro_steps(self) -> int:
+        """Of one step: as many as the replica with most packs needs."""
+        return -(-self.packs_per_step // self.groups.mesh.replica)
+
+    def batch(self, cursor: Cursor) -> Batch:
+        """The step that begins at `cursor`."""
+        packs, after = self.stream.packs(cursor, self.packs_per_step)
+        steps = tuple(self._micro_step(p) for p in assign(packs, self.groups.mesh.replica, self.groups.place.replica))
+        lengths = [d.tokens for pack in packs for d in pack.documents]
+        return Batch(
+            micro_steps=steps,
+            weight=float(sum(s.prepared.packed.weight.double().sum() for s in steps)),
+            cursor=after,
+            samples=tuple(d.uid for pack in packs for d in pack.documents),
+            tokens=sum(lengths),
+            area=sum(n * n for n in lengths),
+        )
+
+    def batches(self, cursor: Cursor) -> Generator[Batch, None, None]:
+        """Batches for ever from `cursor` on, prefetched; closing the iterator ends the thread."""
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
+        closed = threading.Event()
+        thread = threading.Thread(target=self._fill, args=(cursor, ready, closed), daemon=True, name="feed")
+        thread.start()
+        try:
+            while True:
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            closed.set()
+            while thread.is_alive():  # it may be waiting for room
+                _drain(ready)
+                thread.join(0.05)
+
+    def _fill(self, cursor: Cursor, ready: queue.Queue[Batch | BaseException], closed: threading.Event) -> None:
+        try:
+            while not closed.is_set():
+                batch = self.batch(cursor)
+                cursor = batch.cursor
+                ready.put(batch)
+        except BaseException as error:  # it belongs to the rank's own thread
+            ready.put(error)
+
+    def _micro_step(self, pack: Pack) -> MicroStep:
+        lengths = [d.tokens for d in pack.documents]
+        split = contiguous(sum(lengths), self.groups.mesh.sequence_ranks)
+        ranges = split.ranges[self.groups.place.sequence]
+        pieces = self.stream.read(pack, ranges)
+        values = torch.cat([self._empty(), *(self._values(pack, piece) for piece in pieces)]).to(self.device)
+        prepared = self.objective.prepare(lay_out(pack.documents, ranges, values))
+        return MicroStep(prepared, plan_for(packed_mask(lengths), split, self.groups))
+
+    def _empty(self) -> Tensor:
+        return self.codec.encode(torch.zeros(0, 1, 1, 3, dtype=torch.uint8)).new_zeros(0, self.codec.geometry.token_dim)
+
+    def _values(self, pack: Pack, piece: Piece) -> Tensor:
+        """Clean tokens [stop - start, token_dim] of a piece."""
+        geometry = self.codec.geometry
+        tokens = patchify(self.codec.encode(torch.from_numpy(piece.frames)), geometry.patch)
+        first = first_token(geometry, pack.documents[piece.document].grid, piece.first_frame)
+        return tokens[piece.start - first : piece.stop - first]
+
+
+def assign(packs: Sequence[Pack], replicas: int, replica: int) -> list[Pack]:
+    """The packs of one replica, filled up with ghosts to as many as the others have."""
+    ghost = replace(packs[0], documents=tuple(replace(d, weight=0.0) for d in packs[0].documents))
+    mine = list(packs[replica::replicas])
+    return mine + [ghost] * (-(-len(packs) // replicas) - len(mine))
+
+
+def first_token(geometry: Geometry, grid: tuple[int, int, int], first_frame: int) -> int:
+    """Position in a document of the first token of frame `first_frame`, which begins a token."""
+    per_token = geometry.stride[0] * geometry.patch[0]
+    assert first_frame % per_token == 0, f"frame {first_frame} begins no token of {per_token} frames"
+    return first_frame // per_token * grid[1] * grid[2]
+
+
+def _drain(ready: queue.Queue[Batch | BaseException]) -> None:
+    while True:
+        try:
+            ready.get_nowait()
+        except queue.Empty:
+            return

@@ -1,0 +1,148 @@
+"""The run folder: where everything a run writes has its place, and the two line-by-line records of it.
+
+    config.yaml         the resolved run
+    metrics.jsonl       one line a step, written by rank 0
+    events.jsonl        starts, resumes, failures, checkpoints: appended by whoever saw it
+    checkpoints/        step-00000100/ ...
+    samples/  tensorboard/  report.html
+
+A line is appended in one write, so that a kill leaves at most one broken last line, which readers leave out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parallel.errors import InputError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved run."""
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One line a step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """What happened."""
+        return self.root / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folders of committed checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """What `longreel sample` drew."""
+        return self.root / "samples"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard event files."""
+        return self.root / "tensorboard"
+
+    def record(self, event: str, **fields: Any) -> None:
+        """Append to events.jsonl."""
+        append_line(self.events, {"time": time.time(), "event": event, **fields})
+
+
+def append_line(path: Path, fields: dict[str, Any]) -> None:
+    """One JSON line, in one write."""
+    line = (json.dumps(fields) + "\n").encode()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(file, line)
+    finally:
+        os.close(file)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a record; none if there is no such file."""
+    if not path.exists():
+        return
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            fields = json.loads(line)
+        except ValueError:
+            continue  # empty, or broken by a kill
+        if isinstance(fields, dict):
+            yield fields
+
+
+def keep_steps(path: Path, last: int) -> None:
+    """Rewrite metrics.jsonl with the steps up to `last`: what came after it is done again. Atomic."""
+    if not path.exists():
+        return
+    kept = [fields for fields in read_lines(path) if fields.get("step", last + 1) <= last]
+    write_whole(path, "".join(json.dumps(fields) + "\n" for fields in kept).encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    flush_folder(path.parent)
+
+
+@contextmanager
+def only_writer(root: Path, rank: int, seconds: float = 60) -> Iterator[None]:
+    """Hold the run folder while rank 0 writes to it.
+
+    Ranks of a killed job may live on for a moment: wait for them, so that two jobs never write one record.
+
+    Raises:
+        InputError: somebody else still writes after `seconds`.
+    """
+    if rank != 0:
+        yield
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / ".writer", "w") as file:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise in_use(root) from None
+                time.sleep(0.1)
+        yield
+
+
+def in_use(root: Path) -> InputError:
+    """Two jobs in one folder."""
+    return InputError("one job at a time writes to a run folder", str(root), "stop the other one, or give out=FOLDER")
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

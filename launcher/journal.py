@@ -1,0 +1,74 @@
+"""What rank 0 writes about each step: metrics.jsonl and TensorBoard. Other ranks have a journal that writes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import time
+from typing import Any
+
+import torch
+
+from launcher.feed import Batch
+from launcher.folder import RunFolder, append_line, keep_steps
+
+MAX_IDS = 64  # a step of more samples is recorded by a digest of their ids
+CURVES = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "seconds", "data_seconds", "memory_bytes")
+
+
+class Journal:
+    """The record of one run, continued after `step`."""
+
+    def __init__(self, folder: RunFolder, step: int, rank: int) -> None:
+        self.folder, self.step, self.writes = folder, step, rank == 0
+        self._tensorboard: Any = None
+        if self.writes:
+            keep_steps(folder.metrics, step)
+
+    def write(self, step: int, batch: Batch, **figures: float) -> None:
+        """One step. `figures` hold loss, grad_norm, learning_rate, seconds, data_seconds, flops."""
+        if not self.writes:
+            return
+        line = {
+            "step": step,
+            **figures,
+            "tokens": batch.tokens,
+            "tokens_per_second": batch.tokens / figures["seconds"],
+            "samples": record_of(batch.samples),
+            "memory_bytes": peak_memory(),
+            "time": time.time(),
+        }
+        append_line(self.folder.metrics, line)
+        for name in CURVES:
+            self._curves().add_scalar(name, line[name], step)
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Something that happened, to events.jsonl."""
+        if self.writes:
+            self.folder.record(name, **fields)
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _curves(self) -> Any:
+        if self._tensorboard is None:  # after the first step: the import takes a second
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(self.folder.tensorboard), purge_step=self.step + 1)
+        return self._tensorboard
+
+
+def record_of(samples: tuple[str, ...]) -> list[str] | str:
+    """The ids, or for many of them one digest."""
+    if len(samples) <= MAX_IDS:
+        return list(samples)
+    return "blake2b:" + hashlib.blake2b("\n".join(samples).encode(), digest_size=16).hexdigest()
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,199 @@
+"""Video DiT: a diffusion transformer over packed clips of any length and shape.
+
+            noisy tokens                  captions              noise level
+                 |                           |                       |
+              patch embed               text encoder              sinusoids
+                 |                           |  \\____ mean ____       |
+                 |                           |                \\-- + --|
+           +-----v----------------------------------------------------- condition c, one row a stretch -----+
+           |  x + gate(c) * self attention(adaLN(x, c))      3-D rotary, query-key norm, `attend` over all ranks
+    depth  |  x + cross attention(norm(x), text)             to the words of the own document, local
+           |  x + gate(c) * MLP(adaLN(x, c))
+           +-----|
+              adaLN, linear  ->  prediction
+
+adaLN-zero of Peebles and Xie (DiT, arXiv:2212.09748, sec. 3.2) with a noise level for each token; text by cross
+attention as in Wan (arXiv:2503.20314, fig. 9) and Open-Sora (arXiv:2412.20404); the mean of the text features joins the
+condition (as the pooled caption in Esser et al., arXiv:2403.03206, fig. 2), which makes short trainings follow prompts.
+Gates, cross attention and head start at zero: each block starts as the identity and the prediction as 0.
+
+A block has (12 + 2 mlp_ratio) dim^2 + 2 text_dim dim parameters, 20 dim^2 and a little; a token costs
+2 (6 + 2 mlp_ratio) dim^2 FLOP in each, and attention.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.layers import MLP, CrossAttention, Linear, SelfAttention, ZeroLinear, norm
+from models.modulation import Stretches, gate, modulate
+from models.rope import Rotary
+from models.text import TextConfig, TextEncoder, check_heads
+from parallel.errors import InputError
+from parallel.geometry import Grid
+from parallel.packed import Packed
+from parallel.plan import Plan, cross_plan
+
+PLACE_FREQUENCIES = 16
+LEVEL_FREQUENCIES = 128  # pairs of sinusoids of the noise level
+RECOMPUTE: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # no layer draws random numbers
+
+
+class VideoDiTConfig(BaseModel):
+    """Shape of a video DiT.
+
+    Attributes:
+        dim: width of a token.
+        depth: number of blocks.
+        heads: of self and cross attention; dim / heads is even and at least 6.
+        mlp_ratio: hidden width of the MLP / dim.
+        patch: latent cells per token along (t, y, x).
+        text: the built-in text encoder.
+        rope_theta: base of the rotary frequencies.
+        recompute: keep only the input of each block for the backward pass and compute the rest again: a third more
+            compute for about a twentieth of the memory.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["video_dit"] = "video_dit"
+    dim: int = Field(default=384, gt=0)
+    depth: int = Field(default=12, gt=0)
+    heads: int = Field(default=6, gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    patch: Grid = (1, 2, 2)
+    text: TextConfig = TextConfig()
+    rope_theta: float = Field(default=10_000.0, gt=1)
+    absolute: bool = False
+    recompute: bool = False
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> VideoDiTConfig:
+        check_heads(self.dim, self.heads, axes=3)
+        if min(self.patch) < 1:
+            raise InputError(
+                "a patch is at least one latent cell along (t, y, x)",
+                f"patch: {list(self.patch)}",
+                "use 1 for no patching",
+            )
+        return self
+
+
+class NoiseLevel(nn.Module):
+    """Sinusoids of the noise level (Vaswani et al., arXiv:1706.03762, sec. 3.5) through an MLP."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mlp = MLP(2 * LEVEL_FREQUENCIES, dim, dim)
+
+    def forward(self, level: Tensor, dtype: torch.dtype) -> Tensor:
+        """`level` [rows] in 0 .. 1 -> [rows, dim] in `dtype`; sinusoids in at least float32."""
+        level = level.to(torch.promote_types(dtype, torch.float32))
+        steps = torch.arange(LEVEL_FREQUENCIES, device=level.device, dtype=level.dtype)
+        angle = 1000.0 * level[:, None] * torch.exp(steps * (-math.log(10_000.0) / LEVEL_FREQUENCIES))
+        return cast(Tensor, self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1).to(dtype)))
+
+
+class Place(nn.Module):
+    """Sinusoids of the coordinates through a linear layer: where in the clip a token lies, as DiT has it (sec. 3.2)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = Linear(6 * PLACE_FREQUENCIES, dim)
+
+    def forward(self, coordinates: Tensor, dtype: torch.dtype) -> Tensor:
+        """`coordinates` [tokens, 3] -> [tokens, dim] in `dtype`; sinusoids in at least float32."""
+        wide = torch.promote_types(dtype, torch.float32)
+        steps = torch.arange(PLACE_FREQUENCIES, device=coordinates.device, dtype=wide)
+        angle = (coordinates[:, :, None] * 30.0 ** (-steps / PLACE_FREQUENCIES)).flatten(1)
+        return cast(Tensor, self.linear(torch.cat([angle.cos(), angle.sin()], dim=1).to(dtype)))
+
+
+class Block(nn.Module):
+    """One layer of the figure above."""
+
+    def __init__(self, config: VideoDiTConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.modulation = ZeroLinear(dim, 6 * dim)
+        self.attention = SelfAttention(dim, config.heads)
+        self.cross = CrossAttention(dim, config.text.dim, config.heads)
+        self.mlp = MLP(dim, int(config.mlp_ratio * dim))
+
+    def forward(
+        self, x: Tensor, condition: Tensor, stretches: Stretches, rotary: Rotary, plan: Plan, text: Tensor, words: Plan
+    ) -> Tensor:
+        """`x` [tokens, dim], `condition` [stretches, dim], `text` [text tokens, text_dim] -> [tokens, dim]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=1)
+        x = x + gate(self.attention(modulate(norm(x), shift1, scale1, stretches), rotary, plan), gate1, stretches)
+        x = x + self.cross(norm(x), text, words)
+        return x + gate(self.mlp(modulate(norm(x), shift2, scale2, stretches)), gate2, stretches)
+
+
+class Head(nn.Module):
+    """adaLN and a linear layer, both zero at first."""
+
+    def __init__(self, dim: int, token_dim: int) -> None:
+        super().__init__()
+        self.modulation, self.linear = ZeroLinear(dim, 2 * dim), ZeroLinear(dim, token_dim)
+
+    def forward(self, x: Tensor, condition: Tensor, stretches: Stretches) -> Tensor:
+        """`x` [tokens, dim] -> [tokens, token_dim]."""
+        shift, scale = self.modulation(condition).chunk(2, dim=1)
+        return cast(Tensor, self.linear(modulate(norm(x), shift, scale, stretches)))
+
+
+class VideoDiT(nn.Module):
+    """The figure above.
+
+    Args:
+        config: its shape.
+        channels: of one latent cell.
+    """
+
+    def __init__(self, config: VideoDiTConfig, channels: int) -> None:
+        super().__init__()
+        self.config, self.token_dim = config, channels * math.prod(config.patch)
+        self.text = TextEncoder(config.text)
+        self.pool = MLP(config.text.dim, config.dim, config.dim)
+        self.level = NoiseLevel(config.dim)
+        self.embed = Linear(self.token_dim, config.dim)
+        self.place = Place(config.dim) if config.absolute else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head = Head(config.dim, self.token_dim)
+
+    def forward(self, packed: Packed, plan: Plan) -> Tensor:
+        """Prediction [tokens, token_dim] for the noisy `packed.values`; `plan` says which tokens see which.
+
+        Reads values, coordinates, noise level, document and the captions. Runs every layer even if no token is held,
+        so that all ranks touch the same parameters.
+        """
+        dtype = self.embed.weight.dtype
+        text, lengths = self.text([d.text for d in packed.documents])
+        caption = self.pool(torch.stack([words.mean(dim=0) for words in text.split(lengths)]))  # [documents, dim]
+        stretches = Stretches.of(packed.document, packed.noise_level)
+        condition = F.silu(self.level(stretches.level, dtype) + caption[stretches.document])  # [stretches, dim]
+        rotary = Rotary.at(packed.coordinates, self.config.dim // self.config.heads, self.config.rope_theta, dtype)
+        words = cross_plan(packed.lengths, packed.ranges, lengths)
+
+        x = self.embed(packed.values.to(dtype))
+        if self.place is not None:
+            x = x + self.place(packed.coordinates, dtype)
+        for block in self.blocks:
+            inputs = (x, condition, stretches, rotary, plan, text, words)
+            x = checkpoint(block, *inputs, **RECOMPUTE) if self.config.recompute else block(*inputs)
+        return cast(Tensor, self.head(x, condition, stretches))
+
+
+def build(config: VideoDiTConfig, channels: int, seed: int, dtype: torch.dtype) -> VideoDiT:
+    """A model whose first numbers depend on `seed` alone: drawn on CPU in float32, then cast to `dtype`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return VideoDiT(config, channels).to(dtype)

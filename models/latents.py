@@ -1,0 +1,221 @@
+"""Codecs: frames to latents and back, frozen.
+
+`PixelCodec` is the path with no download: a latent cell is a pixel. `DiffusersCodec` runs a video autoencoder from a
+`diffusers` folder on this machine (nothing is ever downloaded): per frame (Stable Diffusion's and kin) or causal in
+time (Wan, HunyuanVideo, CogVideoX). It takes the mean of the posterior: a clip has one latent, whoever encodes it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, model_validator
+from torch import Tensor
+
+from parallel.errors import InputError
+from parallel.geometry import Geometry, Grid
+
+PER_FRAME = ("AutoencoderKL",)
+CAUSAL = ("AutoencoderKLWan", "AutoencoderKLHunyuanVideo", "AutoencoderKLCogVideoX")
+
+
+class Codec(Protocol):
+    """Frames to latents and back.
+
+    Attributes:
+        geometry: its strides and the model's patch: how many tokens a clip has.
+    """
+
+    geometry: Geometry
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Latents [channels, t, h, w] of uint8 `frames` [frames, height, width, 3], near mean 0 and deviation 1."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Frames uint8 [frames, height, width, 3] of `latents` [channels, t, h, w]."""
+
+
+class CodecConfig(BaseModel):
+    """Which codec.
+
+    Attributes:
+        kind: "pixel", or "diffusers" for an autoencoder in a folder.
+        path: the folder with config.json and weights, for "diffusers".
+        tiling: encode and decode in tiles of the picture, for less memory and slightly other values.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["pixel", "diffusers"] = "pixel"
+    path: Path | None = None
+    tiling: bool = False
+
+    @model_validator(mode="after")
+    def _path_fits(self) -> CodecConfig:
+        if (self.kind == "diffusers") != (self.path is not None):
+            raise InputError(
+                "a diffusers codec has a path, the pixel codec has none",
+                f"kind: {self.kind}, path: {self.path}",
+                "kind: diffusers and path: FOLDER, or kind: pixel alone",
+            )
+        return self
+
+
+class PixelCodec:
+    """Colours scaled to -1 .. 1: exact, and each frame its own."""
+
+    def __init__(self, patch: Grid, dtype: torch.dtype = torch.float32) -> None:
+        self.geometry, self.dtype = Geometry(channels=3, patch=patch), dtype
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """See `Codec`."""
+        return _to_unit(frames).to(self.dtype)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `Codec`."""
+        return _to_bytes(latents)
+
+
+class DiffusersCodec:
+    """An autoencoder of `diffusers`, frozen.
+
+    Args:
+        vae: the module; its class is one of `PER_FRAME` or `CAUSAL`.
+        patch: of the model.
+        dtype: of the latents; the autoencoder computes in its own dtype.
+    """
+
+    def __init__(self, vae: Any, patch: Grid, dtype: torch.dtype = torch.float32) -> None:
+        name = type(vae).__name__
+        _check_class(name, "this module")
+        self.vae, self.dtype, self.causal = vae.eval().requires_grad_(False), dtype, name in CAUSAL
+        config = vae.config
+        self.geometry = Geometry(
+            _channels(config), _stride(vae, name), patch, causal=self.causal, sliceable=not self.causal
+        )
+        self._offset, self._scale = _statistics(config)
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """See `Codec`; a per-frame autoencoder gets one frame at a time, so that its bits do not depend on others."""
+        clip = _to_unit(frames).to(self._device, self._vae_dtype)[None]  # [1, 3, frames, height, width]
+        if self.causal:
+            latents = self.vae.encode(clip).latent_dist.mode()[0]
+        else:
+            frames_alone = clip[0].transpose(0, 1).split(1)  # each [1, 3, height, width]
+            latents = torch.cat([self.vae.encode(f).latent_dist.mode() for f in frames_alone]).transpose(0, 1)
+        offset, scale = self._offset.to(self._device), self._scale.to(self._device)
+        normal: Tensor = (latents.float() - offset) / scale
+        return normal.to(frames.device, self.dtype)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `Codec`."""
+        offset, scale = self._offset.to(self._device), self._scale.to(self._device)
+        cells = (latents.to(self._device, torch.float32) * scale + offset).to(self._vae_dtype)
+        if self.causal:
+            clip = self.vae.decode(cells[None]).sample[0]
+        else:
+            clip = torch.cat([self.vae.decode(c).sample for c in cells.transpose(0, 1).split(1)]).transpose(0, 1)
+        return _to_bytes(clip).to(latents.device)
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.vae.device
+        return device
+
+    @property
+    def _vae_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.vae.dtype
+        return dtype
+
+
+def open_codec(
+    config: CodecConfig, patch: Grid, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Codec:
+    """The codec that `config` names, ready to use.
+
+    Args:
+        config: which one.
+        patch: of the model, for the geometry.
+        dtype: of latents, and of an autoencoder's weights.
+        device: of an autoencoder's weights.
+
+    Raises:
+        InputError: the path is not a folder with an autoencoder of a known class.
+    """
+    if config.path is None:
+        return PixelCodec(patch, dtype)
+    folder, file = config.path, config.path / "config.json"
+    remedy = "name the folder that `save_pretrained` wrote (often MODEL/vae); nothing is downloaded"
+    try:
+        name = str(json.loads(file.read_text())["_class_name"])
+    except OSError as error:
+        raise InputError("a diffusers codec is a folder with config.json and weights", str(error), remedy) from None
+    except (ValueError, KeyError, TypeError) as error:
+        found = f"{file}: {type(error).__name__} {error}"
+        raise InputError("config.json of a codec is JSON with a _class_name", found, remedy) from None
+    _check_class(name, str(file))
+    import diffusers  # seconds to import, and only this path needs it
+
+    try:
+        vae = getattr(diffusers, name).from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} holds the weights of a {name}", str(error), remedy) from None
+    if config.tiling:
+        vae.enable_tiling()
+    return DiffusersCodec(vae.to(device), patch, dtype)
+
+
+def _check_class(name: str, where: str) -> None:
+    if name not in PER_FRAME + CAUSAL:
+        known = ", ".join(PER_FRAME + CAUSAL)
+        raise InputError(
+            f"a codec is one of {known}", f"{name} in {where}", "convert it, or add it in models/latents.py"
+        )
+
+
+def _channels(config: Any) -> int:
+    return int(config["z_dim"] if "z_dim" in config else config["latent_channels"])
+
+
+def _stride(vae: Any, name: str) -> Grid:
+    """Frames and pixels of one latent cell, as each family of `diffusers` states them."""
+    config = vae.config
+    if name == "AutoencoderKLWan":
+        return config["scale_factor_temporal"], config["scale_factor_spatial"], config["scale_factor_spatial"]
+    if name == "AutoencoderKLHunyuanVideo":
+        return vae.temporal_compression_ratio, vae.spatial_compression_ratio, vae.spatial_compression_ratio
+    space = 2 ** (len(config["block_out_channels"]) - 1)
+    return (int(config["temporal_compression_ratio"]) if name in CAUSAL else 1), space, space
+
+
+def _statistics(config: Any) -> tuple[Tensor, Tensor]:
+    """Offset and scale [channels or 1, 1, 1, 1] of raw latents: normal = (raw - offset) / scale.
+
+    `diffusers` states either mean and deviation of each channel (Wan), or scaling_factor = 1 / deviation and
+    shift_factor = mean (Stable Diffusion and kin).
+    """
+    mean, deviation = config.get("latents_mean"), config.get("latents_std")
+    if mean is not None and deviation is not None:
+        offset, scale = torch.tensor(mean), torch.tensor(deviation)
+    else:
+        offset = torch.tensor(config.get("shift_factor") or 0.0)
+        scale = 1.0 / torch.tensor(config.get("scaling_factor") or 1.0)
+    return offset.reshape(-1, 1, 1, 1), scale.reshape(-1, 1, 1, 1)
+
+
+def _to_unit(frames: Tensor) -> Tensor:
+    """uint8 [frames, height, width, 3] -> float32 [3, frames, height, width] in -1 .. 1."""
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+        found = f"{frames.dtype} {list(frames.shape)}"
+        raise InputError("frames are uint8 [frames, height, width, 3]", found, "decode to RGB bytes first")
+    return frames.permute(3, 0, 1, 2).float() / 127.5 - 1.0
+
+
+def _to_bytes(clip: Tensor) -> Tensor:
+    """[3, frames, height, width] in -1 .. 1 -> uint8 [frames, height, width, 3]."""
+    return ((clip.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous()

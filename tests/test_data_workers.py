@@ -1,0 +1,37 @@
+"""A job that kills its process costs that job; every other result comes, in order."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from data.workers import Died, Workers
+
+
+def work(job: int) -> int:
+    if job < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.01 * (job % 3))
+    return job * job
+
+
+def fail(job: int) -> int:
+    raise ValueError(f"job {job}")
+
+
+def test_in_this_process_and_in_others():
+    for processes in (0, 2):
+        with Workers(processes) as workers:
+            assert list(workers.map(work, range(7))) == [j * j for j in range(7)]
+            assert list(workers.map(work, [])) == []
+
+
+def test_a_job_that_kills_its_process_is_reported_and_the_others_are_done():
+    with Workers(2) as workers:
+        assert list(workers.map(work, [1, -1, 2, 3, -2, 4])) == [1, Died(-1), 4, 9, Died(-2), 16]
+
+
+def test_an_exception_comes_to_the_reader():
+    with Workers(1) as workers, pytest.raises(ValueError, match="job 3"):
+        list(workers.map(fail, [3]))

@@ -1,0 +1,205 @@
+"""The video DiT: zero at first, packed like separate, whole like cut, and every parameter touched with no token."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from models import kinds
+from models.dit import VideoDiT, VideoDiTConfig, build
+from models.flow import RectifiedFlow, RectifiedFlowConfig
+from models.modulation import Stretches, gate, modulate
+from models.text import TextConfig, TextEncoder, byte_tokens
+from parallel.mask import packed as packed_mask
+from parallel.packed import Document, Packed, lay_out
+from parallel.plan import cross_plan, local_plan
+
+SMALL = VideoDiTConfig(dim=36, depth=2, heads=3, patch=(1, 2, 2), text=TextConfig(dim=16, depth=1, heads=2))
+GRIDS = [(2, 3, 4), (1, 2, 2), (3, 1, 5)]
+TEXTS = ["a red square", "", "ein grüner Kreis"]
+DOCUMENTS = [Document(str(i), 100 + i, text, grid) for i, (text, grid) in enumerate(zip(TEXTS, GRIDS, strict=True))]
+
+
+def awake(model: VideoDiT) -> VideoDiT:
+    """The model with random numbers where it starts with zeros, so that every parameter matters."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    return model
+
+
+def pack(documents: list[Document], dtype: torch.dtype = torch.float64) -> Packed:
+    values = [torch.randn(d.tokens, 12, generator=torch.Generator().manual_seed(d.key)) for d in documents]
+    return lay_out(documents, ((0, sum(d.tokens for d in documents)),), torch.cat(values).to(dtype))
+
+
+def loss_and_grads(model: VideoDiT, packed: Packed) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    objective = RectifiedFlow(RectifiedFlowConfig(first_frame=0.5))
+    prepared = objective.prepare(packed)
+    model.zero_grad()
+    loss, _ = objective.loss(model(prepared.packed, local_plan(packed_mask(packed.lengths))), prepared)
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_output_is_zero_at_first():
+    packed = pack(DOCUMENTS)
+    out = build(SMALL, 3, seed=0, dtype=torch.float64)(packed, local_plan(packed_mask(packed.lengths)))
+    assert out.shape == packed.values.shape
+    assert torch.count_nonzero(out) == 0
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_packed_equals_separate(recompute):
+    model = awake(build(SMALL.model_copy(update={"recompute": recompute}), 3, seed=0, dtype=torch.float64))
+    loss, grads = loss_and_grads(model, pack(DOCUMENTS))
+    apart = [loss_and_grads(model, pack([d])) for d in DOCUMENTS]
+    torch.testing.assert_close(loss, sum(part[0] for part in apart), rtol=1e-12, atol=0)
+    for name, grad in grads.items():
+        total = sum(part[1][name] for part in apart)
+        assert (grad - total).abs().max() <= 1e-12 * total.abs().max(), name
+        assert grad.abs().max() > 0, name
+
+
+def test_recompute_changes_nothing():
+    runs = []
+    for recompute in (False, True):
+        model = awake(build(SMALL.model_copy(update={"recompute": recompute}), 3, seed=0, dtype=torch.float64))
+        runs.append(loss_and_grads(model, pack(DOCUMENTS)))
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert all(torch.equal(grad, runs[1][1][name]) for name, grad in runs[0][1].items())
+
+
+def test_order_of_documents_does_not_matter():
+    model = awake(build(SMALL, 3, seed=0, dtype=torch.float64))
+    torch.testing.assert_close(
+        loss_and_grads(model, pack(DOCUMENTS))[0], loss_and_grads(model, pack(DOCUMENTS[::-1]))[0], rtol=1e-12, atol=0
+    )
+
+
+def test_no_tokens_give_zero_gradients_for_every_parameter():
+    for recompute in (False, True):
+        model = awake(build(SMALL.model_copy(update={"recompute": recompute}), 3, seed=0, dtype=torch.float64))
+        packed = lay_out(DOCUMENTS, (), torch.zeros(0, 12, dtype=torch.float64))
+        prepared = RectifiedFlow(RectifiedFlowConfig()).prepare(packed)
+        nothing = replace(cross_plan(packed.lengths, (), packed.lengths), key_tokens=(0,))
+        out = model(prepared.packed, nothing)
+        assert out.shape == (0, 12)
+        loss, weight = RectifiedFlow(RectifiedFlowConfig()).loss(out, prepared)
+        assert loss == weight == 0
+        loss.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            assert torch.count_nonzero(parameter.grad) == 0, name
+
+
+def test_noise_level_is_read_for_each_token():
+    model, packed = awake(build(SMALL, 3, seed=0, dtype=torch.float64)), pack(DOCUMENTS[:1])
+    plan = local_plan(packed_mask(packed.lengths))
+    level = torch.full((24,), 0.3, dtype=torch.float64)
+    flat = model(replace(packed, noise_level=level), plan)
+    frames = level.clone()
+    frames[:12] = 0.0
+    assert not torch.allclose(model(replace(packed, noise_level=frames), plan), flat)
+    alternating = level.clone()
+    alternating[::2] = 0.9  # one stretch a token
+    rows = Stretches.of(packed.document, alternating)
+    assert len(rows.spans) == 24
+    assert torch.isfinite(model(replace(packed, noise_level=alternating), plan)).all()
+    assert len(Stretches.of(packed.document, level).spans) == 1
+
+
+def test_modulation_equals_a_table_for_each_token():
+    document, level = torch.tensor([0, 0, 0, 1, 1, 1, 1]), torch.tensor([0.0, 0.5, 0.5, 0.5, 0.5, 0.1, 0.1])
+    stretches = Stretches.of(document, level)
+    assert stretches.spans == ((0, 1), (1, 3), (3, 5), (5, 7))
+    row = torch.tensor([0, 1, 1, 2, 2, 3, 3])
+    inputs = [torch.randn(n, 5, dtype=torch.float64, requires_grad=True) for n in (7, 4, 4)]
+    assert torch.autograd.gradcheck(lambda x, a, b: modulate(x, a, b, stretches), inputs)
+    assert torch.autograd.gradcheck(lambda x, a: gate(x, a, stretches), inputs[:2])
+    x, a, b = inputs
+    torch.testing.assert_close(modulate(x, a, b, stretches), x * (1 + b[row]) + a[row])
+    torch.testing.assert_close(gate(x, a, stretches), x * a[row])
+
+
+def test_caption_reaches_only_its_document():
+    model = awake(build(SMALL, 3, seed=0, dtype=torch.float64))
+    packed = pack(DOCUMENTS)
+    plan = local_plan(packed_mask(packed.lengths))
+    other = replace(packed, documents=(replace(DOCUMENTS[0], text="a blue one"), *DOCUMENTS[1:]))
+    changed = (model(packed, plan) - model(other, plan)).abs().amax(dim=1) > 1e-9
+    assert torch.equal(changed, packed.document == 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_build_depends_on_the_seed_alone(dtype):
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    model, again, wide = (build(SMALL, 3, 7, d) for d in (dtype, dtype, torch.float32))
+    assert torch.equal(torch.random.get_rng_state(), state)  # no global draw is used up
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == dtype
+        assert torch.equal(parameter, again.get_parameter(name))
+        assert torch.equal(parameter, wide.get_parameter(name).to(dtype))
+    assert not torch.equal(build(SMALL, 3, 8, dtype).embed.weight, model.embed.weight)
+
+
+def test_bf16_is_near_float32():
+    packed = pack(DOCUMENTS, torch.float32)
+    plan = local_plan(packed_mask(packed.lengths))
+    wide = awake(build(SMALL, 3, 0, torch.float32))(packed, plan)
+    narrow = awake(build(SMALL, 3, 0, torch.bfloat16))(packed, plan)
+    assert narrow.dtype == torch.bfloat16
+    assert (narrow - wide).abs().max() < 0.05 * wide.abs().max()
+
+
+def test_text_encoder_packs_captions_and_cuts_none():
+    encoder = TextEncoder(TextConfig(dim=16, depth=2, heads=2)).double()
+    texts = ["", "a red square", "é" * 5000]
+    features, lengths = encoder(texts)
+    assert lengths == (1, 13, 10_001)
+    assert features.shape == (sum(lengths), 16)
+    for text, part in zip(texts, features.split(lengths), strict=True):
+        torch.testing.assert_close(encoder([text])[0], part)
+    swapped = encoder(["a red squaer"])[0].mean(dim=0)  # the order of bytes counts
+    assert not torch.allclose(swapped, features.split(lengths)[1].mean(dim=0))
+    assert byte_tokens("\ud800") == [256, 0xED, 0xA0, 0x80]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dim": 100, "heads": 3}, "dim: 100, heads: 3"),
+        ({"dim": 12, "heads": 3}, "use dim: 18"),
+        ({"text": {"dim": 15, "heads": 2}}, r"text\.dim: 15, text\.heads: 2"),
+        ({"patch": (1, 0, 2)}, "at least one latent cell"),
+        ({"depht": 3}, "depht"),
+    ],
+)
+def test_shapes_that_cannot_work_are_named(change, words):
+    with pytest.raises(ValidationError, match=words):
+        VideoDiTConfig(**change)
+
+
+def test_remedy_works():
+    VideoDiTConfig(dim=18, heads=3)
+
+
+def test_unknown_kind_names_the_nearest():
+    from pydantic import TypeAdapter
+
+    adapter = TypeAdapter(kinds.ModelConfig)
+    assert adapter.validate_python({"kind": "video_dit", "dim": 48}) == VideoDiTConfig(dim=48)
+    assert adapter.validate_python(SMALL) == SMALL
+    with pytest.raises(ValidationError, match="did you mean video_dit") as caught:
+        adapter.validate_python({"kind": "vido_dit"})
+    assert "one of: video_dit" in str(caught.value)
+    with pytest.raises(ValidationError, match="rectified_flow"):
+        TypeAdapter(kinds.ObjectiveConfig).validate_python({"kind": "rectfied_flow"})
+    with pytest.raises(ValidationError, match="a mapping with a kind"):
+        adapter.validate_python("video_dit")
+    objective = kinds.build_objective(TypeAdapter(kinds.ObjectiveConfig).validate_python({}))
+    assert objective.config == RectifiedFlowConfig()
+    assert isinstance(kinds.build(SMALL, 3, 0, torch.float32), VideoDiT)
