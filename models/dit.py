@@ -106,14 +106,14 @@ class Place(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.linear = Linear(6 * PLACE_FREQUENCIES, dim)
+        self.mlp = MLP(6 * PLACE_FREQUENCIES, dim, dim)
 
     def forward(self, coordinates: Tensor, dtype: torch.dtype) -> Tensor:
         """`coordinates` [tokens, 3] -> [tokens, dim] in `dtype`; sinusoids in at least float32."""
         wide = torch.promote_types(dtype, torch.float32)
         steps = torch.arange(PLACE_FREQUENCIES, device=coordinates.device, dtype=wide)
         angle = (coordinates[:, :, None] * 30.0 ** (-steps / PLACE_FREQUENCIES)).flatten(1)
-        return cast(Tensor, self.linear(torch.cat([angle.cos(), angle.sin()], dim=1).to(dtype)))
+        return cast(Tensor, self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1).to(dtype)))
 
 
 class Block(nn.Module):

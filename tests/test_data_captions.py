@@ -22,7 +22,13 @@ def refused(captions, folder, name, choice="short"):
 
 
 def test_captions_json_by_path_and_by_name(tmp_path):
-    raw = {"a.mp4": " plain ", "deep/b.mp4": {"short": "s", "long": "l"}, "c.mp4": {"long": "only long"}, "d.mp4": 7, "e.mp4": ""}
+    raw = {
+        "a.mp4": " plain ",
+        "deep/b.mp4": {"short": "s", "long": "l"},
+        "c.mp4": {"long": "only long"},
+        "d.mp4": 7,
+        "e.mp4": "",
+    }
     (tmp_path / "captions.json").write_text(json.dumps(raw))
     captions = find_captions(tmp_path)
     assert text_of(captions, tmp_path, "a.mp4") == text_of(captions, tmp_path, "a.mp4", "long") == "plain"
@@ -77,7 +83,13 @@ def test_a_missing_column_is_named_with_a_guess(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("c.json", "[1]"), ("c.json", "{"), ("c.csv", ""), ("c.parquet", "no parquet"), ("c.csv", "path,caption\n,words\n")],
+    [
+        ("c.json", "[1]"),
+        ("c.json", "{"),
+        ("c.csv", ""),
+        ("c.parquet", "no parquet"),
+        ("c.csv", "path,caption\n,words\n"),
+    ],
 )
 def test_a_file_that_holds_no_captions_is_refused(tmp_path, name, content):
     (tmp_path / name).write_text(content)
@@ -104,7 +116,10 @@ def test_videos_are_found_at_any_depth_and_sorted(tmp_path):
 def test_a_table_is_a_source(tmp_path):
     (tmp_path / "list.csv").write_text(f"video,text\nz.mp4,last\n{tmp_path}/a.mp4,first\n")
     videos, captions = find_videos(tmp_path / "list.csv")
-    assert [(v.name, v.path) for v in videos] == [(f"{tmp_path}/a.mp4", tmp_path / "a.mp4"), ("z.mp4", tmp_path / "z.mp4")]
+    assert [(v.name, v.path) for v in videos] == [
+        (f"{tmp_path}/a.mp4", tmp_path / "a.mp4"),
+        ("z.mp4", tmp_path / "z.mp4"),
+    ]
     assert [captions.text(v.name, v.path) for v in videos] == ["first", "last"]
 
 

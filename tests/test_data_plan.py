@@ -21,7 +21,8 @@ def epochs(lengths, seed, window, count):
     """The packs of the first `count` epochs."""
     number = -(-len(lengths) // window)
     return [
-        [b for at in range(number) for b in window_bins(lengths, PACK, seed, epoch, at, window)] for epoch in range(count)
+        [b for at in range(number) for b in window_bins(lengths, PACK, seed, epoch, at, window)]
+        for epoch in range(count)
     ]
 
 
@@ -133,7 +134,11 @@ def test_a_cursor_of_another_plan_is_refused():
 
 
 def test_lengths_that_cannot_be_packed_are_refused():
-    for lengths, message in [([], "has samples"), ([4, 0], "has tokens"), ([4, 65, 99], "2 of 3 are longer, the longest has 99")]:
+    for lengths, message in [
+        ([], "has samples"),
+        ([4, 0], "has tokens"),
+        ([4, 65, 99], "2 of 3 are longer, the longest has 99"),
+    ]:
         with pytest.raises(InputError, match=message):
             packs(np.array(lengths, np.int64), PACK, 0, Cursor(), 1)
 

@@ -19,7 +19,9 @@ from data.shards import (
 )
 from parallel.errors import InputError
 
-SAMPLES = [Sample(f"{i:032x}", {"mp4": bytes([i]) * (700 * i + 1), "json": f'{{"i": {i}}}'.encode()}) for i in (9, 3, 5)]
+SAMPLES = [
+    Sample(f"{i:032x}", {"mp4": bytes([i]) * (700 * i + 1), "json": f'{{"i": {i}}}'.encode()}) for i in (9, 3, 5)
+]
 
 
 def test_parts_are_where_the_shard_says(tmp_path):
@@ -38,7 +40,9 @@ def test_bytes_depend_on_the_samples_alone(tmp_path):
     assert a.read_bytes() == b.read_bytes()
     with tarfile.open(a) as tar:
         members = tar.getmembers()
-    assert {(m.mtime, m.uname, m.gname, m.uid, m.gid, m.mode) for m in members} == {(0, "longreel", "longreel", 0, 0, 0o444)}
+    assert {(m.mtime, m.uname, m.gname, m.uid, m.gid, m.mode) for m in members} == {
+        (0, "longreel", "longreel", 0, 0, 0o444)
+    }
     assert [m.name for m in members] == [f"{s.uid}.{suffix}" for s in SAMPLES for suffix in ("json", "mp4")]
 
 

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from typing import Any
 
 PRELOAD = [
@@ -21,22 +22,21 @@ PRELOAD = [
     "deepspeed",
     "deepspeed.runtime.zero.muon.muon_optimizer",  # what initialize() imports, for a second or two
     "deepspeed.runtime.zero.stage3",
-    "parallel.attention",
-    "parallel.zero",
+    "launcher.rank",
     "tests.worlds",
 ]
 
 
 def run_world(ranks: int, function: Callable[..., Any], *args: Any, seconds: float = 300) -> list[Any]:
     """What `function(rank, *args)` returned on each rank, with torch.distributed (gloo) up over all of them."""
-    context = multiprocessing.get_context("forkserver")
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before the server imports DeepSpeed
-    context.set_forkserver_preload(PRELOAD)
+    context = server()
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(ranks):
             here, there = context.Pipe()
-            process = context.Process(target=_rank, args=(there, f"{folder}/store", rank, ranks, function, args))
+            process = context.Process(  # type: ignore[attr-defined]
+                target=_rank, args=(there, f"{folder}/store", rank, ranks, function, args)
+            )
             process.start()
             there.close()
             pipes.append(here)
@@ -51,6 +51,14 @@ def run_world(ranks: int, function: Callable[..., Any], *args: Any, seconds: flo
     if failures:
         raise RuntimeError("\n".join(failures))
     return [value for _, value in answers]
+
+
+def server() -> BaseContext:
+    """The server that processes are forked from; it starts once, with everything that a rank imports."""
+    context = multiprocessing.get_context("forkserver")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before the server imports DeepSpeed
+    context.set_forkserver_preload(PRELOAD)
+    return context
 
 
 def _answer(pipe: Connection, seconds: float) -> tuple[bool, Any]:

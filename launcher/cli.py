@@ -1,0 +1,242 @@
+"""The command `longreel` (also `python -m launcher`). Heavy imports wait until a command needs them.
+
+Exit codes: 0 done, 2 the input is wrong, 75 stopped by request with a checkpoint, 1 the run failed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from parallel.errors import InputError
+
+if TYPE_CHECKING:
+    from data.prepare import Summary
+
+app = typer.Typer(
+    name="longreel",
+    help="Train video transformers on very long contexts. Start with: longreel doctor",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+data_app = typer.Typer(help="Datasets: make one to try things with.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
+
+
+def main() -> None:
+    """Entry point: an InputError becomes three lines and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+@app.command()
+def doctor(json_: Json = False) -> None:
+    """Tell what this machine can run, with a remedy for each problem."""
+    from launcher.doctor import as_json, examine, render
+
+    findings = examine()
+    if json_:
+        print(as_json(findings))
+    else:
+        Console().print(render(findings))
+    raise typer.Exit(1 if any(f.status == "problem" for f in findings) else 0)
+
+
+@app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="A folder of videos, one video, or a CSV/Parquet with a path column.")],
+    out: Annotated[Path, typer.Option(help="The dataset folder; run again with more videos to add them.")],
+    captions: Annotated[
+        Path | None, typer.Option(help="Captions, if not beside the videos: JSON, CSV, Parquet.")
+    ] = None,
+    caption: Annotated[str, typer.Option(help="Which one, where there are several: short or long.")] = "short",
+    allow_missing_captions: Annotated[bool, typer.Option(help="Keep videos that have no caption.")] = False,
+    min_frames: Annotated[int, typer.Option(help="Reject shots shorter than this.")] = 8,
+    short_side: Annotated[int | None, typer.Option(help="Shrink to this many pixels on the shorter side.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; by default as many as there is work for.")] = None,
+    json_: Json = False,
+) -> None:
+    """Turn videos and captions into WebDataset shards with an index.
+
+    Files are cut at their shot changes. A bad file is reported and skipped, never fatal. What is in the dataset
+    already is not done again.
+
+    Example: longreel prepare videos/ --out datasets/mine
+    """
+    from data.prepare import PrepareOptions, Progress
+    from data.prepare import prepare as run
+    from launcher.bars import Bar
+
+    if caption not in ("short", "long"):
+        raise InputError("a caption is short or long", f"--caption {caption}", "--caption short")
+    options = PrepareOptions(captions, caption, allow_missing_captions, min_frames, short_side, workers)  # type: ignore[arg-type]
+    console = Console(stderr=json_)
+    with Bar(console, "videos") as bar:
+
+        def show(progress: Progress) -> None:
+            bar.update(progress.done, progress.total, f"{progress.clips} clips  {progress.file}")
+
+        summary = run(source, out, options, show)
+    if json_:
+        print(json.dumps(asdict(summary)))
+    else:
+        _print_summary(console, summary, out)
+
+
+@data_app.command()
+def synth(
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    clips: Annotated[int, typer.Option(help="How many clips.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of everything random: the same seed gives the same bytes.")] = 0,
+    frames: Annotated[int, typer.Option(help="Of each clip.")] = 8,
+    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 32,
+) -> None:
+    """Make captioned H.264 clips of moving coloured shapes ("a red square moving right").
+
+    Example: longreel data synth --out clips --clips 256 --seed 0
+    """
+    from data.synth import synth as run
+    from launcher.bars import Bar
+
+    console = Console()
+    with Bar(console, "clips") as bar:
+        run(out, clips, seed, frames, size, lambda done, total: bar.update(done, total, ""))
+    console.print(f"{clips} clips with captions.json in {out}", highlight=False)
+    console.print(f"next: longreel prepare {out} --out DATASET", highlight=False)
+
+
+@app.command(context_settings={"allow_interspersed_args": True})
+def train(
+    run: Annotated[Path, typer.Argument(help="The run, a YAML file; see recipes/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example steps=20 mesh.ring=2")] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray/--no-ray", help="Ranks as Ray actors, or as plain processes here.")
+    ] = True,
+    address: Annotated[
+        str | None, typer.Option(help="host:port of a Ray cluster's head; else Ray is embedded.")
+    ] = None,
+) -> None:
+    """Train. Goes on from the newest checkpoint if the run folder holds one.
+
+    Ctrl-C or SIGTERM saves a checkpoint after the current step and exits with 75; once more stops at once.
+
+    Example: longreel train recipes/quickstart.yaml data.dataset=datasets/mine steps=20
+    """
+    from launcher.config import load
+    from launcher.hardware import ranks_here
+    from launcher.train import absolute
+    from launcher.train import train as go
+
+    config = absolute(load(run, overrides or []))
+    mesh = config.mesh.mesh()
+    console = Console()
+    if not ray:
+        if address is not None:
+            raise InputError("--address is for Ray", f"--no-ray --address {address}", "leave one of them out")
+        from launcher.processes import ProcessRanks, context
+
+        processes = context(config.zero.stage)  # begins to load torch and DeepSpeed while we check
+        code = go(config, lambda: ProcessRanks(processes), console, ranks_here())
+    else:
+        from launcher.actors import ActorRanks, check_address
+
+        if address is not None:
+            check_address(address)
+        code = go(config, lambda: ActorRanks(address, mesh.ranks), console, 0 if address else ranks_here())
+    if code == 0:
+        console.print(f"run folder: {config.out}", highlight=False)
+        console.print(f"next: longreel sample {config.out}   longreel report {config.out}", highlight=False)
+    raise typer.Exit(code)
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="May be given several times; else sample.prompts.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise: the same seed and prompt give the same bytes.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Steps of the solver.")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", "--cfg", help="Guidance scale; 1 for none.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Of each video; as trained if not given.")] = None,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; as trained if not given.")] = None,
+    checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; the newest if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files; samples/ of the run if not given.")] = None,
+    json_: Json = False,
+) -> None:
+    """Draw videos from a run's checkpoint: mp4 files and one contact sheet.
+
+    Example: longreel sample runs/quickstart --prompt "a red square moving right" --guidance 4 --steps 50
+    """
+    from launcher.bars import Bar
+    from launcher.sampling import Request, draw
+
+    request = Request(tuple(prompt or ()), seed, steps, guidance, frames, _size(size), checkpoint)
+    console = Console(stderr=json_)
+    with Bar(console, "videos") as bar:
+        made, sheet = draw(run, request, out, lambda done, total: bar.update(done, total, ""))
+    if json_:
+        print(json.dumps({"samples": [asdict(m) for m in made], "sheet": str(sheet)}))
+        return
+    for one in made:
+        console.print(f"{sheet.parent / one.file}  {one.prompt}", highlight=False, markup=False)
+    console.print(f"{sheet}  all of them, frame by frame", highlight=False)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write one self-contained HTML page about a run: curves, samples, events."""
+    from launcher.report import write_report
+
+    Console().print(f"{write_report(run)}", highlight=False)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, x, width = text.lower().partition("x")
+    if not (x and height.isdigit() and width.isdigit()):
+        raise InputError("a size is HEIGHTxWIDTH", f"--size {text}", "--size 256x256")
+    return int(height), int(width)
+
+
+def _print_summary(console: Console, summary: Summary, out: Path) -> None:
+    from rich.table import Table
+
+    table = Table(title=str(out), title_justify="left", show_header=False)
+    rows: list[tuple[str, Any]] = [
+        ("videos found", summary.files),
+        ("already there", summary.skipped),
+        ("clips cut", summary.clips),
+        ("clips kept", summary.kept),
+        ("rejected", len(summary.rejected)),
+        ("frames", summary.frames),
+        ("megabytes", f"{summary.bytes / 1e6:.1f}"),
+        ("shards", summary.shards),
+        ("seconds", f"{summary.seconds:.1f}"),
+    ]
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in rows:
+        table.add_row(name, str(value))
+    console.print(table)
+    if summary.rejected:
+        reasons = Table(title="rejected", title_justify="left")
+        reasons.add_column("file", overflow="fold")
+        reasons.add_column("reason", overflow="fold")
+        for file, reason in summary.rejected:
+            reasons.add_row(escape(file), escape(reason))
+        console.print(reasons)
+    console.print(f"next: longreel train recipes/quickstart.yaml data.dataset={out}", highlight=False)

@@ -1,0 +1,219 @@
+"""`longreel sample`: videos from a run's checkpoint, as mp4, one contact sheet, and what they were made from.
+
+A sample depends on (weights, prompt, seed, steps, guidance, size) alone: each is drawn by itself, so that the same
+request gives the same bytes whatever else is asked for with it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageDraw
+
+from data.video import encode
+from launcher import checkpoint
+from launcher.checkpoint import Checkpoint
+from launcher.config import RunConfig, load
+from launcher.folder import RunFolder, write_whole
+from launcher.rank import DTYPES
+from models.dit import VideoDiT
+from models.kinds import build, build_objective
+from models.latents import open_codec
+from models.patches import unpatchify
+from models.sampler import sample
+from parallel.errors import InputError
+from parallel.random import key_of
+
+Frames = npt.NDArray[np.uint8]
+SMALLEST_SHOWN = 128  # pixels on the shorter side of what is written; smaller videos are shown enlarged
+SHEET_FRAMES = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw; None takes the run's own setting.
+
+    Attributes:
+        prompts: one video each.
+        seed: of the noise.
+        steps: of the solver.
+        guidance: classifier-free guidance scale, 1 for none.
+        frames: of each video.
+        size: (height, width).
+        checkpoint_step: which checkpoint; the newest if None.
+    """
+
+    prompts: tuple[str, ...] = ()
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    frames: int | None = None
+    size: tuple[int, int] | None = None
+    checkpoint_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A request with nothing left open; the fields of `Request`."""
+
+    prompts: tuple[str, ...]
+    seed: int
+    steps: int
+    guidance: float
+    frames: int
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One video that was written, and how it was made."""
+
+    file: str
+    prompt: str
+    seed: int
+    steps: int
+    guidance: float
+    frames: int
+    height: int
+    width: int
+    checkpoint_step: int
+
+
+def draw(
+    run: Path, request: Request, out: Path | None = None, on_progress: Callable[[int, int], None] | None = None
+) -> tuple[list[Sampled], Path]:
+    """Draw videos; returns what was written, and the contact sheet.
+
+    Args:
+        run: the run folder.
+        request: what to draw.
+        out: folder for the files; `samples/` of the run if not given.
+        on_progress: called with (done, total).
+
+    Raises:
+        InputError: no run, no checkpoint, no prompt, or a size that does not fill whole tokens.
+    """
+    config, found = open_run(run, request.checkpoint_step)
+    asked = with_defaults(request, config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    codec = open_codec(config.codec, config.model.patch, DTYPES[config.dtype], device)
+    grid = codec.geometry.grid(asked.frames, *asked.size)
+    model = load_model(config, found, codec.geometry.channels, device)
+    objective = build_objective(config.objective)
+    folder = out or RunFolder(run).samples
+    folder.mkdir(parents=True, exist_ok=True)
+    written, rows = [], []
+    for number, prompt in enumerate(asked.prompts):
+        (tokens,) = sample(
+            model, objective, [grid], [prompt], [key_of(asked.seed, prompt)], steps=asked.steps,
+            guidance=asked.guidance, shift=objective.shift_of(prod(grid)), dtype=DTYPES[config.dtype],
+        )  # fmt: skip
+        latents = unpatchify(tokens, grid, config.model.patch, codec.geometry.channels)
+        frames: Frames = codec.decode(latents).cpu().numpy()
+        made = Sampled(
+            f"{slug(prompt)}-{asked.seed}.mp4", prompt, asked.seed, asked.steps, asked.guidance,
+            len(frames), frames.shape[1], frames.shape[2], found.state.step,
+        )  # fmt: skip
+        write_whole(folder / made.file, encode(enlarged(frames), Fraction(config.sample.fps)))
+        write_whole((folder / made.file).with_suffix(".json"), json.dumps(asdict(made), indent=1).encode())
+        written.append(made)
+        rows.append((prompt, frames))
+        if on_progress is not None:
+            on_progress(number + 1, len(asked.prompts))
+    sheet = folder / f"sheet-step-{found.state.step}-seed-{asked.seed}.png"
+    contact_sheet(rows).save(sheet)
+    return written, sheet
+
+
+def open_run(run: Path, step: int | None = None) -> tuple[RunConfig, Checkpoint]:
+    """A run's config and one of its checkpoints, the newest whole one if no step is given."""
+    folder = RunFolder(run)
+    if not folder.config.exists():
+        raise InputError("a run folder holds config.yaml", f"{run} does not", "give the `out` folder of a run")
+    config = load(folder.config)
+    if step is None:
+        found, _ = checkpoint.newest(folder.checkpoints)
+        if found is None:
+            raise InputError(
+                "samples come from a checkpoint", f"{run} has none yet", "train at least one checkpoint.every"
+            )
+        return config, found
+    path = folder.checkpoints / checkpoint.name_of(step)
+    try:
+        return config, Checkpoint(path, checkpoint.check(path))
+    except ValueError as error:
+        there = ", ".join(p.name for p in sorted(folder.checkpoints.glob("step-*"))) or "none"
+        raise InputError("a checkpoint is there and whole", f"{path}: {error}", f"there are: {there}") from None
+
+
+def with_defaults(request: Request, config: RunConfig) -> Settled:
+    """The request with the run's settings where it leaves something open."""
+    prompts = request.prompts or config.sample.prompts
+    frames = request.frames or config.sample.frames or config.data.frames
+    size = request.size or config.sample.size or config.data.size
+    steps = config.sample.steps if request.steps is None else request.steps
+    guidance = config.sample.guidance if request.guidance is None else request.guidance
+    if not prompts:
+        raise InputError("a sample has a prompt", "none, and the run has no sample.prompts", '--prompt "..."')
+    if frames is None or size is None:
+        raise InputError(
+            "a sample has a length and a size", "the run trains on whole clips", "--frames 16 --size 256x256"
+        )
+    if steps < 1 or guidance < 0:
+        raise InputError("steps is at least 1, guidance at least 0", f"{steps}, {guidance}", "--steps 50 --guidance 4")
+    return Settled(prompts, request.seed, steps, guidance, frames, size)
+
+
+def load_model(config: RunConfig, found: Checkpoint, channels: int, device: torch.device) -> VideoDiT:
+    """The model with the checkpoint's weights."""
+    model = build(config.model, channels, config.seed, DTYPES[config.dtype]).to(device).eval()
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensors in found.parameters(("master",)):
+            parameters.pop(name).copy_(tensors["master"])
+    assert not parameters, f"not in the checkpoint: {sorted(parameters)}"
+    return model
+
+
+def enlarged(frames: Frames) -> Frames:
+    """Small videos by a whole factor, each pixel a square, so that a player shows them as they are."""
+    factor = -(-SMALLEST_SHOWN // min(frames.shape[1:3]))
+    return frames if factor <= 1 else frames.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def contact_sheet(rows: Sequence[tuple[str, Frames]]) -> Image.Image:
+    """One row a video, its frames from left to right below its prompt."""
+    pad, label = 6, 18
+    shown = [(prompt, [enlarged(frames)[i] for i in spread(len(frames))]) for prompt, frames in rows]
+    height, width = shown[0][1][0].shape[:2]
+    columns = max(len(frames) for _, frames in shown)
+    sheet = Image.new("RGB", (pad + columns * (width + pad), len(shown) * (height + label + pad) + pad), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (prompt, frames) in enumerate(shown):
+        top = pad + row * (height + label + pad)
+        pen.text((pad, top), prompt, fill="black", font_size=13)
+        for column, frame in enumerate(frames):
+            sheet.paste(Image.fromarray(frame), (pad + column * (width + pad), top + label))
+    return sheet
+
+
+def spread(frames: int) -> Iterator[int]:
+    """At most SHEET_FRAMES positions from first to last."""
+    count = min(frames, SHEET_FRAMES)
+    return (round(i * (frames - 1) / max(1, count - 1)) for i in range(count))
+
+
+def slug(prompt: str) -> str:
+    """A file name of a prompt; two prompts that differ get names that differ."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "sample"
+    plain = words == prompt.lower().replace(" ", "-")
+    return words if plain else f"{words}-{key_of(prompt) % 0xFFFF:04x}"

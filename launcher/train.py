@@ -1,0 +1,169 @@
+"""`longreel train`: check, start the ranks, show progress, restart them when one dies, say how it ended.
+
+check -> start -> watch --all done--> 0
+           ^        |--asked to stop, checkpoint saved--> 75
+           |        |--a rank refused its input--> 2
+           +--------+--a rank failed or died, restarts left
+                    +--none left--> 1
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from launcher import preflight
+from launcher.checkpoint import newest
+from launcher.config import RunConfig, to_yaml
+from launcher.folder import RunFolder, in_use, write_whole
+from launcher.ranks import End, Ranks, culprit
+from launcher.screen import Screen
+from parallel.errors import InputError
+
+DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
+POLL_SECONDS = 0.2
+
+
+@dataclass
+class Asked:
+    """How often a person or the system asked to stop."""
+
+    times: int = 0
+
+
+def train(config: RunConfig, make_ranks: Callable[[], Ranks], console: Console, available: int | None = None) -> int:
+    """Run `config` to its last step; gives the exit code.
+
+    Args:
+        config: of the run, with absolute paths.
+        make_ranks: makes what starts the ranks, once the checks have passed.
+        console: for a person.
+        available: see `preflight.check`.
+    """
+    ready = preflight.check(config, available)
+    for name, reason in ready.broken:
+        console.print(f"[yellow]checkpoint {name} is broken and will be passed over: {reason}[/]", highlight=False)
+    if ready.left_out:
+        uid, reason = ready.left_out[0]
+        console.print(f"[yellow]{len(ready.left_out)} samples are left out; {uid}: {reason}[/]", highlight=False)
+    if ready.step >= config.steps:
+        console.print(
+            f"{config.out} has done {ready.step} of {config.steps} steps already: nothing to do", highlight=False
+        )
+        return DONE
+    folder = RunFolder(config.out)
+    with only_launcher(folder):
+        write_whole(folder.config, to_yaml(config).encode())
+        folder.record("start", step=ready.step, steps=config.steps, samples=ready.samples, mesh=str(config.mesh.mesh()))
+        ranks = make_ranks()
+        try:
+            with stop_signals() as asked:
+                return supervise(config, ranks, Screen(folder, config.steps, ready.step, console), asked, console)
+        finally:
+            ranks.close()
+
+
+def supervise(config: RunConfig, ranks: Ranks, screen: Screen, asked: Asked, console: Console) -> int:
+    """Start the ranks until they end well, or too often badly."""
+    folder = RunFolder(config.out)
+    attempt, saved = 0, None
+    try:
+        while True:
+            ranks.start(config)
+            ends = watch(ranks, screen, asked)
+            ranks.kill()
+            bad = culprit(ends)
+            screen.update()
+            if bad is None:
+                stopped = any(e.how == "stopped" for e in ends)
+                folder.record("stop" if stopped else "done", step=ends[0].step)
+                return STOPPED if stopped else DONE
+            if bad.refusal is not None:
+                raise InputError(*bad.refusal)
+            if asked.times > 1:
+                folder.record("stop", step=screen.done, reason="killed on request")
+                return FAILED
+            folder.record(
+                "failure", rank=bad.rank, how=bad.how, step=screen.done, reason=_last_line(bad), trace=bad.message
+            )
+            found = newest(folder.checkpoints, verify=False)[0]
+            attempt = 1 if found and found.path.name != saved else attempt + 1
+            saved = found.path.name if found else None
+            if attempt > config.restart.limit:
+                screen.update()
+                console.print(bad.message, highlight=False, markup=False)
+                console.print(f"[red]given up after {config.restart.limit} restarts without a new checkpoint[/]")
+                return FAILED
+            folder.record("restart", attempt=attempt, limit=config.restart.limit)
+            screen.update()
+    finally:
+        screen.close()
+
+
+def watch(ranks: Ranks, screen: Screen, asked: Asked) -> list[End]:
+    """Wait for the ranks; pass on requests to stop, the second of which does not wait for a checkpoint."""
+    passed_on = False
+    while True:
+        ends = ranks.poll(POLL_SECONDS)
+        screen.update()
+        if ends is not None:
+            return ends
+        if asked.times > 1:
+            return [End(-1, "died", message="killed on request")]
+        if asked.times and not passed_on:
+            screen.console.print("stopping after this step, with a checkpoint (again to stop at once)")
+            ranks.stop()
+            passed_on = True
+
+
+@contextmanager
+def only_launcher(folder: RunFolder) -> Iterator[None]:
+    """Refuse a second launcher on the same run folder."""
+    folder.root.mkdir(parents=True, exist_ok=True)
+    with open(folder.root / ".launcher", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise in_use(folder.root) from None
+        yield
+
+
+@contextmanager
+def stop_signals() -> Iterator[Asked]:
+    """Count SIGINT and SIGTERM instead of dying of them. Installed after Ray has put in its own handlers."""
+    asked = Asked()
+
+    def note(*_: Any) -> None:
+        asked.times += 1
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """The same run with absolute paths, so that it means the same in every process."""
+    data = config.data.model_copy(update={"dataset": _absolute(config.data.dataset)})
+    codec = config.codec
+    if codec.path is not None:
+        codec = codec.model_copy(update={"path": _absolute(codec.path)})
+    return config.model_copy(update={"out": _absolute(config.out), "data": data, "codec": codec})
+
+
+def _absolute(path: Any) -> Any:
+    return type(path)(os.path.abspath(os.path.expanduser(path)))
+
+
+def _last_line(end: End) -> str:
+    lines = [line for line in end.message.splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else "no word"

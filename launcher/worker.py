@@ -1,0 +1,91 @@
+"""One rank started by somebody else: `torchrun --nproc-per-node 2 -m launcher.worker RUN.yaml`, accelerate or srun.
+
+It takes a file and no flags, because torchrun takes abbreviated flags for its own. Overrides are key=value.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher.config import load, to_yaml
+from launcher.folder import RunFolder, write_whole
+from launcher.ranks import run_reporting
+from launcher.train import DONE, FAILED, REFUSED, STOPPED, absolute
+from parallel.errors import InputError
+
+NAMES = {  # what torchrun and srun call the same things
+    "rank": ("RANK", "SLURM_PROCID"),
+    "world": ("WORLD_SIZE", "SLURM_NTASKS"),
+    "local_rank": ("LOCAL_RANK", "SLURM_LOCALID"),
+    "local_world": ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"),
+}
+
+
+def place_from(environment: Mapping[str, str]) -> dict[str, int]:
+    """Rank, world, local_rank and local_world from what the starter set.
+
+    Raises:
+        InputError: nobody set them.
+    """
+    found = {}
+    for key, names in NAMES.items():
+        value = next((environment[n] for n in names if n in environment), None)
+        if value is None or not value.isdigit():
+            raise InputError(
+                "launcher.worker is started once per rank, with its rank in the environment",
+                f"{' and '.join(names)} are not set",
+                "torchrun --nproc-per-node 2 -m launcher.worker RUN.yaml, or: longreel train RUN.yaml",
+            )
+        found[key] = int(value)
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Run one rank; gives its exit code."""
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        if not arguments:
+            raise InputError("launcher.worker takes a run", "no argument", "launcher.worker RUN.yaml [key=value ...]")
+        place = place_from(os.environ)
+        config = absolute(load(Path(arguments[0]), arguments[1:]))
+        mesh = config.mesh.mesh()
+        if mesh.ranks != place["world"]:
+            raise InputError(
+                "a mesh has as many ranks as were started",
+                f"{mesh} = {mesh.ranks} ranks, {place['world']} started",
+                f"start {mesh.ranks}, or change mesh.replica, mesh.ring or mesh.ulysses",
+            )
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
+    if place["rank"] == 0:
+        write_whole(RunFolder(config.out).config, to_yaml(config).encode())
+        RunFolder(config.out).record("start", steps=config.steps, mesh=str(mesh))
+
+    def work() -> tuple[int, bool]:
+        from launcher.rank import RankPlace, run
+
+        address = f"{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MASTER_PORT', '29500')}"
+        outcome = run(config, RankPlace(**place, address=address), asked.is_set)
+        return outcome.step, outcome.stopped
+
+    end = run_reporting(config, place["rank"], work)
+    if end.message:
+        print(f"error: {end.message}" if end.refusal else end.message, file=sys.stderr)
+    elif place["rank"] == 0:
+        RunFolder(config.out).record("stop" if end.how == "stopped" else "done", step=end.step)
+        print(f"{config.out}: {end.how} at step {end.step}")
+    return {"done": DONE, "stopped": STOPPED, "refused": REFUSED}.get(end.how, FAILED)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # DeepSpeed and gloo sometimes abort at interpreter exit, after the work is done

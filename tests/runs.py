@@ -1,0 +1,64 @@
+"""Small runs for tests, through the launcher's own way of starting ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from launcher.config import RunConfig, check
+from launcher.folder import RunFolder, read_lines
+from launcher.processes import ProcessRanks
+from launcher.ranks import End
+from tests.worlds import server
+
+MODEL = {
+    "kind": "video_dit",
+    "dim": 48,
+    "depth": 2,
+    "heads": 4,
+    "patch": [1, 8, 8],
+    "text": {"dim": 32, "depth": 1, "heads": 2},
+}
+
+
+def config(out: Path, dataset: Path, **changes: Any) -> RunConfig:
+    """A run of seconds; `changes` are top-level keys, with dots as double underscores."""
+    settings: dict[str, Any] = {
+        "out": str(out),
+        "steps": 5,
+        "dtype": "float64",
+        "zero": {"stage": 0},
+        # 5 clips of 7 x 4 x 4 or 8 x 4 x 4 tokens are no multiple of anything; two packs a step
+        "data": {"dataset": str(dataset), "pack_tokens": 700, "packs_per_step": 2, "frames": 7, "size": [32, 32]},
+        "model": MODEL,
+        "objective": {"kind": "rectified_flow", "first_frame": 0.3},
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2, "weight_decay": 0.01},
+        "checkpoint": {"every": 100},
+    }
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        here = settings
+        for name in path:
+            here = here.setdefault(name, {})
+        here[last] = value
+    return check(settings)
+
+
+def run(settings: RunConfig) -> list[End]:
+    """Start the ranks, wait for them, and give their ends."""
+    ranks = ProcessRanks(server())
+    ranks.start(settings)
+    try:
+        while (ends := ranks.poll(1.0)) is None:
+            pass
+    finally:
+        ranks.close()
+    return ends
+
+
+def train(settings: RunConfig) -> list[dict[str, Any]]:
+    """Train to the end; gives the lines of metrics.jsonl."""
+    ends = run(settings)
+    bad = [e.message for e in ends if e.how != "done"]
+    assert not bad, "\n".join(bad)
+    return list(read_lines(RunFolder(settings.out).metrics))
