@@ -8,6 +8,7 @@ are read once; a sidecar is read when its video is.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -120,6 +121,11 @@ def read_table(file: Path, captions: bool) -> tuple[list[str], list[str | None]]
         texts: list[str | None] = [None] * len(paths)
     else:
         texts = [None if t is None else str(t) for t in table[_column(names, CAPTION_COLUMNS, file)].to_pylist()]
+    again = next((path for path, times in Counter(paths).items() if path and times > 1), None)
+    if again is not None:
+        raise InputError(
+            "a table names each video once", f"{file}: {again} stands there twice", "keep one caption of it"
+        )
     empty = next((row for row, path in enumerate(paths) if not path), None)
     if empty is not None:
         raise InputError(

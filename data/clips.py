@@ -1,7 +1,8 @@
 """From a video file to clips: probe it, cut it into shots, store each as a small H.264 file.
 
 A file that already is what we would write is kept byte for byte: no generation loss, and a hundred times as fast.
-Everything else is decoded and encoded once, a frame at a time, so memory does not grow with length.
+Everything else is decoded and encoded once, a frame at a time, so memory does not grow with length. Frames of a
+variable rate are stored at their mean rate.
 """
 
 from __future__ import annotations
@@ -84,5 +85,6 @@ def may_copy(found: Video) -> bool:
         and found.video_streams == 1
         and found.rotation == 0
         and found.stored == (found.height, found.width)
+        and found.scan.restarts[0] == (0, 0)
         and found.longest_gop <= LONGEST_GOP_COPIED
     )

@@ -6,7 +6,7 @@ files --convert, in workers--> clips --hash--> samples --> tar --> rows of the i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ Result = Clips | str | Died[Path]  # clips, or why there are none
 
 @dataclass(frozen=True)
 class Todo:
-    """A file to work on: `key` is the digest of its bytes, its caption and the options; `size` in bytes."""
+    """A file to work on: `content` is the digest of its bytes, `size` their number."""
 
     video: VideoFile
     caption: str
-    key: str
+    content: str
     size: int
 
 
@@ -76,7 +76,7 @@ def convert(path: Path, min_frames: int, short_side: int | None) -> Clips | str:
 
 def write_group(
     dataset: Path,
-    config: str,
+    config: Mapping[str, Any],
     group: Sequence[Todo],
     results: Iterable[Result],
     uids: set[str],
@@ -87,14 +87,14 @@ def write_group(
 
     Args:
         dataset: the folder.
-        config: digest of the options; part of the shard's id.
+        config: the options that decide the bytes; part of the shard's id.
         group: the files.
         results: of `convert`, in the order of `group`; taken one at a time.
         uids: of all samples so far; grows.
         outcome: grows.
         on_file: called after each file with its name and the clips kept so far.
     """
-    shard_id = digest_of(config, [(item.video.name, item.key) for item in group])
+    shard_id = digest_of(config, [(item.video.name, item.content, item.caption) for item in group])
     rows: list[dict[str, Any]] = []
     inputs: list[dict[str, Any]] = []
 
@@ -107,7 +107,8 @@ def write_group(
             outcome.frames += sum(clip.frames for clip in new.values())
             outcome.rejected += [(item.video.name, reason) for reason in rejected]
             if not isinstance(result, Died):  # it may have died of something else: the next run tries again
-                inputs.append({"file": item.video.name, "key": item.key, "kept": len(new), "rejected": rejected})
+                known = {"file": item.video.name, "content": item.content, "caption": item.caption}
+                inputs.append({**known, "kept": len(new), "rejected": rejected})
             uids.update(new)
             for uid, clip in new.items():
                 rows.append(_row(uid, item, clip))

@@ -98,16 +98,12 @@ def walk(bins_of: BinsOf, samples: int, window: int, cursor: Cursor, count: int)
     windows = -(-samples // window)
     epoch, at, pack = cursor.epoch, cursor.window, cursor.pack
     found: list[Bin] = []
+    if at >= windows:
+        raise _foreign(f"window {at} of {windows}")
     while True:
-        if at >= windows:
-            epoch, at = epoch + at // windows, at % windows
         bins = bins_of(epoch, at)
-        if pack > len(bins):
-            raise InputError(
-                "a cursor lies inside its window",
-                f"pack {pack} of {len(bins)} in window {at} of epoch {epoch}",
-                "resume with the dataset, data.pack_tokens and data.seed that the checkpoint was written with",
-            )
+        if pack >= len(bins):
+            raise _foreign(f"pack {pack} of {len(bins)} in window {at} of epoch {epoch}")
         taken = bins[pack : pack + count - len(found)]
         found += taken
         pack += len(taken)
@@ -180,6 +176,14 @@ def check_lengths(lengths: Ints, pack_tokens: int) -> None:
             f"{int((lengths > pack_tokens).sum())} of {len(lengths)} are longer, the longest has {lengths.max()}",
             f"give packs of {lengths.max()} tokens, or shorten the samples",
         )
+
+
+def _foreign(value: str) -> InputError:
+    return InputError(
+        "a cursor lies inside its epoch",
+        value,
+        "resume with the dataset, data.pack_tokens, data.seed and data.window that the checkpoint was written with",
+    )
 
 
 def _no_cursor(text: str) -> InputError:

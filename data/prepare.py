@@ -111,6 +111,7 @@ def prepare(
     with _held(out):
         shards.sweep(out)
         done = shards.commits(out)
+        _check_config(out, done, options)
         todo = list(_unseen(videos, captions, options, done, summary))
         uids = {uid for record in done.values() for uid in index.read_uids(out, record["index"][0])} if todo else set()
         work = partial(convert, min_frames=options.min_frames, short_side=options.short_side)
@@ -135,7 +136,7 @@ def _unseen(
     summary: Summary,
 ) -> Iterator[Todo]:
     """The files that no commit knows; the others are counted in `summary`."""
-    known = {entry["key"]: entry for record in commits.values() for entry in record["inputs"]}
+    known = {entry["content"]: entry for record in commits.values() for entry in record["inputs"]}
     seen: dict[str, str] = {}
     for video in videos:
         try:
@@ -146,19 +147,23 @@ def _unseen(
                 continue
             caption = ""
         try:
-            size = video.path.stat().st_size
-            key = digest_of(_config(options), digest_file(video.path), caption)
+            size, content = video.path.stat().st_size, digest_file(video.path)
         except OSError as error:
             summary.rejected.append((video.name, error.strerror or str(error)))
             continue
-        if key in known:
-            summary.skipped += known[key]["kept"] > 0
-            summary.rejected += [(video.name, reason) for reason in known[key]["rejected"]]
-        elif key in seen:
-            summary.rejected.append((video.name, f"same bytes and caption as {seen[key]}"))
+        entry = known.get(content)
+        if content in seen:
+            summary.rejected.append((video.name, f"same bytes as {seen[content]}"))
+        elif entry is None:
+            yield Todo(video, caption, content, size)
+        elif entry["caption"] != caption:
+            summary.rejected.append(
+                (video.name, "it is in the dataset with another caption: prepare into a new folder")
+            )
         else:
-            seen[key] = video.name
-            yield Todo(video, caption, key, size)
+            summary.skipped += entry["kept"] > 0
+            summary.rejected += [(video.name, reason) for reason in entry["rejected"]]
+        seen.setdefault(content, video.name)
 
 
 class _Counted:
@@ -173,9 +178,18 @@ class _Counted:
             self.tell(Progress(self.done, self.total, file, clips))
 
 
-def _config(options: PrepareOptions) -> str:
-    """Digest of what decides the bytes of a shard, beside its files and their captions."""
-    return digest_of(FORMAT, options.min_frames, options.short_side)
+def _config(options: PrepareOptions) -> dict[str, Any]:
+    """What decides the bytes of a shard, beside its files and their captions."""
+    return {"format": FORMAT, **{name: getattr(options, name) for name in ("caption", "min_frames", "short_side")}}
+
+
+def _check_config(out: Path, commits: dict[str, dict[str, Any]], options: PrepareOptions) -> None:
+    """All shards of a dataset are made alike: else the same clip would be in it twice, in two sizes."""
+    for record in commits.values():
+        other = {k: v for k, v in record["config"].items() if v != _config(options)[k]}
+        if other:
+            made = ", ".join(f"{name}={value}" for name, value in other.items())
+            raise InputError("a dataset is made with one set of options", f"{out} has {made}", "give another --out")
 
 
 def _processes(todo: Sequence[Todo], options: PrepareOptions) -> int:
@@ -194,7 +208,7 @@ def _publish(out: Path, options: PrepareOptions) -> None:
     parts = tuple((path, digest, rows) for path, digest, rows in (commits[shard_id]["index"] for shard_id in order))
     digest = index.content_digest(uid for path, _, _ in parts for uid in index.read_uids(out, path))
     number = parent.generation if parent else 0
-    manifest.append(out, Manifest(number + 1, number, tuple(order), parts, _config(options), digest))
+    manifest.append(out, Manifest(number + 1, number, tuple(order), parts, digest_of(_config(options)), digest))
 
 
 def _quarantine(out: Path, rejected: Sequence[tuple[str, str]]) -> None:

@@ -64,13 +64,13 @@ def find_videos(
     if source.suffix.lower() in TABLE_SUFFIXES:
         paths, texts = read_table(source, captions=False)
         folder = source.parent
-        videos = {Path(p).as_posix(): VideoFile(Path(p).as_posix(), folder / p) for p in paths}
+        videos = sorted(VideoFile(Path(p).as_posix(), folder / p) for p in paths)
         if not videos:
             raise InputError("a source has videos", f"{source}: no rows", "add a row per video")
         if captions is not None:
-            return sorted(videos.values()), find_captions(folder, captions)
+            return videos, find_captions(folder, captions)
         raw = {Path(p).as_posix(): text for p, text in zip(paths, texts, strict=True)}
-        return sorted(videos.values()), Captions(str(source), raw)
+        return videos, Captions(str(source), raw)
     return [VideoFile(source.name, source)], find_captions(source.parent, captions)
 
 

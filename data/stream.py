@@ -30,8 +30,6 @@ from parallel.random import key_of
 
 __all__ = ["Pack", "Piece", "Sampling", "Stream"]
 
-__all__ = ["Pack", "Piece", "Sampling", "Stream"]
-
 OPEN_FILES = 256
 
 

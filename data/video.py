@@ -187,7 +187,7 @@ def encode(frames: Iterable[Frames], fps: Fraction, crf: int = 17) -> bytes:
     """An H.264 mp4 of RGB frames [height, width, 3], the same bytes for the same frames with the same libraries.
 
     Odd sizes lose their last row or column, because 4:2:0 needs even ones. One thread, since x264's decisions depend on
-    the number of threads. About 80 frames of 1280 x 720 a second on one core.
+    the number of threads. About 65 frames of 1280 x 720 a second on one core.
 
     Raises:
         InputError: there is no frame, or it is smaller than 2 x 2.

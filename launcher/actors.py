@@ -16,7 +16,7 @@ from typing import Any
 from launcher.config import RunConfig
 from launcher.hardware import cores, gpus
 from launcher.processes import GRACE_SECONDS
-from launcher.ranks import End, run_reporting
+from launcher.ranks import End, Where, run_reporting
 from parallel.errors import InputError
 
 CONNECT_SECONDS = 10.0
@@ -57,7 +57,7 @@ class ActorRanks:
         self.ends: dict[int, End] = {}
         self.first_failure = float("inf")
 
-    def start(self, config: RunConfig) -> None:
+    def start(self, config: RunConfig) -> list[Where]:
         """See `Ranks`."""
         mesh = config.mesh.mesh()
         self._place(mesh.ranks // mesh.ulysses, mesh.ulysses, str(mesh))
@@ -66,12 +66,14 @@ class ActorRanks:
         self.actors = [
             remote.options(**local, **self._spot(rank // mesh.ulysses)).remote() for rank in range(mesh.ranks)
         ]
-        nodes: list[str] = self.ray.get([a.node.remote() for a in self.actors])
+        found: list[tuple[str, int]] = self.ray.get([a.where.remote() for a in self.actors])
+        nodes = [node for node, _ in found]
         address = self.ray.get(self.actors[0].meeting_point.remote(self.address is None))
         self.ends, self.pending, self.first_failure = {}, {}, float("inf")
         for rank, actor in enumerate(self.actors):
             local_rank, local_world = nodes[:rank].count(nodes[rank]), nodes.count(nodes[rank])
             self.pending[actor.run.remote(config, rank, mesh.ranks, local_rank, local_world, address)] = rank
+        return [Where(rank, node, pid) for rank, (node, pid) in enumerate(found)]
 
     def poll(self, seconds: float) -> list[End] | None:
         """See `Ranks`."""
@@ -147,10 +149,11 @@ class _Rank:
     def __init__(self) -> None:
         self.asked = threading.Event()
 
-    def node(self) -> str:
+    def where(self) -> tuple[str, int]:
+        """Node and process."""
         import ray
 
-        return str(ray.get_runtime_context().get_node_id())
+        return str(ray.get_runtime_context().get_node_id()), os.getpid()
 
     def meeting_point(self, loopback: bool) -> str:
         """An address on this node that all ranks reach, and a port that is free now."""

@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 
 from launcher.config import RunConfig
 from launcher.hardware import gpus
-from launcher.ranks import End, run_reporting
+from launcher.ranks import End, Where, run_reporting
 
 GRACE_SECONDS = 5.0  # for the other ranks to say what they saw, once one has failed
 PRELOAD = ["torch._dynamo", "deepspeed", "deepspeed.runtime.zero.stage3", "launcher.rank"]
@@ -48,7 +48,7 @@ class ProcessRanks:
         self.ends: dict[int, End] = {}
         self.first_failure = float("inf")
 
-    def start(self, config: RunConfig) -> None:
+    def start(self, config: RunConfig) -> list[Where]:
         """See `Ranks`."""
         ranks, address = config.mesh.mesh().ranks, f"127.0.0.1:{free_port()}"
         self.pipes, self.processes, self.ends, self.first_failure = {}, [], {}, float("inf")
@@ -61,6 +61,7 @@ class ProcessRanks:
             there.close()
             self.pipes[here] = rank
             self.processes.append(process)
+        return [Where(rank, socket.gethostname(), process.pid or 0) for rank, process in enumerate(self.processes)]
 
     def poll(self, seconds: float) -> list[End] | None:
         """See `Ranks`."""

@@ -38,11 +38,20 @@ class End:
     refusal: tuple[str, str, str] | None = None
 
 
+@dataclass(frozen=True)
+class Where:
+    """A rank's process, for py-spy, kill and the record of the run."""
+
+    rank: int
+    node: str
+    pid: int
+
+
 class Ranks(Protocol):
     """All ranks of one attempt."""
 
-    def start(self, config: RunConfig) -> None:
-        """Start them."""
+    def start(self, config: RunConfig) -> list[Where]:
+        """Start them; says where each of them is."""
 
     def poll(self, seconds: float) -> list[End] | None:
         """Wait at most so long; all ends once there is nothing more to wait for, else None."""

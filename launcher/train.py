@@ -14,7 +14,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
@@ -76,7 +76,8 @@ def supervise(config: RunConfig, ranks: Ranks, screen: Screen, asked: Asked, con
     attempt, saved = 0, None
     try:
         while True:
-            ranks.start(config)
+            places = ranks.start(config)
+            folder.record("ranks", places=[asdict(p) for p in places])
             ends = watch(ranks, screen, asked)
             ranks.kill()
             bad = culprit(ends)

@@ -41,8 +41,8 @@ from parallel.geometry import Grid
 from parallel.packed import Packed
 from parallel.plan import Plan, cross_plan
 
-PLACE_FREQUENCIES = 16
 LEVEL_FREQUENCIES = 128  # pairs of sinusoids of the noise level
+PLACE_FREQUENCIES = 16  # pairs of sinusoids of each coordinate
 RECOMPUTE: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # no layer draws random numbers
 
 
@@ -56,7 +56,9 @@ class VideoDiTConfig(BaseModel):
         mlp_ratio: hidden width of the MLP / dim.
         patch: latent cells per token along (t, y, x).
         text: the built-in text encoder.
-        rope_theta: base of the rotary frequencies.
+        rope_theta: base of the rotary frequencies, and of the sinusoids of `absolute`.
+        absolute: tell each token where it lies, beside the rotary embedding that compares two tokens (both: Li and He,
+            arXiv:2511.13720); short trainings on small clips need it to see that a word means a direction.
         recompute: keep only the input of each block for the backward pass and compute the rest again: a third more
             compute for about a twentieth of the memory.
     """
@@ -102,17 +104,18 @@ class NoiseLevel(nn.Module):
 
 
 class Place(nn.Module):
-    """Sinusoids of the coordinates through a linear layer: where in the clip a token lies, as DiT has it (sec. 3.2)."""
+    """Where in the clip a token lies: sinusoids of its coordinates (DiT, sec. 3.2) through an MLP that can mix axes."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, theta: float) -> None:
         super().__init__()
-        self.mlp = MLP(6 * PLACE_FREQUENCIES, dim, dim)
+        self.theta = theta
+        self.mlp = MLP(2 * 3 * PLACE_FREQUENCIES, dim, dim)
 
     def forward(self, coordinates: Tensor, dtype: torch.dtype) -> Tensor:
         """`coordinates` [tokens, 3] -> [tokens, dim] in `dtype`; sinusoids in at least float32."""
         wide = torch.promote_types(dtype, torch.float32)
         steps = torch.arange(PLACE_FREQUENCIES, device=coordinates.device, dtype=wide)
-        angle = (coordinates[:, :, None] * 30.0 ** (-steps / PLACE_FREQUENCIES)).flatten(1)
+        angle = (coordinates[:, :, None] * self.theta ** (-steps / PLACE_FREQUENCIES)).flatten(1)
         return cast(Tensor, self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1).to(dtype)))
 
 
@@ -165,7 +168,7 @@ class VideoDiT(nn.Module):
         self.pool = MLP(config.text.dim, config.dim, config.dim)
         self.level = NoiseLevel(config.dim)
         self.embed = Linear(self.token_dim, config.dim)
-        self.place = Place(config.dim) if config.absolute else None
+        self.place = Place(config.dim, config.rope_theta) if config.absolute else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head = Head(config.dim, self.token_dim)
 

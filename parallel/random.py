@@ -28,7 +28,7 @@ def normal(key: int, start: int, stop: int, dim: int) -> npt.NDArray[np.float64]
     """Standard normals of positions [start, stop): [stop - start, dim], bit for bit the rows of any larger request."""
     blocks = -(-dim // NORMALS_PER_BLOCK)
     out = np.empty((max(0, stop - start), dim))
-    generator = np.random.Philox(key=[key, 0])
+    generator = np.random.Philox(key=np.array([key, 0], np.uint64))  # a plain list would become floats
     generator.advance(start * blocks)
     rows = max(1, CHUNK_WORDS // (4 * blocks))
     for row in range(0, len(out), rows):

@@ -89,6 +89,7 @@ def test_a_missing_column_is_named_with_a_guess(tmp_path):
         ("c.csv", ""),
         ("c.parquet", "no parquet"),
         ("c.csv", "path,caption\n,words\n"),
+        ("c.csv", "path,caption\na,1\na,2\n"),
     ],
 )
 def test_a_file_that_holds_no_captions_is_refused(tmp_path, name, content):

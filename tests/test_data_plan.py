@@ -26,6 +26,7 @@ def epochs(lengths, seed, window, count):
     ]
 
 
+@settings(max_examples=50, deadline=None)  # a busy machine is no error
 @given(lengths_of, seeds, windows)
 def test_each_epoch_holds_each_sample_once_in_packs_that_fit(lengths, seed, window):
     for number, epoch in enumerate(epochs(lengths, seed, window, 2)):
@@ -34,6 +35,7 @@ def test_each_epoch_holds_each_sample_once_in_packs_that_fit(lengths, seed, wind
         assert max(sum(int(lengths[s]) for s in b.samples) for b in epoch) <= PACK
 
 
+@settings(max_examples=50, deadline=None)  # a busy machine is no error
 @given(lengths_of, seeds, windows, st.lists(st.integers(0, 40), min_size=1, max_size=8))
 def test_any_partition_of_counts_is_the_same_sequence(lengths, seed, window, counts):
     whole, end = packs(lengths, PACK, seed, Cursor(), sum(counts), window)
@@ -45,6 +47,7 @@ def test_any_partition_of_counts_is_the_same_sequence(lengths, seed, window, cou
     assert (parts, cursor) == (whole, end)
 
 
+@settings(max_examples=50, deadline=None)  # a busy machine is no error
 @given(lengths_of, seeds, windows)
 def test_the_sequence_is_the_epochs_end_to_end(lengths, seed, window):
     expected = list(itertools.chain(*epochs(lengths, seed, window, 3)))
@@ -53,6 +56,7 @@ def test_the_sequence_is_the_epochs_end_to_end(lengths, seed, window):
     assert cursor == Cursor(3, 0, 0)
 
 
+@settings(max_examples=50, deadline=None)  # a busy machine is no error
 @given(lengths_of, seeds, windows, st.integers(0, 60), st.integers(0, 40))
 def test_a_saved_cursor_resumes_identically(lengths, seed, window, before, after):
     whole, _ = packs(lengths, PACK, seed, Cursor(), before + after, window)
@@ -114,7 +118,7 @@ def _seconds(lengths):
     return time.process_time() - began
 
 
-@settings(max_examples=20)
+@settings(max_examples=50, deadline=None)  # a busy machine is no error
 @given(st.text(max_size=20))
 def test_what_is_no_cursor_is_refused(text):
     with pytest.raises(InputError, match="epoch, window, pack"):
@@ -131,6 +135,8 @@ def test_a_cursor_of_another_plan_is_refused():
     lengths = np.full(10, 8)
     with pytest.raises(InputError, match="pack 99 of 2 in window 0 of epoch 0"):
         packs(lengths, PACK, 0, Cursor(0, 0, 99), 1)
+    with pytest.raises(InputError, match="window 3 of 1"):
+        packs(lengths, PACK, 0, Cursor(0, 3, 0), 1)
 
 
 def test_lengths_that_cannot_be_packed_are_refused():

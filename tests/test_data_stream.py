@@ -172,6 +172,7 @@ def test_sampling_arithmetic(sampling, stored, grid, scaled):
     assert sampling.scaled(*stored[1:]) == scaled
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 5), st.integers(0, 2**64 - 1))
 def test_a_window_in_time_lies_inside_the_clip(frames, most, stride, key):
     sampling = Sampling(PIXELS, frames=most, stride=stride)

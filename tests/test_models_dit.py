@@ -15,7 +15,9 @@ from parallel.mask import packed as packed_mask
 from parallel.packed import Document, Packed, lay_out
 from parallel.plan import cross_plan, local_plan
 
-SMALL = VideoDiTConfig(dim=36, depth=2, heads=3, patch=(1, 2, 2), text=TextConfig(dim=16, depth=1, heads=2))
+SMALL = VideoDiTConfig(
+    dim=36, depth=2, heads=3, patch=(1, 2, 2), absolute=True, text=TextConfig(dim=16, depth=1, heads=2)
+)
 GRIDS = [(2, 3, 4), (1, 2, 2), (3, 1, 5)]
 TEXTS = ["a red square", "", "ein grüner Kreis"]
 DOCUMENTS = [Document(str(i), 100 + i, text, grid) for i, (text, grid) in enumerate(zip(TEXTS, GRIDS, strict=True))]

@@ -1,0 +1,167 @@
+"""Promise 3: a kill costs nothing but time. Real commands, real SIGKILLs; every loss is bit-identical afterwards."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.config import to_yaml
+from launcher.folder import RunFolder, read_lines
+from tests.runs import config
+
+STEPS = 14
+RAY = pytest.param(True, id="ray")
+PLAIN = pytest.param(False, id="processes")
+
+
+def settings(out: Path, dataset: Path) -> Path:
+    """A run file of two ranks with ZeRO-2 and a checkpoint every third step."""
+    run = config(out, dataset, steps=STEPS, dtype="float32", zero__stage=2, mesh={"ulysses": 2}, checkpoint__every=3)
+    file = out.parent / f"{out.name}.yaml"
+    file.write_text(to_yaml(run))
+    return file
+
+
+def start(file: Path, ray: bool, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "launcher", "train", str(file), *overrides, "--ray" if ray else "--no-ray"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == code, output
+    return output
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return list(read_lines(RunFolder(out).metrics))
+
+
+def wait_for(condition: Any, seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise TimeoutError("it did not happen")
+
+
+def pids(out: Path) -> dict[int, int]:
+    """Of the ranks of the newest attempt."""
+    found = [e for e in read_lines(RunFolder(out).events) if e["event"] == "ranks"]
+    return {p["rank"]: p["pid"] for p in found[-1]["places"]} if found else {}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> list[tuple[Any, ...]]:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(start(settings(out, dataset), ray=False))
+    return curve(out)
+
+
+def curve(out: Path) -> list[tuple[Any, ...]]:
+    return [(line["step"], line["loss"], line["grad_norm"], line["samples"]) for line in lines(out)]
+
+
+def some_moment(out: Path, seed: int) -> None:
+    """Wait until a random step is done, and a random part of the next."""
+    chance = random.Random(seed)
+    step = chance.randint(4, STEPS - 3)  # a checkpoint is there
+    wait_for(lambda: len(lines(out)) >= step)
+    time.sleep(chance.random() * 0.1)
+
+
+@pytest.mark.parametrize("ray", [PLAIN, RAY])
+def test_a_killed_rank_is_restarted_by_itself(
+    tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]], ray: bool
+) -> None:
+    out = tmp_path / "run"
+    process = start(settings(out, dataset), ray)
+    some_moment(out, seed=1)
+    os.kill(pids(out)[1], signal.SIGKILL)
+    output = finish(process)
+    assert curve(out) == undisturbed
+    failure = next(e for e in read_lines(RunFolder(out).events) if e["event"] == "failure")
+    assert failure["rank"] == 1, failure
+    assert failure["how"] == "died", failure
+    assert "restarting all ranks (1 of 3)" in output
+
+
+@pytest.mark.parametrize("ray", [PLAIN, RAY])
+def test_a_killed_job_goes_on_where_it_was(
+    tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]], ray: bool
+) -> None:
+    out = tmp_path / "run"
+    file = settings(out, dataset)
+    process = start(file, ray)
+    some_moment(out, seed=2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    output = finish(start(file, ray))  # at once: it waits for ranks that still live
+    assert curve(out) == undisturbed
+    assert "resumed from step" in output
+    assert not [pid for pid in pids(out).values() if alive(pid)]
+
+
+def test_sigterm_saves_a_checkpoint_and_exits_75(
+    tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]]
+) -> None:
+    out = tmp_path / "run"
+    file = settings(out, dataset)
+    process = start(file, False, "checkpoint.every=1000", f"steps={STEPS}")
+    some_moment(out, seed=3)
+    process.terminate()
+    finish(process, code=75)
+    stopped_at = lines(out)[-1]["step"]
+    assert stopped_at < STEPS
+    assert [p.name for p in RunFolder(out).checkpoints.iterdir()] == [f"step-{stopped_at:08d}"]
+    finish(start(file, False))
+    assert curve(out) == undisturbed
+
+
+def test_a_broken_checkpoint_is_passed_over(tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]]) -> None:
+    out = tmp_path / "run"
+    file = settings(out, dataset)
+    finish(start(file, False, "steps=9"))
+    part = RunFolder(out).checkpoints / "step-00000009" / "part-00001.safetensors"
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    output = finish(start(file, False))
+    assert "step-00000009 is broken" in output
+    assert "part-00001.safetensors" in output
+    assert "resumed from step 6" in output
+    assert curve(out) == undisturbed
+
+
+def test_too_many_failures_end_the_run(tmp_path: Path, dataset: Path) -> None:
+    out = tmp_path / "run"
+    process = start(settings(out, dataset), False, "restart.limit=1", "checkpoint.every=1000", "steps=100000")
+    for attempt in (1, 2):
+        wait_for(lambda n=attempt: len([e for e in read_lines(RunFolder(out).events) if e["event"] == "ranks"]) == n)
+        os.kill(pids(out)[0], signal.SIGKILL)
+    output = finish(process, code=1)
+    assert "given up after 1 restarts" in output
+    assert "SIGKILL" in output
+
+
+def test_torchrun_starts_the_same_rank(tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]]) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "launcher.worker"]
+    subprocess.run([*command, str(settings(out, dataset))], check=True, capture_output=True, timeout=180)
+    assert curve(out) == undisturbed
