@@ -106,7 +106,7 @@ def prepare(
     options = options or PrepareOptions()
     source, out = Path(source), Path(out)
     _check(options, out)
-    videos, captions = find_videos(source, options.captions, leave_out=out)
+    videos, captions = find_videos(source, options.captions, out, not options.allow_missing_captions)
     summary = Summary(files=len(videos))
     with _held(out):
         shards.sweep(out)

@@ -43,9 +43,15 @@ class VideoFile:
 
 
 def find_videos(
-    source: Path, captions: Path | None = None, leave_out: Path | None = None
+    source: Path, captions: Path | None = None, leave_out: Path | None = None, need_captions: bool = True
 ) -> tuple[list[VideoFile], Captions]:
     """Every video of a source, sorted by name, and their captions. Hidden files and those in `leave_out` do not count.
+
+    Args:
+        source: a folder, a video, or a table.
+        captions: their file, if not beside the videos.
+        leave_out: a folder that is no source.
+        need_captions: whether a table must have a caption column.
 
     Raises:
         InputError: the source is absent or unreadable, or there is no video in it.
@@ -62,7 +68,7 @@ def find_videos(
             raise InputError("a source has videos", f"{source} has: {names}", remedy)
         return found, find_captions(source, captions)
     if source.suffix.lower() in TABLE_SUFFIXES:
-        paths, texts = read_table(source, captions=False)
+        paths, texts = read_table(source, captions=need_captions and captions is None)
         folder = source.parent
         videos = sorted(VideoFile(Path(p).as_posix(), folder / p) for p in paths)
         if not videos:

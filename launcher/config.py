@@ -24,6 +24,17 @@ from parallel.errors import InputError
 from parallel.mesh import Mesh
 from parallel.zero import AdamW
 
+EXAMPLES = {  # of keys without a default that shows their kind
+    "out": "runs/mine",
+    "steps": "100",
+    "data.dataset": "datasets/mine",
+    "data.frames": "16",
+    "data.size": "[32,32]",
+    "model.patch": "[1,4,4]",
+    "sample.frames": "16",
+    "sample.size": "[32,32]",
+}
+
 
 class Section(BaseModel):
     """Settings: no unknown keys, no changes after loading."""
@@ -283,10 +294,30 @@ def _first_mistake(error: ValidationError, lines: Mapping[str, str]) -> InputErr
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if isinstance(inner, InputError):
         return InputError(inner.rule, f"{inner.value} ({where}){more}" if key else inner.value + more, inner.remedy)
-    if first["type"] == "missing":
+    if first["type"] == "missing" and key in known_keys():
         return InputError(f"a run has {key}", f"no such key{more}", f"add it, or give {key}=VALUE")
     rule = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    return InputError(rule, f"{first['input']!r} ({where}){more}", f"{key}=VALUE of that kind; see recipes/")
+    return InputError(rule, f"{first['input']!r} ({where}){more}", f"for example {key}={_example(key)}")
+
+
+def _example(key: str) -> str:
+    """A value of the right kind: the default, the first choice, or the kind's name."""
+    section: type[BaseModel] = RunConfig
+    *path, last = key.split(".")
+    for name in path:
+        section = _section_of(section.model_fields[name].annotation) or section
+    field = section.model_fields.get(last)
+    if field is None:
+        return "VALUE"
+    choices = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is Literal else ()
+    if choices:
+        return f"{choices[0]} (one of {', '.join(map(str, choices))})"
+    if isinstance(field.default, bool | int | float | str):
+        return str(field.default)
+    inner = _section_of(field.annotation)
+    if inner is not None:
+        return "{" + f"{next(iter(inner.model_fields))}: ..." + "}"
+    return EXAMPLES.get(key, "VALUE")
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:

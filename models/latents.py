@@ -2,7 +2,7 @@
 
 `PixelCodec` is the path with no download: a latent cell is a pixel. `DiffusersCodec` runs a video autoencoder from a
 `diffusers` folder on this machine (nothing is ever downloaded): per frame (Stable Diffusion's and kin) or causal in
-time (Wan, HunyuanVideo, CogVideoX). It takes the mean of the posterior: a clip has one latent, whoever encodes it.
+time (Wan, HunyuanVideo). It takes the mean of the posterior: a clip has one latent, whoever encodes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from parallel.errors import InputError
 from parallel.geometry import Geometry, Grid
 
 PER_FRAME = ("AutoencoderKL",)
-CAUSAL = ("AutoencoderKLWan", "AutoencoderKLHunyuanVideo", "AutoencoderKLCogVideoX")
+CAUSAL = ("AutoencoderKLWan", "AutoencoderKLHunyuanVideo")
 
 
 class Codec(Protocol):
@@ -184,13 +184,16 @@ def _channels(config: Any) -> int:
 
 def _stride(vae: Any, name: str) -> Grid:
     """Frames and pixels of one latent cell, as each family of `diffusers` states them."""
-    config = vae.config
     if name == "AutoencoderKLWan":
-        return config["scale_factor_temporal"], config["scale_factor_spatial"], config["scale_factor_spatial"]
+        return (
+            vae.config["scale_factor_temporal"],
+            vae.config["scale_factor_spatial"],
+            vae.config["scale_factor_spatial"],
+        )
     if name == "AutoencoderKLHunyuanVideo":
         return vae.temporal_compression_ratio, vae.spatial_compression_ratio, vae.spatial_compression_ratio
-    space = 2 ** (len(config["block_out_channels"]) - 1)
-    return (int(config["temporal_compression_ratio"]) if name in CAUSAL else 1), space, space
+    space = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    return 1, space, space
 
 
 def _statistics(config: Any) -> tuple[Tensor, Tensor]:

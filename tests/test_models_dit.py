@@ -159,9 +159,9 @@ def test_bf16_is_near_float32():
 
 def test_text_encoder_packs_captions_and_cuts_none():
     encoder = TextEncoder(TextConfig(dim=16, depth=2, heads=2)).double()
-    texts = ["", "a red square", "é" * 5000]
+    texts = ["", "a red square", "é" * 2000]
     features, lengths = encoder(texts)
-    assert lengths == (1, 13, 10_001)
+    assert lengths == (1, 13, 4001)
     assert features.shape == (sum(lengths), 16)
     for text, part in zip(texts, features.split(lengths), strict=True):
         torch.testing.assert_close(encoder([text])[0], part)

@@ -30,6 +30,9 @@ def folders(tmp_path_factory) -> dict[str, Path]:
             base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
             latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 0.5, 1.5],
         ),
+        "hunyuan": diffusers.AutoencoderKLHunyuanVideo(
+            latent_channels=4, block_out_channels=(4, 8, 8, 8), layers_per_block=1, norm_num_groups=2,
+        ),
     }  # fmt: skip
     root = tmp_path_factory.mktemp("vaes")
     for name, vae in vaes.items():
@@ -54,7 +57,9 @@ def test_pixels_come_back_exactly():
     assert codec.decode(torch.full((3, 1, 2, 2), 9.0)).eq(255).all()
 
 
-@pytest.mark.parametrize(("name", "latent_shape"), [("kl", (4, 5, 8, 8)), ("wan", (4, 2, 2, 2))])
+@pytest.mark.parametrize(
+    ("name", "latent_shape"), [("kl", (4, 5, 8, 8)), ("wan", (4, 2, 2, 2)), ("hunyuan", (4, 2, 2, 2))]
+)
 def test_geometry_agrees_with_what_the_autoencoder_does(folders, name, latent_shape):
     codec = opened(folders, name)
     latents = codec.encode(FRAMES)

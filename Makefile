@@ -1,0 +1,68 @@
+# `make quickstart` and `make test` each do all their own set-up, once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LONGREEL := $(BIN)/longreel
+PLACE := runs/quickstart
+CLIPS := 512
+
+.PHONY: help setup quickstart test soak lint bench clean
+help:
+	@echo "make quickstart   the main job, end to end, on a laptop: clips, shards, training on 2 ranks, samples, report"
+	@echo "make test         the tests"
+	@echo "make lint         ruff and mypy"
+	@echo "make bench        benchmarks, side by side with a peer"
+	@echo "make soak         long tests: kills at random moments"
+
+setup: $(READY)
+
+# Pinned, because a bare `torch` pulls gigabytes of CUDA packages; on a GPU machine install your own build instead.
+$(READY): pyproject.toml constraints.txt
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "installing packages into $(VENV) (about 90 seconds, once)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt torch setuptools wheel 2>&1 | grep -v WARNING || true
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-build-isolation -c constraints.txt -e '.[dev]' 2>&1 | grep -v WARNING || true
+	@$(BIN)/python -c "import torch, deepspeed.version, ray, launcher"
+	@touch $(READY)
+
+quickstart: $(READY)
+	@echo "1/5  clips of moving shapes"
+	@$(LONGREEL) data synth --out $(PLACE)-clips --clips $(CLIPS) --seed 0
+	@echo "2/5  shards"
+	@$(LONGREEL) prepare $(PLACE)-clips --out $(PLACE)-data
+	@echo "3/5  training on 2 ranks under Ray, each with half of every sequence, ZeRO-2"
+	@$(LONGREEL) train recipes/quickstart.yaml
+	@echo "4/5  samples"
+	@$(LONGREEL) sample $(PLACE)
+	@echo "5/5  report"
+	@$(LONGREEL) report $(PLACE)
+	@echo
+	@echo "You have trained a video diffusion transformer with sequence parallelism. What was made:"
+	@echo "  $(PLACE)/samples/       videos, and a contact sheet of them: open the PNG"
+	@echo "  $(PLACE)/report.html    curves, samples, events: open it in a browser"
+	@echo "  $(PLACE)/checkpoints/   where any number of ranks can go on from"
+	@echo "  $(PLACE)-data/          the dataset, WebDataset shards with an index"
+	@echo "What to try next:"
+	@echo "  source $(BIN)/activate"
+	@echo "  longreel sample $(PLACE) --prompt 'a green circle moving up' --seed 7"
+	@echo "  longreel train recipes/quickstart.yaml steps=1200            # goes on from the last checkpoint; kill it, start it again"
+	@echo "  longreel prepare YOUR_VIDEOS --out runs/mine-data && longreel train recipes/quickstart.yaml data.dataset=runs/mine-data out=runs/mine"
+
+test: $(READY)
+	@$(BIN)/python -m pytest
+
+soak: $(READY)
+	@$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(READY)
+	@$(BIN)/python -m benchmarks.train
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,188 @@
+"""Promise 5: wrong input is one message of rule, value and remedy, exit code 2, before any worker starts."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launcher.cli import main
+from launcher.config import to_yaml
+from launcher.folder import RunFolder, read_lines
+from tests.runs import config, train
+
+
+def longreel(*arguments: str | Path, code: int = 2) -> str:
+    """The output of the command, run in this process: an interpreter of its own takes seconds to import torch."""
+    output = io.StringIO()
+    before, sys.argv = sys.argv, ["longreel", *map(str, arguments)]
+    try:
+        with redirect_stdout(output), redirect_stderr(output), pytest.raises(SystemExit) as exit_:
+            main()
+    finally:
+        sys.argv = before
+    assert exit_.value.code == code, output.getvalue()
+    return output.getvalue()
+
+
+def test_a_real_process_says_the_same(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "launcher", "train", str(tmp_path / "none.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == longreel("train", tmp_path / "none.yaml")
+
+
+def refused(*arguments: str | Path, value: str, remedy: str) -> str:
+    """The command exits with 2 and one message that holds `value` and `remedy`, and no traceback."""
+    output = longreel(*arguments)
+    flat = " ".join(output.split())
+    assert output.count("error:") == 1, output
+    assert "Traceback" not in output
+    assert value in flat.partition("found:")[2].partition("remedy:")[0], output
+    assert remedy in flat.partition("remedy:")[2], output
+    return flat
+
+
+@pytest.fixture
+def run(tmp_path: Path, dataset: Path) -> Path:
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(config(tmp_path / "out", dataset)))
+    return file
+
+
+def no_worker_started(run: Path) -> bool:
+    return not any(e["event"] == "ranks" for e in read_lines(RunFolder(run.parent / "out").events))
+
+
+@pytest.mark.parametrize(
+    ("override", "value", "remedy"),
+    [
+        ("mesh.rings=2", "mesh.rings", "mesh.ring"),
+        ("pack_tokens=2", "pack_tokens", "data.pack_tokens"),
+        ("steps=many", "'many'", "steps"),
+        ("dtype=float16", "'float16'", "one of float64, float32, bf16"),
+        ("zero.stage=4", "4", "zero.stage"),
+        ("mesh.replica=0", "0", "mesh.replica"),
+        ("mesh.replica=64", "64 ranks", "--address"),
+        ("mesh.ulysses=5", "mesh.ulysses=5", "mesh.ring"),
+        ("data.dataset=/nowhere/at/all", "/nowhere/at/all", "longreel prepare"),
+        ("model.kind=video_dip", "video_dip", "video_dit"),
+        ("model.dim=50", "50", "dim"),
+        ("data.pack_tokens=20", "data.pack_tokens=20", "data.pack_tokens="),
+        ("data.size=[33,32]", "33", "32 x 32"),
+        ("steps", "'steps'", "steps=20"),
+    ],
+)
+def test_a_wrong_setting(run: Path, override: str, value: str, remedy: str) -> None:
+    refused("train", run, override, value=value, remedy=remedy)
+    assert no_worker_started(run)
+
+
+def test_the_line_of_the_file_is_named(run: Path) -> None:
+    run.write_text(run.read_text().replace("replica: 1", "replika: 1"))
+    line = next(i for i, text in enumerate(run.read_text().splitlines(), 1) if "replika" in text)
+    flat = refused("train", run, value="mesh.replika", remedy="mesh.replica")
+    assert f"run.yaml, line {line}" in flat
+
+
+def test_no_such_run_file(tmp_path: Path) -> None:
+    refused("train", tmp_path / "none.yaml", value="none.yaml", remedy="recipes/")
+
+
+def test_a_dataset_with_no_samples(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(
+        "train", run, f"data.dataset={tmp_path / 'empty'}", value=str(tmp_path / "empty"), remedy="longreel prepare"
+    )
+
+
+def test_a_folder_with_no_videos(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "notes.txt").write_text("hello")
+    refused("prepare", tmp_path / "videos", "--out", tmp_path / "d", value="notes.txt", remedy="folder with files")
+    assert not (tmp_path / "d" / "manifest").exists()
+
+
+def test_an_unreadable_video(tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"\0" * 1000)
+    (tmp_path / "broken.txt").write_text("a caption")
+    refused("prepare", tmp_path / "broken.mp4", "--out", tmp_path / "d", value="broken.mp4", remedy="")
+
+
+def test_captions_with_a_missing_column(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,captoin\na.mp4,hello\n")
+    refused("prepare", tmp_path / "list.csv", "--out", tmp_path / "d", value="captoin", remedy="caption")
+
+
+def test_resume_with_a_changed_model(run: Path, tmp_path: Path, dataset: Path) -> None:
+    train(config(tmp_path / "out", dataset, steps=1))
+    before = (tmp_path / "out" / "metrics.jsonl").read_bytes()
+    flat = refused("train", run, "model.dim=96", value="model.dim: 48 became 96", remedy="out=")
+    assert "step-00000001" in flat
+    refused("train", run, "seed=5", value="seed: 0 became 5", remedy="out=")
+    assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == before
+
+
+def test_only_corrupt_checkpoints(run: Path, tmp_path: Path, dataset: Path) -> None:
+    train(config(tmp_path / "out", dataset, steps=1))
+    (tmp_path / "out" / "checkpoints" / "step-00000001" / "manifest.json").write_text("{")
+    refused("train", run, value="manifest.json", remedy="remove the folder")
+
+
+def test_steps_already_reached(run: Path, tmp_path: Path, dataset: Path) -> None:
+    train(config(tmp_path / "out", dataset, steps=2))
+    output = longreel("train", run, "steps=2", code=0)
+    assert "has done 2 of 2 steps already" in " ".join(output.split())
+    assert no_worker_started(run)
+
+
+def test_an_address_that_does_not_answer(run: Path) -> None:
+    begin = time.monotonic()
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        refused("train", run, "--address", f"127.0.0.1:{port}", value=str(port), remedy="ray start --head")
+        silent.listen()  # now somebody answers, who never speaks
+        refused("train", run, "--address", f"127.0.0.1:{port}", value="gRPC", remedy="ray start --head")
+    refused("train", run, "--address", "nonsense", value="nonsense", remedy="ray start --head")
+    assert time.monotonic() - begin < 60
+    assert no_worker_started(run)
+
+
+def test_sample_of_what_is_no_run(tmp_path: Path) -> None:
+    refused("sample", tmp_path, "--prompt", "x", value=str(tmp_path), remedy="run")
+    refused("report", tmp_path, value=str(tmp_path), remedy="run")
+
+
+def test_two_jobs_in_one_folder(run: Path, tmp_path: Path, dataset: Path) -> None:
+    from launcher.train import only_launcher
+
+    with only_launcher(RunFolder(tmp_path / "out")):
+        refused("train", run, value=str(tmp_path / "out"), remedy="out=")
+
+
+def test_every_known_key_can_be_overridden(tmp_path: Path, dataset: Path) -> None:
+    """What the README and scripts rely on."""
+    from launcher.config import known_keys, load
+
+    keys = known_keys()
+    wanted = "out seed dtype steps mesh.replica mesh.ring mesh.ulysses zero.stage data.dataset data.pack_tokens"
+    assert {*wanted.split(), "checkpoint.every"} <= set(keys)
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(config(tmp_path / "out", dataset)))
+    settings = yaml.safe_load(file.read_text())
+    for key in keys:
+        value = settings
+        for name in key.split("."):
+            value = value[name]
+        changed = load(file, [f"{key}={json.dumps(value)}"])
+        assert changed == load(file), key
