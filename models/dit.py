@@ -2,7 +2,7 @@
 
             noisy tokens                  captions              noise level
                  |                           |                       |
-              patch embed               text encoder              sinusoids
+       patch embed (+ place)            text encoder              sinusoids
                  |                           |  \\____ mean ____       |
                  |                           |                \\-- + --|
            +-----v----------------------------------------------------- condition c, one row a stretch -----+
@@ -13,7 +13,7 @@
               adaLN, linear  ->  prediction
 
 adaLN-zero of Peebles and Xie (DiT, arXiv:2212.09748, sec. 3.2) with a noise level for each token; text by cross
-attention as in Wan (arXiv:2503.20314, fig. 9) and Open-Sora (arXiv:2412.20404); the mean of the text features joins the
+attention as in Wan (arXiv:2503.20314) and Open-Sora (arXiv:2412.20404); the mean of the text features joins the
 condition (as the pooled caption in Esser et al., arXiv:2403.03206, fig. 2), which makes short trainings follow prompts.
 Gates, cross attention and head start at zero: each block starts as the identity and the prediction as 0.
 

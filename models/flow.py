@@ -25,7 +25,7 @@ from torch import Tensor
 from parallel.packed import Document, Packed, local_spans
 from parallel.random import key_of, normal, uniform
 
-LEAST_LEVEL = 0.05  # the smallest s that we divide by (Li and He, app. A)
+LEAST_LEVEL = 0.05  # the smallest s that we divide by, as Li and He do
 
 
 class RectifiedFlowConfig(BaseModel):
@@ -123,7 +123,8 @@ class RectifiedFlow:
         packed = prepared.packed
         error = prediction.to(prepared.target.dtype) - prepared.target
         if self.config.predict == "clean":
-            error = error / packed.noise_level.clamp_min(LEAST_LEVEL)[:, None]  # velocity: Li and He, eq. 5
+            # Li and He, table 1: predict x, loss on v
+            error = error / packed.noise_level.clamp_min(LEAST_LEVEL)[:, None]
         return (packed.weight * error.square().mean(dim=1)).sum(), packed.weight.sum()
 
     def velocity(self, prediction: Tensor, noisy: Tensor, level: Tensor) -> Tensor:

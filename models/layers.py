@@ -66,7 +66,7 @@ class MLP(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Tokens look at tokens, as the plan says: query-key norm (Dehghani et al., arXiv:2302.05442, sec. 2.1), rotary."""
+    """Tokens look at tokens, as the plan says: query-key norm (Dehghani et al., arXiv:2302.05442, sec. 2), rotary."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()

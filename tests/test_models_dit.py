@@ -113,6 +113,17 @@ def test_noise_level_is_read_for_each_token():
     assert len(Stretches.of(packed.document, level).spans) == 1
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_only_absolute_places_tell_a_clip_from_its_shifted_twin(absolute):
+    model = awake(build(SMALL.model_copy(update={"absolute": absolute}), 3, seed=0, dtype=torch.float64))
+    packed = pack(DOCUMENTS)
+    plan = local_plan(packed_mask(packed.lengths))
+    moved = replace(packed, coordinates=packed.coordinates + torch.tensor([3, 1, 2]))
+    difference = (model(moved, plan) - model(packed, plan)).abs().max()
+    assert (difference > 1e-3) == absolute
+    assert absolute or difference < 1e-12
+
+
 def test_modulation_equals_a_table_for_each_token():
     document, level = torch.tensor([0, 0, 0, 1, 1, 1, 1]), torch.tensor([0.0, 0.5, 0.5, 0.5, 0.5, 0.1, 0.1])
     stretches = Stretches.of(document, level)

@@ -1,0 +1,52 @@
+"""The peer of benchmarks/train.py: a bare PyTorch loop in one process; prints the seconds of each step as JSON.
+
+Batches are made before the clock starts, so it does no loading, no collectives, no logging and no checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from data.plan import Cursor
+from launcher.config import load
+from launcher.rank import DTYPES, RankPlace, build_feed, learning_rate
+from models.kinds import build
+
+
+def main(recipe: Path, steps: int, overrides: list[str]) -> None:
+    """Train for `steps` steps."""
+    config = load(recipe, overrides)
+    device = torch.device("cpu")
+    feed = build_feed(config, RankPlace(0, 1, 0, 1, ""), device)
+    cursor, batches = Cursor(), []
+    for _ in range(steps):
+        batches.append(feed.batch(cursor))
+        cursor = batches[-1].cursor
+    model = build(config.model, feed.codec.geometry.channels, config.seed, DTYPES[config.dtype])
+    adam = config.optimizer.adam()
+    optimizer = adam.build(adam.groups(model.parameters()))
+    seconds = []
+    for step, batch in enumerate(batches):
+        begin = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config.optimizer, step, config.steps)
+        optimizer.zero_grad()
+        total = 0.0
+        for micro in batch.micro_steps:
+            prediction = model(micro.prepared.packed, micro.plan)
+            loss = feed.objective.loss(prediction, micro.prepared)[0] / batch.weight
+            loss.backward()
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
+        optimizer.step()
+        seconds.append(time.perf_counter() - begin)
+    print(json.dumps(seconds))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

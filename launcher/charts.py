@@ -1,0 +1,385 @@
+"""Curves over steps as inline SVG: no library, no image file, readable from a phone to a wide screen.
+
+      0.8 |.            the SVG stretches with the page and holds lines alone (strokes keep their width);
+          | `.__        labels are HTML, placed by per cent, so their size never changes and they never overlap;
+      0.2 |____`--      the legend below doubles as the read-out: moving over any chart shows that step on all of them
+          0   1k   2k
+
+Long runs are thinned to at most `POINTS` points a curve, which show lowest and highest of each stretch of steps, so
+that a spike of one step stays visible. A chart costs 20 to 60 KB of page whatever the length of the run. Without
+scripts everything but the read-out works: the switch to a log scale is CSS.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Literal
+
+POINTS = 500  # of a curve; a phone shows fewer, a wide screen two pixels each
+SMOOTH_PARTS = 40  # the smoothed curve is the mean over this fraction of the run
+SIDE = 1000  # of the SVG's own square coordinates
+FULL_MARKS = 60  # more vertical lines than that become short ticks at the foot of the chart
+Values = Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One quantity by step.
+
+    Attributes:
+        name: in the legend.
+        values: one for each step of the chart; None where there is none.
+        look: "smooth" draws the values faint and their moving mean over them; "area" fills down to zero.
+        colour: which of the page's colours, 1 or 2.
+    """
+
+    name: str
+    values: Values
+    look: Literal["line", "smooth", "area"] = "line"
+    colour: int = 1
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A vertical line.
+
+    Attributes:
+        step: where.
+        kind: its name in the legend, and its look: "checkpoint", "resume" or "failure".
+    """
+
+    step: float
+    kind: Literal["checkpoint", "resume", "failure"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The vertical axis: values from `low` at the foot to `high` at the top."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def height(self, value: float) -> float:
+        """From 0 at the foot to 1 at the top."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def ticks(self) -> list[float]:
+        """About five round values inside."""
+        if self.log and self.high / self.low > 4:
+            return _log_ticks(self.low, self.high)
+        return round_ticks(self.low, self.high, 5)
+
+
+def chart(
+    title: str,
+    steps: Sequence[int],
+    curves: Sequence[Curve],
+    unit: str = "",
+    marks: Sequence[Mark] = (),
+    log: bool = False,
+    zero: bool = False,
+) -> str:
+    """A `<figure>` of curves over steps.
+
+    Args:
+        title: above it.
+        steps: rising; each curve has as many values.
+        curves: drawn in this order.
+        unit: of the values, beside the title.
+        marks: vertical lines.
+        log: offer a log scale where the values allow it; it is the first choice if they span much.
+        zero: the axis begins at zero.
+    """
+    shown = [v for c in curves for v in c.values if v is not None]
+    head = f"<b>{escape(title)}</b> <span class=soft>{escape(unit)}</span>"
+    if not shown:
+        return f'<figure class="card chart"><figcaption>{head}</figcaption><p class=soft>no values yet</p></figure>'
+    buckets = thin(len(steps))
+    lines = [line for curve in curves for line in _lines(curve, buckets)]
+    offer_log = log and min(shown) > 0 and max(shown) > 1.5 * min(shown)
+    scales = [linear_scale(shown, zero)] + ([log_scale(shown)] if offer_log else [])
+    switch = ""
+    if offer_log:
+        checked = " checked" if max(shown) > 20 * sorted(shown)[len(shown) // 2] else ""
+        switch = f"<label class=switch><input type=checkbox{checked}> log scale</label>"
+    xs = [steps[b.stop - 1] for b in buckets]
+    plots = "".join(_plot(title, xs, lines, scale, marks) for scale in scales)
+    data = json.dumps({"steps": xs, "values": [line.shown() for line in lines]}, separators=(",", ":"))
+    return (
+        f'<figure class="card chart" data-points="{escape(data)}"><figcaption>{head}'
+        f"<span class=at>step {xs[-1]:,}</span>{switch}</figcaption>"
+        f"{plots}<p class=legend>{_legend(lines, marks)}{_notes(curves, buckets)}</p></figure>"
+    )
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One drawn line: for each point the lowest and highest value of its steps, and their mean."""
+
+    name: str
+    look: str
+    points: Sequence[tuple[float, float, float] | None]
+
+    def shown(self) -> list[float | None]:
+        """The means, as the read-out gives them."""
+        return [None if p is None else float(f"{p[2]:.5g}") for p in self.points]
+
+
+def thin(count: int, points: int = POINTS) -> list[range]:
+    """`count` steps as at most `points` stretches of nearly equal length."""
+    parts = min(count, points)
+    return [range(i * count // parts, (i + 1) * count // parts) for i in range(parts)]
+
+
+def smooth(values: Values, buckets: Sequence[range], window: int) -> list[float | None]:
+    """For each stretch the mean of its values and of those up to `window` // 2 to each side of it."""
+    reach = window // 2
+    around = ([v for v in values[max(0, b.start - reach) : b.stop + reach] if v is not None] for b in buckets)
+    return [math.fsum(a) / len(a) if a else None for a in around]
+
+
+def window_of(count: int) -> int:
+    """How many steps the smoothed curve averages; an odd number."""
+    return max(3, count // SMOOTH_PARTS) | 1
+
+
+def linear_scale(values: Sequence[float], zero: bool) -> Scale:
+    """A scale with a little room around the values."""
+    low, high = min(values), max(values)
+    flat = high - low < 1e-9 * max(abs(high), abs(low))
+    room = (0.1 * abs(high) if flat else 0.06 * (high - low)) or 1.0
+    if zero and low >= 0:
+        return Scale(0.0, (high + 0.06 * high) or 1.0)
+    return Scale(low - room, high + room)
+
+
+def log_scale(values: Sequence[float]) -> Scale:
+    """The same with equal factors at equal distances."""
+    low, high = min(values), max(values)
+    room = (high / low) ** 0.06
+    return Scale(low / room, high * room, log=True)
+
+
+def round_ticks(low: float, high: float, count: int) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten inside [low, high], about `count` of them."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def label(value: float) -> str:
+    """A tick in at most six characters: 0.25, 1,200, 15k, 2.5M, 3e-5."""
+    size = abs(value)
+    if size < 1e-12:
+        return "0"
+    if size < 1e-3:
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    for limit, divisor, suffix in ((1e4, 1.0, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M"), (1e12, 1e9, "G")):
+        if size < limit:
+            text = f"{value / divisor:.4g}"
+            return (f"{value:,.0f}" if size >= 1e3 and not suffix else text) + suffix
+    return f"{value:.2g}"
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for multiples in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [m * 10.0**d for d in decades for m in multiples if low <= m * 10.0**d <= high]
+        if len(ticks) <= 7:
+            return ticks
+    return ticks[:: math.ceil(len(ticks) / 6)]
+
+
+def _lines(curve: Curve, buckets: Sequence[range]) -> Iterator[_Line]:
+    spans: list[tuple[float, float, float] | None] = []
+    for bucket in buckets:
+        there = [v for i in bucket if (v := curve.values[i]) is not None]
+        spans.append((min(there), max(there), math.fsum(there) / len(there)) if there else None)
+    colour = f"c{curve.colour}"
+    if curve.look != "smooth":
+        yield _Line(curve.name, f"{colour} {curve.look}", spans)
+        return
+    yield _Line(curve.name, f"{colour} faint", spans)
+    window = window_of(len(curve.values))
+    means = smooth(curve.values, buckets, window)
+    yield _Line(f"mean of {window} steps", f"{colour} line", [None if m is None else (m, m, m) for m in means])
+
+
+def _plot(title: str, xs: Sequence[int], lines: Sequence[_Line], scale: Scale, marks: Sequence[Mark]) -> str:
+    first, last = (xs[0], xs[-1]) if xs[-1] > xs[0] else (xs[0] - 1, xs[0] + 1)
+    at = [(x - first) / (last - first) for x in xs]
+    ticks = scale.ticks()
+    names = [t for t in round_ticks(first, last, 5) if t == int(t)]
+    shapes = "".join(f'<path class=grid d="M0 {_y(scale, t)}H{SIDE}"/>' for t in ticks)
+    shapes += _mark_lines(marks, first, last)
+    shapes += "".join(f'<path class="{line.look}" d="{_path(at, line, scale)}"/>' for line in lines)
+    y_labels = "".join(f'<span class=y style="bottom:{100 * scale.height(t):.2f}%">{label(t)}</span>' for t in ticks)
+    x_labels = "".join(
+        f'<span class=x style="left:{100 * (t - first) / (last - first):.2f}%">{label(t)}</span>' for t in names
+    )
+    dots = "".join(f'<i class="dot {line.look}"></i>' for line in lines)
+    spoken = f"{title} over steps {xs[0]} to {xs[-1]}, between {label(scale.low)} and {label(scale.high)}"
+    return (
+        f'<div class="plot {"log" if scale.log else "linear"}" tabindex=0'
+        f' data-x="{first},{last}" data-y="{scale.low!r},{scale.high!r}">'
+        f'<svg viewBox="0 0 {SIDE} {SIDE}" preserveAspectRatio=none role=img aria-label="{escape(spoken)}">'
+        f"{shapes}</svg>{y_labels}{x_labels}<i class=cross></i>{dots}</div>"
+    )
+
+
+def _y(scale: Scale, value: float) -> str:
+    return f"{SIDE * (1 - scale.height(value)):.1f}"
+
+
+def _path(at: Sequence[float], line: _Line, scale: Scale) -> str:
+    """SVG path of a line; each gap begins a new piece, and a piece of one point is a dot."""
+    pieces: list[list[tuple[str, str]]] = [[]]
+    for x, point in zip(at, line.points, strict=True):
+        if point is None:
+            pieces.append([])
+            continue
+        here = f"{SIDE * x:.1f}"
+        heights = dict.fromkeys((_y(scale, point[0]), _y(scale, point[1])))
+        pieces[-1] += [(here, y) for y in heights]
+    path = ""
+    for piece in filter(None, pieces):
+        first, *rest = piece
+        if line.look.endswith("area"):
+            path += f"M{first[0]} {SIDE}" + "".join(f"L{x} {y}" for x, y in piece) + f"V{SIDE}Z"
+        else:
+            path += f"M{first[0]} {first[1]}" + ("".join(f"L{x} {y}" for x, y in rest) or "h.1")
+    return path
+
+
+def _mark_lines(marks: Sequence[Mark], first: float, last: float) -> str:
+    spots = dict.fromkeys(
+        (mark.kind, round(SIDE * min(1.0, max(0.0, (mark.step - first) / (last - first))), -1)) for mark in marks
+    )
+    top = {kind: 0 if _count(marks, kind) <= FULL_MARKS else 0.94 * SIDE for kind, _ in spots}
+    return "".join(f'<path class="mark {kind}" d="M{x:g} {SIDE}V{top[kind]:g}"/>' for kind, x in spots)
+
+
+def _count(marks: Sequence[Mark], kind: str) -> int:
+    return sum(mark.kind == kind for mark in marks)
+
+
+def _legend(lines: Sequence[_Line], marks: Sequence[Mark]) -> str:
+    items = [
+        f'<span><i class="key {line.look}"></i>{escape(line.name)} <b class=value>{_last(line.shown())}</b></span>'
+        for line in lines
+    ]
+    for kind in dict.fromkeys(mark.kind for mark in marks):
+        items.append(f'<span><i class="key mark {kind}"></i>{kind} <b>{_count(marks, kind)}</b></span>')
+    return "".join(items)
+
+
+def _last(values: Values) -> str:
+    return "-" if values[-1] is None else f"{values[-1]:,.4g}" if abs(values[-1]) < 1e4 else f"{values[-1]:,.0f}"
+
+
+def _notes(curves: Sequence[Curve], buckets: Sequence[range]) -> str:
+    notes = []
+    longest = max(len(b) for b in buckets)
+    if longest > 1:
+        notes.append(f"a point stands for {longest} steps: their range as drawn, their mean as read")
+    for curve in curves:
+        missing = sum(v is None for v in curve.values)
+        if missing:
+            notes.append(f"{missing:,} steps have no finite {curve.name}")
+    return f"<span class=soft>{escape('; '.join(notes))}</span>" if notes else ""
+
+
+STYLE = """
+.chart figcaption{display:flex;flex-wrap:wrap;gap:.1rem .6rem;align-items:baseline}
+.chart .at{margin-left:auto;color:var(--soft);font-variant-numeric:tabular-nums}
+.switch{color:var(--soft);cursor:pointer}.switch input{accent-color:var(--c1);margin:0;vertical-align:-.1em}
+.plot{position:relative;height:11rem;margin:.9rem 1rem 1.9rem 3.2rem;cursor:crosshair;touch-action:pan-y}
+.wide .plot{height:17rem}
+.plot:focus-visible{outline:2px solid var(--c1);outline-offset:3px}
+.plot svg{position:absolute;inset:0;width:100%;height:100%;overflow:visible}
+.plot path{fill:none;vector-effect:non-scaling-stroke;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}
+.plot .grid{stroke:var(--line);stroke-width:1}
+.plot .x,.plot .y{position:absolute;color:var(--soft);font-size:.75rem;line-height:1;white-space:nowrap}
+.plot .x{top:calc(100% + .5rem);transform:translateX(-50%)}.plot .y{right:calc(100% + .5rem);transform:translateY(50%)}
+.c1{stroke:var(--c1);--colour:var(--c1)}.c2{stroke:var(--c2);--colour:var(--c2)}
+.plot .faint{stroke-width:1;opacity:.38}
+.plot .area{fill:var(--colour);fill-opacity:.3;stroke-width:1}
+.plot path.mark{stroke-width:1.2}.mark{stroke:var(--soft);--colour:var(--soft)}
+.plot path.checkpoint{stroke-dasharray:2 4;opacity:.7}
+.mark.resume{stroke:var(--good);--colour:var(--good)}.mark.failure{stroke:var(--bad);--colour:var(--bad)}
+.plot i{display:none;position:absolute;pointer-events:none}
+.plot .cross{top:0;bottom:0;border-left:1px solid var(--soft)}
+.plot .dot{width:8px;height:8px;margin:-4px;border-radius:50%;background:var(--colour);opacity:1!important}
+.plot .dot.faint{opacity:.5!important}
+.legend{display:flex;flex-wrap:wrap;gap:.15rem 1.1rem;margin:0;font-size:.85rem;color:var(--soft)}
+.legend b{color:var(--ink);font-weight:600;font-variant-numeric:tabular-nums}
+.key{display:inline-block;width:1.1em;height:0;border-top:3px solid var(--colour);vertical-align:.25em;
+margin-right:.45em}
+.key.faint{opacity:.45}.key.area{height:.6em;border:0;background:var(--colour);opacity:.5;vertical-align:-.02em}
+.key.mark{width:0;height:.9em;border-top:0;border-left:2px solid var(--colour);vertical-align:-.1em}
+.key.checkpoint{border-left-style:dotted}
+.chart:not(:has(input:checked)) .log,.chart:has(input:checked) .linear{display:none}
+"""
+
+SCRIPT = """
+const charts = [...document.querySelectorAll('.chart[data-points]')].map(figure => ({
+  figure, ...JSON.parse(figure.dataset.points), at: figure.querySelector('.at'),
+  outputs: [...figure.querySelectorAll('.value')], plots: [...figure.querySelectorAll('.plot')].map(plot => ({
+    plot, x: plot.dataset.x.split(',').map(Number), y: plot.dataset.y.split(',').map(Number),
+    log: plot.classList.contains('log'), cross: plot.querySelector('.cross'), dots: plot.querySelectorAll('.dot')}))}));
+const say = v => v === null ? '-' : v.toLocaleString('en', Math.abs(v) < 1e4
+  ? {maximumSignificantDigits: 4} : {maximumFractionDigits: 0});
+function read(chart, i) {
+  chart.at.textContent = 'step ' + chart.steps[i].toLocaleString('en');
+  chart.outputs.forEach((output, k) => { output.textContent = say(chart.values[k][i]); });
+}
+function show(i) {
+  for (const chart of charts) {
+    read(chart, i);
+    for (const {x, y, log, cross, dots} of chart.plots) {
+      const left = 100 * (chart.steps[i] - x[0]) / (x[1] - x[0]) + '%';
+      cross.style.cssText = 'display:block;left:' + left;
+      dots.forEach((dot, k) => {
+        const v = chart.values[k][i], f = log ? Math.log : u => u;
+        const up = 100 * (f(v) - f(y[0])) / (f(y[1]) - f(y[0]));
+        dot.style.cssText = v === null || !isFinite(up) ? '' : `display:block;left:${left};bottom:${up}%`;
+      });
+    }
+  }
+}
+function hide() {
+  for (const chart of charts) {
+    read(chart, chart.steps.length - 1);
+    for (const {cross, dots} of chart.plots) for (const i of [cross, ...dots]) i.style.cssText = '';
+  }
+}
+for (const {steps, plots} of charts) for (const {plot, x} of plots) {
+  let now = steps.length - 1;
+  plot.addEventListener('pointermove', event => {
+    const box = plot.getBoundingClientRect(), want = x[0] + (x[1] - x[0]) * (event.clientX - box.left) / box.width;
+    let low = 0, high = steps.length - 1;
+    while (low < high) { const middle = (low + high) >> 1; steps[middle] < want ? low = middle + 1 : high = middle; }
+    now = low > 0 && want - steps[low - 1] < steps[low] - want ? low - 1 : low;
+    show(now);
+  });
+  plot.addEventListener('pointerleave', hide);
+  plot.addEventListener('blur', hide);
+  plot.addEventListener('keydown', event => {
+    const by = {ArrowLeft: -1, ArrowRight: 1}[event.key];
+    if (!by) return;
+    event.preventDefault();
+    now = Math.min(steps.length - 1, Math.max(0, now + by));
+    show(now);
+  });
+}
+"""

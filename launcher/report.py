@@ -1,0 +1,577 @@
+"""`longreel report`: one HTML page about a run, which can be mailed, archived and read on a phone.
+
+    config.yaml  metrics.jsonl  events.jsonl  samples/  checkpoints/   -->   report.html
+
+Everything is inside the file: curves as SVG, videos and pictures as base64 (a third larger than the files), a few
+lines of our own script for the read-out. A Content-Security-Policy forbids the page every request, and every script but
+that one, so a prompt or an error message can never become code. A part that is missing is said, not left blank; broken
+lines of a record are left out and counted. A million steps take about ten seconds and the memory to hold them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher import charts
+from launcher.charts import Curve, Mark, chart
+from launcher.folder import RunFolder, read_lines, write_whole
+from parallel.errors import InputError
+
+MOST_SAMPLES = 24  # newest videos on the page
+MOST_SHEETS = 4  # newest contact sheets
+MOST_BYTES = 64 << 20  # of videos and sheets together; what is beyond is named
+MOST_EVENTS = 300  # newest rows of the table
+RECENT = 20  # steps that the "recent" loss averages
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says.
+
+    Attributes:
+        root: the folder.
+        config: the resolved run as plain values; empty if config.yaml is broken.
+        config_text: config.yaml as it is.
+        steps: lines of metrics.jsonl by rising step; a step that was done twice counts once, as it was last.
+        events: lines of events.jsonl in the order of their writing.
+        broken: file -> lines that are no record.
+    """
+
+    root: Path
+    config: Row
+    config_text: str
+    steps: Sequence[Row]
+    events: Sequence[Row]
+    broken: Mapping[str, int]
+
+    def column(self, name: str) -> list[float | None]:
+        """One figure of every step; None where it is missing or not finite."""
+        return [number(row.get(name)) for row in self.steps]
+
+    def known(self, name: str) -> list[float]:
+        """The same without the gaps."""
+        return [v for v in self.column(name) if v is not None]
+
+    def of(self, *names: str) -> list[Row]:
+        """The events of these names."""
+        return [e for e in self.events if e.get("event") in names]
+
+    def setting(self, key: str) -> Any:
+        """A value of the config by its dotted key; None if it is not there."""
+        here: Any = self.config
+        for name in key.split("."):
+            here = here.get(name) if isinstance(here, Mapping) else None
+        return here
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into a run folder; gives its path.
+
+    Raises:
+        InputError: the folder is not that of a run.
+    """
+    page = render(read_run(run))
+    path = run / "report.html"
+    write_whole(path, page.encode("utf-8", "replace"))
+    return path
+
+
+def read_run(root: Path) -> Run:
+    """Read what a run wrote. The run may still be going on."""
+    folder = RunFolder(root)
+    for path, remedy in (
+        (folder.config, "give the `out` folder of a run"),
+        (folder.metrics, "train at least one step: longreel train RUN.yaml"),
+    ):
+        if not path.is_file():
+            raise InputError(f"a run folder holds {path.name}", f"{root} does not", remedy)
+    text = folder.config.read_text(errors="replace")
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError:
+        config = None
+    lines, broken_steps = _whole_lines(folder.metrics)
+    steps = {row["step"]: row for row in lines if type(row.get("step")) is int}
+    broken_steps += sum(type(row.get("step")) is not int for row in lines)
+    events, broken_events = _whole_lines(folder.events)
+    return Run(
+        root,
+        config if isinstance(config, dict) else {},
+        text,
+        [steps[step] for step in sorted(steps)],
+        events,
+        {folder.metrics.name: broken_steps, folder.events.name: broken_events},
+    )
+
+
+def render(run: Run) -> str:
+    """The page."""
+    name = escape(run.root.resolve().name)
+    script = charts.SCRIPT + SCRIPT
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    parts = (_summary, _figures, _charts, _gallery, _events, _checkpoints, _config, _footer)
+    body = "".join(part(run) for part in parts)
+    return (
+        f'<!doctype html>\n<html lang=en><head><meta charset=utf-8><meta http-equiv=Content-Security-Policy content="'
+        f'{policy}">\n<meta name=viewport content="width=device-width,initial-scale=1"><meta name=color-scheme '
+        f'content="light dark"><title>{name} · longreel</title>\n<style>{STYLE}{charts.STYLE}</style></head>\n'
+        f"<body><main><h1>{name}</h1>{body}</main>\n<script>{script}</script></body></html>\n"
+    )
+
+
+def number(value: Any) -> float | None:
+    """A finite figure, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < 1e100 else None  # NaN and infinity fail the comparison too
+
+
+def short(value: float) -> str:
+    """Three digits: 0.0123, 812, 12.3 k, 4.56 M."""
+    for limit, divisor, suffix in ((1e3, 1.0, ""), (1e6, 1e3, " k"), (1e9, 1e6, " M"), (1e12, 1e9, " G")):
+        if abs(value) < limit * 0.9995:
+            return f"{value / divisor:.3g}{suffix}"
+    return f"{value / 1e12:.4g} T"
+
+
+def size_text(size: float) -> str:
+    """Bytes in binary units."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"
+
+
+def duration(seconds: float) -> str:
+    """0.123 s, 12.3 s, 4 min 5 s, 3 h 2 min, 2 d 3 h."""
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    for limit, big, small, names in ((3600, 60, 1, "min s"), (86400, 3600, 60, "h min")):
+        if whole < limit:
+            first, second = names.split()
+            return f"{whole // big} {first} {whole % big // small} {second}"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def clock(seconds: Any) -> str:
+    """A UTC time from unix seconds."""
+    found = number(seconds)
+    try:
+        return "-" if found is None else f"{datetime.fromtimestamp(found, UTC):%Y-%m-%d %H:%M:%S}"
+    except (OverflowError, OSError, ValueError):
+        return "-"
+
+
+def state_of(run: Run) -> str:
+    """How the run stands, from its last event."""
+    last = next((e["event"] for e in reversed(run.of("start", "resume", "restart", "failure", "stop", "done"))), "")
+    total, done = run.setting("steps"), run.steps[-1]["step"] if run.steps else 0
+    if last == "done" or (isinstance(total, int) and 0 < total <= done):
+        return "finished"
+    return {"stop": "stopped on request", "failure": "failed"}.get(last, "still running, or killed without a word")
+
+
+def wall_seconds(run: Run) -> float | None:
+    """From the beginning of the first step to the end of the last."""
+    times = run.known("time")
+    if not times:
+        return None
+    return max(times) - min(times) + (number(run.steps[0].get("seconds")) or 0.0)
+
+
+def samples_seen(run: Run) -> str:
+    """How many samples were trained on, as far as the record names them."""
+    named = [row["samples"] for row in run.steps if isinstance(row.get("samples"), list)]
+    count = sum(map(len, named))
+    if len(named) == len(run.steps):
+        return f"{count:,}"
+    rest = len(run.steps) - len(named)
+    return f"{count:,} in {len(named):,} steps; {rest:,} larger steps are recorded by a digest" if named else "unknown"
+
+
+def _summary(run: Run) -> str:
+    total, done = run.setting("steps"), run.steps[-1]["step"] if run.steps else 0
+    of_total = f" of {total:,}" if isinstance(total, int) else ""
+    said = [f"This run has done <b>{done:,}{of_total} steps</b> and is <b>{state_of(run)}</b>."]
+    losses, tokens, rates = run.known("loss"), run.known("tokens"), run.known("tokens_per_second")
+    if losses:
+        said.append(f"Its loss went from {losses[0]:.4g} to <b>{losses[-1]:.4g}</b>{_percent(losses[-1], losses[0])}.")
+    wall = wall_seconds(run)
+    if tokens and wall is not None:
+        speed = f", at a median of {short(statistics.median(rates))} tokens a second" if rates else ""
+        said.append(f"It saw {short(sum(tokens))} tokens in {duration(wall)}{speed}.")
+    restarts = len(run.of("restart"))
+    if restarts:
+        said.append(f"It was restarted {'once' if restarts == 1 else f'{restarts} times'} after a failure.")
+    if not run.steps:
+        said.append("There is nothing to draw before the first step ends.")
+    return f"<p class=lead>{' '.join(said)}</p>{_broken_lines(run)}"
+
+
+def _percent(last: float, first: float) -> str:
+    return f", which is {100 * last / first:.3g} % of the first" if first > 0 else ""
+
+
+def _broken_lines(run: Run) -> str:
+    said = [
+        f"{count} line{'s' * (count > 1)} of {name} {'are' if count > 1 else 'is'} broken and left out"
+        for name, count in run.broken.items()
+        if count
+    ]
+    return f"<p class=warn>{'; '.join(said)}. A kill leaves one such line at most.</p>" if said else ""
+
+
+def _figures(run: Run) -> str:
+    cards = "".join(
+        f"<div><dt>{name}</dt><dd>{escape(value)}</dd><dd class=soft>{escape(note)}</dd></div>"
+        for name, value, note in _key_figures(run)
+    )
+    return f"<h2>Key figures</h2><dl class=card>{cards}</dl>"
+
+
+def _key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
+    """Name, value and note of each."""
+    losses, tokens, seconds = run.known("loss"), run.known("tokens"), run.known("seconds")
+    if losses:
+        first, last = statistics.fmean(losses[:RECENT]), statistics.fmean(losses[-RECENT:])
+        several = min(RECENT, len(losses))
+        percent = f"{100 * last / first:.3g} % of the first {several}" if first > 0 else f"first {several}: {first:.4g}"
+        yield f"Loss, mean of last {several}", f"{last:.4g}", percent
+        yield "Lowest loss", f"{min(losses):.4g}", f"at step {_step_of(run, 'loss', min(losses)):,}"
+    if tokens:
+        yield "Tokens", short(sum(tokens)), f"{short(statistics.median(tokens))} a step"
+        yield "Samples seen", samples_seen(run), ""
+    wall = wall_seconds(run)
+    if wall is not None:
+        yield "Wall time", duration(wall), f"{duration(sum(seconds))} of it in steps that count"
+    yield from _speed_figures(run, seconds)
+    memory = run.known("memory_bytes")
+    if memory:
+        yield "Peak memory", size_text(max(memory)), "of rank 0"
+    mesh = {axis: run.setting(f"mesh.{axis}") for axis in ("replica", "ring", "ulysses")}
+    if all(isinstance(n, int) for n in mesh.values()):
+        yield "Ranks", f"{math.prod(mesh.values()):,}", " x ".join(f"{axis} {n}" for axis, n in mesh.items())
+    if run.setting("dtype"):
+        yield "Precision", str(run.setting("dtype")), f"ZeRO stage {run.setting('zero.stage')}"
+    yield "Failures", str(len(run.of("failure"))), f"{len(run.of('restart'))} restarts, {len(run.of('resume'))} resumes"
+
+
+def _speed_figures(run: Run, seconds: Sequence[float]) -> Iterator[tuple[str, str, str]]:
+    rates, waits = run.known("tokens_per_second"), run.known("data_seconds")
+    if rates:
+        yield "Tokens a second", short(statistics.median(rates)), f"median; highest {short(max(rates))}"
+    if seconds and waits:
+        share = 100 * sum(waits) / (sum(seconds) or 1.0)
+        yield "Seconds a step", f"{statistics.median(seconds):.3g}", f"median; {share:.3g} % of all waits for data"
+    flops = run.known("flops")
+    if flops and seconds and len(flops) == len(seconds):
+        speeds = [f / s for f, s in zip(flops, seconds, strict=True) if s > 0]
+        if speeds:
+            note = f"median, all ranks, exact mask area; {short(sum(flops))}FLOP in all"
+            yield "Compute", f"{short(statistics.median(speeds))}FLOP/s", note
+
+
+def _step_of(run: Run, name: str, value: float) -> int:
+    return next(int(row["step"]) for row in run.steps if number(row.get(name)) == value)
+
+
+def _charts(run: Run) -> str:
+    steps = [int(row["step"]) for row in run.steps]
+    if not steps:
+        return "<h2>Curves</h2><p class=soft>no steps yet</p>"
+    memory, unit = _in_units(run.column("memory_bytes"))
+
+    def draw(title: str, *curves: Curve, unit: str = "", **how: Any) -> str:
+        return chart(title, steps, curves, unit, **how)
+
+    def measured(name: str, key: str) -> Curve:
+        return Curve(name, run.column(key), "smooth")
+
+    small = (
+        draw("Gradient norm", measured("norm", "grad_norm"), log=True, zero=True),
+        draw("Learning rate", Curve("rate", run.column("learning_rate")), zero=True),
+        draw("Throughput", measured("tokens/s", "tokens_per_second"), unit="tokens a second, all ranks", zero=True),
+        draw(
+            "Step time", Curve("wait for data", run.column("data_seconds"), "area", 2), measured("whole", "seconds"),
+            unit="seconds", log=False, zero=True,
+        ),
+        draw("Memory", Curve("peak", memory), unit=f"{unit}, rank 0", zero=True),
+    )  # fmt: skip
+    loss = draw("Loss", measured("loss", "loss"), marks=marks_of(run), log=True)
+    return f"<h2>Curves</h2><div class=wide>{loss}</div><div class=grid>{''.join(small)}</div>"
+
+
+def marks_of(run: Run) -> list[Mark]:
+    """Checkpoints, failures and resumes, for the loss chart."""
+    saved = {number(e.get("step")) for e in run.of("checkpoint")}
+    saved |= {number(c.step) for c in checkpoints_of(run)}
+    marks = [Mark(step, "checkpoint") for step in sorted(s for s in saved if s is not None)]
+    for event in run.of("failure", "resume"):
+        step = number(event.get("step"))
+        if step is not None:
+            marks.append(Mark(step, event["event"]))
+    return marks
+
+
+def _in_units(values: Sequence[float | None]) -> tuple[list[float | None], str]:
+    largest = max((v for v in values if v is not None), default=0.0)
+    unit, divisor = ("GiB", 1 << 30) if largest >= 1 << 30 else ("MiB", 1 << 20)
+    return [None if v is None else v / divisor for v in values], unit
+
+
+def _gallery(run: Run) -> str:
+    folder = RunFolder(run.root).samples
+    videos, sheets = (_newest_first(folder, pattern) for pattern in ("*.mp4", "*.png"))
+    if not videos and not sheets:
+        command = escape(f"longreel sample {run.root}")
+        return f"<h2>Samples</h2><p class=soft>no samples yet: <code>{command}</code></p>"
+    room = _Room(MOST_BYTES)
+    shown = "".join(_video(path, room) for path in videos[:MOST_SAMPLES])
+    pictures = "".join(_sheet(path, room) for path in sheets[:MOST_SHEETS])
+    left_out = []
+    for what, there, most in (("video", videos, MOST_SAMPLES), ("contact sheet", sheets, MOST_SHEETS)):
+        if len(there) > most:
+            more = len(there) - most
+            left_out.append(f"{more} older {what}{'s' * (more > 1)}")
+    if room.refused:
+        names = ", ".join(room.refused)
+        left_out.append(f"what does not fit into {size_text(MOST_BYTES)} or cannot be read ({names})")
+    note = f"<p class=soft>Left out: {escape('; '.join(left_out))}. They are in samples/.</p>" if left_out else ""
+    return f"<h2>Samples</h2><div class=gallery>{shown}</div>{note}{pictures}"
+
+
+class _Room:
+    """How much may still be put into the page, and what was not."""
+
+    def __init__(self, left: int) -> None:
+        self.left, self.refused = left, list[str]()
+
+    def take(self, path: Path) -> str | None:
+        """The file as base64."""
+        try:
+            if path.stat().st_size <= self.left:
+                data = path.read_bytes()
+                self.left -= len(data)
+                return base64.b64encode(data).decode()
+        except OSError:
+            pass  # gone meanwhile: it is named like one that is too large
+        self.refused.append(path.name)
+        return None
+
+
+def _newest_first(folder: Path, pattern: str) -> list[Path]:
+    found = []
+    for path in folder.glob(pattern):
+        try:
+            found.append((-path.stat().st_mtime, path))
+        except OSError:
+            continue  # gone meanwhile
+    return [path for _, path in sorted(found)]
+
+
+def _video(path: Path, room: _Room) -> str:
+    data = room.take(path)
+    if data is None:
+        return ""
+    made = _json(path.with_suffix(".json"))
+    prompt = escape(str(made.get("prompt", path.name)))
+    words = (("seed", "seed"), ("steps", "steps"), ("guidance", "guidance"), ("checkpoint_step", "from step"))
+    how = escape(", ".join(f"{word} {made[key]}" for key, word in words if key in made))
+    return (
+        f'<figure class=card><video autoplay loop muted playsinline src="data:video/mp4;base64,{data}"></video>'
+        f"<figcaption>{prompt}<br><span class=soft>{how or 'no .json beside it'}</span></figcaption></figure>"
+    )
+
+
+def _sheet(path: Path, room: _Room) -> str:
+    data = room.take(path)
+    if data is None:
+        return ""
+    name = escape(path.name)
+    return (
+        f'<figure class="card sheet"><div class=scroll><img alt="contact sheet {name}" '
+        f'src="data:image/png;base64,{data}"></div><figcaption class=soft>{name}</figcaption></figure>'
+    )
+
+
+SAYS: dict[str, Callable[[Row], str]] = {
+    "start": lambda e: f"to {e['steps']} steps on {e['mesh']}, {e['samples']} samples",
+    "resume": lambda e: f"from {e['checkpoint']}",
+    "fallback": lambda e: f"{e['checkpoint']} is broken and was passed over: {e['reason']}",
+    "failure": lambda e: f"rank {e['rank']} {e['how']}: {e['reason']}",
+    "restart": lambda e: f"all ranks, {e['attempt']} of {e['limit']}",
+}
+ROUTINE = ("ranks", "checkpoint")  # events with a place elsewhere on the page, or none
+
+
+def _events(run: Run) -> str:
+    there = [e for e in run.events if e.get("event") not in ROUTINE]
+    if not there:
+        return "<h2>Events</h2><p class=soft>no events are recorded</p>"
+    counts = Counter(str(e.get("event", "?")) for e in there)
+    begin = number(run.events[0].get("time"))
+    rows = "".join(_event_row(e, begin) for e in there[-MOST_EVENTS:])
+    more = len(there) - MOST_EVENTS
+    note = f"<p class=soft>{more:,} older events are left out; they are in events.jsonl.</p>" if more > 0 else ""
+    said = escape(", ".join(f"{name} {count}" for name, count in counts.items()))
+    head = "<tr><th>time (UTC)<th>after<th>event<th class=n>step<th>what</tr>"
+    return f"<h2>Events</h2><p class=soft>{said}</p><div class='card scroll'><table>{head}{rows}</table></div>{note}"
+
+
+def _event_row(event: Row, begin: float | None) -> str:
+    name, now = str(event.get("event", "?")), number(event.get("time"))
+    after = "-" if now is None or begin is None else duration(max(0.0, now - begin))
+    step = number(event.get("step"))
+    try:
+        said = SAYS[name](event)
+    except KeyError:  # an event of another kind or version: all its fields
+        rest = {k: v for k, v in event.items() if k not in ("time", "event", "step", "trace", "message")}
+        said = ", ".join(f"{key} {value}" for key, value in rest.items())
+    long = event.get("trace") or event.get("message")
+    details = f"<details><summary>all of it</summary><pre>{escape(str(long))}</pre></details>" if long else ""
+    kind = "bad" if name in ("failure", "fallback") else "good" if name in ("resume", "done") else ""
+    return (
+        f"<tr><td class=t>{clock(now)}<td class=t>{after}<td class='{kind}'>{escape(name)}"
+        f"<td class=n>{'' if step is None else f'{step:,.0f}'}<td>{escape(said)}{details}</tr>"
+    )
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint on disk; `broken` says what is wrong with its manifest, `step` is then None."""
+
+    name: str
+    step: int | None
+    size: int
+    parts: int
+    time: float | None
+    broken: str = ""
+
+
+def checkpoints_of(run: Run) -> list[Saved]:
+    """What lies in `checkpoints/`, newest first. Hashes are not compared: that is the resume's business."""
+    found = []
+    for path in sorted(RunFolder(run.root).checkpoints.glob("step-*"), reverse=True):
+        manifest = _json(path / "manifest.json")
+        step, parts = manifest.get("step"), manifest.get("parts")
+        whole = isinstance(step, int)
+        try:
+            size = sum(file.stat().st_size for file in path.iterdir())
+            time = (path / "manifest.json").stat().st_mtime
+        except OSError:
+            size, time, whole = 0, None, False
+        broken = "" if whole else "manifest.json is missing or broken"
+        count = len(parts) if isinstance(parts, list) else 0
+        found.append(Saved(path.name, step if whole else None, size, count, time, broken))
+    return found
+
+
+def _checkpoints(run: Run) -> str:
+    there, written = checkpoints_of(run), run.of("checkpoint")
+    if not there:
+        return "<h2>Checkpoints</h2><p class=soft>no checkpoints yet: see <code>checkpoint.every</code></p>"
+    took = {number(e.get("step")): number(e.get("seconds")) for e in written}
+    rows = ""
+    for one in there:
+        seconds = took.get(one.step) if one.step is not None else None
+        rows += (
+            f"<tr><td>{escape(one.name)}<td class=n>{size_text(one.size)}<td class=n>{one.parts or '-'}"
+            f"<td class=n>{'-' if seconds is None else duration(seconds)}<td class=t>{clock(one.time)}"
+            f"<td class=bad>{one.broken}</tr>"
+        )
+    head = "<tr><th>name<th class=n>size<th class=n>parts<th class=n>to save<th>written (UTC)<th></tr>"
+    total = size_text(sum(one.size for one in there))
+    said = f"{len(there)} on disk, {total}" + (f"; {len(written)} were written" if len(written) > len(there) else "")
+    return f"<h2>Checkpoints</h2><p class=soft>{said}</p><div class='card scroll'><table>{head}{rows}</table></div>"
+
+
+def _config(run: Run) -> str:
+    note = "" if run.config else "<p class=warn>config.yaml is no YAML mapping: shown as it is.</p>"
+    text = escape(run.config_text)
+    return f"<h2>Config</h2>{note}<details class=card><summary>config.yaml</summary><pre>{text}</pre></details>"
+
+
+def _footer(run: Run) -> str:
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    command = escape(f"longreel report {run.root}")
+    return f"<footer class=soft>written {now} UTC; again with <code>{command}</code></footer>"
+
+
+def _whole_lines(path: Path) -> tuple[list[Row], int]:
+    """The records of a file, and how many of its lines are none."""
+    if not path.is_file():
+        return [], 0
+    rows: list[Row] = list(read_lines(path))
+    with open(path, "rb") as file:
+        return rows, max(0, sum(bool(line.strip()) for line in file) - len(rows))
+
+
+def _json(path: Path) -> Row:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+STYLE = """
+:root{color-scheme:light dark;--bg:#f7f7f5;--card:#fff;--ink:#1b1f24;--soft:#626b76;--line:#e4e5e7;
+--c1:#2a63d6;--c2:#c96f0e;--good:#15803d;--bad:#c8281e}
+@media(prefers-color-scheme:dark){:root{--bg:#101317;--card:#191d23;--ink:#e7e9ec;--soft:#9aa4b0;--line:#2b313a;
+--c1:#74a7ff;--c2:#f2a24c;--good:#5bd17c;--bad:#ff7d73}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+main{max-width:70rem;margin:0 auto;padding:1.5rem 1rem 3rem}
+h1{font-size:1.9rem;line-height:1.2;margin:0 0 .5rem;overflow-wrap:anywhere}
+h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
+p{margin:.3rem 0 .7rem}.lead{font-size:1.08rem;max-width:46rem}
+.soft{color:var(--soft)}.warn,.bad{color:var(--bad)}.good{color:var(--good)}
+code,pre{font:.86em/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}code{overflow-wrap:anywhere}
+pre{margin:.6rem 0 0;overflow-x:auto}
+.card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:.9rem 1rem;margin:0}
+.grid,.gallery,dl{display:grid;gap:.9rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr))}
+.grid{margin-top:.9rem}
+dl{grid-template-columns:repeat(auto-fill,minmax(min(100%,11.5rem),1fr));gap:1rem 1.4rem}
+dt,dl .soft,figcaption,table{font-size:.88rem}dt{color:var(--soft)}
+dd{margin:0;font-size:1.3rem;line-height:1.3;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
+.gallery{grid-template-columns:repeat(auto-fill,minmax(min(46%,11rem),1fr))}
+.gallery figure{padding:.5rem}.gallery figcaption{padding:.4rem .2rem 0;line-height:1.35;overflow-wrap:anywhere}
+video{display:block;width:100%;border-radius:6px;background:#000}
+.sheet{margin-top:.9rem}.sheet img{display:block;max-width:100%;min-width:min(100%,40rem);border-radius:4px}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%}th{font-weight:600;text-align:left;color:var(--soft)}
+th,td{padding:.35rem .8rem .35rem 0;vertical-align:top;border-bottom:1px solid var(--line)}
+tr:last-child td{border-bottom:0}td:last-child{overflow-wrap:anywhere;min-width:12rem}
+.n{text-align:right}.n,.t{white-space:nowrap;font-variant-numeric:tabular-nums}
+summary{cursor:pointer}details details{margin:0}td pre{max-width:60rem;white-space:pre-wrap}
+footer{margin-top:2.5rem;font-size:.85rem}
+@media print{.card{break-inside:avoid}}
+"""
+
+SCRIPT = """
+const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
+for (const video of document.querySelectorAll('video')) {
+  if (calm) { video.removeAttribute('autoplay'); video.pause(); }
+  video.addEventListener('click', () => video.paused ? video.play() : video.pause());
+}
+"""
