@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from statistics import fmean, median
 from typing import Literal
 
 POINTS = 500  # of a curve; a phone shows fewer, a wide screen two pixels each
 SMOOTH_PARTS = 40  # the smoothed curve is the mean over this fraction of the run
 SIDE = 1000  # of the SVG's own square coordinates
 FULL_MARKS = 60  # more vertical lines than that become short ticks at the foot of the chart
+MIDDLES: dict[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "median": median}
 Values = Sequence[float | None]
 
 
@@ -33,13 +35,14 @@ class Curve:
     Attributes:
         name: in the legend.
         values: one for each step of the chart; None where there is none.
-        look: "smooth" draws the values faint and their moving mean over them; "area" fills down to zero.
+        look: "mean" and "median" draw the values faint and their moving mean or median over them; "area" fills down
+            to zero.
         colour: which of the page's colours, 1 or 2.
     """
 
     name: str
     values: Values
-    look: Literal["line", "smooth", "area"] = "line"
+    look: Literal["line", "mean", "median", "area"] = "line"
     colour: int = 1
 
 
@@ -138,11 +141,13 @@ def thin(count: int, points: int = POINTS) -> list[range]:
     return [range(i * count // parts, (i + 1) * count // parts) for i in range(parts)]
 
 
-def smooth(values: Values, buckets: Sequence[range], window: int) -> list[float | None]:
-    """For each stretch the mean of its values and of those up to `window` // 2 to each side of it."""
+def smooth(
+    values: Values, buckets: Sequence[range], window: int, middle: Callable[[Sequence[float]], float] = fmean
+) -> list[float | None]:
+    """For each stretch the middle of its values and of those up to `window` // 2 to each side of it."""
     reach = window // 2
     around = ([v for v in values[max(0, b.start - reach) : b.stop + reach] if v is not None] for b in buckets)
-    return [math.fsum(a) / len(a) if a else None for a in around]
+    return [middle(a) if a else None for a in around]
 
 
 def window_of(count: int) -> int:
@@ -171,7 +176,7 @@ def round_ticks(low: float, high: float, count: int) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten inside [low, high], about `count` of them."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
+    step = power * next(m for m, limit in ((1, 1.42), (2, 3.17), (5, 7.08), (10, 11)) if rough < limit * power)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [i * step for i in range(first, last + 1)]
 
@@ -204,15 +209,17 @@ def _lines(curve: Curve, buckets: Sequence[range]) -> Iterator[_Line]:
     spans: list[tuple[float, float, float] | None] = []
     for bucket in buckets:
         there = [v for i in bucket if (v := curve.values[i]) is not None]
-        spans.append((min(there), max(there), math.fsum(there) / len(there)) if there else None)
+        spans.append((min(there), max(there), fmean(there)) if there else None)
     colour = f"c{curve.colour}"
-    if curve.look != "smooth":
+    if curve.look not in MIDDLES:
         yield _Line(curve.name, f"{colour} {curve.look}", spans)
         return
     yield _Line(curve.name, f"{colour} faint", spans)
     window = window_of(len(curve.values))
-    means = smooth(curve.values, buckets, window)
-    yield _Line(f"mean of {window} steps", f"{colour} line", [None if m is None else (m, m, m) for m in means])
+    middles = smooth(curve.values, buckets, window, MIDDLES[curve.look])
+    yield _Line(
+        f"{curve.look} of {window} steps", f"{colour} line", [None if m is None else (m, m, m) for m in middles]
+    )
 
 
 def _plot(title: str, xs: Sequence[int], lines: Sequence[_Line], scale: Scale, marks: Sequence[Mark]) -> str:
@@ -312,7 +319,7 @@ STYLE = """
 .plot .x,.plot .y{position:absolute;color:var(--soft);font-size:.75rem;line-height:1;white-space:nowrap}
 .plot .x{top:calc(100% + .5rem);transform:translateX(-50%)}.plot .y{right:calc(100% + .5rem);transform:translateY(50%)}
 .c1{stroke:var(--c1);--colour:var(--c1)}.c2{stroke:var(--c2);--colour:var(--c2)}
-.plot .faint{stroke-width:1;opacity:.38}
+.plot .faint{stroke-width:1;opacity:.5}
 .plot .area{fill:var(--colour);fill-opacity:.3;stroke-width:1}
 .plot path.mark{stroke-width:1.2}.mark{stroke:var(--soft);--colour:var(--soft)}
 .plot path.checkpoint{stroke-dasharray:2 4;opacity:.7}
@@ -325,7 +332,7 @@ STYLE = """
 .legend b{color:var(--ink);font-weight:600;font-variant-numeric:tabular-nums}
 .key{display:inline-block;width:1.1em;height:0;border-top:3px solid var(--colour);vertical-align:.25em;
 margin-right:.45em}
-.key.faint{opacity:.45}.key.area{height:.6em;border:0;background:var(--colour);opacity:.5;vertical-align:-.02em}
+.key.faint{opacity:.55}.key.area{height:.6em;border:0;background:var(--colour);opacity:.5;vertical-align:-.02em}
 .key.mark{width:0;height:.9em;border-top:0;border-left:2px solid var(--colour);vertical-align:-.1em}
 .key.checkpoint{border-left-style:dotted}
 .chart:not(:has(input:checked)) .log,.chart:has(input:checked) .linear{display:none}

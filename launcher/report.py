@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from launcher import charts
-from launcher.charts import Curve, Mark, chart
+from launcher.charts import Curve, Mark, Values, chart
 from launcher.folder import RunFolder, read_lines, write_whole
 from parallel.errors import InputError
 
@@ -146,10 +146,11 @@ def number(value: Any) -> float | None:
 
 def short(value: float) -> str:
     """Three digits: 0.0123, 812, 12.3 k, 4.56 M."""
-    for limit, divisor, suffix in ((1e3, 1.0, ""), (1e6, 1e3, " k"), (1e9, 1e6, " M"), (1e12, 1e9, " G")):
-        if abs(value) < limit * 0.9995:
-            return f"{value / divisor:.3g}{suffix}"
-    return f"{value / 1e12:.4g} T"
+    for suffix in ("", " k", " M", " G", " T", " P"):
+        if abs(value) < 999.5:
+            return f"{value:.3g}{suffix}"
+        value /= 1000
+    return f"{value:.4g} E"
 
 
 def size_text(size: float) -> str:
@@ -222,7 +223,7 @@ def _summary(run: Run) -> str:
         said.append(f"It saw {short(sum(tokens))} tokens in {duration(wall)}{speed}.")
     restarts = len(run.of("restart"))
     if restarts:
-        said.append(f"It was restarted {'once' if restarts == 1 else f'{restarts} times'} after a failure.")
+        said.append(f"It was restarted {'once' if restarts == 1 else f'{restarts:,} times'} after a failure.")
     if not run.steps:
         said.append("There is nothing to draw before the first step ends.")
     return f"<p class=lead>{' '.join(said)}</p>{_broken_lines(run)}"
@@ -234,7 +235,7 @@ def _percent(last: float, first: float) -> str:
 
 def _broken_lines(run: Run) -> str:
     said = [
-        f"{count} line{'s' * (count > 1)} of {name} {'are' if count > 1 else 'is'} broken and left out"
+        f"{_counted(count, 'line')} of {name} {'are' if count > 1 else 'is'} broken and left out"
         for name, count in run.broken.items()
         if count
     ]
@@ -273,7 +274,12 @@ def _key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
         yield "Ranks", f"{math.prod(mesh.values()):,}", " x ".join(f"{axis} {n}" for axis, n in mesh.items())
     if run.setting("dtype"):
         yield "Precision", str(run.setting("dtype")), f"ZeRO stage {run.setting('zero.stage')}"
-    yield "Failures", str(len(run.of("failure"))), f"{len(run.of('restart'))} restarts, {len(run.of('resume'))} resumes"
+    restarts, resumes = (_counted(len(run.of(name)), name) for name in ("restart", "resume"))
+    yield "Failures", str(len(run.of("failure"))), f"{restarts}, {resumes}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _speed_figures(run: Run, seconds: Sequence[float]) -> Iterator[tuple[str, str, str]]:
@@ -283,12 +289,15 @@ def _speed_figures(run: Run, seconds: Sequence[float]) -> Iterator[tuple[str, st
     if seconds and waits:
         share = 100 * sum(waits) / (sum(seconds) or 1.0)
         yield "Seconds a step", f"{statistics.median(seconds):.3g}", f"median; {share:.3g} % of all waits for data"
-    flops = run.known("flops")
-    if flops and seconds and len(flops) == len(seconds):
-        speeds = [f / s for f, s in zip(flops, seconds, strict=True) if s > 0]
-        if speeds:
-            note = f"median, all ranks, exact mask area; {short(sum(flops))}FLOP in all"
-            yield "Compute", f"{short(statistics.median(speeds))}FLOP/s", note
+    speeds = [s for s in flop_speeds(run) if s is not None]
+    if speeds:
+        note = f"median, all ranks, by exact mask area; {_flop(sum(run.known('flops')))} in all"
+        yield "Compute", f"{_flop(statistics.median(speeds))}/s", note
+
+
+def _flop(value: float) -> str:
+    figure, _, suffix = short(value).partition(" ")
+    return f"{figure} {suffix}FLOP"
 
 
 def _step_of(run: Run, name: str, value: float) -> int:
@@ -299,26 +308,32 @@ def _charts(run: Run) -> str:
     steps = [int(row["step"]) for row in run.steps]
     if not steps:
         return "<h2>Curves</h2><p class=soft>no steps yet</p>"
-    memory, unit = _in_units(run.column("memory_bytes"))
+    memory, memory_unit = _in_units(run.column("memory_bytes"), (("MiB", 2.0**20), ("GiB", 2.0**30)))
+    speeds, speed_unit = _in_units(flop_speeds(run), (("MFLOP/s", 1e6), ("GFLOP/s", 1e9), ("TFLOP/s", 1e12)))
 
-    def draw(title: str, *curves: Curve, unit: str = "", **how: Any) -> str:
-        return chart(title, steps, curves, unit, **how)
+    def draw(title: str, *curves: Curve, unit: str = "", log: bool = False) -> str:
+        return chart(title, steps, curves, unit, log=log, zero=True)
 
     def measured(name: str, key: str) -> Curve:
-        return Curve(name, run.column(key), "smooth")
+        return Curve(name, run.column(key), "median")
 
+    waits = Curve("wait for data", run.column("data_seconds"), "area", colour=2)
     small = (
-        draw("Gradient norm", measured("norm", "grad_norm"), log=True, zero=True),
-        draw("Learning rate", Curve("rate", run.column("learning_rate")), zero=True),
-        draw("Throughput", measured("tokens/s", "tokens_per_second"), unit="tokens a second, all ranks", zero=True),
-        draw(
-            "Step time", Curve("wait for data", run.column("data_seconds"), "area", 2), measured("whole", "seconds"),
-            unit="seconds", log=False, zero=True,
-        ),
-        draw("Memory", Curve("peak", memory), unit=f"{unit}, rank 0", zero=True),
-    )  # fmt: skip
-    loss = draw("Loss", measured("loss", "loss"), marks=marks_of(run), log=True)
+        draw("Gradient norm", measured("norm", "grad_norm"), log=True),
+        draw("Learning rate", Curve("rate", run.column("learning_rate"))),
+        draw("Throughput", measured("tokens/s", "tokens_per_second"), unit="tokens a second, all ranks"),
+        draw("Step time", waits, measured("whole step", "seconds"), unit="seconds"),
+        draw("Compute", Curve("speed", speeds, "median"), unit=f"{speed_unit}, all ranks, by exact mask area"),
+        draw("Memory", Curve("peak so far", memory), unit=f"{memory_unit}, rank 0"),
+    )
+    loss = chart("Loss", steps, [Curve("loss", run.column("loss"), "mean")], marks=marks_of(run), log=True)
     return f"<h2>Curves</h2><div class=wide>{loss}</div><div class=grid>{''.join(small)}</div>"
+
+
+def flop_speeds(run: Run) -> list[float | None]:
+    """Floating-point operations a second of each step, over all ranks."""
+    pairs = zip(run.column("flops"), run.column("seconds"), strict=True)
+    return [flops / seconds if flops is not None and seconds else None for flops, seconds in pairs]
 
 
 def marks_of(run: Run) -> list[Mark]:
@@ -333,9 +348,10 @@ def marks_of(run: Run) -> list[Mark]:
     return marks
 
 
-def _in_units(values: Sequence[float | None]) -> tuple[list[float | None], str]:
+def _in_units(values: Values, units: Sequence[tuple[str, float]]) -> tuple[list[float | None], str]:
+    """The values in the largest unit that the largest of them fills."""
     largest = max((v for v in values if v is not None), default=0.0)
-    unit, divisor = ("GiB", 1 << 30) if largest >= 1 << 30 else ("MiB", 1 << 20)
+    unit, divisor = next((u for u in reversed(units) if largest >= u[1]), units[0])
     return [None if v is None else v / divisor for v in values], unit
 
 
@@ -351,8 +367,7 @@ def _gallery(run: Run) -> str:
     left_out = []
     for what, there, most in (("video", videos, MOST_SAMPLES), ("contact sheet", sheets, MOST_SHEETS)):
         if len(there) > most:
-            more = len(there) - most
-            left_out.append(f"{more} older {what}{'s' * (more > 1)}")
+            left_out.append(_counted(len(there) - most, f"older {what}"))
     if room.refused:
         names = ", ".join(room.refused)
         left_out.append(f"what does not fit into {size_text(MOST_BYTES)} or cannot be read ({names})")
@@ -551,7 +566,7 @@ pre{margin:.6rem 0 0;overflow-x:auto}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:.9rem 1rem;margin:0}
 .grid,.gallery,dl{display:grid;gap:.9rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr))}
 .grid{margin-top:.9rem}
-dl{grid-template-columns:repeat(auto-fill,minmax(min(100%,11.5rem),1fr));gap:1rem 1.4rem}
+dl{grid-template-columns:repeat(auto-fill,minmax(min(44%,11.5rem),1fr));gap:1rem 1.4rem}
 dt,dl .soft,figcaption,table{font-size:.88rem}dt{color:var(--soft)}
 dd{margin:0;font-size:1.3rem;line-height:1.3;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
 .gallery{grid-template-columns:repeat(auto-fill,minmax(min(46%,11rem),1fr))}
@@ -560,7 +575,7 @@ video{display:block;width:100%;border-radius:6px;background:#000}
 .sheet{margin-top:.9rem}.sheet img{display:block;max-width:100%;min-width:min(100%,40rem);border-radius:4px}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%}th{font-weight:600;text-align:left;color:var(--soft)}
-th,td{padding:.35rem .8rem .35rem 0;vertical-align:top;border-bottom:1px solid var(--line)}
+th,td{padding:.35rem 1.3rem .35rem 0;vertical-align:top;border-bottom:1px solid var(--line)}
 tr:last-child td{border-bottom:0}td:last-child{overflow-wrap:anywhere;min-width:12rem}
 .n{text-align:right}.n,.t{white-space:nowrap;font-variant-numeric:tabular-nums}
 summary{cursor:pointer}details details{margin:0}td pre{max-width:60rem;white-space:pre-wrap}

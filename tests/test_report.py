@@ -155,7 +155,7 @@ def test_a_whole_run_is_told(tmp_path: Path) -> None:
         assert known in page.text, known
     for title in ("Loss", "Gradient norm", "Learning rate", "Throughput", "Step time", "Memory"):
         assert f" {title} " in page.text
-    assert len(page.all("figure", class_="chart")) == 6
+    assert len(page.all("figure", class_="chart")) == 7
     assert "rank 1 died: killed by SIGKILL <out of memory?>" in page.text
     assert "samples 2, reason no frame can be decoded" in page.text, "an unknown event shows all its fields"
     assert "3 on disk, 9 MiB; 5 were written" in page.text
@@ -250,7 +250,7 @@ def test_figures_that_are_missing_or_not_finite_are_gaps(tmp_path: Path) -> None
     assert "Gradient norm no values yet" in page.text
     assert "Samples seen unknown" in page.text
     drawn = [a["data-points"] or "" for a in page.all("figure", class_="chart") if "data-points" in a]
-    assert len(drawn) == 5
+    assert len(drawn) == 6
     assert not [d for d in drawn if "NaN" in d or "Infinity" in d]
 
 
@@ -319,7 +319,7 @@ def test_how_a_run_stands(tmp_path: Path) -> None:
 def test_a_long_run_makes_a_small_page_that_keeps_its_spikes(tmp_path: Path) -> None:
     values: list[float | None] = [1.0] * 20_000
     values[7777] = 9.0
-    html = chart("Loss", range(1, 20_001), [Curve("loss", values, "smooth")])
+    html = chart("Loss", range(1, 20_001), [Curve("loss", values, "mean")])
     assert len(html) < 80_000
     top = linear_scale([1.0, 9.0], zero=False)
     assert f" {1000 * (1 - top.height(9.0)):.1f}" in html
@@ -351,9 +351,7 @@ def test_the_log_scale_is_offered_where_values_allow_it() -> None:
 )
 @pytest.mark.parametrize("zero", [True, False])
 def test_any_values_can_be_drawn(values: list[float | None], zero: bool) -> None:
-    html = chart(
-        "x", range(len(values)), [Curve("x", values, "smooth"), Curve("y", values, "area")], log=True, zero=zero
-    )
+    html = chart("x", range(len(values)), [Curve("x", values, "mean"), Curve("y", values, "area")], log=True, zero=zero)
     coordinates = [float(n) for d in re.findall(r' d="([^"]*)"', html) for n in re.findall(r"[-\d.e]+", d)]
     assert coordinates
     assert all(-1 <= c <= 1001 for c in coordinates)
@@ -382,7 +380,7 @@ def test_figures_in_words() -> None:
         "0.123 s", "12.3 s", "99.9 s", "4 min 5 s", "1 h 0 min", "3 h 2 min", "2 d 7 h",
     ]  # fmt: skip
     assert [short(v) for v in (0.0123, 812, 999.9, 12_345, 4.56e6, 3e15)] == [
-        "0.0123", "812", "1 k", "12.3 k", "4.56 M", "3000 T",
+        "0.0123", "812", "1 k", "12.3 k", "4.56 M", "3 P",
     ]  # fmt: skip
     assert [size_text(v) for v in (0, 1536, 3 << 30, 5 << 40)] == ["0 bytes", "1.5 KiB", "3 GiB", "5 TiB"]
     assert [number(v) for v in (1, 2.5, True, "3", None, math.nan, -math.inf, 10**400)] == [1.0, 2.5] + [None] * 6
