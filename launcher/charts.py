@@ -5,9 +5,9 @@
       0.2 |____`--      the legend below doubles as the read-out: moving over any chart shows that step on all of them
           0   1k   2k
 
-Long runs are thinned to at most `POINTS` points a curve, which show lowest and highest of each stretch of steps, so
-that a spike of one step stays visible. A chart costs 20 to 60 KB of page whatever the length of the run. Without
-scripts everything but the read-out works: the switch to a log scale is CSS.
+Long runs are thinned to at most `POINTS` points a curve; what is measured then becomes a band from lowest to highest of
+each stretch of steps, so that a spike of one step stays visible. A chart costs 20 to 60 KB of page whatever the length
+of the run. Without scripts everything but the read-out works: the switch to a log scale is CSS.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Literal
 POINTS = 500  # of a curve; a phone shows fewer, a wide screen two pixels each
 SMOOTH_PARTS = 40  # the smoothed curve is the mean over this fraction of the run
 SIDE = 1000  # of the SVG's own square coordinates
+LOG_FIRST = 5  # the log scale comes first if the highest value is this many times the median
 FULL_MARKS = 60  # more vertical lines than that become short ticks at the foot of the chart
 MIDDLES: dict[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "median": median}
 Values = Sequence[float | None]
@@ -110,7 +111,7 @@ def chart(
     scales = [linear_scale(shown, zero)] + ([log_scale(shown)] if offer_log else [])
     switch = ""
     if offer_log:
-        checked = " checked" if max(shown) > 20 * sorted(shown)[len(shown) // 2] else ""
+        checked = " checked" if max(shown) > LOG_FIRST * median(shown) else ""
         switch = f"<label class=switch><input type=checkbox{checked}> log scale</label>"
     xs = [steps[b.stop - 1] for b in buckets]
     plots = "".join(_plot(title, xs, lines, scale, marks) for scale in scales)
@@ -118,7 +119,7 @@ def chart(
     return (
         f'<figure class="card chart" data-points="{escape(data)}"><figcaption>{head}'
         f"<span class=at>step {xs[-1]:,}</span>{switch}</figcaption>"
-        f"{plots}<p class=legend>{_legend(lines, marks)}{_notes(curves, buckets)}</p></figure>"
+        f"{plots}<p class=legend>{_legend(lines, marks)}{_gaps(curves)}</p></figure>"
     )
 
 
@@ -148,6 +149,11 @@ def smooth(
     reach = window // 2
     around = ([v for v in values[max(0, b.start - reach) : b.stop + reach] if v is not None] for b in buckets)
     return [middle(a) if a else None for a in around]
+
+
+def thinning(count: int) -> int:
+    """How many steps a point of a chart stands for."""
+    return max((len(b) for b in thin(count)), default=1)
 
 
 def window_of(count: int) -> int:
@@ -214,7 +220,8 @@ def _lines(curve: Curve, buckets: Sequence[range]) -> Iterator[_Line]:
     if curve.look not in MIDDLES:
         yield _Line(curve.name, f"{colour} {curve.look}", spans)
         return
-    yield _Line(curve.name, f"{colour} faint", spans)
+    band = " band" if any(len(b) > 1 for b in buckets) else ""
+    yield _Line(curve.name, f"{colour} faint{band}", spans)
     window = window_of(len(curve.values))
     middles = smooth(curve.values, buckets, window, MIDDLES[curve.look])
     yield _Line(
@@ -250,22 +257,29 @@ def _y(scale: Scale, value: float) -> str:
 
 def _path(at: Sequence[float], line: _Line, scale: Scale) -> str:
     """SVG path of a line; each gap begins a new piece, and a piece of one point is a dot."""
-    pieces: list[list[tuple[str, str]]] = [[]]
+    pieces: list[list[tuple[str, tuple[float, float, float]]]] = [[]]
     for x, point in zip(at, line.points, strict=True):
         if point is None:
             pieces.append([])
-            continue
-        here = f"{SIDE * x:.1f}"
-        heights = dict.fromkeys((_y(scale, point[0]), _y(scale, point[1])))
-        pieces[-1] += [(here, y) for y in heights]
-    path = ""
-    for piece in filter(None, pieces):
-        first, *rest = piece
-        if line.look.endswith("area"):
-            path += f"M{first[0]} {SIDE}" + "".join(f"L{x} {y}" for x, y in piece) + f"V{SIDE}Z"
         else:
-            path += f"M{first[0]} {first[1]}" + ("".join(f"L{x} {y}" for x, y in rest) or "h.1")
-    return path
+            pieces[-1].append((f"{SIDE * x:.1f}", point))
+    draw = _band if "band" in line.look else _trace
+    return "".join(draw(piece, line.look, scale) for piece in pieces if piece)
+
+
+def _band(piece: Sequence[tuple[str, tuple[float, float, float]]], look: str, scale: Scale) -> str:
+    """Along the highest values and back along the lowest."""
+    there = "L".join(f"{x} {_y(scale, high)}" for x, (_, high, _) in piece)
+    back = "L".join(f"{x} {_y(scale, low)}" for x, (low, _, _) in reversed(piece))
+    return f"M{there}L{back}Z"
+
+
+def _trace(piece: Sequence[tuple[str, tuple[float, float, float]]], look: str, scale: Scale) -> str:
+    """Along the means; an area goes on down to the foot."""
+    line = "L".join(f"{x} {_y(scale, mean)}" for x, (_, _, mean) in piece)
+    if "area" in look:
+        return f"M{piece[0][0]} {SIDE}L{line}V{SIDE}Z"
+    return f"M{line}" + ("h.1" if len(piece) == 1 else "")
 
 
 def _mark_lines(marks: Sequence[Mark], first: float, last: float) -> str:
@@ -281,29 +295,30 @@ def _count(marks: Sequence[Mark], kind: str) -> int:
 
 
 def _legend(lines: Sequence[_Line], marks: Sequence[Mark]) -> str:
+    last = [_read_out(line.shown()[-1]) for line in lines]
     items = [
-        f'<span><i class="key {line.look}"></i>{escape(line.name)} <b class=value>{_last(line.shown())}</b></span>'
-        for line in lines
+        f'<span><i class="key {line.look}"></i>{escape(line.name)} <b class=value>{value}</b></span>'
+        for line, value in zip(lines, last, strict=True)
     ]
     for kind in dict.fromkeys(mark.kind for mark in marks):
         items.append(f'<span><i class="key mark {kind}"></i>{kind} <b>{_count(marks, kind)}</b></span>')
     return "".join(items)
 
 
-def _last(values: Values) -> str:
-    return "-" if values[-1] is None else f"{values[-1]:,.4g}" if abs(values[-1]) < 1e4 else f"{values[-1]:,.0f}"
+def _read_out(value: float | None) -> str:
+    """As `say` of the script writes it."""
+    if value is None:
+        return "-"
+    if 0 < abs(value) < 1e-3:
+        mantissa, _, exponent = f"{value:.3e}".partition("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
-def _notes(curves: Sequence[Curve], buckets: Sequence[range]) -> str:
-    notes = []
-    longest = max(len(b) for b in buckets)
-    if longest > 1:
-        notes.append(f"a point stands for {longest} steps: their range as drawn, their mean as read")
-    for curve in curves:
-        missing = sum(v is None for v in curve.values)
-        if missing:
-            notes.append(f"{missing:,} steps have no finite {curve.name}")
-    return f"<span class=soft>{escape('; '.join(notes))}</span>" if notes else ""
+def _gaps(curves: Sequence[Curve]) -> str:
+    missing = {curve.name: sum(v is None for v in curve.values) for curve in curves}
+    said = "; ".join(f"{count:,} steps have no finite {name}" for name, count in missing.items() if count)
+    return f"<span class=soft>{escape(said)}</span>" if said else ""
 
 
 STYLE = """
@@ -319,7 +334,7 @@ STYLE = """
 .plot .x,.plot .y{position:absolute;color:var(--soft);font-size:.75rem;line-height:1;white-space:nowrap}
 .plot .x{top:calc(100% + .5rem);transform:translateX(-50%)}.plot .y{right:calc(100% + .5rem);transform:translateY(50%)}
 .c1{stroke:var(--c1);--colour:var(--c1)}.c2{stroke:var(--c2);--colour:var(--c2)}
-.plot .faint{stroke-width:1;opacity:.5}
+.plot .faint{stroke-width:1;opacity:.5}.plot .band{stroke-width:.5;fill:var(--colour);opacity:.3}
 .plot .area{fill:var(--colour);fill-opacity:.3;stroke-width:1}
 .plot path.mark{stroke-width:1.2}.mark{stroke:var(--soft);--colour:var(--soft)}
 .plot path.checkpoint{stroke-dasharray:2 4;opacity:.7}
@@ -344,8 +359,8 @@ const charts = [...document.querySelectorAll('.chart[data-points]')].map(figure 
   outputs: [...figure.querySelectorAll('.value')], plots: [...figure.querySelectorAll('.plot')].map(plot => ({
     plot, x: plot.dataset.x.split(',').map(Number), y: plot.dataset.y.split(',').map(Number),
     log: plot.classList.contains('log'), cross: plot.querySelector('.cross'), dots: plot.querySelectorAll('.dot')}))}));
-const say = v => v === null ? '-' : v.toLocaleString('en', Math.abs(v) < 1e4
-  ? {maximumSignificantDigits: 4} : {maximumFractionDigits: 0});
+const say = v => v === null ? '-' : v && Math.abs(v) < 1e-3 ? v.toExponential(3)
+  : v.toLocaleString('en', Math.abs(v) < 1e4 ? {maximumSignificantDigits: 4} : {maximumFractionDigits: 0});
 function read(chart, i) {
   chart.at.textContent = 'step ' + chart.steps[i].toLocaleString('en');
   chart.outputs.forEach((output, k) => { output.textContent = say(chart.values[k][i]); });
