@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LONGREEL := $(BIN)/longreel
+PIP := $(BIN)/pip install -qq --disable-pip-version-check --no-compile -c constraints.txt
 PLACE := runs/quickstart
 CLIPS := 512
 
@@ -22,9 +23,9 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@echo "installing packages into $(VENV) (about 90 seconds, once)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt torch setuptools wheel 2>&1 | grep -v WARNING || true
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-build-isolation -c constraints.txt -e '.[dev]' 2>&1 | grep -v WARNING || true
-	@$(BIN)/python -c "import torch, deepspeed.version, ray, launcher"
+	@$(PIP) torch setuptools wheel
+	@$(PIP) --no-build-isolation -e '.[dev]'
+	@$(BIN)/python -c "import torch, ray, av, launcher"
 	@touch $(READY)
 
 quickstart: $(READY)

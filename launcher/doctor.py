@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from launcher.hardware import cores, gpus
 
@@ -162,8 +162,10 @@ for name in sys.argv[1:]:
 
 def _install(module: str | None, otherwise: str) -> str:
     """How to get a module, if it is one of our requirements."""
-    package = {"yaml": "pyyaml", "cv2": "opencv-python-headless", "PIL": "pillow"}.get(module or "", module)
-    found = next((r for r in requirements() if r.name == package), None) if module != "packaging" else None
+    try:
+        found = next((r for r in requirements() if r.name == module), None)
+    except Exception:  # we are explaining a failure: the list of requirements may be what is broken
+        found = None
     return f"pip install '{found}'" if found else otherwise
 
 
@@ -316,7 +318,7 @@ def _flash() -> Iterator[Finding]:
     import torch.nn.attention
 
     there = {name: _version(name) for name in ("flash-attn", "flash-attn-3", "flash-attn-4") if _version(name)}
-    known = getattr(torch.nn.attention, "list_flash_attention_impls", list)()
+    known: list[str] = getattr(torch.nn.attention, "list_flash_attention_impls", list)()
     packages = ", ".join(f"{name} {version}" for name, version in there.items()) or "no flash-attn package"
     found = f"{packages}; torch can switch to {', '.join(known) or 'none'}"
     if not torch.cuda.is_available():
@@ -352,7 +354,7 @@ def imported(child: subprocess.Popen[str], module: str) -> str:
 def _deepspeed(child: subprocess.Popen[str]) -> Iterator[Finding]:
     wrong = _import_wrong(child, "deepspeed")
     if wrong:
-        yield Finding("deepspeed", "problem", wrong, _install("deepspeed", ""))
+        yield Finding("deepspeed", "problem", wrong, _install("deepspeed", "pip install deepspeed"))
     else:
         yield Finding("deepspeed", "ok", f"{_version('deepspeed')} imports; ZeRO 0 to 3 compile nothing")
 
@@ -361,7 +363,7 @@ def _ray(child: subprocess.Popen[str]) -> Iterator[Finding]:
     """Ray is not started: that takes seconds, and `longreel train` says at once if it fails."""
     wrong = _import_wrong(child, "ray")
     if wrong:
-        yield Finding("ray", "problem", wrong, f"{_install('ray', '')}, or train with --no-ray")
+        yield Finding("ray", "problem", wrong, f"{_install('ray', 'pip install ray')}, or train with --no-ray")
         return
     missing = [path for path in _ray_servers() if not os.access(path, os.X_OK)]
     if missing:
@@ -386,8 +388,8 @@ def _import_wrong(child: subprocess.Popen[str], module: str) -> str:
 def _ray_servers() -> list[Path]:
     """The programs that `ray.init` starts."""
     spec = importlib.util.find_spec("ray")
-    assert spec is not None and spec.origin is not None, "it was imported"
-    core = Path(spec.origin).parent / "core" / "src" / "ray"
+    assert spec, "it was imported"
+    core = Path(spec.origin or "").parent / "core" / "src" / "ray"
     return [core / "gcs" / "gcs_server", core / "raylet" / "raylet"]
 
 
@@ -408,9 +410,10 @@ def _gloo() -> Iterator[Finding]:
 def gloo_sums() -> list[float | str]:
     """What each of two ranks gets for 1 + 2: threads of this process, through real sockets of 127.0.0.1."""
     import torch
-    import torch.distributed as dist
+    import torch.distributed
 
-    gloo, store = dist.ProcessGroupGloo, dist.HashStore()
+    distributed: Any = torch.distributed  # these classes are there, but not in its stubs
+    gloo, store = distributed.ProcessGroupGloo, distributed.HashStore()
     sums: list[float | str] = ["no answer", "no answer"]
 
     def work(rank: int) -> None:
