@@ -133,7 +133,7 @@ class _Line:
 
     def shown(self) -> list[float | None]:
         """The means, as the read-out gives them."""
-        return [None if p is None else float(f"{p[2]:.5g}") for p in self.points]
+        return [None if p is None else float(f"{p[2]:.6g}") for p in self.points]
 
 
 def thin(count: int, points: int = POINTS) -> list[range]:
@@ -158,7 +158,7 @@ def thinning(count: int) -> int:
 
 def window_of(count: int) -> int:
     """How many steps the smoothed curve averages; an odd number."""
-    return max(3, count // SMOOTH_PARTS) | 1
+    return max(5, count // SMOOTH_PARTS) | 1
 
 
 def linear_scale(values: Sequence[float], zero: bool) -> Scale:

@@ -44,11 +44,14 @@ def main() -> None:
 
 
 @app.command()
-def doctor(json_: Json = False) -> None:
+def doctor(
+    path: Annotated[Path, typer.Option(help="Where runs will be written: is there room on that disk?")] = Path("."),
+    json_: Json = False,
+) -> None:
     """Tell what this machine can run, with a remedy for each problem."""
     from launcher.doctor import as_json, examine, render
 
-    findings = examine()
+    findings = examine(path)
     if json_:
         print(as_json(findings))
     else:

@@ -48,6 +48,7 @@ OBJECT_STORE = 128 << 20  # of the embedded Ray, in shared memory
 OPEN_FILES = 4096
 LITTLE_DISK, NO_DISK = 20 * GIB, 1 * GIB
 ERRORS = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 3e-2}  # of attention, relative to the largest value
+TORCH = "pip install torch==2.13.0, or with GPUs the build that fits their driver: pytorch.org/get-started"
 SECONDS = 30.0  # until a child that imports is given up
 LINK_SECONDS = 4.0  # until ranks that do not find each other give up
 SIGN = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[bold red]problem[/]"}
@@ -80,7 +81,7 @@ def examine(path: Path = Path(".")) -> list[Finding]:
         checks: list[tuple[str, Callable[[], Iterable[Finding]], str]] = [
             ("python", _python, "install Python 3.11 or newer"),
             ("packages", _packages, "pip install -e . in the project's folder"),
-            ("torch", _torch, "install torch again; a bare CPU takes: pip install torch==2.13.0"),
+            ("torch", _torch, TORCH),
             ("gpu", _gpus, "nvidia-smi should list the GPUs: see the driver"),
             ("attention", _attention, "install torch again, or another build of it"),
             ("flash attention", _flash, "train without it: torch's own kernels are used"),
@@ -131,7 +132,7 @@ def safely(name: str, check: Callable[[], Iterable[Finding]], remedy: str) -> li
             warnings.simplefilter("ignore")  # of libraries; what matters of them is in the findings
             return list(check())
     except ModuleNotFoundError as error:
-        return [Finding(name, "problem", f"needs {error.name}, which is not installed", _install(error.name, remedy))]
+        return [Finding(name, "problem", f"needs {error.name}, which is not installed", _install(error.name or ""))]
     except Exception as error:
         return [Finding(name, "problem", _one_line(error), remedy)]
 
@@ -156,17 +157,19 @@ for name in sys.argv[1:]:
         said = ""
     except BaseException as error:
         said = f"{type(error).__name__}: {error}"
-    print("\\nimported " + json.dumps([name, said]), flush=True)
+    print("\\nlongreel imported", name, json.dumps(said), flush=True)
 """
 
 
-def _install(module: str | None, otherwise: str) -> str:
-    """How to get a module, if it is one of our requirements."""
+def _install(module: str) -> str:
+    """How to get a package that is called like its module."""
+    if module == "torch":
+        return TORCH
     try:
-        found = next((r for r in requirements() if r.name == module), None)
+        found = next((str(r) for r in requirements() if r.name == module), module)
     except Exception:  # we are explaining a failure: the list of requirements may be what is broken
-        found = None
-    return f"pip install '{found}'" if found else otherwise
+        found = module
+    return f"pip install '{found}'"
 
 
 def _one_line(error: BaseException) -> str:
@@ -197,7 +200,7 @@ def _packages() -> Iterator[Finding]:
     """Versions are read from the installed packages' records: nothing is imported."""
     good = []
     for requirement in requirements():
-        name, remedy = requirement.name, f"pip install '{requirement}'"
+        name, remedy = requirement.name, TORCH if requirement.name == "torch" else f"pip install '{requirement}'"
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -343,10 +346,10 @@ def imported(child: subprocess.Popen[str], module: str) -> str:
         out, errors = child.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return f"import {module} takes more than {SECONDS:g} s"
+    answer = f"longreel imported {module} "
     for line in out.splitlines():
-        word, _, rest = line.partition(" ")
-        if word == "imported" and json.loads(rest)[0] == module:
-            return str(json.loads(rest)[1])
+        if line.startswith(answer):
+            return str(json.loads(line.removeprefix(answer)))
     last = next((line for line in reversed(errors.splitlines()) if line.strip()), "no word")
     return f"import {module} ended the process (exit code {child.returncode}): {last[:300]}"
 
@@ -354,7 +357,7 @@ def imported(child: subprocess.Popen[str], module: str) -> str:
 def _deepspeed(child: subprocess.Popen[str]) -> Iterator[Finding]:
     wrong = _import_wrong(child, "deepspeed")
     if wrong:
-        yield Finding("deepspeed", "problem", wrong, _install("deepspeed", "pip install deepspeed"))
+        yield Finding("deepspeed", "problem", wrong, _install("deepspeed"))
     else:
         yield Finding("deepspeed", "ok", f"{_version('deepspeed')} imports; ZeRO 0 to 3 compile nothing")
 
@@ -363,7 +366,7 @@ def _ray(child: subprocess.Popen[str]) -> Iterator[Finding]:
     """Ray is not started: that takes seconds, and `longreel train` says at once if it fails."""
     wrong = _import_wrong(child, "ray")
     if wrong:
-        yield Finding("ray", "problem", wrong, f"{_install('ray', 'pip install ray')}, or train with --no-ray")
+        yield Finding("ray", "problem", wrong, f"{_install('ray')}, or train with --no-ray")
         return
     missing = [path for path in _ray_servers() if not os.access(path, os.X_OK)]
     if missing:
@@ -463,7 +466,7 @@ def _video() -> Iterator[Finding]:
     found = f"PyAV {av.__version__}, H.264 there and back is off by {off:.1f} of 255"
     av1 = [name for name in ("libdav1d", "libaom-av1") if name in av.codecs_available]
     if off > 8:
-        yield Finding("video", "problem", found, _install("av", "pip install --force-reinstall av"))
+        yield Finding("video", "problem", found, "pip install --force-reinstall av")
     elif not av1:
         yield Finding("video", "note", f"{found}; AV1 cannot be decoded", "pip install --force-reinstall av")
     else:
