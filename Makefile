@@ -34,7 +34,7 @@ quickstart: $(READY)
 	@echo "2/5  shards"
 	@$(LONGREEL) prepare $(PLACE)-clips --out $(PLACE)-data
 	@echo "3/5  training on 2 ranks under Ray, each with half of every sequence, ZeRO-2"
-	@$(LONGREEL) train recipes/quickstart.yaml
+	@$(LONGREEL) train recipes/quickstart.yaml out=$(PLACE)
 	@echo "4/5  samples"
 	@$(LONGREEL) sample $(PLACE)
 	@echo "5/5  report"
@@ -48,7 +48,7 @@ quickstart: $(READY)
 	@echo "What to try next:"
 	@echo "  source $(BIN)/activate"
 	@echo "  longreel sample $(PLACE) --prompt 'a green circle moving up' --seed 7"
-	@echo "  longreel train recipes/quickstart.yaml steps=1200            # goes on from the last checkpoint; kill it, start it again"
+	@echo "  longreel train recipes/quickstart.yaml out=$(PLACE) steps=2000   # goes on from the last checkpoint; kill it, start it again"
 	@echo "  longreel prepare YOUR_VIDEOS --out runs/mine-data && longreel train recipes/quickstart.yaml data.dataset=runs/mine-data out=runs/mine"
 
 test: $(READY)

@@ -118,8 +118,8 @@ def synth(
     console = Console()
     with Bar(console, "clips") as bar:
         run(out, clips, seed, frames, size, lambda done, total: bar.update(done, total, ""))
-    console.print(f"{clips} clips with captions.json in {out}", highlight=False)
-    console.print(f"next: longreel prepare {out} --out DATASET", highlight=False)
+    console.print(f"{clips} clips with captions.json in {out}", highlight=False, soft_wrap=True)
+    console.print(f"next: longreel prepare {out} --out DATASET", highlight=False, soft_wrap=True)
 
 
 @app.command(context_settings={"allow_interspersed_args": True})
@@ -161,8 +161,10 @@ def train(
             check_address(address)
         code = go(config, lambda: ActorRanks(address, mesh.ranks), console, 0 if address else ranks_here())
     if code == 0:
-        console.print(f"run folder: {config.out}", highlight=False)
-        console.print(f"next: longreel sample {config.out}   longreel report {config.out}", highlight=False)
+        console.print(f"run folder: {config.out}", highlight=False, soft_wrap=True)
+        console.print(
+            f"next: longreel sample {config.out}   longreel report {config.out}", highlight=False, soft_wrap=True
+        )
     raise typer.Exit(code)
 
 
@@ -194,16 +196,23 @@ def sample(
         print(json.dumps({"samples": [asdict(m) for m in made], "sheet": str(sheet)}))
         return
     for one in made:
-        console.print(f"{sheet.parent / one.file}  {one.prompt}", highlight=False, markup=False)
-    console.print(f"{sheet}  all of them, frame by frame", highlight=False)
+        console.print(f"{sheet.parent / one.file}  {one.prompt}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{sheet}  all of them, frame by frame", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write one self-contained HTML page about a run: curves, samples, events."""
+    from launcher.folder import RunFolder, read_lines
     from launcher.report import write_report
 
-    Console().print(f"{write_report(run)}", highlight=False)
+    page = write_report(run)
+    losses = [line["loss"] for line in read_lines(RunFolder(run).metrics)]
+    console = Console()
+    if losses:
+        share = f"{100 * losses[-1] / losses[0]:.1f} % of the first"
+        console.print(f"{len(losses)} steps, loss {losses[0]:.4f} to {losses[-1]:.4f}: {share}", highlight=False)
+    console.print(f"{page}", highlight=False, soft_wrap=True)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -242,4 +251,4 @@ def _print_summary(console: Console, summary: Summary, out: Path) -> None:
         for file, reason in summary.rejected:
             reasons.add_row(escape(file), escape(reason))
         console.print(reasons)
-    console.print(f"next: longreel train recipes/quickstart.yaml data.dataset={out}", highlight=False)
+    console.print(f"next: longreel train recipes/quickstart.yaml data.dataset={out}", highlight=False, soft_wrap=True)

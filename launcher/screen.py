@@ -63,7 +63,7 @@ class Screen:
         for event in self.events.read():
             text = describe(event)
             if text:
-                self.console.print(text, highlight=False)
+                self.console.print(text, highlight=False, soft_wrap=True)
         for line in self.metrics.read():
             self._step(line)
 
@@ -83,7 +83,9 @@ class Screen:
         if self.done == self.steps or now > self.last_line + SECONDS_BETWEEN_LINES:
             self.last_line = now
             left = (self.steps - self.done) * line["seconds"]
-            self.console.print(f"step {self.done:>6}/{self.steps}  {text}  {left:.0f} s left", highlight=False)
+            self.console.print(
+                f"step {self.done:>6}/{self.steps}  {text}  {left:.0f} s left", highlight=False, soft_wrap=True
+            )
 
 
 def describe(event: dict[str, Any]) -> str:

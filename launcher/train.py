@@ -49,10 +49,14 @@ def train(config: RunConfig, make_ranks: Callable[[], Ranks], console: Console, 
     """
     ready = preflight.check(config, available)
     for name, reason in ready.broken:
-        console.print(f"[yellow]checkpoint {name} is broken and will be passed over: {reason}[/]", highlight=False)
+        console.print(
+            f"[yellow]checkpoint {name} is broken and will be passed over: {reason}[/]", highlight=False, soft_wrap=True
+        )
     if ready.left_out:
         uid, reason = ready.left_out[0]
-        console.print(f"[yellow]{len(ready.left_out)} samples are left out; {uid}: {reason}[/]", highlight=False)
+        console.print(
+            f"[yellow]{len(ready.left_out)} samples are left out; {uid}: {reason}[/]", highlight=False, soft_wrap=True
+        )
     if ready.step >= config.steps:
         console.print(
             f"{config.out} has done {ready.step} of {config.steps} steps already: nothing to do", highlight=False
