@@ -215,5 +215,5 @@ def spread(frames: int) -> Iterator[int]:
 def slug(prompt: str) -> str:
     """A file name of a prompt; two prompts that differ get names that differ."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "sample"
-    plain = words == prompt.lower().replace(" ", "-")
+    plain = prompt == words.replace("-", " ")
     return words if plain else f"{words}-{key_of(prompt) % 0xFFFF:04x}"

@@ -1,0 +1,143 @@
+"""The feed and checkpoints: every sample once an epoch on any mesh, ghosts weigh nothing, files are whole or named."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.plan import Cursor
+from data.stream import Pack
+from launcher import checkpoint
+from launcher.config import OptimizerConfig
+from launcher.feed import Feed, assign
+from launcher.folder import RunFolder, append_line, keep_steps, read_lines
+from launcher.rank import RankPlace, build_feed, learning_rate
+from parallel.mesh import Groups, Mesh
+from parallel.packed import Document
+from tests.runs import config, train
+
+
+def feed_of(dataset: Path, mesh: Mesh, rank: int) -> Feed:
+    settings = config(Path("unused"), dataset, dtype="float32")
+    alone = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
+    return replace(alone, groups=Groups(mesh, mesh.place(rank)))
+
+
+@pytest.mark.parametrize("mesh", [Mesh(1, 1, 1), Mesh(1, 3, 1), Mesh(2, 1, 2), Mesh(3, 1, 1)], ids=str)
+def test_an_epoch_shows_every_token_once(dataset: Path, mesh: Mesh) -> None:
+    """Asserted from the values that each rank got, not from the plan."""
+    feeds = [feed_of(dataset, mesh, rank) for rank in range(mesh.ranks)]
+    cursors = [Cursor()] * mesh.ranks
+    tokens: Counter[tuple[str, int]] = Counter()
+    samples: list[str] = []
+    while cursors[0].epoch == 0:
+        batches = [feed.batch(cursor) for feed, cursor in zip(feeds, cursors, strict=True)]
+        assert len({(b.cursor, b.samples, b.tokens, b.area) for b in batches}) == 1
+        assert len({len(b.micro_steps) for b in batches}) == 1
+        for batch in batches:
+            for micro in batch.micro_steps:
+                packed = micro.prepared.packed
+                assert len(packed.values) == len(packed.weight) == len(micro.prepared.target)
+                for document, position, weight in zip(packed.document, packed.position, packed.weight, strict=True):
+                    if packed.documents[document].weight:
+                        tokens[packed.documents[document].uid, int(position)] += 1
+                    else:
+                        assert weight == 0
+        cursors = [b.cursor for b in batches]
+        samples += batches[0].samples
+    index = feeds[0].stream.index
+    first_epoch = samples[: len(index)]
+    assert sorted(first_epoch) == sorted(index.uid(row) for row in range(len(index)))
+    assert all(tokens[uid, p] >= 1 for uid in first_epoch for p in range(7 * 4 * 4))
+    once = Counter(samples)
+    assert all(n == once[uid] for (uid, _), n in tokens.items())
+
+
+def test_prefetching_changes_nothing(dataset: Path) -> None:
+    feed = feed_of(dataset, Mesh(), 0)
+    ahead = feed.batches(Cursor())
+    cursor = Cursor()
+    for _ in range(4):
+        got, want = next(ahead), feed.batch(cursor)
+        assert torch.equal(got.micro_steps[0].prepared.target, want.micro_steps[0].prepared.target)
+        assert got.cursor == want.cursor
+        cursor = want.cursor
+    ahead.close()
+
+
+def test_an_error_in_the_thread_reaches_the_rank(dataset: Path) -> None:
+    feed = feed_of(dataset, Mesh(), 0)
+    with pytest.raises(ValueError, match="cursor"):
+        next(feed.batches(Cursor(0, 0, 10_000)))
+
+
+@given(st.integers(1, 9), st.integers(1, 6))
+def test_packs_are_dealt_out_once(packs: int, replicas: int) -> None:
+    made = [Pack((i,), (Document(str(i), i, "", (1, 1, 1)),), (0,)) for i in range(packs)]
+    shares = [assign(made, replicas, r) for r in range(replicas)]
+    assert len({len(s) for s in shares}) == 1
+    real = [p.rows[0] for share in shares for p in share if p.documents[0].weight]
+    assert sorted(real) == list(range(packs))
+
+
+def test_every_broken_file_of_a_checkpoint_is_named(tmp_path: Path, dataset: Path) -> None:
+    train(config(tmp_path, dataset, steps=2, mesh={"ring": 2}, checkpoint__every=1, checkpoint__keep=2))
+    folder = RunFolder(tmp_path).checkpoints
+    whole, broken = checkpoint.newest(folder)
+    assert (whole and whole.state.step, broken) == (2, [])
+    for name in ("manifest.json", "part-00000.safetensors", "part-00001.safetensors"):
+        file = folder / "step-00000002" / name
+        data = file.read_bytes()
+        flipped = bytearray(data)
+        flipped[len(data) // 2] ^= 0xFF
+        for damage in (b"", data[:-1], bytes(flipped), None):
+            if damage is None:
+                file.unlink()
+            else:
+                file.write_bytes(damage)
+            found, broken = checkpoint.newest(folder)
+            assert found is not None
+            assert found.state.step == 1
+            assert broken[0][0] == "step-00000002"
+            assert name in broken[0][1], broken
+        file.write_bytes(data)
+    assert sorted(p.name for p in folder.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+def test_a_checkpoint_is_tensors_and_json_alone(tmp_path: Path, dataset: Path) -> None:
+    train(config(tmp_path, dataset, steps=1))
+    files = list((RunFolder(tmp_path).checkpoints / "step-00000001").iterdir())
+    assert {f.suffix for f in files} == {".json", ".safetensors"}
+    manifest = files[[f.name for f in files].index("manifest.json")]
+    manifest.write_text(manifest.read_text().replace("part-00000", "../part-00000"))
+    with pytest.raises(ValueError, match="outside of the checkpoint"):
+        checkpoint.check(manifest.parent)
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    for step in range(1, 6):
+        append_line(file, {"step": step, "loss": step / 3})
+    with open(file, "ab") as f:
+        f.write(b'{"step": 6, "lo')  # a kill
+    keep_steps(file, 3)
+    assert [(x["step"], x["loss"]) for x in read_lines(file)] == [(1, 1 / 3), (2, 2 / 3), (3, 1.0)]
+
+
+def test_learning_rate() -> None:
+    cosine = OptimizerConfig(learning_rate=1.0, warmup_steps=4, schedule="cosine", final_ratio=0.1)
+    rates = [learning_rate(cosine, done, 104) for done in range(104)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert rates[54] == pytest.approx(0.55)
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+    assert all(a >= b for a, b in itertools.pairwise(rates))
+    constant = OptimizerConfig(learning_rate=0.5)
+    assert {learning_rate(constant, done, 10) for done in range(10)} == {0.5}
