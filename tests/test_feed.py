@@ -138,6 +138,6 @@ def test_learning_rate() -> None:
     assert rates[4] == 1.0
     assert rates[54] == pytest.approx(0.55)
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
     constant = OptimizerConfig(learning_rate=0.5)
     assert {learning_rate(constant, done, 10) for done in range(10)} == {0.5}

@@ -61,7 +61,8 @@ def test_what_is_written(run: Path, tmp_path: Path) -> None:
     facts = json.loads((tmp_path / one.file).with_suffix(".json").read_text())
     assert facts["prompt"] == "Hello, <World>!"
     assert (facts["seed"], facts["steps"], facts["guidance"], facts["checkpoint_step"]) == (3, 2, 1.0, 4)
-    assert Image.open(sheet).width > 5 * 24
+    with Image.open(sheet) as picture:
+        assert picture.width > 5 * 24
 
 
 def test_wrong_requests(run: Path, tmp_path: Path) -> None:
