@@ -34,7 +34,9 @@ class ActorRanks:
 
     def __init__(self, address: str | None, ranks: int) -> None:
         os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
-        if address is not None:
+        if address is None:
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # "no cluster": listen on loopback only, as on macOS
+        else:
             check_address(address)
         import ray
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from data.index import Index
 from data.plan import Cursor
@@ -112,17 +114,25 @@ def meet(config: RunConfig, place: RankPlace) -> Iterator[torch.device]:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_world))
         if host in ("127.0.0.1", "localhost"):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # listen on loopback only
-    dist.init_process_group(
-        backend,
-        init_method=f"tcp://{place.address}",
-        rank=place.rank,
-        world_size=place.world,
-        timeout=timedelta(seconds=config.restart.timeout_seconds),
-    )
+    timeout = timedelta(seconds=config.restart.timeout_seconds)
+    store = meeting_store(place, timeout)
+    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=timeout)
     try:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def meeting_store(place: RankPlace, timeout: timedelta) -> Store:
+    """Where ranks find each other: torchrun's own store, or one of rank 0 that listens on the given address alone."""
+    host, _, port = place.address.rpartition(":")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return PrefixStore(f"attempt-{attempt}", TCPStore(host, int(port), place.world, False, timeout))
+    if place.rank > 0:
+        return TCPStore(host, int(port), place.world, False, timeout)
+    listener = socket.create_server((host, int(port)))
+    return TCPStore(host, int(port), place.world, True, timeout, master_listen_fd=listener.detach())
 
 
 def build_feed(config: RunConfig, place: RankPlace, device: torch.device) -> Feed:
