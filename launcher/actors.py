@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from launcher.config import RunConfig
@@ -21,6 +25,7 @@ from parallel.errors import InputError
 
 CONNECT_SECONDS = 10.0
 PLACE_SECONDS = 60.0
+TOKEN_FILE = "~/.ray/auth_token"
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "0"}
 
 
@@ -38,6 +43,7 @@ class ActorRanks:
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # "no cluster": listen on loopback only, as on macOS
         else:
             check_address(address)
+            os.environ.update(use_token(os.environ))
         import ray
 
         self.ray, self.address = ray, address
@@ -193,13 +199,30 @@ def check_address(address: str, seconds: float = CONNECT_SECONDS) -> None:
         socket.create_connection((host, int(port)), timeout=seconds).close()
     except (OSError, OverflowError) as error:
         raise InputError("a Ray head answers at --address", f"{address}: {error}", remedy) from None
-    import grpc
-
-    channel = grpc.insecure_channel(f"{host}:{port}")
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"{host}:{port}"]
     try:
-        grpc.channel_ready_future(channel).result(timeout=seconds)
-    except grpc.FutureTimeoutError:
-        found = f"{address}: something listens, but it does not speak gRPC within {seconds:g} s"
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=2 * seconds, env=use_token(os.environ))
+    except subprocess.TimeoutExpired:
+        found = f"{address}: something listens, but gives no Ray answer within {2 * seconds:g} s"
         raise InputError("a Ray head answers at --address", found, remedy) from None
-    finally:
-        channel.close()
+    if answer.returncode != 0 and "token" in answer.stderr.lower():
+        raise InputError(
+            "a cluster with token authentication is given its token",
+            f"{address}: refused ours, or we have none",
+            f"copy {TOKEN_FILE} from the head to this machine and every node, or name it in RAY_AUTH_TOKEN_PATH",
+        )
+    if answer.returncode != 0:
+        reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1][:300]
+        raise InputError("a Ray head answers at --address", f"{address}: {reason}", remedy)
+
+
+def use_token(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which Ray's client shows its token, if there is one.
+
+    `ray start --head` asks for the token that an earlier `ray.init()` wrote to the home folder; clients do not show it
+    unless they are told to. A cluster that asks for none does not mind.
+    """
+    has_token = "RAY_AUTH_TOKEN" in environment or "RAY_AUTH_TOKEN_PATH" in environment
+    if "RAY_AUTH_MODE" not in environment and (has_token or Path(TOKEN_FILE).expanduser().exists()):
+        return {**environment, "RAY_AUTH_MODE": "token"}
+    return dict(environment)

@@ -20,26 +20,35 @@ from tests.runs import config
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """host:port of a Ray head with 2 CPUs, started by Ray's own command."""
-    port = free_port()
-    log = open(tmp_path_factory.mktemp("ray") / "head.log", "w")
+def environment_of_module() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory, environment_of_module: pytest.MonkeyPatch) -> Iterator[str]:
+    """host:port of a Ray head with 2 CPUs and token authentication, started by Ray's own command."""
+    port, log = free_port(), tmp_path_factory.mktemp("ray") / "head.log"
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
-    command += ["--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
-    environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # loopback only
-    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
+    command += [f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
+    token = log.with_name("token")
+    token.write_text("0" * 64)
+    os.chmod(token, 0o600)
+    environment_of_module.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+    with open(log, "w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, env=environment)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
             break
         except OSError:
-            assert process.poll() is None, Path(log.name).read_text()
+            assert process.poll() is None, log.read_text()
             time.sleep(0.2)
     yield f"127.0.0.1:{port}"
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
-    log.close()
 
 
 def longreel(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -56,6 +65,11 @@ def test_a_run_on_a_cluster(head: str, tmp_path: Path, dataset: Path) -> None:
     again = longreel(file, "steps=7", "--address", head)  # the cluster is still there, and has room again
     assert again.returncode == 0, again.stdout + again.stderr
     assert "resumed from step 5" in again.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+        stranger = longreel(file, "steps=9", "--address", head)
+    assert stranger.returncode == 2
+    assert "token" in stranger.stderr
     too_many = longreel(file, "steps=9", "mesh.ring=3", "--address", head)
     assert too_many.returncode == 2
     assert "takes 3 CPU" in too_many.stderr

@@ -152,7 +152,7 @@ def test_an_address_that_does_not_answer(run: Path) -> None:
         port = silent.getsockname()[1]
         refused("train", run, "--address", f"127.0.0.1:{port}", value=str(port), remedy="ray start --head")
         silent.listen()  # now somebody answers, who never speaks
-        refused("train", run, "--address", f"127.0.0.1:{port}", value="gRPC", remedy="ray start --head")
+        refused("train", run, "--address", f"127.0.0.1:{port}", value="no Ray answer", remedy="ray start --head")
     refused("train", run, "--address", "nonsense", value="nonsense", remedy="ray start --head")
     assert time.monotonic() - begin < 60
     assert no_worker_started(run)
