@@ -31,6 +31,7 @@ from parallel.random import key_of
 __all__ = ["Pack", "Piece", "Sampling", "Stream"]
 
 OPEN_FILES = 256
+CACHE_BYTES = 128 << 20  # of decoded frames, in each rank
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +99,8 @@ class Stream:
         self._order = lru_cache(maxsize=2)(lambda epoch: plan.epoch_order(len(self._rows), seed, epoch))
         self._bins = lru_cache(maxsize=4)(self._window_bins)
         self._files: OrderedDict[str, int] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, int, int], Frames] = OrderedDict()
+        self._cached_bytes = 0
         self._lock = threading.Lock()  # a reader may run ahead in a thread of its own
 
     def packs(self, cursor: Cursor, count: int) -> tuple[list[Pack], Cursor]:
@@ -120,8 +123,7 @@ class Stream:
             InputError: a shard is missing, cut short or changed; names shard, sample and part.
         """
         spans = local_spans([document.tokens for document in pack.documents], ranges)
-        data = {number: self._part(pack.rows[number]) for number in dict.fromkeys(number for number, _, _ in spans)}
-        return [self._piece(pack, number, start, stop, data[number]) for number, start, stop in spans]
+        return [self._piece(pack, number, start, stop) for number, start, stop in spans]
 
     def close(self) -> None:
         """Closes the shards; they open again when they are read."""
@@ -156,19 +158,39 @@ class Stream:
         assert grid is not None, f"row {row} was left out"
         return Document(uid, key_of(self.seed, epoch, uid), index.caption(row), grid)
 
-    def _piece(self, pack: Pack, number: int, start: int, stop: int, data: bytes) -> Piece:
-        row, sampling = pack.rows[number], self.sampling
-        first, last = sampling.frame_range(pack.documents[number].grid, start, stop)
+    def _piece(self, pack: Pack, number: int, start: int, stop: int) -> Piece:
+        first, last = self.sampling.frame_range(pack.documents[number].grid, start, stop)
+        begin = pack.starts[number] + first * self.sampling.stride
+        end = pack.starts[number] + (last - 1) * self.sampling.stride + 1
+        return Piece(number, start, stop, first, self._decoded(pack.rows[number], begin, end))
+
+    def _decoded(self, row: int, begin: int, end: int) -> Frames:
+        """Frames as trained on; small clips come again and again, so the latest stay in memory."""
+        key = (row, begin, end)
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        frames = self._decode(row, begin, end)
+        with self._lock:
+            if key not in self._cache:
+                self._cache[key] = frames
+                self._cached_bytes += frames.nbytes
+            while self._cached_bytes > CACHE_BYTES:
+                self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        return frames
+
+    def _decode(self, row: int, begin: int, end: int) -> Frames:
+        sampling, data = self.sampling, self._part(row)
         stored = int(self.index.height[row]), int(self.index.width[row])
-        begin = pack.starts[number] + first * sampling.stride
-        end = pack.starts[number] + (last - 1) * sampling.stride + 1
         try:
             frames = video.decode(data, begin, end, sampling.stride, sampling.scaled(*stored))
         except InputError as error:
             raise _bad_part(self.index, row, error.value) from error
         height, width = sampling.crop(*stored)
         top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
-        return Piece(number, start, stop, first, frames[:, top : top + height, left : left + width])
+        cropped = frames[:, top : top + height, left : left + width]
+        return cropped if cropped.shape == frames.shape else cropped.copy()  # a view would keep the rest
 
     def _part(self, row: int) -> bytes:
         part = self.index.part(row)

@@ -92,7 +92,7 @@ class RectifiedFlow:
     def prepare(self, packed: Packed) -> Prepared:
         """Noise the clean `packed`: bit for bit the same for a token, whatever else is held.
 
-        Noise is drawn in float64 and mixed in at least float32; noise levels stay in at least float32.
+        Noise is drawn in float32 and mixed in at least float32; noise levels stay in at least float32.
         """
         wide = torch.promote_types(packed.values.dtype, torch.float32)
         clean = packed.values.to(wide)
