@@ -1,6 +1,7 @@
 """The peer of benchmarks/train.py: a bare PyTorch loop in one process; prints the seconds of each step as JSON.
 
-Batches are made before the clock starts, so it does no loading, no collectives, no logging and no checkpoints.
+Clips are read before the clock starts: a step is noise, forward, backward, clip and AdamW, with no loading, no
+collectives, no logging and no checkpoints.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,12 +17,21 @@ import torch
 from data.plan import Cursor
 from launcher.config import load
 from launcher.rank import DTYPES, RankPlace, build_feed, learning_rate
+from models.flow import Prepared
 from models.kinds import build
+
+
+def with_new_noise(prepared: Prepared) -> Prepared:
+    """The same clips at the same noise levels, with noise drawn as a bare loop would."""
+    level = prepared.packed.noise_level[:, None]
+    noisy = (1 - level) * prepared.target + level * torch.randn_like(prepared.target)
+    return replace(prepared, packed=replace(prepared.packed, values=noisy))
 
 
 def main(recipe: Path, steps: int, overrides: list[str]) -> None:
     """Train for `steps` steps."""
     config = load(recipe, overrides)
+    assert config.objective.predict == "clean", "the target of the objective is the clean clip"
     device = torch.device("cpu")
     feed = build_feed(config, RankPlace(0, 1, 0, 1, ""), device)
     cursor, batches = Cursor(), []
@@ -38,8 +49,9 @@ def main(recipe: Path, steps: int, overrides: list[str]) -> None:
         optimizer.zero_grad()
         total = 0.0
         for micro in batch.micro_steps:
-            prediction = model(micro.prepared.packed, micro.plan)
-            loss = feed.objective.loss(prediction, micro.prepared)[0] / batch.weight
+            prepared = with_new_noise(micro.prepared)
+            prediction = model(prepared.packed, micro.plan)
+            loss = feed.objective.loss(prediction, prepared)[0] / batch.weight
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)

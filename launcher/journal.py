@@ -69,6 +69,6 @@ def record_of(samples: tuple[str, ...]) -> list[str] | str:
 
 def peak_memory() -> int:
     """Bytes: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -46,7 +46,7 @@ class AdamW:
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
         """The torch optimiser of these groups; its learning rate is set at every step."""
-        return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, eps=self.eps)
+        return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, eps=self.eps, fused=True)
 
 
 class Engine(Protocol):
@@ -101,11 +101,17 @@ class PlainEngine:
         self.gradients = {n: v.view_as(p) for v, (n, p) in zip(views, self.parameters.items(), strict=True)}
         self.optimizer = adam.build(adam.groups(self.masters.values()))
         self.forward = module.forward
+        self.cast = [n for n, p in self.parameters.items() if p.dtype != exact[n]]
+        for name, master in self.masters.items():
+            master.grad = self.gradients[name]
+            if name not in self.cast:
+                self.parameters[name].grad = self.gradients[name]  # backward adds into the flat gradient itself
 
     def backward(self, loss: Tensor) -> None:
         """See `Engine`."""
         loss.backward()
-        for name, parameter in self.parameters.items():
+        for name in self.cast:
+            parameter = self.parameters[name]
             assert parameter.grad is not None, f"{name} took no part in the loss: the ranks of ZeRO-3 would hang"
             self.gradients[name] += parameter.grad
             parameter.grad = None
@@ -117,8 +123,6 @@ class PlainEngine:
         norm = float(torch.linalg.vector_norm(self.flat_gradient, dtype=torch.float64))
         if 0 < self.adam.clip < norm:
             self.flat_gradient *= self.adam.clip / (norm + 1e-6)  # as torch and DeepSpeed do
-        for name, master in self.masters.items():
-            master.grad = self.gradients[name]
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -150,9 +154,8 @@ class PlainEngine:
 
     @torch.no_grad()
     def _masters_to_model(self) -> None:
-        for name, parameter in self.parameters.items():
-            if parameter.dtype != self.masters[name].dtype:
-                parameter.copy_(self.masters[name])
+        for name in self.cast:
+            self.parameters[name].copy_(self.masters[name])
 
 
 class DeepSpeedEngine:
