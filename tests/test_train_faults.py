@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from launcher.config import to_yaml
@@ -67,6 +69,18 @@ def alive(pid: int) -> bool:
         return False
 
 
+def listening_beyond_loopback(pid: int) -> list[str]:
+    """Sockets of a process and all that it started which other machines could reach."""
+    found = []
+    for process in (root := psutil.Process(pid), *root.children(recursive=True)):
+        with suppress(psutil.Error):
+            for c in process.net_connections("inet"):
+                address = c.laddr.ip.removeprefix("::ffff:")
+                if c.status == psutil.CONN_LISTEN and not (address.startswith("127.") or address == "::1"):
+                    found.append(f"{process.name()} on {address}:{c.laddr.port}")
+    return found
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> list[tuple[Any, ...]]:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -93,6 +107,7 @@ def test_a_killed_rank_is_restarted_by_itself(
     out = tmp_path / "run"
     process = start(settings(out, dataset), ray)
     some_moment(out, seed=1)
+    assert not listening_beyond_loopback(process.pid)
     os.kill(pids(out)[1], signal.SIGKILL)
     output = finish(process)
     assert curve(out) == undisturbed
@@ -164,4 +179,24 @@ def test_torchrun_starts_the_same_rank(tmp_path: Path, dataset: Path, undisturbe
     out = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "launcher.worker"]
     subprocess.run([*command, str(settings(out, dataset))], check=True, capture_output=True, timeout=180)
+    assert curve(out) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_kills_at_random_moments(tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]], seed: int) -> None:
+    """Two SIGKILLs at any moment, start-up and checkpoint writes included, of a rank or of the whole job."""
+    out, chance = tmp_path / "run", random.Random(seed)
+    file, ray = settings(out, dataset), seed % 4 == 0
+    process = start(file, ray)
+    for _ in range(2):
+        time.sleep(chance.uniform(0.1, 20 if ray else 8))
+        ranks = [pid for pid in pids(out).values() if alive(pid)]
+        if ranks and chance.random() < 0.5:
+            os.kill(chance.choice(ranks), signal.SIGKILL)
+        else:
+            process.kill()
+            process.communicate()
+            process = start(file, ray)
+    finish(process)
     assert curve(out) == undisturbed
