@@ -39,7 +39,7 @@ EXAMPLES = {  # of keys without a default that shows their kind
 class Section(BaseModel):
     """Settings: no unknown keys, no changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class MeshConfig(Section):
@@ -177,7 +177,7 @@ class RunConfig(Section):
     out: Path
     seed: int = Field(default=0, ge=0)
     dtype: Literal["float64", "float32", "bf16"] = "bf16"
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=10**9)
     mesh: MeshConfig = MeshConfig()
     zero: ZeroConfig = ZeroConfig()
     data: DataConfig
@@ -281,16 +281,14 @@ def _refuse_unknown(settings: Mapping[str, Any], lines: Mapping[str, str]) -> No
         last = key.rsplit(".", 1)[-1]
         near = near or [k for k in known if k.rsplit(".", 1)[-1] == last][:1]
         near = near or difflib.get_close_matches(last, [k.rsplit(".", 1)[-1] for k in known], n=1, cutoff=0.0)
-        raise InputError(
-            "every key of a run is known", f"{key} ({lines.get(key, 'settings')})", f"did you mean {near[0]}?"
-        )
+        raise InputError("every key of a run is known", f"{key} ({_where(key, lines)})", f"did you mean {near[0]}?")
 
 
 def _first_mistake(error: ValidationError, lines: Mapping[str, str]) -> InputError:
     first = error.errors()[0]
     inner = first.get("ctx", {}).get("error")
     key = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
-    where = lines.get(key) or next((lines[k] for k in lines if key and k.startswith(key + ".")), "settings")
+    where = _where(key, lines)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if isinstance(inner, InputError):
         return InputError(inner.rule, f"{inner.value} ({where}){more}" if key else inner.value + more, inner.remedy)
@@ -298,6 +296,12 @@ def _first_mistake(error: ValidationError, lines: Mapping[str, str]) -> InputErr
         return InputError(f"a run has {key}", f"no such key{more}", f"add it, or give {key}=VALUE")
     rule = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}"
     return InputError(rule, f"{first['input']!r} ({where}){more}", f"for example {key}={_example(key)}")
+
+
+def _where(key: str, lines: Mapping[str, str]) -> str:
+    """Where a key, or else the last one below it, was written."""
+    below = [lines[k] for k in lines if key and k.startswith(key + ".")]
+    return lines.get(key) or (below[-1] if below else "settings")
 
 
 def _example(key: str) -> str:

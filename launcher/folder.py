@@ -65,6 +65,24 @@ class RunFolder:
         append_line(self.events, {"time": time.time(), "event": event, **fields})
 
 
+def make_run_folder(folder: RunFolder) -> None:
+    """Make it, if it is not there.
+
+    Raises:
+        InputError: it cannot be written, or it is a dataset.
+    """
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        with open(folder.events, "ab"):
+            pass
+    except OSError as error:
+        raise InputError(
+            "a run folder can be made and written", f"{folder.root}: {error.strerror}", "out=FOLDER that is yours"
+        ) from None
+    if (folder.root / "manifest").is_dir():
+        raise InputError("a run has a folder of its own", f"{folder.root} is a dataset", "out=runs/NAME")
+
+
 def append_line(path: Path, fields: dict[str, Any]) -> None:
     """One JSON line, in one write."""
     line = (json.dumps(fields) + "\n").encode()

@@ -34,7 +34,11 @@ def context(stage: int) -> BaseContext:
     server.set_forkserver_preload(PRELOAD if stage else [m for m in PRELOAD if "deepspeed" not in m])
     from multiprocessing.forkserver import ensure_running
 
+    # Whoever stops a job may signal all of its processes: only the launcher listens, and then asks the ranks. What is
+    # ignored stays ignored in the server and in the ranks that it forks.
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ensure_running()
+    signal.signal(signal.SIGTERM, before)
     return server
 
 
@@ -112,7 +116,8 @@ class ProcessRanks:
 
 def _rank(pipe: Connection, config: RunConfig, rank: int, ranks: int, address: str) -> None:
     """A rank's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher, which then asks
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # they are for the launcher, which then asks
     asked = threading.Event()
     threading.Thread(target=_listen, args=(pipe, asked), daemon=True).start()
 

@@ -22,13 +22,14 @@ from rich.console import Console
 from launcher import preflight
 from launcher.checkpoint import newest
 from launcher.config import RunConfig, to_yaml
-from launcher.folder import RunFolder, in_use, write_whole
+from launcher.folder import RunFolder, in_use, make_run_folder, write_whole
 from launcher.ranks import End, Ranks, culprit
 from launcher.screen import Screen
 from parallel.errors import InputError
 
 DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
 POLL_SECONDS = 0.2
+NONSENSE = FloatingPointError.__name__  # of launcher.rank, when a loss is not finite
 
 
 @dataclass
@@ -95,9 +96,17 @@ def supervise(config: RunConfig, ranks: Ranks, screen: Screen, asked: Asked, con
             if asked.times > 1:
                 folder.record("stop", step=screen.done, reason="killed on request")
                 return FAILED
+            if asked.times:
+                folder.record("stop", step=screen.done, reason=f"rank {bad.rank} {bad.how} before it had saved")
+                console.print(f"rank {bad.rank} {bad.how} before it had saved: {last_line(bad)}", markup=False)
+                return FAILED
             folder.record(
-                "failure", rank=bad.rank, how=bad.how, step=screen.done, reason=_last_line(bad), trace=bad.message
+                "failure", rank=bad.rank, how=bad.how, step=screen.done, reason=last_line(bad), trace=bad.message
             )
+            if NONSENSE in last_line(bad):  # the same step would give the same nonsense again
+                screen.update()
+                console.print("[red]not restarted: it would happen again; try a lower optimizer.learning_rate[/]")
+                return FAILED
             found = newest(folder.checkpoints, verify=False)[0]
             attempt = 1 if found and found.path.name != saved else attempt + 1
             saved = found.path.name if found else None
@@ -131,7 +140,7 @@ def watch(ranks: Ranks, screen: Screen, asked: Asked) -> list[End]:
 @contextmanager
 def only_launcher(folder: RunFolder) -> Iterator[None]:
     """Refuse a second launcher on the same run folder."""
-    folder.root.mkdir(parents=True, exist_ok=True)
+    make_run_folder(folder)
     with open(folder.root / ".launcher", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,6 +178,7 @@ def _absolute(path: Any) -> Any:
     return type(path)(os.path.abspath(os.path.expanduser(path)))
 
 
-def _last_line(end: End) -> str:
+def last_line(end: End) -> str:
+    """The last words of a rank."""
     lines = [line for line in end.message.splitlines() if line.strip()]
     return lines[-1].strip()[:300] if lines else "no word"

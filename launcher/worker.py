@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.config import load, to_yaml
-from launcher.folder import RunFolder, write_whole
+from launcher.folder import RunFolder, make_run_folder, write_whole
 from launcher.ranks import run_reporting
 from launcher.train import DONE, FAILED, REFUSED, STOPPED, absolute
 from parallel.errors import InputError
@@ -54,6 +54,7 @@ def main(arguments: list[str]) -> int:
             raise InputError("launcher.worker takes a run", "no argument", "launcher.worker RUN.yaml [key=value ...]")
         place = place_from(os.environ)
         config = absolute(load(Path(arguments[0]), arguments[1:]))
+        make_run_folder(RunFolder(config.out))
         mesh = config.mesh.mesh()
         if mesh.ranks != place["world"]:
             raise InputError(

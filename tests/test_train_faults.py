@@ -34,7 +34,9 @@ def settings(out: Path, dataset: Path) -> Path:
 
 def start(file: Path, ray: bool, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "launcher", "train", str(file), *overrides, "--ray" if ray else "--no-ray"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
@@ -136,11 +138,12 @@ def test_a_killed_job_goes_on_where_it_was(
 def test_sigterm_saves_a_checkpoint_and_exits_75(
     tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]]
 ) -> None:
+    """Sent to every process of the job, as batch systems do."""
     out = tmp_path / "run"
     file = settings(out, dataset)
     process = start(file, False, "checkpoint.every=1000", f"steps={STEPS}")
     some_moment(out, seed=3)
-    process.terminate()
+    os.killpg(process.pid, signal.SIGTERM)
     finish(process, code=75)
     stopped_at = lines(out)[-1]["step"]
     assert stopped_at < STEPS

@@ -80,6 +80,9 @@ def no_worker_started(run: Path) -> bool:
         ("data.pack_tokens=20", "data.pack_tokens=20", "data.pack_tokens="),
         ("data.size=[33,32]", "33", "32 x 32"),
         ("steps", "'steps'", "steps=20"),
+        ("modle.dim=3", "modle (command line, modle.dim=3)", "model"),
+        ("optimizer.learning_rate=.inf", "inf", "optimizer.learning_rate=0.0001"),
+        ("out=/proc/nobody/run", "/proc/nobody/run", "out="),
     ],
 )
 def test_a_wrong_setting(run: Path, override: str, value: str, remedy: str) -> None:
