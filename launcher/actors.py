@@ -8,6 +8,7 @@ Train is not used: it takes 9 to 17 s more to the first step, and its elastic mo
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -58,7 +59,13 @@ class ActorRanks:
             os.environ.setdefault("RAY_enable_worker_prestart", "0")  # idle workers would take our cores
         else:
             settings.update(address=address)
-        ray.init(**settings)
+        # Whoever stops a job may signal all of its processes: only the launcher listens, and then asks the ranks. Ray's
+        # own processes and the ranks inherit the mask.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            ray.init(**settings)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.group: Any = None
         self.actors: list[Any] = []
         self.pending: dict[Any, int] = {}

@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 the input is wrong, 75 stopped by request with a checkpoin
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from dataclasses import asdict
@@ -31,6 +32,16 @@ app = typer.Typer(
 data_app = typer.Typer(help="Datasets: make one to try things with.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+REFUSALS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOSPC,
+)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
 
 
@@ -40,6 +51,14 @@ def main() -> None:
         app()
     except InputError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        found = f"{error.filename or 'a file'}: {error.strerror}"
+        remedy = "make room" if error.errno == errno.ENOSPC else "give a place that you may write to"
+        told = InputError("files can be written where they are asked for", found, remedy)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(told))}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
@@ -227,7 +246,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
 def _print_summary(console: Console, summary: Summary, out: Path) -> None:
     from rich.table import Table
 
-    table = Table(title=str(out), title_justify="left", show_header=False)
+    table = Table(show_header=False)
     rows: list[tuple[str, Any]] = [
         ("videos found", summary.files),
         ("already there", summary.skipped),
@@ -243,6 +262,7 @@ def _print_summary(console: Console, summary: Summary, out: Path) -> None:
     table.add_column(justify="right")
     for name, value in rows:
         table.add_row(name, str(value))
+    console.print(f"{out}", highlight=False, soft_wrap=True)
     console.print(table)
     if summary.rejected:
         reasons = Table(title="rejected", title_justify="left")

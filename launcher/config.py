@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -34,6 +34,9 @@ EXAMPLES = {  # of keys without a default that shows their kind
     "sample.frames": "16",
     "sample.size": "[32,32]",
 }
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -110,7 +113,7 @@ class OptimizerConfig(Section):
     warmup_steps: int = Field(default=0, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
     final_ratio: float = Field(default=0.1, ge=0, le=1)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Share, Share] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float = Field(default=1.0, ge=0)
@@ -175,7 +178,7 @@ class RunConfig(Section):
     """
 
     out: Path
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     dtype: Literal["float64", "float32", "bf16"] = "bf16"
     steps: int = Field(ge=1, le=10**9)
     mesh: MeshConfig = MeshConfig()
@@ -288,6 +291,9 @@ def _first_mistake(error: ValidationError, lines: Mapping[str, str]) -> InputErr
     first = error.errors()[0]
     inner = first.get("ctx", {}).get("error")
     key = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
+    known = known_keys()
+    while "." in key and key not in known:  # below it pydantic names the kinds that a value may have
+        key = key.rpartition(".")[0]
     where = _where(key, lines)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if isinstance(inner, InputError):
@@ -343,7 +349,15 @@ def _keys(settings: Mapping[str, Any], prefix: str) -> Iterator[str]:
 
 def _lines(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
     if isinstance(node, yaml.MappingNode):
+        seen = set()
         for key, value in node.value:
+            if key.value in seen:
+                raise InputError(
+                    "a key stands once",
+                    f"{prefix}{key.value}, again in line {key.start_mark.line + 1}",
+                    "keep one of them",
+                )
+            seen.add(key.value)
             yield f"{prefix}{key.value}", key.start_mark.line + 1
             yield from _lines(value, f"{prefix}{key.value}.")
 

@@ -7,6 +7,7 @@ request gives the same bytes whatever else is asked for with it.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -168,7 +169,7 @@ def with_defaults(request: Request, config: RunConfig) -> Settled:
         raise InputError(
             "a sample has a length and a size", "the run trains on whole clips", "--frames 16 --size 256x256"
         )
-    if steps < 1 or guidance < 0:
+    if steps < 1 or not 0 <= guidance < math.inf:
         raise InputError("steps is at least 1, guidance at least 0", f"{steps}, {guidance}", "--steps 50 --guidance 4")
     return Settled(prompts, request.seed, steps, guidance, frames, size)
 

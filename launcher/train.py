@@ -29,7 +29,10 @@ from parallel.errors import InputError
 
 DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
 POLL_SECONDS = 0.2
-NONSENSE = FloatingPointError.__name__  # of launcher.rank, when a loss is not finite
+LASTING = {  # what would happen again after a restart, and what a person can do
+    FloatingPointError.__name__: "try a lower optimizer.learning_rate",
+    "No space left on device": "make room; the same command goes on from the last checkpoint",
+}
 
 
 @dataclass
@@ -103,9 +106,10 @@ def supervise(config: RunConfig, ranks: Ranks, screen: Screen, asked: Asked, con
             folder.record(
                 "failure", rank=bad.rank, how=bad.how, step=screen.done, reason=last_line(bad), trace=bad.message
             )
-            if NONSENSE in last_line(bad):  # the same step would give the same nonsense again
+            remedy = next((r for sign, r in LASTING.items() if sign in last_line(bad)), None)
+            if remedy is not None:
                 screen.update()
-                console.print("[red]not restarted: it would happen again; try a lower optimizer.learning_rate[/]")
+                console.print(f"[red]not restarted, because it would happen again: {remedy}[/]")
                 return FAILED
             found = newest(folder.checkpoints, verify=False)[0]
             attempt = 1 if found and found.path.name != saved else attempt + 1

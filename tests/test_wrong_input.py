@@ -80,6 +80,8 @@ def no_worker_started(run: Path) -> bool:
         ("data.pack_tokens=20", "data.pack_tokens=20", "data.pack_tokens="),
         ("data.size=[33,32]", "33", "32 x 32"),
         ("steps", "'steps'", "steps=20"),
+        ("optimizer.betas=[1.5,0.9]", "1.5", "optimizer.betas"),
+        ("objective.shift=0", "command line, objective.shift=0", "objective.shift"),
         ("modle.dim=3", "modle (command line, modle.dim=3)", "model"),
         ("optimizer.learning_rate=.inf", "inf", "optimizer.learning_rate=0.0001"),
         ("out=/proc/nobody/run", "/proc/nobody/run", "out="),
@@ -95,6 +97,17 @@ def test_the_line_of_the_file_is_named(run: Path) -> None:
     line = next(i for i, text in enumerate(run.read_text().splitlines(), 1) if "replika" in text)
     flat = refused("train", run, value="mesh.replika", remedy="mesh.replica")
     assert f"run.yaml, line {line}" in flat
+
+
+def test_a_key_that_stands_twice(run: Path) -> None:
+    run.write_text(run.read_text() + "\nsteps: 3\n")
+    refused("train", run, value="steps, again in line", remedy="keep one")
+
+
+def test_output_that_cannot_be_written(tmp_path: Path, dataset: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "file").write_text("mine")
+    refused("data", "synth", "--clips", "1", "--out", "/proc/nobody/clips", value="/proc/nobody", remedy="write to")
 
 
 def test_no_such_run_file(tmp_path: Path) -> None:
