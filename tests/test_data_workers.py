@@ -27,6 +27,8 @@ def test_in_this_process_and_in_others():
             assert list(workers.map(work, [])) == []
 
 
+# Open: on CPython 3.11 a pool that breaks while its futures are cancelled sometimes loses or blocks its own thread.
+@pytest.mark.slow
 def test_a_job_that_kills_its_process_is_reported_and_the_others_are_done():
     with Workers(2) as workers:
         assert list(workers.map(work, [1, -1, 2, 3, -2, 4])) == [1, Died(-1), 4, 9, Died(-2), 16]
