@@ -1,19 +1,26 @@
 """Worker processes that may die: a job that kills its process costs that job, not the run.
 
-Codecs are C, and a hostile file can bring one down. Processes are spawned, not forked: forking a process that has
-threads (torch, OpenCV) may deadlock. Starting one takes about a second, so few small jobs run better with none.
+Codecs are C, and a hostile file can bring one down. concurrent.futures has no pool for this: its process pool breaks as
+a whole, and on CPython 3.11 may block for ever while it does. So each thread of a thread pool has a process of its own
+and a pipe to it; the end of the pipe is the end of that process, and of nothing else. Processes are spawned, not
+forked: forking a process that has threads (torch, OpenCV) may deadlock. Starting one takes about a second, so few small
+jobs run better with none.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
-from typing import Generic, Self, TypeVar
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any, Generic, Self, TypeVar
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
@@ -36,13 +43,21 @@ class Workers:
 
     def __init__(self, processes: int) -> None:
         self.processes = processes
-        self._pool: ProcessPoolExecutor | None = None
+        self._threads = ThreadPoolExecutor(max(processes, 1), thread_name_prefix="workers")
+        self._lock = threading.Lock()  # over the next three
+        self._idle: list[_Process] = []
+        self._all: set[_Process] = set()
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        with self._lock:
+            self._closed = True
+            for process in self._all:
+                process.kill()
+        self._threads.shutdown(cancel_futures=True)  # threads that wait for a process see the end of its pipe
 
     def map(self, work: Callable[[JobT], ResultT], jobs: Iterable[JobT]) -> Iterator[ResultT | Died[JobT]]:
         """Results in the order of the jobs, at most two jobs per worker ahead of the reader."""
@@ -50,46 +65,80 @@ class Workers:
             yield from map(work, jobs)
             return
         rest = iter(jobs)
-        running: deque[tuple[JobT, Future[ResultT]]] = deque()
+        running: deque[tuple[JobT, Future[ResultT | Died[JobT]]]] = deque()
         while True:
             for job in islice(rest, 2 * self.processes - len(running)):
-                running.append((job, self._submit(work, job)))
+                running.append((job, self._threads.submit(self._run, work, job)))
             if not running:
                 return
             job, future = running.popleft()
-            result: ResultT | Died[JobT]
-            try:
-                result = future.result()
-            except BrokenExecutor:  # some job killed its process, and the pool with it
-                result = self._alone(work, job)
-                running = deque((j, f if _succeeded(f) else self._submit(work, j)) for j, f in running)
+            result = future.result()
+            if isinstance(result, Died):  # perhaps for what ran beside it: memory is shared
+                wait([future for _, future in running])
+                result = self._threads.submit(self._run, work, job).result()
             yield result
 
-    def _alone(self, work: Callable[[JobT], ResultT], job: JobT) -> ResultT | Died[JobT]:
-        self._stop()
+    def _run(self, work: Callable[[JobT], ResultT], job: JobT) -> ResultT | Died[JobT]:
+        process = self._take()
         try:
-            return self._submit(work, job).result()
-        except BrokenExecutor:
-            self._stop()
+            process.pipe.send((work, job))
+            result, error = process.pipe.recv()
+        except (EOFError, OSError):
+            self._drop(process)
             return Died(job)
+        with self._lock:
+            self._idle.append(process)
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
 
-    def _submit(self, work: Callable[[JobT], ResultT], job: JobT) -> Future[ResultT]:
+    def _take(self) -> _Process:
+        """A process that is alive and idle."""
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise RuntimeError("the workers are closed")
+                process = self._idle.pop() if self._idle else _Process()
+                self._all.add(process)
+            if process.alive():
+                return process
+            self._drop(process)  # it died between two jobs
+
+    def _drop(self, process: _Process) -> None:
+        process.kill()
+        with self._lock:
+            self._all.discard(process)
+
+
+class _Process:
+    """One worker and the pipe to it."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self._process: SpawnProcess = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()  # else this end would keep the pipe open when the worker dies
+
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(pipe: Connection) -> None:
+    """A worker: jobs come and results go, until the other end is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent ends this process
+    while True:
         try:
-            return self._started().submit(work, job)
-        except BrokenExecutor:  # it died between two jobs
-            self._stop()
-            return self._started().submit(work, job)
-
-    def _started(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(self.processes, mp_context=multiprocessing.get_context("spawn"))
-        return self._pool
-
-    def _stop(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
-
-
-def _succeeded(future: Future[ResultT]) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
+            work, job = pipe.recv()
+        except EOFError:
+            return
+        answer: tuple[Any, BaseException | None]
+        try:
+            answer = work(job), None
+        except Exception as error:
+            answer = None, error
+        pipe.send(answer)
