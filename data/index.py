@@ -138,8 +138,9 @@ def content_digest(uids: Iterable[str]) -> str:
 
 def _manifest_of(dataset: Path) -> Manifest:
     if not dataset.is_dir():
+        what = "is a file" if dataset.exists() else "no such folder"
         raise InputError(
-            "a dataset is a folder", f"{dataset}: no such folder", "make one: longreel prepare SOURCE --out DATASET"
+            "a dataset is a folder", f"{dataset}: {what}", "make one: longreel prepare SOURCE --out DATASET"
         )
     found = manifest.latest(dataset)
     if found is None:

@@ -269,6 +269,8 @@ def _nothing_usable(source: Path, summary: Summary) -> InputError:
         remedy = f"write {{file: text}} to {source}/captions.json, or allow missing captions"
     elif "have fewer than" in reason:
         remedy = "lower min_frames"
+    elif "caption" in reason:
+        remedy = 'write {"clip.mp4": "what it shows"}, or {"short": ..., "long": ...} for each'
     return InputError(
         "a source has a video that can be used", f"{summary.files} files, the first is {file}: {reason}", remedy
     )

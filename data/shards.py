@@ -140,8 +140,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        what = error.strerror if isinstance(error, OSError) else "is not JSON"
         raise InputError(
-            "a file of the dataset can be read", f"{path}: {error}", "restore it from a copy, or prepare anew"
+            "a file of the dataset can be read", f"{path}: {what}", "restore it from a copy, or prepare anew"
         ) from error
     if not isinstance(value, dict):
         raise InputError("a file of the dataset is a JSON object", f"{path}", "restore it from a copy, or prepare anew")

@@ -98,7 +98,8 @@ class ActorRanks:
             try:
                 self.ends[rank] = self.ray.get(reference)
             except self.ray.exceptions.RayError as error:
-                self.ends[rank] = End(rank, "died", message=" ".join(str(error).split()))
+                said = " ".join(str(error).split())
+                self.ends[rank] = End(rank, "died", message=said.rpartition("Worker exit detail: ")[2])
             if self.ends[rank].how not in ("done", "stopped"):
                 self.first_failure = min(self.first_failure, time.monotonic())
         if not self.pending or time.monotonic() > self.first_failure + GRACE_SECONDS:

@@ -239,8 +239,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def parse_override(override: str) -> tuple[str, Any]:
     """`a.b=value` as key and YAML value."""
     key, equals, value = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise InputError("an override is key=value", repr(override), "for example steps=20 or mesh.ring=2")
+    if not value.strip():
+        raise InputError("an override has a value", repr(override), f"{key}=VALUE, or {key}=null for none")
     try:
         return key, yaml.safe_load(value)
     except yaml.YAMLError:
@@ -298,6 +300,10 @@ def _first_mistake(error: ValidationError, lines: Mapping[str, str]) -> InputErr
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if isinstance(inner, InputError):
         return InputError(inner.rule, f"{inner.value} ({where}){more}" if key else inner.value + more, inner.remedy)
+    if first["type"] in ("model_type", "model_attributes_type"):
+        inside = [k for k in known if k.startswith(key + ".")]
+        found = f"{first['input']!r} ({where}){more}"
+        return InputError(f"{key} has keys of its own", found, f"give {', '.join(inside)}")
     if first["type"] == "missing" and key in known_keys():
         return InputError(f"a run has {key}", f"no such key{more}", f"add it, or give {key}=VALUE")
     rule = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}"

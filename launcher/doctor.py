@@ -32,7 +32,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from launcher.hardware import cores, gpus
+from launcher.hardware import cores, gpus, memory
 
 if TYPE_CHECKING:
     import torch
@@ -483,18 +483,6 @@ def _memory() -> Iterator[Finding]:
         yield Finding("memory", "note", found, f"room for {free // MEMORY_OF_A_RANK} ranks before the model")
     else:
         yield Finding("memory", "ok", found)
-
-
-def memory() -> tuple[int, int]:
-    """Bytes, all and free, of the machine or of the container that we are in."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    total, free = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no such container, or "max"
-        return total, free
-    return min(total, limit), min(free, max(0, limit - used))
 
 
 def _open_files() -> Iterator[Finding]:

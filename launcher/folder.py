@@ -69,8 +69,12 @@ def make_run_folder(folder: RunFolder) -> None:
     """Make it, if it is not there.
 
     Raises:
-        InputError: it cannot be written, or it is a dataset.
+        InputError: it cannot be written, or holds what is no run.
     """
+    names = {path.name for path in folder.root.iterdir()} if folder.root.is_dir() else set()
+    if names and not names & {folder.config.name, folder.events.name}:
+        found = f"{folder.root} has: {', '.join(sorted(names)[:5])}"
+        raise InputError("a run has a folder of its own", found, "out=runs/NAME")
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
         with open(folder.events, "ab"):
@@ -79,8 +83,6 @@ def make_run_folder(folder: RunFolder) -> None:
         raise InputError(
             "a run folder can be made and written", f"{folder.root}: {error.strerror}", "out=FOLDER that is yours"
         ) from None
-    if (folder.root / "manifest").is_dir():
-        raise InputError("a run has a folder of its own", f"{folder.root} is a dataset", "out=runs/NAME")
 
 
 def append_line(path: Path, fields: dict[str, Any]) -> None:
@@ -106,12 +108,17 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield fields
 
 
-def keep_steps(path: Path, last: int) -> None:
-    """Rewrite metrics.jsonl with the steps up to `last`: what came after it is done again. Atomic."""
+def keep_steps(path: Path, last: int) -> int:
+    """Rewrite metrics.jsonl with the steps up to `last`: what came after it is done again. Atomic.
+
+    Returns:
+        how many lines up to `last` are missing, because they could not be read or were never written.
+    """
     if not path.exists():
-        return
+        return last
     kept = [fields for fields in read_lines(path) if fields.get("step", last + 1) <= last]
     write_whole(path, "".join(json.dumps(fields) + "\n" for fields in kept).encode())
+    return last - len(kept)
 
 
 def write_whole(path: Path, data: bytes) -> None:

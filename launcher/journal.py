@@ -23,7 +23,9 @@ class Journal:
         self.folder, self.step, self.writes = folder, step, rank == 0
         self._tensorboard: Any = None
         if self.writes:
-            keep_steps(folder.metrics, step)
+            missing = keep_steps(folder.metrics, step)
+            if missing:
+                folder.record("gap", missing=missing, step=step)
 
     def write(self, step: int, batch: Batch, **figures: float) -> None:
         """One step. `figures` hold loss, grad_norm, learning_rate, seconds, data_seconds, flops."""

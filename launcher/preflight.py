@@ -22,14 +22,12 @@ class Ready:
     Attributes:
         step: of the checkpoint that the run will go on from; 0 for a fresh run.
         samples: that will be trained on.
-        left_out: samples that do not fill a token, with the reason.
-        broken: checkpoints that will be passed over, with the reason.
+        notes: what works, but perhaps not as the person thinks, one sentence each.
     """
 
     step: int
     samples: int
-    left_out: list[tuple[str, str]]
-    broken: list[tuple[str, str]]
+    notes: tuple[str, ...]
 
 
 def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
@@ -51,7 +49,15 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
     found, broken = checkpoint.newest(RunFolder(config.out).checkpoints)
     if found is not None:
         checkpoint.refuse_changes(found, config, index.digest)
-    return Ready(found.state.step if found else 0, len(index) - len(left_out), left_out, broken)
+    notes = [f"checkpoint {name} is broken and will be passed over: {reason}" for name, reason in broken]
+    if left_out:
+        uid, reason = left_out[0]
+        notes.append(f"{len(left_out)} of {len(index)} samples are left out; {uid}: {reason}")
+    longest = int(index.frames.max())
+    if (config.data.frames or 0) * config.data.stride > longest:
+        asked = f"data.frames={config.data.frames} at data.stride={config.data.stride}"
+        notes.append(f"{asked} is more than any clip has: clips are taken whole, the longest has {longest} frames")
+    return Ready(found.state.step if found else 0, len(index) - len(left_out), tuple(notes))
 
 
 def _check_mesh(config: RunConfig, available: int) -> None:

@@ -25,6 +25,7 @@ from launcher import checkpoint
 from launcher.checkpoint import Checkpoint
 from launcher.config import RunConfig, load
 from launcher.folder import RunFolder, write_whole
+from launcher.hardware import memory
 from launcher.rank import DTYPES
 from models.dit import VideoDiT
 from models.kinds import build, build_objective
@@ -37,6 +38,7 @@ from parallel.random import key_of
 Frames = npt.NDArray[np.uint8]
 SMALLEST_SHOWN = 128  # pixels on the shorter side of what is written; smaller videos are shown enlarged
 SHEET_FRAMES = 8
+BYTES_PER_PIXEL = 30  # the least: noise, velocity and result in float32, and the frames
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,19 @@ def with_defaults(request: Request, config: RunConfig) -> Settled:
         )
     if steps < 1 or not 0 <= guidance < math.inf:
         raise InputError("steps is at least 1, guidance at least 0", f"{steps}, {guidance}", "--steps 50 --guidance 4")
+    if not 0 <= request.seed < 2**63:
+        raise InputError("a seed is from 0 to 2^63 - 1", str(request.seed), "--seed 0")
+    if min(frames, *size) < 1:
+        raise InputError(
+            "a video has frames and pixels", f"{frames} of {size[0]}x{size[1]}", "--frames 16 --size 256x256"
+        )
+    need, (_, free) = BYTES_PER_PIXEL * frames * size[0] * size[1], memory()
+    if need > free:
+        raise InputError(
+            "a video fits into memory while it is drawn",
+            f"{frames} frames of {size[0]}x{size[1]} take about {need / 1e9:,.0f} GB, {free / 1e9:,.0f} GB are free",
+            "a smaller --size, or fewer --frames",
+        )
     return Settled(prompts, request.seed, steps, guidance, frames, size)
 
 

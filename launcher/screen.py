@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from launcher.folder import RunFolder
@@ -94,9 +95,13 @@ def describe(event: dict[str, Any]) -> str:
     if name == "resume":
         return f"resumed from step {event['step']} ({event['checkpoint']})"
     if name == "fallback":
-        return f"[yellow]checkpoint {event['checkpoint']} is broken and was passed over: {event['reason']}[/]"
+        return f"[yellow]checkpoint {event['checkpoint']} is broken and was passed over: {escape(event['reason'])}[/]"
     if name == "failure":
-        return f"[red]rank {event['rank']} {event['how']} after step {event['step']}: {event['reason']}[/]"
+        return f"[red]rank {event['rank']} {event['how']} after step {event['step']}: {escape(event['reason'])}[/]"
+    if name == "gap":
+        return (
+            f"[yellow]metrics.jsonl lacks {event['missing']} of the lines of steps 1 to {event['step']}: not drawn[/]"
+        )
     if name == "restart":
         return f"restarting all ranks ({event['attempt']} of {event['limit']})"
     return ""

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from launcher import preflight
 from launcher.checkpoint import newest
@@ -52,15 +53,8 @@ def train(config: RunConfig, make_ranks: Callable[[], Ranks], console: Console, 
         available: see `preflight.check`.
     """
     ready = preflight.check(config, available)
-    for name, reason in ready.broken:
-        console.print(
-            f"[yellow]checkpoint {name} is broken and will be passed over: {reason}[/]", highlight=False, soft_wrap=True
-        )
-    if ready.left_out:
-        uid, reason = ready.left_out[0]
-        console.print(
-            f"[yellow]{len(ready.left_out)} samples are left out; {uid}: {reason}[/]", highlight=False, soft_wrap=True
-        )
+    for note in ready.notes:
+        console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
     if ready.step >= config.steps:
         console.print(
             f"{config.out} has done {ready.step} of {config.steps} steps already: nothing to do", highlight=False
@@ -81,7 +75,7 @@ def train(config: RunConfig, make_ranks: Callable[[], Ranks], console: Console, 
 def supervise(config: RunConfig, ranks: Ranks, screen: Screen, asked: Asked, console: Console) -> int:
     """Start the ranks until they end well, or too often badly."""
     folder = RunFolder(config.out)
-    attempt, saved = 0, None
+    attempt, saved, before = 0, None, (-1, "")
     try:
         while True:
             places = ranks.start(config)
@@ -106,10 +100,16 @@ def supervise(config: RunConfig, ranks: Ranks, screen: Screen, asked: Asked, con
             folder.record(
                 "failure", rank=bad.rank, how=bad.how, step=screen.done, reason=last_line(bad), trace=bad.message
             )
-            remedy = next((r for sign, r in LASTING.items() if sign in last_line(bad)), None)
+            fault = (screen.done, last_line(bad))
+            remedy = (
+                "it failed twice at the same step in the same way" if bad.how == "failed" and fault == before else None
+            )
+            remedy = next((r for sign, r in LASTING.items() if sign in fault[1]), remedy)
+            before = fault
             if remedy is not None:
                 screen.update()
-                console.print(f"[red]not restarted, because it would happen again: {remedy}[/]")
+                console.print(bad.message, highlight=False, markup=False, soft_wrap=True)
+                console.print(f"[red]not restarted, because it would happen again: {remedy}[/]", soft_wrap=True)
                 return FAILED
             found = newest(folder.checkpoints, verify=False)[0]
             attempt = 1 if found and found.path.name != saved else attempt + 1

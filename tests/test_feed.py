@@ -127,8 +127,10 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
         append_line(file, {"step": step, "loss": step / 3})
     with open(file, "ab") as f:
         f.write(b'{"step": 6, "lo')  # a kill
-    keep_steps(file, 3)
+    assert keep_steps(file, 3) == 0
     assert [(x["step"], x["loss"]) for x in read_lines(file)] == [(1, 1 / 3), (2, 2 / 3), (3, 1.0)]
+    file.write_bytes(file.read_bytes().replace(b'{"step": 2', b'{"stop" 2'))
+    assert keep_steps(file, 3) == 1
 
 
 def test_learning_rate() -> None:

@@ -74,6 +74,12 @@ def test_wrong_requests(run: Path, tmp_path: Path) -> None:
         draw(run, Request(("x",), frames=5, size=(33, 32)), tmp_path)
     with pytest.raises(InputError, match="steps is at least 1"):
         draw(run, Request(("x",), steps=0), tmp_path)
+    with pytest.raises(InputError, match="fits into memory"):
+        draw(run, Request(("x",), size=(999992, 999992)), tmp_path)
+    with pytest.raises(InputError, match="a seed is from 0"):
+        draw(run, Request(("x",), seed=-1), tmp_path)
+    with pytest.raises(InputError, match="has frames and pixels"):
+        draw(run, Request(("x",), size=(0, 8)), tmp_path)
 
 
 def test_a_broken_newest_checkpoint_is_passed_over(run: Path, tmp_path: Path) -> None:

@@ -178,6 +178,17 @@ def test_too_many_failures_end_the_run(tmp_path: Path, dataset: Path) -> None:
     assert "SIGKILL" in output
 
 
+def test_the_same_failure_twice_is_not_tried_again(tmp_path: Path, dataset: Path) -> None:
+    out = tmp_path / "run"
+    file = settings(out, dataset)
+    out.mkdir()
+    (out / "events.jsonl").touch()
+    (out / "checkpoints").write_text("a file where a folder should be")
+    output = finish(start(file, False, "restart.limit=5"), code=1)
+    assert [e["event"] for e in read_lines(RunFolder(out).events)].count("ranks") == 2
+    assert "failed twice at the same step in the same way" in output
+
+
 def test_torchrun_starts_the_same_rank(tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]]) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "launcher.worker"]

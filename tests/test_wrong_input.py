@@ -85,6 +85,11 @@ def no_worker_started(run: Path) -> bool:
         ("modle.dim=3", "modle (command line, modle.dim=3)", "model"),
         ("optimizer.learning_rate=.inf", "inf", "optimizer.learning_rate=0.0001"),
         ("out=/proc/nobody/run", "/proc/nobody/run", "out="),
+        ("out=/etc", "/etc has:", "out=runs/NAME"),
+        ("out=", "'out='", "out=null"),
+        ("mesh=2", "2 (command line, mesh=2)", "give mesh.replica, mesh.ring, mesh.ulysses"),
+        (".steps=2", "'.steps=2'", "steps=20"),
+        (f"data.dataset={__file__}", "is a file", "longreel prepare"),
     ],
 )
 def test_a_wrong_setting(run: Path, override: str, value: str, remedy: str) -> None:
@@ -177,6 +182,15 @@ def test_an_address_that_does_not_answer(run: Path) -> None:
 def test_sample_of_what_is_no_run(tmp_path: Path) -> None:
     refused("sample", tmp_path, "--prompt", "x", value=str(tmp_path), remedy="run")
     refused("report", tmp_path, value=str(tmp_path), remedy="run")
+
+
+def test_settings_that_work_but_not_as_one_may_think(run: Path, dataset: Path) -> None:
+    from launcher.config import load
+    from launcher.preflight import check
+
+    assert check(load(run)).notes == ()
+    (note,) = check(load(run, ["data.frames=800", "data.pack_tokens=8000"])).notes
+    assert "data.frames=800 at data.stride=1 is more than any clip has" in note
 
 
 def test_two_jobs_in_one_folder(run: Path, tmp_path: Path, dataset: Path) -> None:
