@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 STATE_NAMES = ("master", "exp_avg", "exp_avg_sq")  # what AdamW knows of a parameter
+NORM_ROW = 1024  # of so many numbers the norm is summed in their own precision, of those sums in float64
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ class PlainEngine:
         dtypes = set(exact.values())
         assert len(dtypes) == 1, f"parameters of several exact dtypes: {dtypes}"
         sizes = [p.numel() for p in self.parameters.values()]
-        self.flat_gradient = torch.zeros(sum(sizes), dtype=dtypes.pop(), device=next(module.parameters()).device)
-        views = self.flat_gradient.split(sizes)
+        rows = -(-sum(sizes) // NORM_ROW)
+        self.flat_gradient = torch.zeros(rows * NORM_ROW, dtype=dtypes.pop(), device=next(module.parameters()).device)
+        views = self.flat_gradient[: sum(sizes)].split(sizes)
         self.gradients = {n: v.view_as(p) for v, (n, p) in zip(views, self.parameters.items(), strict=True)}
         self.optimizer = adam.build(adam.groups(self.masters.values()))
         self.forward = module.forward
@@ -120,7 +122,8 @@ class PlainEngine:
         """See `Engine`."""
         if dist.get_world_size() > 1:
             dist.all_reduce(self.flat_gradient)
-        norm = float(torch.linalg.vector_norm(self.flat_gradient, dtype=torch.float64))
+        rows = torch.linalg.vector_norm(self.flat_gradient.view(-1, NORM_ROW), dim=1)
+        norm = float(torch.linalg.vector_norm(rows, dtype=torch.float64))
         if 0 < self.adam.clip < norm:
             self.flat_gradient *= self.adam.clip / (norm + 1e-6)  # as torch and DeepSpeed do
         for group in self.optimizer.param_groups:
