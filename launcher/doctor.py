@@ -289,15 +289,17 @@ def attention_error(device: torch.device, dtype: torch.dtype) -> tuple[str, floa
     """
     import torch
 
-    from parallel.kernel import kernel_for
+    from parallel.kernel import Pieces, kernel_for
+    from parallel.rectangles import CAUSAL, FULL
 
     kernel, worst = kernel_for(device, dtype), 0.0
     draw = torch.Generator().manual_seed(0)
     for rows, keys, causal in ((33, 47, False), (33, 33, True)):
         shapes = ((rows, 4), (keys, 2), (keys, 2), (rows, 4))
         q, k, v, grad = (torch.randn(n, h, 16, generator=draw).to(device, dtype) for n, h in shapes)
-        out, lse = kernel.forward(q, k, v, causal, 0.25)
-        ours = (out, *kernel.backward(grad, q, k, v, out, lse, causal, 0.25))
+        pieces = Pieces(CAUSAL if causal else FULL, (rows,), (keys,))
+        out, lse = kernel.forward(q, k, v, pieces, 0.25)
+        ours = (out, *kernel.backward(grad, q, k, v, out, lse, pieces, 0.25))
         for mine, right in zip(ours, _dense(q, k, v, grad, causal, 0.25), strict=True):
             worst = max(worst, float((mine.double() - right).abs().max() / right.abs().max()))
     return type(kernel).__name__, worst

@@ -2,22 +2,23 @@
 
 Ulysses inside a node exchanges tokens for heads, the ring across nodes moves keys; a degree of 1 leaves a step out.
 Everything that depends on the mask or the mesh was decided in the plan.
+
+All of it, messages included, is one operator of torch, `longreel::attention`: selective activation checkpointing can
+keep what it gave, and then neither computes nor sends anything twice (`recompute.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from parallel import ring, ulysses
+from parallel.errors import InputError
+from parallel.kernel import kernel_for, refuse_heads
 from parallel.plan import Plan
-from parallel.ring import RingAttention
-from parallel.ulysses import Heads, HeadsToTokens, TokensToHeads, share_heads
-
-_ring = cast(Callable[[Tensor, Tensor, Tensor, Plan, Tensor | None, float], Tensor], RingAttention.apply)
-_to_heads = cast(Callable[[Tensor, Tensor, Tensor, Plan, Heads], tuple[Tensor, Tensor, Tensor]], TokensToHeads.apply)
-_to_tokens = cast(Callable[[Tensor, Plan, Heads], Tensor], HeadsToTokens.apply)
+from parallel.ulysses import Heads, share_heads
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float | None = None) -> Tensor:
@@ -29,13 +30,91 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float | None = No
         v: like k.
         plan: of this batch.
         scale: of the scores; 1 / sqrt(head_dim) if not given.
+
+    Raises:
+        InputError: no kernel takes these heads, or there are other rows than the plan was made for.
     """
-    scale = q.shape[2] ** -0.5 if scale is None else scale
-    ulysses = len(plan.ulysses_tokens)
-    heads = share_heads(q.shape[1], k.shape[1], ulysses)
-    if ulysses == 1:
-        return _ring(q, k, v, plan, None, scale)
+    refuse_heads(q, k)
+    refuse_rows(q, k, plan)
+    out: Tensor = torch.ops.longreel.attention(q, k, v, plan, q.shape[2] ** -0.5 if scale is None else scale)[0]
+    return out
+
+
+def refuse_rows(q: Tensor, k: Tensor, plan: Plan) -> None:
+    """Rows that a plan was made for.
+
+    Raises:
+        InputError: there are more or fewer.
+    """
+    alone = len(plan.ulysses_tokens) == 1
+    own = plan.ulysses_tokens[0 if plan.groups is None else plan.groups.place.ulysses]
+    if len(q) != own or len(k) != (plan.keys if alone else own):
+        found = f"{len(q)} queries and {len(k)} keys; the plan has {own} and {plan.keys if alone else own}"
+        raise InputError(
+            "attention is given as many rows as its plan was made for", found, "make a plan for this batch"
+        )
+
+
+@torch.library.custom_op("longreel::attention", mutates_args=())
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Output and log-sum-exp; with ulysses also q, k, v and output as this rank computed them (else empty)."""
+    heads = share_heads(q.shape[1], k.shape[1], len(plan.ulysses_tokens))
+    kernel = kernel_for(q.device, q.dtype)
+    if len(plan.ulysses_tokens) == 1:
+        out, lse = ring.forward(kernel, q, k, v, plan, None, scale)
+        return out, lse, q.new_empty(0), q.new_empty(0), q.new_empty(0), q.new_empty(0)
+    own = ulysses.to_heads(q, k, v, plan, heads)
+    out, lse = ring.forward(kernel, *own, plan, _kv_of_head(plan, heads, q.device), scale)
+    return ulysses.to_tokens(out, plan, heads), lse, *own, out
+
+
+@torch.library.custom_op("longreel::attention_backward", mutates_args=())
+def _attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: Plan, scale: float, heads: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v; `heads` are those of queries and of keys before ulysses shared them out."""
+    kernel = kernel_for(q.device, q.dtype)
+    if len(plan.ulysses_tokens) == 1:
+        return ring.backward(kernel, grad, q, k, v, out, lse, plan, None, scale)
+    shared = share_heads(heads[0], heads[1], len(plan.ulysses_tokens))
+    grad = ulysses.from_tokens(grad, plan, shared)
+    kv_of_head = _kv_of_head(plan, shared, q.device)
+    grads = ring.backward(kernel, grad, q, k, v, out, lse, plan, kv_of_head, scale)
+    return ulysses.from_heads(*grads, plan, shared)
+
+
+@_attention.register_fake
+def _shapes(
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    heads = share_heads(q.shape[1], k.shape[1], len(plan.ulysses_tokens))
+    me = plan.groups.place.ulysses if plan.groups is not None else 0
+    mine, keys, dim = len(heads.queries[me]), len(heads.keys[me]), q.shape[2]
+    lse = q.new_empty(mine, plan.queries, dtype=ring.accumulator(q.dtype))
+    if len(plan.ulysses_tokens) == 1:
+        return torch.empty_like(q), lse, q.new_empty(0), q.new_empty(0), q.new_empty(0), q.new_empty(0)
+    a, b, c, d = (q.new_empty(plan.queries, n, dim) for n in (mine, keys, keys, mine))
+    return torch.empty_like(q), lse, a, b, c, d
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, k, v, ctx.plan, ctx.scale = inputs
+    out, lse, *own = output
+    ctx.heads = [q.shape[1], k.shape[1]]
+    q, k, v, out = (q, k, v, out) if len(ctx.plan.ulysses_tokens) == 1 else own
+    ctx.save_for_backward(q, k, v, out, lse)
+
+
+def _gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.longreel.attention_backward(grad, *ctx.saved_tensors, ctx.plan, ctx.scale, ctx.heads)
+    return *grads, None, None
+
+
+_attention.register_autograd(_gradient, setup_context=_save)
+
+
+def _kv_of_head(plan: Plan, heads: Heads, device: torch.device) -> Tensor | None:
     assert plan.groups is not None, "ulysses needs groups"
-    kv_of_head = heads.kv_of_head(plan.groups.place.ulysses, q.device)
-    q, k, v = _to_heads(q, k, v, plan, heads)
-    return _to_tokens(_ring(q, k, v, plan, kv_of_head, scale), plan, heads)
+    return heads.kv_of_head(plan.groups.place.ulysses, device)

@@ -1,7 +1,8 @@
-"""`Plan`: mask x split for one batch on this rank: the kernel calls, and whose keys each of them needs.
+"""`Plan`: mask x split for one batch on this rank: the kernel launches, and whose keys each of them needs.
 
-Cutting a rectangle of the mask at the borders of what ranks hold leaves only full rectangles and aligned causal
-squares, so that any stock flash kernel computes any mask, and no row of a call is ever fully masked:
+Cutting a mask at the borders of what ranks hold leaves rectangles with bands, and these leave only full rectangles and
+triangles of squares (`rectangles.py`). So any stock flash kernel computes any mask, no row of a launch is ever fully
+masked, and it is known exactly which key columns each rank needs from which other:
 
     causal, queries [a, b) against keys [c, d), a < c < b < d        full block    square
                  c     d                                              (none)       [c, b) x [c, b)
@@ -10,75 +11,186 @@ squares, so that any stock flash kernel computes any mask, and no row of a call 
        . . . # . . . . .
     b  . . . # # . . . .
 
-Plans are made once per batch, from integers alone; every layer uses the same one.
+Plans are made once per batch, from integers alone, without a loop over rectangles; every layer uses the same one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import accumulate
+from typing import Literal
 
-from parallel.mask import Mask, Rectangle, cross
-from parallel.mesh import Groups, Mesh
+import numpy as np
+import torch
+from torch import Tensor
+from torch._library.opaque_object import register_opaque_type
+from torch._opaque_base import OpaqueBase
+
+from parallel import rectangles
+from parallel.errors import InputError
+from parallel.holding import Holding, held_by, needed
+from parallel.mask import Mask, cross
+from parallel.mesh import Groups, Mesh, Place
 from parallel.packed import Ranges
+from parallel.rectangles import DIAGONAL, FULL, K0, Q0, Q1, Ints
 from parallel.split import Split
 
+Transport = Literal["ring", "need"]
+ORDER = np.array([2, 0, 1, 3])  # of kinds: triangles first, they often cover all rows, which then need no merging
 
-@dataclass(frozen=True)
-class Call:
-    """One kernel call: `rectangle` in rows of the local queries and rows of the keys of one hop.
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of a tensor, as ranges in order; taken as one slice where they are one, else by index."""
+
+    starts: Ints
+    stops: Ints
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return int((self.stops - self.starts).sum())
+
+    @property
+    def lengths(self) -> list[int]:
+        """Rows of each range."""
+        lengths: list[int] = (self.stops - self.starts).tolist()
+        return lengths
+
+    def pieces(self) -> list[slice]:
+        """The ranges, those that touch joined."""
+        if len(self.starts) == 0:
+            return []
+        breaks = np.flatnonzero(self.starts[1:] != self.stops[:-1])
+        first, last = np.concatenate(([0], breaks + 1)), np.concatenate((breaks, [len(self.starts) - 1]))
+        return [slice(a, b) for a, b in zip(self.starts[first].tolist(), self.stops[last].tolist(), strict=True)]
+
+    def take(self, x: Tensor, dim: int = 0) -> Tensor:
+        """These rows of `x`: a view where they are one range."""
+        found = self.pieces()
+        if len(found) == 1:
+            return x.narrow(dim, found[0].start, found[0].stop - found[0].start)
+        return torch.cat([x.narrow(dim, s.start, s.stop - s.start) for s in found] or [x.narrow(dim, 0, 0)], dim)
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """Pieces of one kind whose query rows are disjoint, for one call of a kernel.
 
     Attributes:
-        fresh: no earlier call of the plan touched these query rows, so that there is nothing to merge with.
+        kind: FULL, CAUSAL, ANTICAUSAL or DIAGONAL; all but FULL are squares.
+        queries, keys: rows of the local queries and of the keys of the hop; range i of both makes piece i.
+        fresh: no earlier launch of the plan touched these query rows, so that there is nothing to merge with.
     """
 
-    rectangle: Rectangle
+    kind: int
+    queries: Rows
+    keys: Rows
     fresh: bool
 
+    @property
+    def area(self) -> int:
+        """Pairs of one query and one key."""
+        rows, columns = self.queries.stops - self.queries.starts, self.keys.stops - self.keys.starts
+        if self.kind == FULL:
+            return int((rows * columns).sum())
+        return int(rows.sum()) if self.kind == DIAGONAL else int((rows * (rows + 1) // 2).sum())
 
-@dataclass(frozen=True)
-class Plan:
+
+@dataclass(frozen=True, eq=False)
+class Hop:
+    """What is computed with the keys of one place of the ring.
+
+    Attributes:
+        keys: rows of the block of keys that arrives; of hop 0, this rank's own.
+        send: rows of the own keys that leave for the place which is as far down the ring as these come from up it.
+        launches: on that block.
+    """
+
+    keys: int
+    send: Rows
+    launches: tuple[Launch, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(OpaqueBase):
     """What one rank computes.
 
     Attributes:
         queries: rows of this rank's queries once its ulysses group has exchanged heads for tokens.
-        hops: hops[d] are the calls on the keys that come from d places up the ring; hops[0] are the own keys.
-        key_tokens: key_tokens[d] is the number of keys of hop d.
+        keys: rows of its own keys.
+        hops: hops[d] is about the keys that come from d places up the ring; hops[0] the own keys.
         ulysses_tokens: tokens that each rank of the ulysses group holds, in order; (queries,) without ulysses.
+        transport: "ring" passes whole blocks on from neighbour to neighbour; "need" fetches the columns that are
+            needed, and no others, from whoever holds them.
+        digest: of all that the ranks of a replica must agree on.
         groups: the process groups to talk through; None for a plan with no communication.
     """
 
     queries: int
-    hops: tuple[tuple[Call, ...], ...]
-    key_tokens: tuple[int, ...]
+    keys: int
+    hops: tuple[Hop, ...]
     ulysses_tokens: tuple[int, ...]
+    transport: Transport
+    digest: int
     groups: Groups | None = None
 
     @property
     def area(self) -> int:
         """Pairs of one query and one key that this rank's ulysses group computes, for all heads."""
-        return sum(call.rectangle.area for hop in self.hops for call in hop)
+        return sum(launch.area for hop in self.hops for launch in hop.launches)
 
 
-def plan_for(mask: Mask, split: Split, groups: Groups) -> Plan:
+register_opaque_type(Plan, typ="reference")
+
+
+def plan_for(mask: Mask, split: Split, groups: Groups, transport: Transport | None = None) -> Plan:
     """The plan of one rank for self attention: keys are held like queries.
 
     Args:
         mask: over the whole packed sequence.
         split: over the sequence ranks of the replica.
         groups: of this rank.
+        transport: of keys along the ring. "need" if not given: with N columns needed of the S (r - 1) that a ring of r
+            passes on, it moves (2 + a) N, a being the bytes of a gradient to those of a key, and the ring
+            2 S (r - 1) + a S r, which is always more.
+
+    Raises:
+        InputError: a query sees no key, or the split is for another length or number of ranks.
     """
-    mesh, place = groups.mesh, groups.place
-    assert len(split.ranges) == mesh.sequence_ranks, f"a split over {len(split.ranges)} ranks for {mesh}"
-    held = [_ring_ranges(split, mesh, ring) for ring in range(mesh.ring)]
-    sources = [(place.ring - hop) % mesh.ring for hop in range(mesh.ring)]
-    hops = [cut(mask, held[place.ring], held[source]) for source in sources]
+    return plan_of(mask, split, groups.mesh, groups.place, transport, groups)
+
+
+def plan_of(
+    mask: Mask,
+    split: Split,
+    mesh: Mesh,
+    place: Place,
+    transport: Transport | None = None,
+    groups: Groups | None = None,
+) -> Plan:
+    """`plan_for` of any place of a mesh, without process groups: to look at, not to run."""
+    refuse_mismatch(mask, split, mesh)
+    held, transport = held_by(split.ranges, mesh.ulysses), transport or "need"
+    needs, mine = needed(mask, held), held.of(place.ring)
+    arriving = held if transport == "ring" else needs.arriving(place.ring, mine)
+    sources = [(place.ring - d) % mesh.ring for d in range(mesh.ring)]
+    launches = _launches(_local_pieces(mask, mine, arriving, place.ring, mesh.ring), mesh.ring)
+    to = [needs.between((place.ring + d) % mesh.ring, place.ring) for d in range(mesh.ring)]
+    blocks = [held.of(s) if transport == "ring" or s == place.ring else needs.between(place.ring, s) for s in sources]
     first = place.ring * mesh.ulysses
     return Plan(
-        queries=_length(held[place.ring]),
-        hops=_mark_fresh(hops),
-        key_tokens=tuple(_length(held[source]) for source in sources),
+        queries=mine.count,
+        keys=mine.count,
+        hops=tuple(
+            Hop(blocks[d].count, Rows(to[d].rows, to[d].rows + to[d].stops - to[d].starts), launches[d])
+            for d in range(mesh.ring)
+        ),
         ulysses_tokens=tuple(split.tokens(first + i) for i in range(mesh.ulysses)),
+        transport=transport,
+        digest=_digest(mask, split, mesh, transport),
         groups=groups,
     )
 
@@ -99,73 +211,99 @@ def cross_plan(query_lengths: Sequence[int], ranges: Ranges, key_lengths: Sequen
     return _here(cross(query_lengths, key_lengths), ranges)
 
 
-def cut(mask: Mask, query_ranges: Ranges, key_ranges: Ranges) -> list[Rectangle]:
-    """The part of `mask` in query_ranges x key_ranges, in rows of the two: full rectangles and causal squares only."""
-    found = []
-    q_row = 0
-    for q0, q1 in query_ranges:
-        k_row = 0
-        for k0, k1 in key_ranges:
-            for r in mask.rectangles:
-                a, b, c, d = max(q0, r.q0), min(q1, r.q1), max(k0, r.k0), min(k1, r.k1)
-                if a < b and c < d:
-                    shift = r.q0 - r.k0  # position of the query that is aligned with key 0 of the sequence
-                    pieces = _cut_causal(a, b, c, d, shift) if r.causal else [Rectangle(a, b, c, d)]
-                    found += [_moved(p, q_row - q0, k_row - k0) for p in pieces]
-            k_row += k1 - k0
-        q_row += q1 - q0
-    return found
+def refuse_mismatch(mask: Mask, split: Split, mesh: Mesh) -> None:
+    """A mask that a mesh can compute with a split.
+
+    Raises:
+        InputError: a query sees no key, or the split is for another length or number of ranks.
+    """
+    mask.refuse_blind()
+    if len(split.ranges) != mesh.sequence_ranks:
+        found = f"{len(split.ranges)} ranks, and {mesh} has {mesh.sequence_ranks}"
+        raise InputError("a split has a part for each sequence rank", found, "make the split for this mesh")
+    ranges = sorted(r for held in split.ranges for r in held)
+    stops = [0, *(stop for _, stop in ranges)]
+    if any(start != before for (start, _), before in zip(ranges, stops, strict=False)) or stops[-1] != mask.queries:
+        found = f"{mask.queries} positions, and ranges {ranges[:4]}... up to {stops[-1]}"
+        raise InputError("a split holds every position of the mask once", found, "make both for the same sequence")
+    if mask.queries != mask.keys:
+        found = f"{mask.queries} queries, {mask.keys} keys"
+        raise InputError("in self attention each query has a key", found, "use cross_plan for keys of their own")
 
 
-def _cut_causal(a: int, b: int, c: int, d: int, shift: int) -> list[Rectangle]:
-    """Queries [a, b) x keys [c, d) under `query - shift >= key`, as full rectangles and aligned squares."""
-    a, b = a - shift, b - shift  # now query >= key
-    pieces = []
-    low, high = max(a, c), min(b, d)
-    if low < high:
-        if c < low:
-            pieces.append(Rectangle(low, high, c, low))  # below the square: keys before the first of its queries
-        pieces.append(Rectangle(low, high, low, high, causal=True))
-    if max(d, a) < b:
-        pieces.append(Rectangle(max(d, a), b, c, d))  # queries after the last key see them all
-    return [_moved(p, shift, 0) for p in pieces]
+def _local_pieces(mask: Mask, mine: Holding, arriving: Holding, me: int, ring: int) -> Ints:
+    """Kernel pieces (q0, q1, k0, k1, kind, hop) in rows of the local queries and of each hop's keys, in order."""
+    pieces, own = rectangles.cut_by(mask.table, mine.starts, mine.stops, Q0)
+    pieces = rectangles.shift(pieces, (mine.rows - mine.starts)[own], 0)
+    pieces, from_ = rectangles.cut_by(pieces, arriving.starts, arriving.stops, K0)
+    pieces = rectangles.shift(pieces, 0, (arriving.rows - arriving.starts)[from_])
+    hop = (me - arriving.places[from_]) % ring
+    cut = rectangles.kernel_pieces(pieces)
+    cut[:, 5] = hop[cut[:, 5]]
+    whole = cut[:, 4] == FULL
+    apart = 1 << 40  # rows of different hops must not meet
+    full = rectangles.table()
+    if whole.any():
+        free = np.full(int(whole.sum()), rectangles.FREE)
+        q0, q1, k0, k1, _, at = cut[whole].T
+        full = rectangles.merge_rows(np.stack((q0, q1, k0 + at * apart, k1 + at * apart, -free, free), axis=1))
+    at = full[:, K0] // apart
+    merged = np.stack((*full[:, :2].T, *(full[:, 2:4] - at[:, None] * apart).T, np.full_like(at, FULL), at), axis=1)
+    cut = np.concatenate((cut[~whole], merged))
+    return cut[np.lexsort((cut[:, K0], cut[:, Q0], ORDER[cut[:, 4]], cut[:, 5]))]
 
 
-def _moved(r: Rectangle, queries: int, keys: int) -> Rectangle:
-    return Rectangle(r.q0 + queries, r.q1 + queries, r.k0 + keys, r.k1 + keys, r.causal)
+def _launches(pieces: Ints, ring: int) -> list[tuple[Launch, ...]]:
+    """Pieces in as few launches as their kinds and rows allow, for each hop."""
+    found: list[list[Launch]] = [[] for _ in range(ring)]
+    covered = np.zeros((2, 0), np.int64)
+    breaks = np.flatnonzero((np.diff(pieces[:, 4:], axis=0) != 0).any(axis=1)) + 1
+    for group in np.split(pieces, breaks) if len(pieces) else []:
+        layer = _layers(group[:, Q0], group[:, Q1])
+        for number in range(int(layer.max()) + 1):
+            q0, q1, k0, k1, kind, hop = group[layer == number].T
+            at = np.searchsorted(covered[1], q0, side="right")
+            fresh = bool((at == np.searchsorted(covered[0], q1, side="left")).all())
+            found[int(hop[0])].append(Launch(int(kind[0]), Rows(q0, q1), Rows(k0, k1), fresh))
+            covered = np.stack(
+                rectangles.merge_ranges(np.concatenate((covered[0], q0)), np.concatenate((covered[1], q1)))
+            )
+    return [tuple(launches) for launches in found]
+
+
+def _layers(starts: Ints, stops: Ints) -> Ints:
+    """A number for each range, in rising order of starts, so that ranges of one number do not overlap."""
+    layer = np.zeros(len(starts), np.int64)
+    if (starts[1:] >= stops[:-1]).all():
+        return layer
+    reach: list[int] = []
+    for i, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
+        free = next((n for n, end in enumerate(reach) if end <= start), len(reach))
+        reach[free : free + 1] = [stop]
+        layer[i] = free
+    return layer
 
 
 def _here(mask: Mask, ranges: Ranges) -> Plan:
-    calls = cut(mask, ranges, ((0, mask.keys),))
-    queries = _length(ranges)
-    return Plan(queries, _mark_fresh([calls]), (mask.keys,), (queries,))
+    """Queries of these ranges against keys that are all here."""
+    mask.refuse_blind()
+    starts, stops = np.array(sorted(ranges), np.int64).reshape(-1, 2).T
+    rows = {start: row for (start, _), row in zip(ranges, _heads(ranges), strict=True)}
+    zeros = np.zeros(len(starts), np.int64)
+    mine = Holding(starts, stops, zeros, np.array([rows[start] for start in starts.tolist()], np.int64))
+    keys = Holding(np.array([0]), np.array([mask.keys]), np.array([0]), np.array([0]))
+    launches = _launches(_local_pieces(mask, mine, keys, 0, 1), 1)
+    nothing = Rows(zeros[:0], zeros[:0])
+    return Plan(mine.count, mask.keys, (Hop(mask.keys, nothing, launches[0]),), (mine.count,), "need", 0)
 
 
-def _mark_fresh(hops: list[list[Rectangle]]) -> tuple[tuple[Call, ...], ...]:
-    """Mark the calls whose query rows no earlier call touches."""
-    touched: list[tuple[int, int]] = []
-    marked = []
-    for hop in hops:
-        calls = []
-        for r in hop:
-            fresh = all(r.q1 <= start or stop <= r.q0 for start, stop in touched)
-            calls.append(Call(r, fresh))
-            touched.append((r.q0, r.q1))
-        marked.append(tuple(calls))
-    return tuple(marked)
+def _heads(ranges: Ranges) -> list[int]:
+    """First row of each range."""
+    return [0, *accumulate(stop - start for start, stop in ranges)][:-1]
 
 
-def _ring_ranges(split: Split, mesh: Mesh, ring: int) -> Ranges:
-    """What a ulysses group holds together, neighbours joined so that a document is not cut at a rank's border."""
-    joined: list[tuple[int, int]] = []
-    for ulysses in range(mesh.ulysses):
-        for start, stop in split.ranges[ring * mesh.ulysses + ulysses]:
-            if joined and joined[-1][1] == start:
-                joined[-1] = (joined[-1][0], stop)
-            else:
-                joined.append((start, stop))
-    return tuple(joined)
-
-
-def _length(ranges: Ranges) -> int:
-    return sum(stop - start for start, stop in ranges)
+def _digest(mask: Mask, split: Split, mesh: Mesh, transport: Transport) -> int:
+    """63 bits of all that decides who sends what to whom."""
+    text = f"{mesh} {transport} {mask.queries} {split.ranges}"
+    found = blake2b(text.encode() + np.ascontiguousarray(mask.table).tobytes(), digest_size=8).digest()
+    return int.from_bytes(found, "little") >> 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,61 +44,53 @@ def share_heads(heads: int, kv_heads: int, ranks: int) -> Heads:
     return Heads(queries, keys)
 
 
-class TokensToHeads(torch.autograd.Function):
+def to_heads(q: Tensor, k: Tensor, v: Tensor, plan: Plan, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v of my tokens and all heads -> of all the group's tokens and my heads."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
-        """[my tokens, heads, head_dim] -> [tokens of the group, my heads, head_dim], and so for keys."""
-        assert plan.groups is not None, "ulysses needs groups"
-        me = plan.groups.place.ulysses
-        ctx.plan, ctx.heads, ctx.me = plan, heads, me
-        sends = [
-            (q[:, r.start : r.stop], k[:, s.start : s.stop], v[:, s.start : s.stop])
-            for r, s in zip(heads.queries, heads.keys, strict=True)
-        ]
-        mine = len(heads.queries[me]), len(heads.keys[me]), len(heads.keys[me])
-        received = _all_to_all(sends, [[(t, h, q.shape[2]) for h in mine] for t in plan.ulysses_tokens], plan)
-        q_all, k_all, v_all = (torch.cat(parts) for parts in zip(*received, strict=True))
-        return q_all, k_all, v_all
-
-    @staticmethod
-    def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
-        """The way back; key gradients of several ranks are summed in at least float32."""
-        plan, heads, me = ctx.plan, ctx.heads, ctx.me
-        sends = list(zip(*(x.split(plan.ulysses_tokens) for x in (dq, dk, dv)), strict=True))
-        tokens, dim = plan.ulysses_tokens[me], dq.shape[2]
-        counts = [(len(q), len(k), len(k)) for q, k in zip(heads.queries, heads.keys, strict=True)]
-        received = _all_to_all(sends, [[(tokens, h, dim) for h in count] for count in counts], plan)
-        dq_mine = torch.cat([parts[0] for parts in received], dim=1)
-        exact = torch.promote_types(dq.dtype, torch.float32)
-        dk_mine, dv_mine = (dq.new_zeros(tokens, heads.keys[-1].stop, dim, dtype=exact) for _ in range(2))
-        for keys, (_, dk_part, dv_part) in zip(heads.keys, received, strict=True):
-            dk_mine[:, keys.start : keys.stop] += dk_part
-            dv_mine[:, keys.start : keys.stop] += dv_part
-        return dq_mine, dk_mine.to(dq.dtype), dv_mine.to(dq.dtype), None, None
+    me = _me(plan)
+    sends = [
+        (q[:, r.start : r.stop], k[:, s.start : s.stop], v[:, s.start : s.stop])
+        for r, s in zip(heads.queries, heads.keys, strict=True)
+    ]
+    mine = len(heads.queries[me]), len(heads.keys[me]), len(heads.keys[me])
+    received = _all_to_all(sends, [[(t, h, q.shape[2]) for h in mine] for t in plan.ulysses_tokens], plan)
+    q_all, k_all, v_all = (torch.cat(parts) for parts in zip(*received, strict=True))
+    return q_all, k_all, v_all
 
 
-class HeadsToTokens(torch.autograd.Function):
+def from_heads(dq: Tensor, dk: Tensor, dv: Tensor, plan: Plan, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
+    """The way back, for gradients; those of a key head that went to several ranks are summed in at least float32."""
+    me = _me(plan)
+    sends = list(zip(*(x.split(plan.ulysses_tokens) for x in (dq, dk, dv)), strict=True))
+    tokens, dim = plan.ulysses_tokens[me], dq.shape[2]
+    counts = [(len(q), len(k), len(k)) for q, k in zip(heads.queries, heads.keys, strict=True)]
+    received = _all_to_all(sends, [[(tokens, h, dim) for h in count] for count in counts], plan)
+    dq_mine = torch.cat([parts[0] for parts in received], dim=1)
+    exact = torch.promote_types(dq.dtype, torch.float32)
+    dk_mine, dv_mine = (dq.new_zeros(tokens, heads.keys[-1].stop, dim, dtype=exact) for _ in range(2))
+    for keys, (_, dk_part, dv_part) in zip(heads.keys, received, strict=True):
+        dk_mine[:, keys.start : keys.stop] += dk_part
+        dv_mine[:, keys.start : keys.stop] += dv_part
+    return dq_mine, dk_mine.to(dq.dtype), dv_mine.to(dq.dtype)
+
+
+def to_tokens(out: Tensor, plan: Plan, heads: Heads) -> Tensor:
     """The attention output of all the group's tokens and my heads -> of my tokens and all heads."""
+    tokens = plan.ulysses_tokens[_me(plan)]
+    shapes = [[(tokens, len(q), out.shape[2])] for q in heads.queries]
+    received = _all_to_all([(part,) for part in out.split(plan.ulysses_tokens)], shapes, plan)
+    return torch.cat([part for (part,) in received], dim=1)
 
-    @staticmethod
-    def forward(ctx: Any, out: Tensor, plan: Plan, heads: Heads) -> Tensor:
-        """[tokens of the group, my heads, head_dim] -> [my tokens, heads, head_dim]."""
-        assert plan.groups is not None, "ulysses needs groups"
-        ctx.plan, ctx.heads, ctx.me = plan, heads, plan.groups.place.ulysses
-        tokens = plan.ulysses_tokens[ctx.me]
-        shapes = [[(tokens, len(q), out.shape[2])] for q in heads.queries]
-        received = _all_to_all([(part,) for part in out.split(plan.ulysses_tokens)], shapes, plan)
-        return torch.cat([part for (part,) in received], dim=1)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The way back."""
-        plan, heads, me = ctx.plan, ctx.heads, ctx.me
-        shapes = [[(t, len(heads.queries[me]), grad.shape[2])] for t in plan.ulysses_tokens]
-        received = _all_to_all([(grad[:, q.start : q.stop],) for q in heads.queries], shapes, plan)
-        return torch.cat([part for (part,) in received]), None, None
+def from_tokens(grad: Tensor, plan: Plan, heads: Heads) -> Tensor:
+    """The way back, for its gradient."""
+    shapes = [[(t, len(heads.queries[_me(plan)]), grad.shape[2])] for t in plan.ulysses_tokens]
+    received = _all_to_all([(grad[:, q.start : q.stop],) for q in heads.queries], shapes, plan)
+    return torch.cat([part for (part,) in received])
+
+
+def _me(plan: Plan) -> int:
+    assert plan.groups is not None, "ulysses needs groups"
+    return plan.groups.place.ulysses
 
 
 def _all_to_all(

@@ -86,7 +86,7 @@ def test_no_tokens_give_zero_gradients_for_every_parameter():
         model = awake(build(SMALL.model_copy(update={"recompute": recompute}), 3, seed=0, dtype=torch.float64))
         packed = lay_out(DOCUMENTS, (), torch.zeros(0, 12, dtype=torch.float64))
         prepared = RectifiedFlow(RectifiedFlowConfig()).prepare(packed)
-        nothing = replace(cross_plan(packed.lengths, (), packed.lengths), key_tokens=(0,))
+        nothing = replace(cross_plan(packed.lengths, (), packed.lengths), keys=0)
         out = model(prepared.packed, nothing)
         assert out.shape == (0, 12)
         loss, weight = RectifiedFlow(RectifiedFlowConfig()).loss(out, prepared)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Callable
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,101 +13,175 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from parallel import mask as masks
+from parallel import patterns, rectangles
 from parallel.attention import attend
-from parallel.mask import Mask, cross, full, packed
+from parallel.errors import InputError
+from parallel.kernel import Pieces, Reference, kernel_for
+from parallel.mask import Mask
 from parallel.mesh import Mesh, join
-from parallel.plan import cross_plan, cut, local_plan, plan_for
-from parallel.split import Split, contiguous, zigzag
+from parallel.patterns import Tiling
+from parallel.plan import Plan, Transport, cross_plan, local_plan, plan_for, plan_of
+from parallel.rectangles import ANTICAUSAL, CAUSAL, DIAGONAL, FULL
+from parallel.split import Split, balanced, contiguous, zigzag
 from tests.worlds import run_world
 
+TILING = Tiling((3, 4, 5), (2, 2, 2))
 MASKS = {
-    "full": full(61),
-    "packed": packed([5, 17, 1, 30, 8]),
-    "packed-causal": packed([5, 17, 1, 30, 8], causal=True),
-    "causal": packed([61], causal=True),
-    "shorter-than-ranks": packed([2, 1]),
+    "full": masks.full(61),
+    "causal": masks.causal(61),
+    "packed": masks.packed([5, 17, 1, 30, 8]),
+    "packed causal": masks.packed([5, 17, 1, 30, 8], causal=True),
+    "some causal": masks.packed([20, 17, 24], causal=[True, False, True]),
+    "fewer than ranks": masks.packed([2, 1]),
+    "window": masks.window(61, before=7, after=2, sinks=3),
+    "causal window": masks.window(61, before=16, sinks=1),
+    "strided": masks.strided(61, 7),
+    "itself": masks.diagonal(13),
+    "frame causal": patterns.frame_causal(7, 9),
+    "frame window": patterns.frame_window(7, 9, before=2, after=1, sinks=1),
+    "neighbourhood": patterns.neighbourhood(TILING, (1, 0, 1)),
+    "criss-cross": patterns.criss_cross(TILING),
+    "dilated": patterns.dilated(TILING, (1, 2, 2)),
+    "shifted windows": patterns.shifted_windows(TILING, (2, 1, 2), (1, 0, 1)),
+    "text and video": patterns.text_video([6, 20, 5, 18, 9], [False, True, False, True, False]),
+    "text, video unseen": patterns.text_video([6, 20, 5, 18], [False, True, False, True], "itself"),
+    "window of two": masks.window(61, 20, 20) & masks.packed([31, 30]) | masks.causal(61) & masks.strided(61, 3),
 }
-HEADS = {"4/4": (4, 4), "6/2": (6, 2), "4/1": (4, 1), "6/6": (6, 6)}
-MESHES = [Mesh(1, 1, 1), Mesh(1, 2, 1), Mesh(1, 1, 2), Mesh(1, 3, 1), Mesh(1, 2, 2), Mesh(1, 1, 4), Mesh(2, 2, 1)]
-SPLITS = {"contiguous": contiguous, "zigzag": zigzag}
+FEW = ("packed causal", "frame window", "fewer than ranks")  # with every head shape
+HEADS = {"8/8": (8, 8), "8/2": (8, 2), "6/6": (6, 6), "4/1": (4, 1)}
+MESHES = [
+    Mesh(1, 1, 1),
+    Mesh(1, 2, 1),
+    Mesh(1, 1, 2),
+    Mesh(1, 3, 1),
+    Mesh(1, 2, 2),
+    Mesh(1, 4, 1),
+    Mesh(1, 1, 4),
+    Mesh(2, 2, 1),
+    Mesh(1, 3, 2),
+]
+SPLITS: dict[str, Callable[[Mask, Mesh], Split]] = {
+    "contiguous": lambda mask, mesh: contiguous(mask.queries, mesh.sequence_ranks),
+    "zigzag": lambda mask, mesh: zigzag(mask.queries, mesh.sequence_ranks),
+    "balanced": lambda mask, mesh: balanced(mask, mesh, chunk=3),
+    "one holds nothing": lambda mask, mesh: Split(
+        ((), *contiguous(mask.queries, mesh.sequence_ranks - 1).ranges)
+        if mesh.sequence_ranks > 1
+        else (((0, mask.queries),),)
+    ),
+}
+DIM = 8
 
 
 def dense_mask(mask: Mask) -> Tensor:
     seen = torch.zeros(mask.queries, mask.keys, dtype=torch.bool)
-    for r in mask.rectangles:
-        block = torch.ones(r.q1 - r.q0, r.k1 - r.k0, dtype=torch.bool)
-        seen[r.q0 : r.q1, r.k0 : r.k1] |= block.tril() if r.causal else block
+    q, k = torch.arange(mask.queries)[:, None], torch.arange(mask.keys)
+    for q0, q1, k0, k1, low, high in mask.table.tolist():
+        seen |= (q0 <= q) & (q < q1) & (k0 <= k) & (k < k1) & (low <= q - k) & (q - k <= high)
     return seen
 
 
-def dense(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+def dense(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[2] ** -0.5
-    scores = scores.masked_fill(~dense_mask(mask), -torch.inf)
-    return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
 
 
-def inputs(mask: Mask, heads: int, kv_heads: int, dim: int = 8) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(mask.queries + heads)
-    shapes = [(mask.queries, heads), (mask.keys, kv_heads), (mask.keys, kv_heads), (mask.queries, heads)]
+def inputs(queries: int, keys: int, heads: int, kv_heads: int, dim: int = DIM) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(queries + heads)
+    shapes = [(queries, heads), (keys, kv_heads), (keys, kv_heads), (queries, heads)]
     return [torch.randn(*shape, dim, generator=generator, dtype=torch.float64) for shape in shapes]
 
 
 def expected(mask: Mask, heads: int, kv_heads: int) -> list[Tensor]:
-    q, k, v, grad = inputs(mask, heads, kv_heads)
-    leaves = [x.requires_grad_() for x in (q, k, v)]
-    out = dense(*leaves, mask)
+    *qkv, grad = inputs(mask.queries, mask.keys, heads, kv_heads)
+    leaves = [x.requires_grad_() for x in qkv]
+    out = dense(*leaves, dense_mask(mask))
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
-def every_case(rank: int, mesh: Mesh) -> dict[tuple[str, str, str], list[list[Tensor]]]:
-    """This rank's rows of output and gradients, for every mask, split and head shape."""
-    groups = join(mesh, rank)
-    found = {}
-    for mask_name, mask in MASKS.items():
-        for split_name, make in SPLITS.items():
-            split = make(mask.queries, mesh.sequence_ranks)
-            for heads_name, (heads, kv_heads) in HEADS.items():
-                rows = rows_of(split, groups.place.sequence)
-                plan = plan_for(mask, split, groups)
-                q, k, v, grad = (x[rows] for x in inputs(mask, heads, kv_heads))
-                leaves = [x.requires_grad_() for x in (q, k, v)]
-                out = attend(*leaves, plan)
-                found[mask_name, split_name, heads_name] = [out.detach(), *torch.autograd.grad(out, leaves, grad)]
-    return found
+def attended(given: list[Tensor], plan: Plan) -> list[Tensor]:
+    """Output and gradients of q, k, v."""
+    *qkv, grad = given
+    leaves = [x.requires_grad_() for x in qkv]
+    out = attend(*leaves, plan)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
 def rows_of(split: Split, rank: int) -> Tensor:
     return torch.cat([torch.arange(0), *(torch.arange(a, b) for a, b in split.ranges[rank])])
 
 
+Case = tuple[str, str, str, Transport]
+
+
+def cases(mesh: Mesh) -> list[Case]:
+    """Every mask x split x transport; every head shape with some masks; ranks that hold nothing."""
+    found: list[Case] = []
+    for transport in get_args(Transport) if mesh.ring > 1 else ("need",):
+        found += [(mask, split, "6/6", transport) for mask in MASKS for split in ("contiguous", "zigzag", "balanced")]
+        found += [(mask, split, heads, transport) for mask in FEW for split in SPLITS for heads in HEADS]
+    return sorted(set(found))
+
+
+def every_case(rank: int, mesh: Mesh) -> dict[Case, list[Tensor]]:
+    """This rank's rows of output and gradients."""
+    groups = join(mesh, rank)
+    found = {}
+    for case in cases(mesh):
+        mask_name, split_name, heads, transport = case
+        mask = MASKS[mask_name]
+        split = SPLITS[split_name](mask, mesh)
+        rows = rows_of(split, groups.place.sequence)
+        given = [x[rows] for x in inputs(mask.queries, mask.keys, *HEADS[heads])]
+        found[case] = attended(given, plan_for(mask, split, groups, transport))
+    return found
+
+
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_any_mesh_equals_dense(mesh: Mesh) -> None:
     answers = run_world(mesh.ranks, every_case, mesh)
-    for mask_name, split_name, heads_name in answers[0]:
+    wanted: dict[tuple[str, str], list[Tensor]] = {}
+    for mask_name, split_name, heads, transport in cases(mesh):
         mask = MASKS[mask_name]
-        split = SPLITS[split_name](mask.queries, mesh.sequence_ranks)
-        wanted = expected(mask, *HEADS[heads_name])
+        split = SPLITS[split_name](mask, mesh)
+        key = mask_name, heads
+        wanted[key] = wanted.get(key) or expected(mask, *HEADS[heads])
         for rank, answer in enumerate(answers):
             rows = rows_of(split, mesh.place(rank).sequence)
-            for name, got, want in zip(
-                ("out", "dq", "dk", "dv"), answer[mask_name, split_name, heads_name], wanted, strict=True
-            ):
-                error = (got - want[rows]).abs().max() / want.abs().max() if len(rows) else torch.tensor(0.0)
-                assert error < 1e-12, (
-                    f"{name} of {mask_name}, {split_name}, {heads_name} on {mesh}, rank {rank}: {error}"
-                )
+            got = answer[mask_name, split_name, heads, transport]
+            for name, mine, want in zip(("out", "dq", "dk", "dv"), got, wanted[key], strict=True):
+                error = (mine - want[rows]).abs().max() / want.abs().max().clamp_min(1.0) if len(rows) else torch.tensor(0.0)
+                where = f"{mask_name}, {split_name}, {heads}, {transport} on {mesh}, rank {rank}"
+                assert error < 1e-12, f"{name} of {where}: {error}"
 
 
-def bf16_case(rank: int, mesh: Mesh) -> list[Tensor]:
-    mask = MASKS["packed"]
-    groups = join(mesh, rank)
+def uneven(rank: int) -> list[list[Tensor]]:
+    """509 tokens on 4 ranks, a prime number."""
+    found = []
+    for mesh in (Mesh(1, 4, 1), Mesh(1, 2, 2), Mesh(1, 1, 4)):
+        groups, mask = join(mesh, rank), masks.packed([200, 1, 308], causal=True)
+        split = contiguous(509, 4)
+        given = [x[rows_of(split, rank)] for x in inputs(509, 509, 6, 6)]
+        found.append(attended(given, plan_for(mask, split, groups)))
+    return found
+
+
+def test_lengths_that_do_not_divide() -> None:
+    answers = run_world(4, uneven)
+    wanted = expected(masks.packed([200, 1, 308], causal=True), 6, 6)
+    for meshes in zip(*answers, strict=True):
+        for parts, want in zip(zip(*meshes, strict=True), wanted, strict=True):
+            assert (torch.cat(parts) - want).abs().max() / want.abs().max() < 1e-12
+
+
+def bf16_case(rank: int, mesh: Mesh, name: str) -> list[Tensor]:
+    groups, mask = join(mesh, rank), MASKS[name]
     split = contiguous(mask.queries, mesh.sequence_ranks)
-    q, k, v, grad = (x[rows_of(split, groups.place.sequence)].bfloat16() for x in inputs(mask, 4, 4))
-    leaves = [x.requires_grad_() for x in (q, k, v)]
-    out = attend(*leaves, plan_for(mask, split, groups))
-    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+    given = [x[rows_of(split, groups.place.sequence)].bfloat16() for x in inputs(mask.queries, mask.keys, 4, 4)]
+    return attended(given, plan_for(mask, split, groups))
 
 
 def relative_errors(parts: list[list[Tensor]], wanted: list[Tensor]) -> list[float]:
@@ -112,55 +189,129 @@ def relative_errors(parts: list[list[Tensor]], wanted: list[Tensor]) -> list[flo
     return [float((got - want).norm() / want.norm()) for got, want in zip(whole, wanted, strict=True)]
 
 
-def test_bf16_is_as_good_as_one_kernel() -> None:
-    wanted = expected(MASKS["packed"], 4, 4)
-    one = relative_errors(run_world(1, bf16_case, Mesh()), wanted)
-    many = relative_errors(run_world(4, bf16_case, Mesh(1, 2, 2)), wanted)
-    assert all(m <= 1.5 * o for m, o in zip(many, one, strict=True)), (many, one)
+@pytest.mark.parametrize("name", ["full", "packed causal", "frame window"])
+def test_bf16_is_as_good_as_one_kernel(name: str) -> None:
+    mask = MASKS[name]
+    wanted = expected(mask, 4, 4)
+    given = [x.bfloat16() for x in inputs(mask.queries, mask.keys, 4, 4)]
+    one_plan = local_plan(mask)
+    one = relative_errors([attended(given, one_plan)], wanted)
+    for mesh in (Mesh(1, 2, 2), Mesh(1, 4, 1)):
+        many = relative_errors(run_world(4, bf16_case, mesh, name), wanted)
+        assert all(m <= 1.5 * o for m, o in zip(many, one, strict=True)), (many, one)
 
 
 def test_cross_attention_to_keys_that_every_rank_holds() -> None:
     lengths, keys = [5, 17, 1], [3, 1, 7]
-    mask = cross(lengths, keys)
-    wanted = expected(mask, 4, 4)
-    q, k, v, grad = inputs(mask, 4, 4)
+    wanted = expected(masks.cross(lengths, keys), 4, 4)
+    q, k, v, grad = inputs(23, 11, 4, 4)
     got_k = torch.zeros_like(k)
-    for ranges in (((0, 9),), ((9, 20),), ((20, 23),)):  # three ranks, one after the other
-        (a, b) = ranges[0]
-        leaves = [q[a:b].requires_grad_(), k.clone().requires_grad_(), v.clone().requires_grad_()]
-        out = attend(*leaves, cross_plan(lengths, ranges, keys))
-        torch.testing.assert_close(out, wanted[0][a:b], rtol=0, atol=1e-13)
-        dq, dk, _ = torch.autograd.grad(out, leaves, grad[a:b])
-        torch.testing.assert_close(dq, wanted[1][a:b], rtol=0, atol=1e-13)
+    for ranges in (((0, 9),), ((20, 23), (9, 15)), ((15, 20),)):  # three ranks, one after the other
+        rows = rows_of(Split((ranges,)), 0)
+        out, dq, dk, _ = attended([q[rows], k.clone(), v.clone(), grad[rows]], cross_plan(lengths, ranges, keys))
+        torch.testing.assert_close(out, wanted[0][rows], rtol=0, atol=1e-13)
+        torch.testing.assert_close(dq, wanted[1][rows], rtol=0, atol=1e-13)
         got_k += dk
     torch.testing.assert_close(got_k, wanted[2], rtol=0, atol=1e-12)
 
 
 @st.composite
-def cuts(draw: st.DrawFn) -> tuple[list[int], bool, list[int]]:
-    lengths = draw(st.lists(st.integers(1, 12), min_size=1, max_size=5))
-    borders = draw(st.lists(st.integers(0, sum(lengths)), max_size=4))
-    return lengths, draw(st.booleans()), sorted(borders)
+def packs(draw: st.DrawFn) -> tuple[Mask, Split, Mesh]:
+    """A random mask that lets everyone see itself, in random ranges over a random mesh."""
+    length = draw(st.integers(2, 30))
+    mask = masks.diagonal(length)
+    for _ in range(draw(st.integers(0, 4))):
+        q0, q1 = sorted((draw(st.integers(0, length)), draw(st.integers(0, length))))
+        k0, k1 = sorted((draw(st.integers(0, length)), draw(st.integers(0, length))))
+        low, high = sorted((draw(st.integers(-length, length)), draw(st.integers(-length, length))))
+        mask = mask | Mask(rectangles.table([(q0, q1, k0, k1, low, high)]), length, length)
+    mesh = Mesh(1, draw(st.integers(1, 4)), draw(st.integers(1, 3)))
+    borders = sorted({0, length, *draw(st.lists(st.integers(0, length), max_size=8))})
+    ranges = draw(st.permutations(list(itertools.pairwise(borders))))
+    owners = [draw(st.integers(0, mesh.sequence_ranks - 1)) for _ in ranges]
+    held = [tuple(r for r, o in zip(ranges, owners, strict=True) if o == i) for i in range(mesh.sequence_ranks)]
+    return mask, Split(tuple(held)), mesh
 
 
-@given(cuts())
+@given(packs(), st.sampled_from(get_args(Transport)))
 @settings(max_examples=200, deadline=None)
-def test_cutting_a_mask_loses_and_doubles_nothing(case: tuple[list[int], bool, list[int]]) -> None:
-    lengths, causal, borders = case
-    mask = packed(lengths, causal)
-    stops = [0, *borders, mask.queries]
-    ranges = [((a, b),) for a, b in itertools.pairwise(stops)]
+def test_plans_of_random_masks_compute_each_pair_once(pack: tuple[Mask, Split, Mesh], transport: Transport) -> None:
+    """Every plan walked through by hand: rows that are sent are rows that arrive, and pairs are those of the mask."""
+    mask, split, mesh = pack
+    plans = [plan_of(mask, split, mesh, mesh.place(i * mesh.ulysses), transport) for i in range(mesh.ring)]
+    held = [
+        torch.cat([rows_of(split, i * mesh.ulysses + j) for j in range(mesh.ulysses)]).tolist()
+        for i in range(mesh.ring)
+    ]
     seen = torch.zeros(mask.queries, mask.keys, dtype=torch.int64)
-    for queries in ranges:
-        for keys in ranges:
-            for r in cut(mask, queries, keys):
-                assert not r.causal or r.q1 - r.q0 == r.k1 - r.k0, f"{r} is causal and no square"
-                block = torch.ones(r.q1 - r.q0, r.k1 - r.k0, dtype=torch.int64)
-                q, k = queries[0][0], keys[0][0]
-                seen[q + r.q0 : q + r.q1, k + r.k0 : k + r.k1] += block.tril() if r.causal else block
+    for me, plan in enumerate(plans):
+        assert plan.queries == len(held[me])
+        covered: set[int] = set()
+        for d, hop in enumerate(plan.hops):
+            source = (me - d) % mesh.ring
+            sent = plans[source].hops[d].send
+            keys = held[source] if transport == "ring" or d == 0 else [held[source][r] for r in indices(sent)]
+            assert len(keys) == hop.keys
+            for launch in hop.launches:
+                rows = indices(launch.queries)
+                assert len(set(rows)) == len(rows), "a launch computes a row twice"
+                assert launch.fresh == covered.isdisjoint(rows)
+                covered |= set(rows)
+                for q, k in zip(ranges(launch.queries), ranges(launch.keys), strict=True):
+                    block = torch.ones(len(q), len(k), dtype=torch.int64)
+                    assert launch.kind == FULL or len(q) == len(k)
+                    block = block.tril() if launch.kind in (CAUSAL, DIAGONAL) else block
+                    block = block.triu() if launch.kind in (ANTICAUSAL, DIAGONAL) else block
+                    seen[torch.tensor([held[me][r] for r in q])[:, None], torch.tensor([keys[r] for r in k])] += block
     assert torch.equal(seen, dense_mask(mask).long())
+    assert sum(plan.area for plan in plans) == mask.area
+    assert len({plan.digest for plan in plans}) == 1
+
+
+def ranges(rows: Any) -> list[range]:
+    return [range(a, b) for a, b in zip(rows.starts.tolist(), rows.stops.tolist(), strict=True)]
+
+
+def indices(rows: Any) -> list[int]:
+    return [i for r in ranges(rows) for i in r]
+
+
+KINDS = {"full": FULL, "causal": CAUSAL, "anticausal": ANTICAUSAL, "itself": DIAGONAL}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=str)
+def test_kernels_agree(kind: str, heads: tuple[int, int]) -> None:
+    """Pieces of equal and of other shapes in one launch, of the fast kernel and of the plain one."""
+    queries = (3, 3, 7, 1)
+    pieces = Pieces(KINDS[kind], queries, (2, 2, 5, 4) if kind == "full" else queries)
+    q, k, v, grad = inputs(sum(pieces.queries), sum(pieces.keys), *heads)
+    found = []
+    for kernel in (kernel_for(torch.device("cpu"), torch.float64), Reference()):
+        out, lse = kernel.forward(q, k, v, pieces, 0.3)
+        found.append([out, lse, *kernel.backward(grad, q, k, v, out, lse, pieces, 0.3)])
+    for fast, plain in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "rule"),
+    [
+        (lambda: plan_of(masks.band(8, -1, 2), contiguous(8, 2), Mesh(1, 2), Mesh(1, 2).place(0)), "at least one key"),
+        (lambda: plan_of(masks.full(8), contiguous(8, 3), Mesh(1, 2), Mesh(1, 2).place(0)), "part for each sequence"),
+        (lambda: plan_of(masks.full(8), contiguous(9, 2), Mesh(1, 2), Mesh(1, 2).place(0)), "every position of the"),
+        (lambda: plan_of(masks.cross([4], [3]), contiguous(4, 2), Mesh(1, 2), Mesh(1, 2).place(0)), "has a key"),
+        (lambda: attend(*inputs(8, 8, 4, 3)[:3], local_plan(masks.full(8))), "multiple of key heads"),
+        (lambda: attend(*inputs(8, 9, 4, 4)[:3], local_plan(masks.full(8))), "as many rows as its plan"),
+    ],
+)
+def test_what_cannot_be_attended(make: Callable[[], object], rule: str) -> None:
+    with pytest.raises(InputError) as error:
+        make()
+    assert rule in str(error.value)
 
 
 def test_area_is_the_number_of_pairs() -> None:
-    mask = packed([4, 3], causal=True)
+    mask = masks.packed([4, 3], causal=True)
     assert local_plan(mask).area == mask.area == int(dense_mask(mask).sum()) == 16
+    assert math.isclose(float(dense_mask(masks.window(61, 7, 2, 3)).sum()), masks.window(61, 7, 2, 3).area)
