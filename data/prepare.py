@@ -266,7 +266,8 @@ def _nothing_usable(source: Path, summary: Summary) -> InputError:
     file, reason = summary.rejected[0]
     remedy = "check the files with ffprobe"
     if reason == NO_CAPTION:
-        remedy = f"write {{file: text}} to {source}/captions.json, or allow missing captions"
+        folder = source if source.is_dir() else source.parent
+        remedy = f"write {{file: text}} to {folder}/captions.json, or allow missing captions"
     elif "have fewer than" in reason:
         remedy = "lower min_frames"
     elif "caption" in reason:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from parallel.errors import InputError
 from parallel.zero import STATE_NAMES, Engine
 
 FORMAT = 1
+KEPT_DATA = ("pack_tokens", "frames", "size", "stride", "window")  # settings that decide what is in a pack
 
 
 @dataclass(frozen=True)
@@ -169,11 +170,9 @@ def refuse_changes(checkpoint: Checkpoint, config: RunConfig, dataset: str) -> N
     """A resumed run keeps what its state depends on.
 
     Raises:
-        InputError: the model, codec, seed, data or packing differ from the checkpoint's.
+        InputError: the model, codec, objective, seed, data or packing differ from the checkpoint's.
     """
-    before, now = checkpoint.manifest["config"], config.model_dump(mode="json")
-    keys = ["seed", "codec", "model", *(f"data.{k}" for k in ("pack_tokens", "frames", "size", "stride", "window"))]
-    changes = [c for key in keys for c in _differences(key, _get(before, key), _get(now, key))]
+    changes = _changes(checkpoint, config, ("seed", "codec", "model", "objective", *(f"data.{k}" for k in KEPT_DATA)))
     if checkpoint.state.dataset != dataset:
         changes.append(f"data.dataset: content {checkpoint.state.dataset[:12]} became {dataset[:12]}")
     if changes:
@@ -182,6 +181,16 @@ def refuse_changes(checkpoint: Checkpoint, config: RunConfig, dataset: str) -> N
             f"{checkpoint.path}: {'; '.join(changes)}",
             "set it back, or start another run with out=FOLDER",
         )
+
+
+def changed_settings(checkpoint: Checkpoint, config: RunConfig) -> list[str]:
+    """Settings that a resumed run may change, and did: the curve from here on is not that of the old ones."""
+    return _changes(checkpoint, config, ("dtype", "optimizer", "data.packs_per_step"))
+
+
+def _changes(checkpoint: Checkpoint, config: RunConfig, keys: Sequence[str]) -> list[str]:
+    before, now = checkpoint.manifest["config"], config.model_dump(mode="json")
+    return [c for key in keys for c in _differences(key, _get(before, key), _get(now, key))]
 
 
 def share_out(sizes: Mapping[str, int]) -> list[list[str]]:

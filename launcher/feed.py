@@ -17,6 +17,7 @@ import threading
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -26,12 +27,12 @@ from data.stream import Pack, Piece, Stream
 from models.flow import Prepared, RectifiedFlow
 from models.latents import Codec
 from models.patches import patchify
+from models.schedule import AttentionConfig, area_of, masks_of
 from parallel.geometry import Geometry
-from parallel.mask import packed as packed_mask
 from parallel.mesh import Groups
 from parallel.packed import lay_out
 from parallel.plan import Plan, plan_for
-from parallel.split import contiguous
+from parallel.split import balanced
 
 AHEAD = 2
 SWITCH_SECONDS = 2e-4  # of the interpreter, between two threads
@@ -42,7 +43,7 @@ class MicroStep:
     """One forward and backward of this rank."""
 
     prepared: Prepared
-    plan: Plan
+    plans: tuple[Plan, ...]
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,20 @@ class Batch:
     Attributes:
         micro_steps: as many on every rank.
         weight: loss weight of this rank's tokens.
+        digest: of all that the ranks of a replica must agree on.
         cursor: after this step.
         samples: ids of the whole step, all replicas.
         tokens: of the whole step.
-        area: query-key pairs of the whole step, for one head of one layer.
+        area: query-key pairs of the whole step, for one head, in the mean over layers.
     """
 
     micro_steps: tuple[MicroStep, ...]
     weight: float
+    digest: int
     cursor: Cursor
     samples: tuple[str, ...]
     tokens: int
-    area: int
+    area: float
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Feed:
         stream: of packs.
         codec: frames to latents.
         objective: latents to input and target.
+        attention: patterns of the model's layers.
         groups: of this rank.
         packs_per_step: over all replicas.
         device: of the tensors.
@@ -82,6 +86,7 @@ class Feed:
     stream: Stream
     codec: Codec
     objective: RectifiedFlow
+    attention: tuple[AttentionConfig, ...]
     groups: Groups
     packs_per_step: int
     device: torch.device
@@ -99,10 +104,11 @@ class Feed:
         return Batch(
             micro_steps=steps,
             weight=float(sum(s.prepared.packed.weight.double().sum() for s in steps)),
+            digest=digest_of(steps, packs),
             cursor=after,
             samples=tuple(d.uid for pack in packs for d in pack.documents),
             tokens=sum(lengths),
-            area=sum(n * n for n in lengths),
+            area=sum(area_of(self.attention, d.grid) for pack in packs for d in pack.documents),
         )
 
     def batches(self, cursor: Cursor) -> Generator[Batch, None, None]:
@@ -134,13 +140,14 @@ class Feed:
             ready.put(error)
 
     def _micro_step(self, pack: Pack) -> MicroStep:
-        lengths = [d.tokens for d in pack.documents]
-        split = contiguous(sum(lengths), self.groups.mesh.sequence_ranks)
+        masks = masks_of(self.attention, [d.grid for d in pack.documents])
+        split = balanced(max(masks, key=lambda mask: mask.area), self.groups.mesh)
         ranges = split.ranges[self.groups.place.sequence]
         pieces = self.stream.read(pack, ranges)
         values = torch.cat([self._empty(), *(self._values(pack, piece) for piece in pieces)]).to(self.device)
         prepared = self.objective.prepare(lay_out(pack.documents, ranges, values))
-        return MicroStep(prepared, plan_for(packed_mask(lengths), split, self.groups))
+        plans = {id(mask): plan_for(mask, split, self.groups) for mask in masks}
+        return MicroStep(prepared, tuple(plans[id(mask)] for mask in masks))
 
     def _empty(self) -> Tensor:
         return self.codec.encode(torch.zeros(0, 1, 1, 3, dtype=torch.uint8)).new_zeros(0, self.codec.geometry.token_dim)
@@ -178,6 +185,13 @@ def first_token(geometry: Geometry, grid: tuple[int, int, int], first_frame: int
     per_token = geometry.stride[0] * geometry.patch[0]
     assert first_frame % per_token == 0, f"frame {first_frame} begins no token of {per_token} frames"
     return first_frame // per_token * grid[1] * grid[2]
+
+
+def digest_of(steps: Sequence[MicroStep], packs: Sequence[Pack]) -> int:
+    """63 bits of the plans of this replica and of what the step trains on: samples, captions, noise and frames."""
+    plans = [plan.digest for step in steps for plan in step.plans]
+    text = repr((plans, [(pack.rows, pack.starts, pack.documents) for pack in packs]))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def _drain(ready: queue.Queue[Batch | BaseException]) -> None:

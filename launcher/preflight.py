@@ -50,6 +50,9 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
     if found is not None:
         checkpoint.refuse_changes(found, config, index.digest)
     notes = [f"checkpoint {name} is broken and will be passed over: {reason}" for name, reason in broken]
+    changed = checkpoint.changed_settings(found, config) if found is not None else []
+    if found is not None and changed:
+        notes.append(f"changed since step {found.state.step}: {'; '.join(changed)}")
     if left_out:
         uid, reason = left_out[0]
         notes.append(f"{len(left_out)} of {len(index)} samples are left out; {uid}: {reason}")

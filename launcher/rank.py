@@ -28,7 +28,8 @@ from launcher.folder import RunFolder, only_writer
 from launcher.journal import Journal
 from models.kinds import build, build_objective
 from models.latents import open_codec
-from parallel.mesh import join
+from parallel.agreement import refuse_differences
+from parallel.mesh import Mesh, join
 from parallel.zero import Engine, engine_for
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
@@ -79,7 +80,7 @@ def run(config: RunConfig, place: RankPlace, should_stop: Callable[[], bool] = l
             begin = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - begin
-            weight, stopped = agree(batch.weight, should_stop(), device)
+            weight, stopped = agree(batch, should_stop(), config.mesh.mesh(), device)
             rate = learning_rate(config.optimizer, state.step, config.steps)
             loss, norm = train_step(engine, feed, batch, weight, rate, device)
             state = TrainState(state.step + 1, batch.cursor, state.dataset)
@@ -146,8 +147,9 @@ def build_feed(config: RunConfig, place: RankPlace, device: torch.device) -> Fee
         config.seed,
         config.data.window,
     )
-    groups = join(config.mesh.mesh(), place.rank)
-    return Feed(stream, codec, build_objective(config.objective), groups, config.data.packs_per_step, device)
+    groups = join(config.mesh.mesh(), place.rank, timedelta(seconds=config.restart.timeout_seconds))
+    objective, attention = build_objective(config.objective), config.model.attention
+    return Feed(stream, codec, objective, attention, groups, config.data.packs_per_step, device)
 
 
 def build_engine(config: RunConfig, feed: Feed, device: torch.device) -> Engine:
@@ -182,12 +184,20 @@ def resume(config: RunConfig, folder: RunFolder, feed: Feed, engine: Engine) -> 
     return state
 
 
-def agree(weight: float, stop: bool, device: torch.device) -> tuple[float, bool]:
-    """The loss weight of the whole step, and whether any rank was asked to stop."""
-    both = torch.tensor([weight, float(stop)], dtype=torch.float64, device=device)
-    dist.all_reduce(both)
-    total, stops = both.tolist()
-    return total, stops > 0
+def agree(batch: Batch, stop: bool, mesh: Mesh, device: torch.device) -> tuple[float, bool]:
+    """The loss weight of the whole step, and whether any rank was asked to stop.
+
+    Raises:
+        InputError: the ranks of a replica were about to compute different batches.
+    """
+    weight = torch.tensor([batch.weight], dtype=torch.float64).view(torch.int64)
+    mine = torch.cat((weight, torch.tensor([int(stop), batch.digest]))).to(device)
+    everyone = [torch.empty_like(mine) for _ in range(mesh.ranks)]
+    dist.all_gather(everyone, mine)
+    weights, stops, digests = torch.stack(everyone).cpu().unbind(1)
+    for ranks in mesh.replicas():
+        refuse_differences(digests[ranks].tolist(), ranks)
+    return float(weights.view(torch.float64).sum()), bool(stops.any())
 
 
 def train_step(
@@ -196,7 +206,7 @@ def train_step(
     """One update; gives loss and gradient norm of the whole step."""
     loss = torch.zeros((), dtype=torch.float64, device=device)
     for micro in batch.micro_steps:
-        prediction = engine.forward(micro.prepared.packed, micro.plan)
+        prediction = engine.forward(micro.prepared.packed, micro.plans)
         part, _ = feed.objective.loss(prediction, micro.prepared)
         engine.backward(part / weight)
         loss += part.detach()

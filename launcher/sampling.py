@@ -161,8 +161,8 @@ def open_run(run: Path, step: int | None = None) -> tuple[RunConfig, Checkpoint]
 def with_defaults(request: Request, config: RunConfig) -> Settled:
     """The request with the run's settings where it leaves something open."""
     prompts = request.prompts or config.sample.prompts
-    frames = request.frames or config.sample.frames or config.data.frames
-    size = request.size or config.sample.size or config.data.size
+    frames = next((n for n in (request.frames, config.sample.frames, config.data.frames) if n is not None), None)
+    size = next((s for s in (request.size, config.sample.size, config.data.size) if s is not None), None)
     steps = config.sample.steps if request.steps is None else request.steps
     guidance = config.sample.guidance if request.guidance is None else request.guidance
     if not prompts:

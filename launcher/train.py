@@ -57,7 +57,8 @@ def train(config: RunConfig, make_ranks: Callable[[], Ranks], console: Console, 
         console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
     if ready.step >= config.steps:
         console.print(
-            f"{config.out} has done {ready.step} of {config.steps} steps already: nothing to do", highlight=False
+            f"{config.out} has done {ready.step} steps already, and {config.steps} are asked for: nothing to do",
+            highlight=False,
         )
         return DONE
     folder = RunFolder(config.out)

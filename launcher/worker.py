@@ -54,7 +54,6 @@ def main(arguments: list[str]) -> int:
             raise InputError("launcher.worker takes a run", "no argument", "launcher.worker RUN.yaml [key=value ...]")
         place = place_from(os.environ)
         config = absolute(load(Path(arguments[0]), arguments[1:]))
-        make_run_folder(RunFolder(config.out))
         mesh = config.mesh.mesh()
         if mesh.ranks != place["world"]:
             raise InputError(
@@ -62,6 +61,7 @@ def main(arguments: list[str]) -> int:
                 f"{mesh} = {mesh.ranks} ranks, {place['world']} started",
                 f"start {mesh.ranks}, or change mesh.replica, mesh.ring or mesh.ulysses",
             )
+        make_run_folder(RunFolder(config.out))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED

@@ -24,26 +24,28 @@ A block has (12 + 2 mlp_ratio) dim^2 + 2 text_dim dim parameters, 20 dim^2 and a
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from itertools import cycle
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.layers import MLP, CrossAttention, Linear, SelfAttention, ZeroLinear, norm
 from models.modulation import Stretches, gate, modulate
 from models.rope import Rotary
+from models.schedule import AttentionConfig
 from models.text import TextConfig, TextEncoder, check_heads
 from parallel.errors import InputError
 from parallel.geometry import Grid
 from parallel.packed import Packed
 from parallel.plan import Plan, cross_plan
+from parallel.recompute import recompute
 
 LEVEL_FREQUENCIES = 128  # pairs of sinusoids of the noise level
 PLACE_FREQUENCIES = 16  # pairs of sinusoids of each coordinate
-RECOMPUTE: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # no layer draws random numbers
 
 
 class VideoDiTConfig(BaseModel):
@@ -59,8 +61,9 @@ class VideoDiTConfig(BaseModel):
         rope_theta: base of the rotary frequencies, and of the sinusoids of `absolute`.
         absolute: tell each token where it lies, beside the rotary embedding that compares two tokens (both: Li and He,
             arXiv:2511.13720); short trainings on small clips need it to see that a word means a direction.
-        recompute: keep only the input of each block for the backward pass and compute the rest again: a third more
-            compute for about a twentieth of the memory.
+        recompute: keep only the input of each block and its attention for the backward pass, and compute the rest
+            again.
+        attention: who sees whom; layer i takes pattern i modulo their number.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,6 +78,7 @@ class VideoDiTConfig(BaseModel):
     rope_theta: float = Field(default=10_000.0, gt=1)
     absolute: bool = False
     recompute: bool = False
+    attention: tuple[AttentionConfig, ...] = Field(default=(AttentionConfig(),), min_length=1)
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> VideoDiTConfig:
@@ -172,8 +176,12 @@ class VideoDiT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head = Head(config.dim, self.token_dim)
 
-    def forward(self, packed: Packed, plan: Plan) -> Tensor:
-        """Prediction [tokens, token_dim] for the noisy `packed.values`; `plan` says which tokens see which.
+    def forward(self, packed: Packed, plans: Sequence[Plan]) -> Tensor:
+        """Prediction [tokens, token_dim] for the noisy `packed.values`.
+
+        Args:
+            packed: what this rank holds.
+            plans: which tokens see which, one for each pattern of `config.attention`.
 
         Reads values, coordinates, noise level, document and the captions. Runs every layer even if no token is held,
         so that all ranks touch the same parameters.
@@ -189,9 +197,10 @@ class VideoDiT(nn.Module):
         x = self.embed(packed.values.to(dtype))
         if self.place is not None:
             x = x + self.place(packed.coordinates, dtype)
-        for block in self.blocks:
+        assert len(plans) == len(self.config.attention), f"{len(plans)} plans for {len(self.config.attention)} patterns"
+        for block, plan in zip(self.blocks, cycle(plans), strict=False):
             inputs = (x, condition, stretches, rotary, plan, text, words)
-            x = checkpoint(block, *inputs, **RECOMPUTE) if self.config.recompute else block(*inputs)
+            x = recompute(block, *inputs) if self.config.recompute else block(*inputs)
         return cast(Tensor, self.head(x, condition, stretches))
 
 

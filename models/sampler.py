@@ -20,9 +20,9 @@ from torch import Tensor
 
 from models.dit import VideoDiT
 from models.flow import RectifiedFlow, shifted
+from models.schedule import masks_of
 from parallel.errors import InputError
 from parallel.geometry import Grid
-from parallel.mask import packed as packed_mask
 from parallel.packed import Document, lay_out
 from parallel.plan import local_plan
 from parallel.random import key_of, normal
@@ -88,13 +88,13 @@ def sample(
     documents = [Document("", 0, text, grids[i % len(grids)]) for i, text in enumerate(texts)]
     total = twins * len(state)
     packed = lay_out(documents, ((0, total),), state.new_zeros(total, model.token_dim))
-    plan = local_plan(packed_mask(packed.lengths))
+    plans = [local_plan(mask) for mask in masks_of(model.config.attention, [d.grid for d in documents])]
 
     levels = shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).tolist()
     for now, then in pairwise(levels):
         level = now * free
         step = replace(packed, values=state.to(dtype).repeat(twins, 1), noise_level=level.repeat(twins))
-        predictions = model(step, plan).to(wide).chunk(twins)
+        predictions = model(step, plans).to(wide).chunk(twins)
         with_prompt, without = (objective.velocity(p, state, level) for p in (predictions[0], predictions[-1]))
         velocity = without + guidance * (with_prompt - without) if twins == 2 else with_prompt
         state = state + ((then - now) * free)[:, None] * velocity

@@ -78,15 +78,24 @@ def kernel_for(device: torch.device, dtype: torch.dtype, name: Name | None = Non
     return FlashCUDA() if half else Reference()
 
 
+def refuse_head_counts(queries: int, keys: int) -> None:
+    """Query heads share key heads evenly.
+
+    Raises:
+        InputError: they do not.
+    """
+    if keys == 0 or queries % keys:
+        found = f"{queries} query heads, {keys} key heads"
+        raise InputError("query heads are a multiple of key heads", found, "change the number of key heads")
+
+
 def refuse_heads(q: Tensor, k: Tensor) -> None:
     """Shapes that a kernel takes.
 
     Raises:
         InputError: the query heads are no multiple of the key heads, or no flash kernel takes the head dimension.
     """
-    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        found = f"{q.shape[1]} query heads, {k.shape[1]} key heads"
-        raise InputError("query heads are a multiple of key heads", found, "change the number of key heads")
+    refuse_head_counts(q.shape[1], k.shape[1])
     if q.shape[2] != k.shape[2]:
         raise InputError("queries and keys have one head_dim", f"{q.shape[2]} and {k.shape[2]}", "make them equal")
     flash = q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16)

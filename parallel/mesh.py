@@ -12,8 +12,11 @@ The ranks of a replica hold parts of the same packed sequence; sequence rank = r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch.distributed as dist
+
+from parallel.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,10 @@ class Mesh:
         """Ranks of each ulysses group."""
         return [list(range(first, first + self.ulysses)) for first in range(0, self.ranks, self.ulysses)]
 
+    def replicas(self) -> list[list[int]]:
+        """Ranks of each replica, in the order of the sequence."""
+        return [list(range(first, first + self.sequence_ranks)) for first in range(0, self.ranks, self.sequence_ranks)]
+
     def __str__(self) -> str:
         return f"replica {self.replica} x ring {self.ring} x ulysses {self.ulysses}"
 
@@ -72,6 +79,7 @@ class Groups:
         place: of this rank.
         ring: group of this rank's ring, `ring_ranks` its global ranks in travelling order.
         ulysses: group of this rank's ulysses neighbours.
+        sequence: group of all ranks of this replica, `sequence_ranks` their global ranks.
     """
 
     mesh: Mesh
@@ -79,22 +87,44 @@ class Groups:
     ring: dist.ProcessGroup | None = None
     ring_ranks: tuple[int, ...] = (0,)
     ulysses: dist.ProcessGroup | None = None
+    sequence: dist.ProcessGroup | None = None
+    sequence_ranks: tuple[int, ...] = (0,)
 
 
-def join(mesh: Mesh, rank: int) -> Groups:
-    """Make this rank's groups. Collective: every rank of the world calls it, after `init_process_group`."""
-    ring, ring_ranks = _own_group(mesh.rings(), rank)
-    ulysses, _ = _own_group(mesh.ulysses_groups(), rank)
-    return Groups(mesh, mesh.place(rank), ring, ring_ranks, ulysses)
+def join(mesh: Mesh, rank: int, timeout: timedelta | None = None) -> Groups:
+    """Make this rank's groups. Collective: every rank of the world calls it, after `init_process_group`.
+
+    Args:
+        mesh: over the whole world.
+        rank: of this process.
+        timeout: how long ranks wait for each other; torch's half hour if not given, whatever the world itself has.
+
+    Raises:
+        InputError: the world has another number of ranks than the mesh.
+    """
+    if dist.is_initialized() and dist.get_world_size() != mesh.ranks:
+        found = f"{mesh} = {mesh.ranks} ranks, {dist.get_world_size()} are running"
+        raise InputError("a mesh has as many ranks as are running", found, "change replica, ring or ulysses")
+    ring, ring_ranks = _own_group(mesh.rings(), rank, timeout)
+    ulysses, ulysses_ranks = _own_group(mesh.ulysses_groups(), rank, timeout)
+    if mesh.ulysses == 1:
+        sequence, sequence_ranks = ring, ring_ranks
+    elif mesh.ring == 1:
+        sequence, sequence_ranks = ulysses, ulysses_ranks
+    else:
+        sequence, sequence_ranks = _own_group(mesh.replicas(), rank, timeout)
+    return Groups(mesh, mesh.place(rank), ring, ring_ranks, ulysses, sequence, sequence_ranks)
 
 
-def _own_group(groups: list[list[int]], rank: int) -> tuple[dist.ProcessGroup | None, tuple[int, ...]]:
+def _own_group(
+    groups: list[list[int]], rank: int, timeout: timedelta | None
+) -> tuple[dist.ProcessGroup | None, tuple[int, ...]]:
     """Create all `groups` in the same order everywhere, as torch demands, and return the one that holds `rank`."""
     own: dist.ProcessGroup | None = None
     ranks: tuple[int, ...] = (rank,)
     for members in groups:
         if len(members) > 1:
-            group = dist.new_group(members)
+            group = dist.new_group(members, timeout=timeout)
             if rank in members:
                 own, ranks = group, tuple(members)
     return own, ranks

@@ -11,12 +11,14 @@ from parallel.holding import Holding, held_by, needed
 from parallel.mask import Mask
 from parallel.mesh import Mesh
 from parallel.packed import Ranges
-from parallel.rectangles import K0, K1, Q0, Ints
+from parallel.rectangles import K0, K1, Q0, Q1, Ints
 
-CHUNKS = 16  # of a place, in a balanced split
+CHUNKS = (8, 16)  # of a place, in a balanced split: few keep documents together, many are more even
 ALIGNED = 128  # tokens that a chunk is a multiple of, where chunks are large
 EVEN = 1.05  # the most area of a place, as a multiple of the mean, that counts as balanced
-SLACK = 0.04  # of the mean area: places that are so near to the lightest one count as light too
+SLACK = 0.03  # of the mean area, that dealing leaves alone
+ROOM = 1.08  # of the mean tokens, that a place takes at most if it can be helped
+SWAPS = 8  # of each place, at most, to even out what was dealt
 
 
 @dataclass(frozen=True)
@@ -45,28 +47,26 @@ def zigzag(length: int, ranks: int) -> Split:
 
 
 def balanced(mask: Mask, mesh: Mesh, chunk: int | None = None) -> Split:
-    """Equal tokens and equal area of the mask for each place of the ring, and few keys to fetch.
+    """Equal area of the mask for each place of the ring, nearly equal tokens, and few keys to fetch.
 
-    Of contiguous stretches, a zigzag, and chunks dealt out by area: the one that fetches least of those whose busiest
-    place has at most 5 % more than the mean, else the most even one.
+    Contiguous stretches if they are even, that is if the busiest place has at most 5 % more than the mean. Else of a
+    zigzag and of documents dealt out whole the one that fetches less, if it is even. Else chunks dealt out by area.
 
     Args:
         mask: over the whole packed sequence.
         mesh: of the replica's ranks.
-        chunk: tokens of a chunk that is dealt out; a sixteenth of what a place holds if not given.
+        chunk: most tokens of a chunk that is dealt out; if not given, an eighth or a sixteenth of what a place holds.
     """
-    ranks = mesh.sequence_ranks
-    if mesh.ring == 1:
-        return contiguous(mask.queries, ranks)
-    candidates = [contiguous(mask.queries, ranks), zigzag(mask.queries, ranks)]
-    for together in (True, False):
-        candidates.append(_dealt(mask, mesh, chunk or _chunk(mask.queries, mesh.ring), together))
-    areas = [areas_of(mask, held_by(split.ranges, mesh.ulysses), mesh.ring) for split in candidates]
-    uneven = [float(area.max() / max(1.0, area.mean())) for area in areas]
-    if min(uneven) > EVEN:
-        return candidates[int(np.argmin(uneven))]
-    even = [split for split, ratio in zip(candidates, uneven, strict=True) if ratio <= EVEN]
-    return min(even, key=lambda split: fetched(mask, held_by(split.ranges, mesh.ulysses), mesh.ring))
+    split = contiguous(mask.queries, mesh.sequence_ranks)
+    if mesh.ring == 1 or _uneven(mask, mesh, split) <= EVEN:
+        return split
+    sizes = [chunk] if chunk else [_chunk(mask.queries, mesh.ring * count) for count in CHUNKS]
+    chunks = [_Chunks.of(mask, size) for size in sizes]
+    candidates = [zigzag(mask.queries, mesh.sequence_ranks), *(c.dealt(mesh, whole=True) for c in chunks)]
+    even = [candidate for candidate in candidates if _uneven(mask, mesh, candidate) <= EVEN]
+    if even:
+        return min(even, key=lambda split: fetched(mask, held_by(split.ranges, mesh.ulysses), mesh.ring))
+    return min((*candidates, chunks[-1].dealt(mesh, whole=False)), key=lambda split: _uneven(mask, mesh, split))
 
 
 def areas_of(mask: Mask, held: Holding, ring: int) -> Ints:
@@ -83,36 +83,107 @@ def fetched(mask: Mask, held: Holding, ring: int) -> int:
     return int(columns.sum() - columns.trace())
 
 
-def _chunk(length: int, ring: int) -> int:
+def _uneven(mask: Mask, mesh: Mesh, split: Split) -> float:
+    """Area of the busiest place as a multiple of the mean; or tokens of the fullest, if they are too many."""
+    held = held_by(split.ranges, mesh.ulysses)
+    areas, tokens = areas_of(mask, held, mesh.ring), [held.of(place).count for place in range(mesh.ring)]
+    fullest = max(tokens) * mesh.ring / sum(tokens)
+    return max(float(areas.max() / areas.mean()), fullest if fullest > ROOM + EVEN - 1 else 0.0)
+
+
+def _chunk(length: int, chunks: int) -> int:
     """A size that kernels like, where there is enough of it."""
-    size = -(-length // (ring * CHUNKS))
+    size = -(-length // chunks)
     return -(-size // ALIGNED) * ALIGNED if size >= 4 * ALIGNED else size
 
 
-def _dealt(mask: Mask, mesh: Mesh, chunk: int, together: bool) -> Split:
-    """Chunks, the heaviest first, each to the place with the least area that has room for one.
+@dataclass(frozen=True, eq=False)
+class _Chunks:
+    """Parts of a sequence, none of which lies in two documents: what neither sees the other nor is seen by it.
 
-    `together`: of the places that are nearly as light, to the one that holds most of the chunks which it sees.
+    Attributes:
+        starts, stops: of each chunk.
+        areas: pairs of its queries.
+        documents: number of the document that it lies in.
     """
-    starts = np.arange(0, mask.queries, chunk)
-    stops = np.minimum(starts + chunk, mask.queries)
-    pieces, which = rectangles.cut_by(mask.table, starts, stops, Q0)
-    areas, first, last = np.zeros((3, len(starts)), np.int64)
-    np.add.at(areas, which, rectangles.area(pieces))
-    first += len(starts)
-    np.minimum.at(first, which, pieces[:, K0] // chunk)
-    np.maximum.at(last, which, -(-pieces[:, K1] // chunk))
-    owner = np.full(len(starts), mesh.ring)
-    load, room = np.zeros(mesh.ring), np.full(mesh.ring, -(-len(starts) // mesh.ring))
-    slack = SLACK * areas.sum() / mesh.ring if together else 0.0
-    for c in np.argsort(-areas, kind="stable").tolist():
-        open_load = np.where(room > 0, load, np.inf)
-        near = open_load <= open_load.min() + slack
-        company = np.bincount(owner[first[c] : last[c]], minlength=mesh.ring + 1)[: mesh.ring]
-        place = int(np.lexsort((open_load, -company * near, ~near))[0])
-        owner[c], load[place], room[place] = place, load[place] + areas[c], room[place] - 1
-    held = [[(int(starts[c]), int(stops[c])) for c in np.flatnonzero(owner == p)] for p in range(mesh.ring)]
-    return Split(tuple(part for ranges in held for part in _shared(ranges, mesh.ulysses)))
+
+    starts: Ints
+    stops: Ints
+    areas: Ints
+    documents: Ints
+
+    @classmethod
+    def of(cls, mask: Mask, size: int) -> _Chunks:
+        """The documents of a mask in chunks of at most `size` tokens."""
+        low = np.minimum(mask.table[:, Q0], mask.table[:, K0])
+        high = np.maximum(mask.table[:, Q1], mask.table[:, K1])
+        first, last = rectangles.merge_ranges(2 * low, 2 * high - 1)  # ranges that only touch stay apart
+        first, last = first // 2, (last + 1) // 2
+        parts = -(-(last - first) // size)
+        document = np.repeat(np.arange(len(first)), parts)
+        number = np.arange(len(document)) - np.repeat(parts.cumsum() - parts, parts)
+        length, count = (last - first)[document], parts[document]
+        starts, stops = (first[document] + length * (number + i) // count for i in (0, 1))
+        pieces, which = rectangles.cut_by(mask.table, starts, stops, Q0)
+        areas = np.zeros(len(starts), np.int64)
+        np.add.at(areas, which, rectangles.area(pieces))
+        return cls(starts, stops, areas, document)
+
+    def dealt(self, mesh: Mesh, whole: bool) -> Split:
+        """To each place chunks of equal area, the heaviest document first, its heaviest chunk first.
+
+        Args:
+            mesh: of the replica's ranks.
+            whole: keep the chunks of a document on as few places as their area allows; else each chunk goes to the
+                place with the least area.
+        """
+        tokens, areas, documents = (self.stops - self.starts).tolist(), self.areas.tolist(), self.documents.tolist()
+        room = np.full(mesh.ring, int(ROOM * sum(tokens) / mesh.ring) + 1)
+        mean, load = sum(areas) / mesh.ring, np.zeros(mesh.ring)
+        held: list[list[int]] = [[] for _ in range(mesh.ring)]
+        place, before, no_room = 0, -1, 2.0 * sum(areas)
+        for c in (self._document_by_document() if whole else np.argsort(-self.areas, kind="stable")).tolist():
+            stay = whole and documents[c] == before and tokens[c] <= room[place]
+            if not (stay and load[place] + areas[c] <= mean):
+                place = int((load + no_room * (room < tokens[c])).argmin())
+            held[place].append(c)
+            load[place] += areas[c]
+            room[place] -= tokens[c]
+            before = documents[c]
+        self._even_out(held, mean, room)
+        ranges = [[(int(self.starts[c]), int(self.stops[c])) for c in sorted(chunks)] for chunks in held]
+        return Split(tuple(part for chunks in ranges for part in _shared(chunks, mesh.ulysses)))
+
+    def _document_by_document(self) -> Ints:
+        """The heaviest document first; within one the first chunk, the last, the second ...: as heavy as its mean."""
+        first = np.searchsorted(self.documents, self.documents)
+        last = np.searchsorted(self.documents, self.documents, side="right") - 1
+        number = np.arange(len(self.documents))
+        turn = np.minimum(2 * (number - first), 2 * (last - number) + 1)
+        areas = np.bincount(self.documents, weights=self.areas)
+        order: Ints = np.lexsort((turn, self.documents, -areas[self.documents]))
+        return order
+
+    def _even_out(self, held: list[list[int]], mean: float, room: Ints) -> None:
+        """Swap chunks of the busiest and the idlest place until they are even, or nothing that has room helps."""
+        tokens = self.stops - self.starts
+        load = [float(self.areas[chunks].sum()) for chunks in held]
+        for _ in range(SWAPS * len(held)):
+            most, least = int(np.argmax(load)), int(np.argmin(load))
+            if load[most] <= (1 + SLACK) * mean:
+                return
+            gain = self.areas[held[most]][:, None] - self.areas[held[least]]
+            more = tokens[held[most]][:, None] - tokens[held[least]]
+            fits = (more <= max(0, int(room[least]))) & (-more <= max(0, int(room[most])))
+            miss = np.where(fits, np.abs(gain - (load[most] - load[least]) / 2), np.inf)
+            i, j = np.unravel_index(np.argmin(miss), gain.shape)
+            moved, size = float(gain[i, j]), int(more[i, j])
+            if not (fits[i, j] and 0 < moved < load[most] - load[least]):
+                return
+            room[most] += size
+            room[least] -= size
+            held[most][i], held[least][j] = held[least][j], held[most][i]
+            load[most], load[least] = load[most] - moved, load[least] + moved
 
 
 def _shared(ranges: list[tuple[int, int]], ranks: int) -> list[Ranges]:

@@ -41,14 +41,14 @@ def loss_and_grads(model: VideoDiT, packed: Packed) -> tuple[torch.Tensor, dict[
     objective = RectifiedFlow(RectifiedFlowConfig(first_frame=0.5))
     prepared = objective.prepare(packed)
     model.zero_grad()
-    loss, _ = objective.loss(model(prepared.packed, local_plan(packed_mask(packed.lengths))), prepared)
+    loss, _ = objective.loss(model(prepared.packed, [local_plan(packed_mask(packed.lengths))]), prepared)
     loss.backward()
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
 def test_output_is_zero_at_first():
     packed = pack(DOCUMENTS)
-    out = build(SMALL, 3, seed=0, dtype=torch.float64)(packed, local_plan(packed_mask(packed.lengths)))
+    out = build(SMALL, 3, seed=0, dtype=torch.float64)(packed, [local_plan(packed_mask(packed.lengths))])
     assert out.shape == packed.values.shape
     assert torch.count_nonzero(out) == 0
 
@@ -86,7 +86,7 @@ def test_no_tokens_give_zero_gradients_for_every_parameter():
         model = awake(build(SMALL.model_copy(update={"recompute": recompute}), 3, seed=0, dtype=torch.float64))
         packed = lay_out(DOCUMENTS, (), torch.zeros(0, 12, dtype=torch.float64))
         prepared = RectifiedFlow(RectifiedFlowConfig()).prepare(packed)
-        nothing = replace(cross_plan(packed.lengths, (), packed.lengths), keys=0)
+        nothing = [replace(cross_plan(packed.lengths, (), packed.lengths), keys=0)]
         out = model(prepared.packed, nothing)
         assert out.shape == (0, 12)
         loss, weight = RectifiedFlow(RectifiedFlowConfig()).loss(out, prepared)
@@ -99,7 +99,7 @@ def test_no_tokens_give_zero_gradients_for_every_parameter():
 
 def test_noise_level_is_read_for_each_token():
     model, packed = awake(build(SMALL, 3, seed=0, dtype=torch.float64)), pack(DOCUMENTS[:1])
-    plan = local_plan(packed_mask(packed.lengths))
+    plan = [local_plan(packed_mask(packed.lengths))]
     level = torch.full((24,), 0.3, dtype=torch.float64)
     flat = model(replace(packed, noise_level=level), plan)
     frames = level.clone()
@@ -117,7 +117,7 @@ def test_noise_level_is_read_for_each_token():
 def test_only_absolute_places_tell_a_clip_from_its_shifted_twin(absolute):
     model = awake(build(SMALL.model_copy(update={"absolute": absolute}), 3, seed=0, dtype=torch.float64))
     packed = pack(DOCUMENTS)
-    plan = local_plan(packed_mask(packed.lengths))
+    plan = [local_plan(packed_mask(packed.lengths))]
     moved = replace(packed, coordinates=packed.coordinates + torch.tensor([3, 1, 2]))
     difference = (model(moved, plan) - model(packed, plan)).abs().max()
     assert (difference > 1e-3) == absolute
@@ -140,7 +140,7 @@ def test_modulation_equals_a_table_for_each_token():
 def test_caption_reaches_only_its_document():
     model = awake(build(SMALL, 3, seed=0, dtype=torch.float64))
     packed = pack(DOCUMENTS)
-    plan = local_plan(packed_mask(packed.lengths))
+    plan = [local_plan(packed_mask(packed.lengths))]
     other = replace(packed, documents=(replace(DOCUMENTS[0], text="a blue one"), *DOCUMENTS[1:]))
     changed = (model(packed, plan) - model(other, plan)).abs().amax(dim=1) > 1e-9
     assert torch.equal(changed, packed.document == 0)
@@ -161,7 +161,7 @@ def test_build_depends_on_the_seed_alone(dtype):
 
 def test_bf16_is_near_float32():
     packed = pack(DOCUMENTS, torch.float32)
-    plan = local_plan(packed_mask(packed.lengths))
+    plan = [local_plan(packed_mask(packed.lengths))]
     wide = awake(build(SMALL, 3, 0, torch.float32))(packed, plan)
     narrow = awake(build(SMALL, 3, 0, torch.bfloat16))(packed, plan)
     assert narrow.dtype == torch.bfloat16

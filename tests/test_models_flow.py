@@ -130,7 +130,7 @@ def learn(model, objective, documents, values, steps, lr):
     for step in range(steps):
         fresh = [replace(d, key=key_of(d.key, step)) for d in documents]
         prepared = objective.prepare(lay_out(fresh, ((0, len(values)),), values))
-        plan = local_plan(packed_mask(prepared.packed.lengths))
+        plan = [local_plan(packed_mask(prepared.packed.lengths))]
         loss, weight = objective.loss(model(prepared.packed, plan), prepared)
         optimiser.zero_grad()
         (loss / weight).backward()

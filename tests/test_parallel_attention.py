@@ -153,7 +153,11 @@ def test_any_mesh_equals_dense(mesh: Mesh) -> None:
             rows = rows_of(split, mesh.place(rank).sequence)
             got = answer[mask_name, split_name, heads, transport]
             for name, mine, want in zip(("out", "dq", "dk", "dv"), got, wanted[key], strict=True):
-                error = (mine - want[rows]).abs().max() / want.abs().max().clamp_min(1.0) if len(rows) else torch.tensor(0.0)
+                error = (
+                    (mine - want[rows]).abs().max() / want.abs().max().clamp_min(1.0)
+                    if len(rows)
+                    else torch.tensor(0.0)
+                )
                 where = f"{mask_name}, {split_name}, {heads}, {transport} on {mesh}, rank {rank}"
                 assert error < 1e-12, f"{name} of {where}: {error}"
 

@@ -150,6 +150,8 @@ def test_resume_with_a_changed_model(run: Path, tmp_path: Path, dataset: Path) -
     flat = refused("train", run, "model.dim=96", value="model.dim: 48 became 96", remedy="out=")
     assert "step-00000001" in flat
     refused("train", run, "seed=5", value="seed: 0 became 5", remedy="out=")
+    changed = "objective.predict: velocity became clean"
+    refused("train", run, "objective.predict=clean", value=changed, remedy="out=")
     assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == before
 
 
@@ -162,7 +164,7 @@ def test_only_corrupt_checkpoints(run: Path, tmp_path: Path, dataset: Path) -> N
 def test_steps_already_reached(run: Path, tmp_path: Path, dataset: Path) -> None:
     train(config(tmp_path / "out", dataset, steps=2))
     output = longreel("train", run, "steps=2", code=0)
-    assert "has done 2 of 2 steps already" in " ".join(output.split())
+    assert "has done 2 steps already, and 2 are asked for" in " ".join(output.split())
     assert no_worker_started(run)
 
 
@@ -189,6 +191,9 @@ def test_settings_that_work_but_not_as_one_may_think(run: Path, dataset: Path) -
     from launcher.preflight import check
 
     assert check(load(run)).notes == ()
+    train(config(run.parent / "other", dataset, steps=1))
+    (note,) = check(load(run, [f"out={run.parent / 'other'}", "optimizer.learning_rate=1"])).notes
+    assert note == "changed since step 1: optimizer.learning_rate: 0.001 became 1.0"
     (note,) = check(load(run, ["data.frames=800", "data.pack_tokens=8000"])).notes
     assert "data.frames=800 at data.stride=1 is more than any clip has" in note
 

@@ -1,0 +1,86 @@
+"""Under recompute, attention's forward and what it sends run once a step, counted; the gradients do not change."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from parallel import mask as masks
+from parallel import ring
+from parallel.attention import attend
+from parallel.mesh import Mesh, join
+from parallel.plan import Plan, plan_for
+from parallel.recompute import recompute
+from parallel.split import contiguous
+from tests.test_parallel_attention import rows_of
+from tests.test_parallel_explain import counted
+from tests.worlds import run_world
+
+DIM, HEADS, TOKENS = 24, 4, 26
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(DIM, 3 * DIM, dtype=torch.float64)
+        self.out = nn.Linear(DIM, DIM, dtype=torch.float64)
+
+    def forward(self, x: Tensor, plan: Plan) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(1, (3 * HEADS, -1)).chunk(3, dim=1)
+        return x + self.out(attend(q, k, v, plan).flatten(1)).tanh()
+
+
+def plain(block: Any, *inputs: Any) -> Any:
+    return block(*inputs)
+
+
+def everything_again(block: Any, *inputs: Any) -> Any:
+    return checkpoint(block, *inputs, use_reentrant=False)
+
+
+def step(rank: int, mesh: Mesh) -> dict[str, tuple[list[Tensor], int, int]]:
+    """For each way of recomputing: gradients, forward passes of attention, bytes sent."""
+    groups, mask = join(mesh, rank), masks.packed([11, 15])
+    split = contiguous(TOKENS, mesh.ranks)
+    found = {}
+    for way in (plain, recompute, everything_again):
+        torch.manual_seed(0)
+        blocks = nn.ModuleList(Block() for _ in range(3))
+        x = torch.randn(TOKENS, DIM, dtype=torch.float64)[rows_of(split, rank)].requires_grad_()
+        plan, calls = plan_for(mask, split, groups), Counter[str]()
+        forward = ring.forward
+
+        def count(*args: Any, calls: Counter[str] = calls, forward: Any = forward) -> Any:
+            calls["forward"] += 1
+            return forward(*args)
+
+        with patch.object(ring, "forward", count), counted(rank) as sent:
+            h = x
+            for block in blocks:
+                h = way(block, h, plan)
+            h.square().sum().backward()
+        grads = [g for g in (x.grad, *(p.grad for p in blocks.parameters())) if g is not None]
+        found[way.__name__] = grads, calls["forward"], int(sent.sum())
+    return found
+
+
+@pytest.mark.parametrize("mesh", [Mesh(1, 1, 1), Mesh(1, 2, 1), Mesh(1, 1, 2)], ids=str)
+def test_attention_runs_once(mesh: Mesh) -> None:
+    for answer in run_world(mesh.ranks, step, mesh):
+        grads, forwards, sent = answer["plain"]
+        assert forwards == 3
+        assert (sent > 0) == (mesh.ranks > 1)
+        kept, kept_forwards, kept_sent = answer["recompute"]
+        assert (kept_forwards, kept_sent) == (forwards, sent)
+        again, again_forwards, again_sent = answer["everything_again"]
+        assert again_forwards == 2 * forwards, "the counter sees a forward pass that is done again"
+        assert again_sent > sent or mesh.ranks == 1
+        for want, one, other in zip(grads, kept, again, strict=True):
+            assert torch.equal(want, one)
+            assert torch.equal(want, other)
