@@ -72,6 +72,7 @@ def run(config: RunConfig, place: RankPlace, should_stop: Callable[[], bool] = l
     with meet(config, place) as device, only_writer(folder.root, place.rank):
         feed = build_feed(config, place, device)
         engine = build_engine(config, feed, device)
+        set_timeouts(timedelta(seconds=config.restart.timeout_seconds))
         state = resume(config, folder, feed, engine)
         journal = Journal(folder, state.step, place.rank)
         batches = feed.batches(state.cursor)
@@ -122,6 +123,12 @@ def meet(config: RunConfig, place: RankPlace) -> Iterator[torch.device]:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def set_timeouts(timeout: timedelta) -> None:
+    """Give every process group the run's timeout: DeepSpeed clones its own, with half an hour."""
+    for group in dist.distributed_c10d._world.pg_map:
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def meeting_store(place: RankPlace, timeout: timedelta) -> Store:

@@ -178,6 +178,16 @@ def test_too_many_failures_end_the_run(tmp_path: Path, dataset: Path) -> None:
     assert "SIGKILL" in output
 
 
+def test_a_rank_that_hangs_is_noticed(tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]]) -> None:
+    """By the run's own timeout, whichever process group waits for it: DeepSpeed's would wait for half an hour."""
+    out = tmp_path / "run"
+    process = start(settings(out, dataset), False, "restart.timeout_seconds=6")
+    some_moment(out, seed=2)
+    os.kill(pids(out)[1], signal.SIGSTOP)
+    assert "restarting all ranks (1 of 3)" in finish(process)
+    assert curve(out) == undisturbed
+
+
 def test_the_same_failure_twice_is_not_tried_again(tmp_path: Path, dataset: Path) -> None:
     out = tmp_path / "run"
     file = settings(out, dataset)
