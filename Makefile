@@ -64,6 +64,7 @@ lint: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks.train
+	@$(BIN)/python -m benchmarks.attention
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

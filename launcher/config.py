@@ -22,7 +22,7 @@ from models.kinds import ModelConfig, ObjectiveConfig
 from models.latents import CodecConfig
 from parallel.errors import InputError
 from parallel.mesh import Mesh
-from parallel.zero import AdamW
+from parallel.zero import AdamW, Offload, refuse_offload
 
 EXAMPLES = {  # of keys without a default that shows their kind
     "out": "runs/mine",
@@ -68,9 +68,16 @@ class ZeroConfig(Section):
 
     Attributes:
         stage: 0 keeps everything on every rank; 1 shares out optimiser state, 2 also gradients, 3 also parameters.
+        offload: what lies in the host's memory: nothing, the optimizer's state, or parameters too (stage 3).
     """
 
     stage: int = Field(default=2, ge=0, le=3)
+    offload: Offload = "nothing"
+
+    @model_validator(mode="after")
+    def _stage_offloads(self) -> ZeroConfig:
+        refuse_offload(self.stage, self.offload)
+        return self
 
 
 class DataConfig(Section):

@@ -162,7 +162,7 @@ def build_feed(config: RunConfig, place: RankPlace, device: torch.device) -> Fee
 def build_engine(config: RunConfig, feed: Feed, device: torch.device) -> Engine:
     """The model, the same first numbers on every rank, in its ZeRO engine."""
     model = build(config.model, feed.codec.geometry.channels, config.seed, DTYPES[config.dtype]).to(device)
-    return engine_for(model, config.optimizer.adam(), config.zero.stage, feed.micro_steps)
+    return engine_for(model, config.optimizer.adam(), config.zero.stage, feed.micro_steps, config.zero.offload)
 
 
 def resume(config: RunConfig, folder: RunFolder, feed: Feed, engine: Engine) -> TrainState:

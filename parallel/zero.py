@@ -14,13 +14,16 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from parallel.errors import InputError
+
 STATE_NAMES = ("master", "exp_avg", "exp_avg_sq")  # what AdamW knows of a parameter
+Offload = Literal["nothing", "optimizer", "parameters"]
 NORM_ROW = 1024  # of so many numbers the norm is summed in their own precision, of those sums in float64
 
 
@@ -74,7 +77,7 @@ class Engine(Protocol):
         """Free buffers and hooks; the engine is of no use afterwards."""
 
 
-def engine_for(module: nn.Module, adam: AdamW, stage: int, micro_steps: int) -> Engine:
+def engine_for(module: nn.Module, adam: AdamW, stage: int, micro_steps: int, offload: Offload = "nothing") -> Engine:
     """The engine of a ZeRO stage; torch.distributed is up.
 
     Args:
@@ -82,8 +85,26 @@ def engine_for(module: nn.Module, adam: AdamW, stage: int, micro_steps: int) -> 
         adam: optimiser settings.
         stage: 0 to 3.
         micro_steps: calls of `backward` in one step.
+        offload: what lies in the memory of the host instead of the device: the optimiser's state, of stages 1 to 3, or
+            that and the parameters, of stage 3.
+
+    Raises:
+        InputError: the stage cannot offload that.
     """
-    return PlainEngine(module, adam) if stage == 0 else DeepSpeedEngine(module, adam, stage, micro_steps)
+    refuse_offload(stage, offload)
+    return PlainEngine(module, adam) if stage == 0 else DeepSpeedEngine(module, adam, stage, micro_steps, offload)
+
+
+def refuse_offload(stage: int, offload: Offload) -> None:
+    """What a stage can offload.
+
+    Raises:
+        InputError: it cannot.
+    """
+    least = {"nothing": 0, "optimizer": 1, "parameters": 3}[offload]
+    if stage < least:
+        rule = f"ZeRO offloads {offload} from stage {least} on"
+        raise InputError(rule, f"zero.stage={stage}, zero.offload={offload}", f"zero.stage={least}")
 
 
 class PlainEngine:
@@ -164,7 +185,7 @@ class PlainEngine:
 class DeepSpeedEngine:
     """Stages 1 to 3, over all ranks as one data-parallel world; sequence ranks need no special treatment."""
 
-    def __init__(self, module: nn.Module, adam: AdamW, stage: int, micro_steps: int) -> None:
+    def __init__(self, module: nn.Module, adam: AdamW, stage: int, micro_steps: int, offload: Offload) -> None:
         # Before the import: warnings such as "no GPU found" are no news on a laptop.
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -177,7 +198,7 @@ class DeepSpeedEngine:
         )
         self.module, self.stage = module, stage
         self.scale = float(dist.get_world_size() * micro_steps)  # DeepSpeed divides by both
-        config = _deepspeed_config(next(module.parameters()).dtype, adam, stage, micro_steps)
+        config = _deepspeed_config(next(module.parameters()).dtype, adam, stage, micro_steps, offload)
         if stage == 3 and next(module.parameters()).dtype == torch.float64:
             # left to itself, initialize() takes the model's dtype here and refuses it
             deepspeed.zero.Init(module=module, config_dict_or_path=config, dtype=torch.float32)
@@ -287,7 +308,9 @@ def _shape(parameter: Tensor) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
-def _deepspeed_config(dtype: torch.dtype, adam: AdamW, stage: int, micro_steps: int) -> dict[str, Any]:
+def _deepspeed_config(
+    dtype: torch.dtype, adam: AdamW, stage: int, micro_steps: int, offload: Offload
+) -> dict[str, Any]:
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": micro_steps,
@@ -299,6 +322,11 @@ def _deepspeed_config(dtype: torch.dtype, adam: AdamW, stage: int, micro_steps: 
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if offload != "nothing":
+        config["zero_optimization"]["offload_optimizer"] = host
+    if offload == "parameters":
+        config["zero_optimization"]["offload_param"] = host
     if dtype == torch.bfloat16:
         config["bf16"] = {"enabled": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}

@@ -205,6 +205,23 @@ def test_bf16_is_as_good_as_one_kernel(name: str) -> None:
         assert all(m <= 1.5 * o for m, o in zip(many, one, strict=True)), (many, one)
 
 
+def test_many_blocks_merge_without_loss() -> None:
+    """64 x 64 blocks that cannot be joined: merging output or gradients in bf16 would lose a digit and more."""
+    units, size = 128, 4
+    even = [(q, q + 1, k, k + 1) for q in range(0, units, 2) for k in range(0, units, 2)]
+    alone = [(q, q + 1, q, q + 1) for q in range(1, units, 2)]
+    mask = masks.blocks(Mask(rectangles.table(even + alone), units, units), [size] * units)
+    plan = local_plan(mask)
+    assert len(plan.hops[0].launches) == 64
+    seen = torch.arange(units * size) // size % 2 == 0
+    given = inputs(mask.queries, mask.keys, 4, 4)
+    wanted = [x[seen] for x in expected(mask, 4, 4)]
+    many = [x[seen] for x in attended([x.bfloat16() for x in given], plan)]
+    one = attended([x[seen].bfloat16() for x in given], local_plan(masks.full(int(seen.sum()))))
+    for ours, theirs in zip(relative_errors([many], wanted), relative_errors([one], wanted), strict=True):
+        assert ours <= 1.5 * theirs
+
+
 def test_cross_attention_to_keys_that_every_rank_holds() -> None:
     lengths, keys = [5, 17, 1], [3, 1, 7]
     wanted = expected(masks.cross(lengths, keys), 4, 4)

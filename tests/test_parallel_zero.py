@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parallel.zero import STATE_NAMES, AdamW, Engine, engine_for
+from parallel.errors import InputError
+from parallel.zero import STATE_NAMES, AdamW, Engine, Offload, engine_for
 from tests.worlds import run_world
 
 State = dict[str, dict[str, Tensor]]
@@ -36,8 +37,10 @@ def train(engine: Engine, rank: int, world: int, steps: range, dtype: torch.dtyp
     return curve
 
 
-def run(rank: int, world: int, stage: int, dtype: torch.dtype, clip: float) -> tuple[list[tuple[float, float]], State]:
-    engine = engine_for(model(dtype), AdamW(clip=clip, weight_decay=0.1), stage, MICRO_STEPS)
+def run(
+    rank: int, world: int, stage: int, dtype: torch.dtype, clip: float, offload: Offload = "nothing"
+) -> tuple[list[tuple[float, float]], State]:
+    engine = engine_for(model(dtype), AdamW(clip=clip, weight_decay=0.1), stage, MICRO_STEPS, offload)
     curve = train(engine, rank, world, range(20), dtype)
     return curve, engine.export({n for n, _ in engine.module.named_parameters()})
 
@@ -59,15 +62,36 @@ def test_stages_equal_the_reference(
             assert got == pytest.approx(want, rel=1e-12 if exact else 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "parameters")]
+)
+def test_offload_changes_nothing(reference: list[tuple[float, float]], stage: int, offload: Offload) -> None:
+    (curve, state), _ = run_world(2, run, 2, stage, torch.float32, 0.1, offload)
+    _, plain = run_world(1, run, 1, 0, torch.float32, 0.1)[0]
+    for got, want in zip(curve, reference, strict=True):
+        assert got == pytest.approx(want, rel=1e-5)
+    for name, tensors in plain.items():
+        for key, want in tensors.items():
+            torch.testing.assert_close(state[name][key], want, rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_stage_cannot_offload() -> None:
+    for stage, offload in ((0, "optimizer"), (2, "parameters")):
+        with pytest.raises(InputError, match="ZeRO offloads"):
+            engine_for(model(torch.float32), AdamW(), stage, 1, offload)
+
+
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_bf16_stays_near_the_reference(reference: list[tuple[float, float]], stage: int) -> None:
     (curve, _), _ = run_world(2, run, 2, stage, torch.bfloat16, 0.1)
     assert curve[-1][0] == pytest.approx(reference[-1][0], rel=0.05)
 
 
-def hand_over(rank: int, world: int, stage: int, state: State | None, dtype: torch.dtype) -> tuple[list[float], State]:
+def hand_over(
+    rank: int, world: int, stage: int, state: State | None, dtype: torch.dtype, offload: Offload = "nothing"
+) -> tuple[list[float], State]:
     """Ten steps from the start, or from `state`; and the state afterwards."""
-    engine = engine_for(model(dtype), AdamW(weight_decay=0.1), stage, MICRO_STEPS)
+    engine = engine_for(model(dtype), AdamW(weight_decay=0.1), stage, MICRO_STEPS, offload)
     names = [n for n, _ in engine.module.named_parameters()]
     if state is not None:
         engine.restore(((n, state[n]) for n in names), 10)
@@ -77,6 +101,14 @@ def hand_over(rank: int, world: int, stage: int, state: State | None, dtype: tor
                 assert torch.equal(back[name][key], state[name][key]), f"{key} of {name} changed on the way"
     curve = train(engine, rank, world, range(10, 20) if state else range(10), dtype)
     return [loss for loss, _ in curve], engine.export(set(names))
+
+
+@pytest.mark.parametrize(("stage", "offload"), [(2, "optimizer"), (3, "parameters")])
+def test_resume_with_offload_is_bit_identical(stage: int, offload: Offload) -> None:
+    (_, state), _ = run_world(2, hand_over, 2, stage, None, torch.float32)
+    (want, _), _ = run_world(2, hand_over, 2, stage, state, torch.float32)
+    (losses, _), _ = run_world(2, hand_over, 2, stage, state, torch.float32, offload)
+    assert losses == want
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
