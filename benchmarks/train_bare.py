@@ -50,7 +50,7 @@ def main(recipe: Path, steps: int, overrides: list[str]) -> None:
         total = 0.0
         for micro in batch.micro_steps:
             prepared = with_new_noise(micro.prepared)
-            prediction = model(prepared.packed, micro.plan)
+            prediction = model(prepared.packed, micro.plans)
             loss = feed.objective.loss(prediction, prepared)[0] / batch.weight
             loss.backward()
             total += float(loss.detach())

@@ -126,11 +126,18 @@ def cases(mesh: Mesh) -> list[Case]:
     return sorted(set(found))
 
 
-def every_case(rank: int, mesh: Mesh) -> dict[Case, list[Tensor]]:
+def the_rest(mesh: Mesh) -> list[Case]:
+    """The whole product, without `cases`."""
+    transports = get_args(Transport) if mesh.ring > 1 else ("need",)
+    product: Any = itertools.product(MASKS, SPLITS, HEADS, transports)
+    return sorted(set(product) - set(cases(mesh)))
+
+
+def every_case(rank: int, mesh: Mesh, chosen: list[Case]) -> dict[Case, list[Tensor]]:
     """This rank's rows of output and gradients."""
     groups = join(mesh, rank)
     found = {}
-    for case in cases(mesh):
+    for case in chosen:
         mask_name, split_name, heads, transport = case
         mask = MASKS[mask_name]
         split = SPLITS[split_name](mask, mesh)
@@ -142,9 +149,19 @@ def every_case(rank: int, mesh: Mesh) -> dict[Case, list[Tensor]]:
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_any_mesh_equals_dense(mesh: Mesh) -> None:
-    answers = run_world(mesh.ranks, every_case, mesh)
+    equals_dense(mesh, cases(mesh))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_the_whole_product_equals_dense(mesh: Mesh) -> None:
+    equals_dense(mesh, the_rest(mesh))
+
+
+def equals_dense(mesh: Mesh, chosen: list[Case]) -> None:
+    answers = run_world(mesh.ranks, every_case, mesh, chosen)
     wanted: dict[tuple[str, str], list[Tensor]] = {}
-    for mask_name, split_name, heads, transport in cases(mesh):
+    for mask_name, split_name, heads, transport in chosen:
         mask = MASKS[mask_name]
         split = SPLITS[split_name](mask, mesh)
         key = mask_name, heads
