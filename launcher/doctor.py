@@ -287,9 +287,11 @@ def attention_error(device: torch.device, dtype: torch.dtype) -> tuple[str, floa
     """Our kernel's name, and how far its output and gradients are from dense attention in float64, relative to the
     largest value; full with more keys than rows, and causal, with two query heads to a key head.
     """
+    import numpy as np
     import torch
 
-    from parallel.kernel import Pieces, kernel_for
+    from parallel.kernel import kernel_for
+    from parallel.launch import Launch, Rows
     from parallel.rectangles import CAUSAL, FULL
 
     kernel, worst = kernel_for(device, dtype), 0.0
@@ -297,9 +299,11 @@ def attention_error(device: torch.device, dtype: torch.dtype) -> tuple[str, floa
     for rows, keys, causal in ((33, 47, False), (33, 33, True)):
         shapes = ((rows, 4), (keys, 2), (keys, 2), (rows, 4))
         q, k, v, grad = (torch.randn(n, h, 16, generator=draw).to(device, dtype) for n, h in shapes)
-        pieces = Pieces(CAUSAL if causal else FULL, (rows,), (keys,))
-        out, lse = kernel.forward(q, k, v, pieces, 0.25)
-        ours = (out, *kernel.backward(grad, q, k, v, out, lse, pieces, 0.25))
+        whole = [Rows(np.array([0]), np.array([n])) for n in (rows, keys)]
+        launch = Launch(CAUSAL if causal else FULL, whole[0], whole[1], fresh=True)
+        ((_, out, lse),) = kernel.forward(q, k, v, launch, 0.25)
+        ((_, dq, _, dk, dv),) = kernel.backward(grad, q, k, v, out, lse, launch, 0.25)
+        ours = (out, dq, dk, dv)
         for mine, right in zip(ours, _dense(q, k, v, grad, causal, 0.25), strict=True):
             worst = max(worst, float((mine.double() - right).abs().max() / right.abs().max()))
     return type(kernel).__name__, worst

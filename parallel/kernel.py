@@ -3,11 +3,11 @@
 The backward takes the *global* output and log-sum-exp of the rows (after merging all launches), which makes the sum of
 the pieces' gradients the exact gradient of the whole (Liu et al., Ring Attention, arXiv:2310.01889, sec. 3).
 
-Rows of all pieces stand one after the other: tensors are [rows, heads, head_dim], log-sum-exp is [heads, rows], and
-`Pieces` says where each piece ends. Query heads are a multiple of key heads.
+Tensors are whole blocks, [rows, heads, head_dim], log-sum-exp is [heads, rows], and the launch says which rows of them
+meet. What a kernel gives comes piece by piece, each with its rows. Query heads are a multiple of key heads.
 
-    FlashCPU    torch's aten flash op for CPU: float64, float32, bf16; pieces of one shape are one call
-    FlashCUDA   torch's aten flash op for CUDA, with variable lengths: all pieces are one call; bf16 and fp16.
+    FlashCPU    torch's aten flash op for CPU: float64, float32, bf16; neighbouring pieces of one shape are one call
+    FlashCUDA   torch's aten flash op for CUDA, with variable lengths: many small pieces are one call; bf16 and fp16.
                 torch.nn.attention.activate_flash_attention_impl re-routes it to FA3 or FA4
     FlashAttn   the same from the flash-attn package
     Reference   dense, for what the others do not take (float32 and float64 on CUDA)
@@ -16,48 +16,34 @@ Rows of all pieces stand one after the other: tensors are [rows, heads, head_dim
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from parallel.errors import InputError
+from parallel.launch import Launch, Piece
 from parallel.rectangles import ANTICAUSAL, CAUSAL, DIAGONAL, FULL
 
 aten = torch.ops.aten
 Name = Literal["aten", "flash_attn", "reference"]
+Part = tuple[slice, Tensor, Tensor]  # rows of the queries, their output, their log-sum-exp
+GradientPart = tuple[slice, Tensor, slice, Tensor, Tensor]  # rows of the queries, dq, rows of the keys, dk, dv
 LARGEST_HEAD = 256  # that the flash kernels of CUDA take; and multiples of 8
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """Kind and lengths of the pieces of a launch; all but FULL are squares."""
-
-    kind: int
-    queries: tuple[int, ...]
-    keys: tuple[int, ...]
-
-    def runs(self) -> Iterator[tuple[int, slice, slice]]:
-        """Stretches of pieces of one shape: how many, their rows of the queries and of the keys."""
-        row = column = 0
-        for (queries, keys), group in groupby(zip(self.queries, self.keys, strict=True)):
-            count = len(list(group))
-            yield count, slice(row, row + count * queries), slice(column, column + count * keys)
-            row, column = row + count * queries, column + count * keys
+LARGE = 1 << 22  # pairs, from which on a piece is a call of its own: it then is a view, and the call is worth it
 
 
 class Kernel(Protocol):
     """Attention of queries to keys, piece by piece."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, pieces: Pieces, scale: float) -> tuple[Tensor, Tensor]:
-        """Output [rows, heads, head_dim] and log-sum-exp [heads, rows]."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, scale: float) -> Iterator[Part]:
+        """Rows, output [rows, heads, head_dim] and log-sum-exp [heads, rows] of each stretch of queries."""
 
     def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pieces: Pieces, scale: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of q, k and v, given the global `out` and `lse` of the rows."""
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, launch: Launch, scale: float
+    ) -> Iterator[GradientPart]:
+        """Gradients of stretches of queries and keys, given the global `out` and `lse` of the rows."""
 
 
 def kernel_for(device: torch.device, dtype: torch.dtype, name: Name | None = None) -> Kernel:
@@ -107,78 +93,97 @@ def refuse_heads(q: Tensor, k: Tensor) -> None:
 class FlashCPU:
     """aten flash attention on CPU; takes fewer key heads than query heads."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, pieces: Pieces, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, scale: float) -> Iterator[Part]:
         """See `Kernel`."""
-        if pieces.kind == DIAGONAL:
-            return _diagonal(q, k, v, scale)
-        outs, lses = [], []
-        for count, rows, columns in pieces.runs():
-            q4, k4, v4 = (_batched(x, count, pieces.kind) for x in (q[rows], k[columns], v[columns]))
+        for count, rows, columns in launch.runs():
+            if launch.kind == DIAGONAL:
+                yield rows, *_diagonal(q[rows], k[columns], v[columns], scale)
+                continue
+            q4, k4, v4 = (_batched(x, count, launch.kind) for x in (q[rows], k[columns], v[columns]))
             out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
-                q4, k4, v4, 0.0, pieces.kind != FULL, attn_mask=None, scale=scale
+                q4, k4, v4, 0.0, launch.kind != FULL, attn_mask=None, scale=scale
             )
-            outs.append(_flat(out, pieces.kind))
-            lses.append(_lse_flat(lse, pieces.kind))
-        return _joined(outs), _joined(lses, dim=1)
+            yield rows, _flat(out, launch.kind), _lse_flat(lse, launch.kind)
 
     def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pieces: Pieces, scale: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, launch: Launch, scale: float
+    ) -> Iterator[GradientPart]:
         """See `Kernel`."""
-        if pieces.kind == DIAGONAL:
-            return _diagonal_backward(grad, q, k, v, out, lse, scale)
-        found: list[tuple[Tensor, ...]] = []
-        for count, rows, columns in pieces.runs():
-            grad4, q4, out4 = (_batched(x[rows], count, pieces.kind) for x in (grad, q, out))
-            k4, v4 = (_batched(x[columns], count, pieces.kind) for x in (k, v))
+        for count, rows, columns in launch.runs():
+            if launch.kind == DIAGONAL:
+                dq, dk, dv = _diagonal_backward(
+                    grad[rows], q[rows], k[columns], v[columns], out[rows], lse[:, rows], scale
+                )
+                yield rows, dq, columns, dk, dv
+                continue
+            grad4, q4, out4 = (_batched(x[rows], count, launch.kind) for x in (grad, q, out))
+            k4, v4 = (_batched(x[columns], count, launch.kind) for x in (k, v))
             grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad4, q4, k4, v4, out4, _lse_batched(lse[:, rows], count, pieces.kind),
-                0.0, pieces.kind != FULL, attn_mask=None, scale=scale,
+                grad4, q4, k4, v4, out4, _lse_batched(lse[:, rows], count, launch.kind),
+                0.0, launch.kind != FULL, attn_mask=None, scale=scale,
             )  # fmt: skip
-            found.append(tuple(_flat(x, pieces.kind) for x in grads))
-        dq, dk, dv = (_joined(list(parts)) for parts in zip(*found, strict=True))
-        return dq, dk, dv
+            dq, dk, dv = (_flat(x, launch.kind) for x in grads)
+            yield rows, dq, columns, dk, dv
 
 
 class FlashCUDA:
-    """aten flash attention on CUDA, all pieces in one call."""
+    """aten flash attention on CUDA, small pieces together in one call of variable lengths."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, pieces: Pieces, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, scale: float) -> Iterator[Part]:
         """See `Kernel`."""
-        if pieces.kind == DIAGONAL:
-            return _diagonal(q, k, v, scale)
-        q, k, v = (_turned(x, n, pieces.kind) for x, n in zip((q, k, v), _sides(pieces), strict=True))
-        out, lse = self._call(q, k, v, pieces, scale)
-        return _turned(out, pieces.queries, pieces.kind), _turned(lse.T, pieces.queries, pieces.kind).T
+        for pieces in together(launch, len(k)):
+            rows, columns = [p[0] for p in pieces], [p[1] for p in pieces]
+            q1, k1, v1 = _taken(q, rows), _taken(k, columns), _taken(v, columns)
+            if launch.kind == DIAGONAL:
+                out, lse = _diagonal(q1, k1, v1, scale)
+            else:
+                q1, k1, v1 = (_turned(x, n, launch.kind) for x, n in ((q1, rows), (k1, columns), (v1, columns)))
+                out, lse = self._call(q1, k1, v1, rows, columns, launch.kind != FULL, scale)
+                out, lse = _turned(out, rows, launch.kind), _turned(lse.T, rows, launch.kind).T
+            for at, stretch in _stretches(rows):
+                yield stretch, out[at], lse[:, at]
 
     def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pieces: Pieces, scale: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, launch: Launch, scale: float
+    ) -> Iterator[GradientPart]:
         """See `Kernel`."""
-        if pieces.kind == DIAGONAL:
-            return _diagonal_backward(grad, q, k, v, out, lse, scale)
-        sides = _sides(pieces)
-        grad, out = (_turned(x, pieces.queries, pieces.kind).contiguous() for x in (grad, out))
-        q, k, v = (_turned(x, n, pieces.kind) for x, n in zip((q, k, v), sides, strict=True))
-        lse = _turned(lse.T, pieces.queries, pieces.kind).T.contiguous()
-        grads = self._call_backward(grad, q, k, v, out, lse, pieces, scale)
-        dq, dk, dv = (_turned(x, n, pieces.kind) for x, n in zip(grads, sides, strict=True))
-        return dq, dk, dv
+        for pieces in together(launch, len(k)):
+            rows, columns = [p[0] for p in pieces], [p[1] for p in pieces]
+            grad1, q1, out1, lse1 = (_taken(x, rows) for x in (grad, q, out, lse.T))
+            k1, v1 = _taken(k, columns), _taken(v, columns)
+            if launch.kind == DIAGONAL:
+                dq, dk, dv = _diagonal_backward(grad1, q1, k1, v1, out1, lse1.T, scale)
+            else:
+                grad1, q1, out1, lse1 = (_turned(x, rows, launch.kind) for x in (grad1, q1, out1, lse1))
+                k1, v1 = (_turned(x, columns, launch.kind) for x in (k1, v1))
+                grads = self._call_backward(
+                    grad1.contiguous(), q1, k1, v1, out1.contiguous(), lse1.T.contiguous(),
+                    rows, columns, launch.kind != FULL, scale,
+                )  # fmt: skip
+                dq, dk, dv = (_turned(x, n, launch.kind) for x, n in zip(grads, (rows, columns, columns), strict=True))
+            row = column = 0
+            for r, c in pieces:  # one by one: pieces may share keys, and the order of a sum is part of a result
+                row, column = row + r.stop - r.start, column + c.stop - c.start
+                at, of = slice(row - (r.stop - r.start), row), slice(column - (c.stop - c.start), column)
+                yield r, dq[at], c, dk[of], dv[of]
 
-    def _call(self, q: Tensor, k: Tensor, v: Tensor, pieces: Pieces, scale: float) -> tuple[Tensor, Tensor]:
-        bounds = _bounds(pieces, q.device)
+    def _call(
+        self, q: Tensor, k: Tensor, v: Tensor, rows: list[slice], columns: list[slice], causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
         out, lse, *_ = aten._flash_attention_forward(
-            q, k, v, *bounds, max(pieces.queries), max(pieces.keys), 0.0, pieces.kind != FULL, False, scale=scale
-        )
+            q, k, v, _bounds(rows, q.device), _bounds(columns, q.device), _longest(rows), _longest(columns),
+            0.0, causal, False, scale=scale,
+        )  # fmt: skip
         return out, lse
 
     def _call_backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pieces: Pieces, scale: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+        rows: list[slice], columns: list[slice], causal: bool, scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         unused = torch.zeros(2, dtype=torch.uint64, device=q.device)  # the state of a drop-out that is 0
         dq, dk, dv = aten._flash_attention_backward(
-            grad, q, k, v, out, lse, *_bounds(pieces, q.device), max(pieces.queries), max(pieces.keys),
-            0.0, pieces.kind != FULL, unused, unused, scale=scale,
+            grad, q, k, v, out, lse, _bounds(rows, q.device), _bounds(columns, q.device),
+            _longest(rows), _longest(columns), 0.0, causal, unused, unused, scale=scale,
         )  # fmt: skip
         return dq, dk, dv
 
@@ -186,55 +191,83 @@ class FlashCUDA:
 class FlashAttn(FlashCUDA):
     """The flash-attn package, through the same operators that it registers for its own autograd."""
 
-    def _call(self, q: Tensor, k: Tensor, v: Tensor, pieces: Pieces, scale: float) -> tuple[Tensor, Tensor]:
+    def _call(
+        self, q: Tensor, k: Tensor, v: Tensor, rows: list[slice], columns: list[slice], causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
         out, lse, *_ = _package()._flash_attn_varlen_forward(
-            q, k, v, *_bounds(pieces, q.device), max(pieces.queries), max(pieces.keys), 0.0, scale, pieces.kind != FULL
-        )
+            q, k, v, _bounds(rows, q.device), _bounds(columns, q.device), _longest(rows), _longest(columns),
+            0.0, scale, causal,
+        )  # fmt: skip
         return out, lse
 
     def _call_backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pieces: Pieces, scale: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+        rows: list[slice], columns: list[slice], causal: bool, scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         _package()._flash_attn_varlen_backward(
-            grad, q, k, v, out, lse, dq, dk, dv, *_bounds(pieces, q.device), max(pieces.queries), max(pieces.keys),
-            0.0, scale, pieces.kind != FULL, -1, -1, 0.0, None, True,
+            grad, q, k, v, out, lse, dq, dk, dv, _bounds(rows, q.device), _bounds(columns, q.device),
+            _longest(rows), _longest(columns), 0.0, scale, causal, -1, -1, 0.0, None, True,
         )  # fmt: skip
         return dq, dk, dv
 
 
 class Reference:
-    """Dense softmax in the dtype of its input; memory grows with rows x keys."""
+    """Dense softmax in the dtype of its input; memory grows with rows x keys of a piece."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, pieces: Pieces, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, scale: float) -> Iterator[Part]:
         """See `Kernel`."""
         groups = q.shape[1] // k.shape[1]
-        scores = self._scores(q, _repeat(k, groups), pieces, scale)
-        lse = torch.logsumexp(scores, dim=-1)
-        return torch.einsum("hqk,khd->qhd", (scores - lse[..., None]).exp(), _repeat(v, groups)), lse
+        for rows, columns in launch.pieces():
+            scores = self._scores(q[rows], _repeat(k[columns], groups), launch.kind, scale)
+            lse = torch.logsumexp(scores, dim=-1)
+            p = (scores - lse[..., None]).exp()
+            yield rows, torch.einsum("hqk,khd->qhd", p, _repeat(v[columns], groups)), lse
 
     def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pieces: Pieces, scale: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, launch: Launch, scale: float
+    ) -> Iterator[GradientPart]:
         """See `Kernel`."""
         groups = q.shape[1] // k.shape[1]
-        k_all, v_all = _repeat(k, groups), _repeat(v, groups)
-        p = (self._scores(q, k_all, pieces, scale) - lse[..., None]).exp()  # [heads, rows, keys]
-        dp = torch.einsum("qhd,khd->hqk", grad, v_all)
-        ds = p * (dp - (grad * out).sum(dim=-1).T[..., None]) * scale
-        dq = torch.einsum("hqk,khd->qhd", ds, k_all)
-        dk = torch.einsum("hqk,qhd->khd", ds, q)
-        dv = torch.einsum("hqk,qhd->khd", p, grad)
-        return dq, _sum_groups(dk, groups), _sum_groups(dv, groups)
+        for rows, columns in launch.pieces():
+            k_all, v_all = _repeat(k[columns], groups), _repeat(v[columns], groups)
+            scores = self._scores(q[rows], k_all, launch.kind, scale)
+            p = (scores - lse[:, rows, None]).exp()  # [heads, rows, keys]
+            dp = torch.einsum("qhd,khd->hqk", grad[rows], v_all)
+            ds = p * (dp - (grad[rows] * out[rows]).sum(dim=-1).T[..., None]) * scale
+            dk, dv = torch.einsum("hqk,qhd->khd", ds, q[rows]), torch.einsum("hqk,qhd->khd", p, grad[rows])
+            dq = torch.einsum("hqk,khd->qhd", ds, k_all)
+            yield rows, dq, columns, _sum_groups(dk, groups), _sum_groups(dv, groups)
 
-    def _scores(self, q: Tensor, k: Tensor, pieces: Pieces, scale: float) -> Tensor:
-        shapes = list(zip(pieces.queries, pieces.keys, strict=True))
-        blocks = [torch.ones(*shape, dtype=torch.bool, device=q.device) for shape in shapes]
-        if pieces.kind in (CAUSAL, DIAGONAL):
-            blocks = [b.tril() for b in blocks]
-        if pieces.kind in (ANTICAUSAL, DIAGONAL):
-            blocks = [b.triu() for b in blocks]
-        return (torch.einsum("qhd,khd->hqk", q, k) * scale).masked_fill(~torch.block_diag(*blocks).bool(), -torch.inf)
+    def _scores(self, q: Tensor, k: Tensor, kind: int, scale: float) -> Tensor:
+        seen = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device)
+        if kind in (CAUSAL, DIAGONAL):
+            seen = seen.tril()
+        if kind in (ANTICAUSAL, DIAGONAL):
+            seen = seen.triu()
+        return (torch.einsum("qhd,khd->hqk", q, k) * scale).masked_fill(~seen, -torch.inf)
+
+
+def together(launch: Launch, keys: int) -> Iterator[list[Piece]]:
+    """Pieces that are worth one call: small ones, as long as their keys are not copied more than once in all.
+
+    Args:
+        launch: its pieces.
+        keys: rows of the block of keys.
+    """
+    found: list[Piece] = []
+    columns = 0
+    for rows, cols in launch.pieces():
+        size = cols.stop - cols.start
+        large = (rows.stop - rows.start) * size >= LARGE
+        touch = bool(found) and found[-1][0].stop == rows.start and found[-1][1].stop == cols.start
+        if found and not touch and (large or columns + size > keys):
+            yield found
+            found, columns = [], 0
+        found.append((rows, cols))
+        columns += size
+    if found:
+        yield found
 
 
 def _diagonal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -242,7 +275,7 @@ def _diagonal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
     groups = q.shape[1] // k.shape[1]
     exact = torch.promote_types(q.dtype, torch.float32)
     lse = (q.to(exact) * _repeat(k, groups)).sum(dim=2).T * scale
-    return _repeat(v, groups), lse
+    return v.clone() if groups == 1 else _repeat(v, groups), lse
 
 
 def _diagonal_backward(
@@ -281,24 +314,43 @@ def _lse_batched(lse: Tensor, count: int, kind: int) -> Tensor:
     return (lse.flip(2) if kind == ANTICAUSAL else lse).contiguous()
 
 
-def _turned(x: Tensor, lengths: tuple[int, ...], kind: int) -> Tensor:
+def _turned(x: Tensor, ranges: list[slice], kind: int) -> Tensor:
     """Each piece backwards in time if it is anticausal: it then is causal."""
-    return torch.cat([part.flip(0) for part in x.split(list(lengths))]) if kind == ANTICAUSAL else x
+    if kind != ANTICAUSAL:
+        return x
+    return torch.cat([part.flip(0) for part in x.split([r.stop - r.start for r in ranges])])
 
 
-def _sides(pieces: Pieces) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    return pieces.queries, pieces.keys, pieces.keys
+def _taken(x: Tensor, ranges: list[slice]) -> Tensor:
+    """Rows of ranges, one after the other: a view where they are one stretch."""
+    stretches = [x[stretch] for _, stretch in _stretches(ranges)]
+    return stretches[0] if len(stretches) == 1 else torch.cat(stretches)
 
 
-def _bounds(pieces: Pieces, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where pieces begin and end, as kernels of variable length want it: [pieces + 1] int32 of queries and keys."""
-    sides = ([0, *accumulate(n)] for n in (pieces.queries, pieces.keys))
-    queries, keys = (torch.tensor(n, dtype=torch.int32).to(device, non_blocking=True) for n in sides)
-    return queries, keys
+def _stretches(ranges: list[slice]) -> list[tuple[slice, slice]]:
+    """Ranges that touch as one: where it is among the taken rows, and where in the block."""
+    found: list[tuple[slice, slice]] = []
+    at = 0
+    for r in ranges:
+        size = r.stop - r.start
+        if found and found[-1][1].stop == r.start:
+            here, there = found[-1]
+            found[-1] = slice(here.start, at + size), slice(there.start, r.stop)
+        else:
+            found.append((slice(at, at + size), r))
+        at += size
+    return found
 
 
-def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+def _bounds(ranges: list[slice], device: torch.device) -> Tensor:
+    """Where pieces begin and end, as kernels of variable length want it: [pieces + 1] int32."""
+    ends = [0, *accumulate(r.stop - r.start for r in ranges)]
+    return torch.tensor(ends, dtype=torch.int32).to(device, non_blocking=True)
+
+
+def _longest(ranges: list[slice]) -> int:
+    longest: int = max(r.stop - r.start for r in ranges)
+    return longest
 
 
 def _repeat(x: Tensor, groups: int) -> Tensor:

@@ -125,6 +125,8 @@ def _own_group(
     for members in groups:
         if len(members) > 1:
             group = dist.new_group(members, timeout=timeout)
+            if rank in members and dist.get_backend(group) == "nccl":
+                dist.barrier(group)  # its first message must be one of all members: later some have nothing to send
             if rank in members:
                 own, ranks = group, tuple(members)
     return own, ranks

@@ -18,85 +18,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from itertools import accumulate
 from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch._library.opaque_object import register_opaque_type
 from torch._opaque_base import OpaqueBase
 
 from parallel import rectangles
 from parallel.errors import InputError
 from parallel.holding import Holding, held_by, needed
+from parallel.launch import Launch, Rows
 from parallel.mask import Mask, cross
 from parallel.mesh import Groups, Mesh, Place
 from parallel.packed import Ranges
-from parallel.rectangles import DIAGONAL, FULL, K0, Q0, Q1, Ints
+from parallel.rectangles import FULL, K0, Q0, Q1, Ints
 from parallel.split import Split
 
 Transport = Literal["ring", "need"]
 ORDER = np.array([2, 0, 1, 3])  # of kinds: triangles first, they often cover all rows, which then need no merging
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Rows of a tensor, as ranges in order; taken as one slice where they are one, else by index."""
-
-    starts: Ints
-    stops: Ints
-
-    @property
-    def count(self) -> int:
-        """How many rows."""
-        return int((self.stops - self.starts).sum())
-
-    @property
-    def lengths(self) -> list[int]:
-        """Rows of each range."""
-        lengths: list[int] = (self.stops - self.starts).tolist()
-        return lengths
-
-    def pieces(self) -> list[slice]:
-        """The ranges, those that touch joined."""
-        if len(self.starts) == 0:
-            return []
-        breaks = np.flatnonzero(self.starts[1:] != self.stops[:-1])
-        first, last = np.concatenate(([0], breaks + 1)), np.concatenate((breaks, [len(self.starts) - 1]))
-        return [slice(a, b) for a, b in zip(self.starts[first].tolist(), self.stops[last].tolist(), strict=True)]
-
-    def take(self, x: Tensor, dim: int = 0) -> Tensor:
-        """These rows of `x`: a view where they are one range."""
-        found = self.pieces()
-        if len(found) == 1:
-            return x.narrow(dim, found[0].start, found[0].stop - found[0].start)
-        return torch.cat([x.narrow(dim, s.start, s.stop - s.start) for s in found] or [x.narrow(dim, 0, 0)], dim)
-
-
-@dataclass(frozen=True, eq=False)
-class Launch:
-    """Pieces of one kind whose query rows are disjoint, for one call of a kernel.
-
-    Attributes:
-        kind: FULL, CAUSAL, ANTICAUSAL or DIAGONAL; all but FULL are squares.
-        queries, keys: rows of the local queries and of the keys of the hop; range i of both makes piece i.
-        fresh: no earlier launch of the plan touched these query rows, so that there is nothing to merge with.
-    """
-
-    kind: int
-    queries: Rows
-    keys: Rows
-    fresh: bool
-
-    @property
-    def area(self) -> int:
-        """Pairs of one query and one key."""
-        rows, columns = self.queries.stops - self.queries.starts, self.keys.stops - self.keys.starts
-        if self.kind == FULL:
-            return int((rows * columns).sum())
-        return int(rows.sum()) if self.kind == DIAGONAL else int((rows * (rows + 1) // 2).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +78,14 @@ class Plan(OpaqueBase):
     transport: Transport
     digest: int
     groups: Groups | None = None
+
+    @cached_property
+    def alone(self) -> bool:
+        """Whether one run of pieces is all there is: then nothing is merged, summed or sent."""
+        launches = [launch for hop in self.hops for launch in hop.launches]
+        if len(self.hops) > 1 or len(launches) != 1 or len(runs := launches[0].runs()) != 1:
+            return False
+        return runs[0][1:] == (slice(0, self.queries), slice(0, self.keys))
 
     @property
     def area(self) -> int:

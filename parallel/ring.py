@@ -20,8 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.kernel import Kernel, Pieces
-from parallel.plan import Launch, Plan, Rows
+from parallel.kernel import Kernel, Part
+from parallel.launch import Rows
+from parallel.plan import Plan
 
 
 def forward(
@@ -39,16 +40,20 @@ def forward(
         scale: of the scores.
     """
     exact = accumulator(q.dtype)
+    if plan.alone and q.shape[1]:
+        ((_, out, lse),) = kernel.forward(q, *_expand(k, v, kv_of_head), plan.hops[0].launches[0], scale)
+        return out.to(q.dtype), lse.to(exact)
     out = torch.zeros(q.shape, dtype=exact, device=q.device)
     lse = torch.full((q.shape[1], q.shape[0]), -torch.inf, dtype=exact, device=q.device)
-    kv, fetch = torch.stack((k, v)), _fetch(plan)
-    fetch.depart(kv, 1)
-    for hop in range(len(plan.hops)):
-        for launch in plan.hops[hop].launches:
-            _forward_launch(kernel, launch, q, kv, kv_of_head, out, lse, scale)
-        if hop + 1 < len(plan.hops):
-            kv = fetch.arrive()
-            fetch.depart(kv, hop + 2)
+    fetch = _fetch(plan, k, v)
+    for hop in plan.hops:
+        fetch.depart()
+        if q.shape[1]:  # with more ulysses ranks than heads some have none
+            k, v = _expand(*fetch.here, kv_of_head)
+            for launch in hop.launches:
+                for part in kernel.forward(q, k, v, launch, scale):
+                    _merge(out, lse, part, launch.fresh)
+        fetch.arrive()
     return out.to(q.dtype), lse
 
 
@@ -66,18 +71,24 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, given what `forward` returned and the gradient of its output."""
     exact = accumulator(q.dtype)
+    if plan.alone and kv_of_head is None and q.shape[1]:
+        ((_, dq, _, dk, dv),) = kernel.backward(grad, q, k, v, out, lse, plan.hops[0].launches[0], scale)
+        return dq, dk, dv
     dq = torch.zeros(q.shape, dtype=exact, device=q.device)
-    kv, fetch, home = torch.stack((k, v)), _fetch(plan), _return(plan)
-    fetch.depart(kv, 1)
-    for hop in range(len(plan.hops)):
-        dkv = torch.zeros(kv.shape, dtype=exact, device=q.device)
-        for launch in plan.hops[hop].launches:
-            _backward_launch(kernel, launch, grad, q, kv, kv_of_head, out, lse, dq, dkv, scale)
-        home.add(hop, dkv)
-        if hop + 1 < len(plan.hops):
-            kv = fetch.arrive()
-            fetch.depart(kv, hop + 2)
-    dk, dv = (x.to(k.dtype, copy=True) for x in home.total())  # an operator's results share no memory
+    fetch, home = _fetch(plan, k, v), _return(plan)
+    for number, hop in enumerate(plan.hops):
+        fetch.depart()
+        dkv = torch.zeros(2, *fetch.here[0].shape, dtype=exact, device=q.device)
+        if q.shape[1]:
+            k, v = _expand(*fetch.here, kv_of_head)
+            for launch in hop.launches:
+                for rows, new_dq, columns, *new in kernel.backward(grad, q, k, v, out, lse, launch, scale):
+                    dq[rows] += new_dq
+                    for total, part in zip(dkv, new, strict=True):
+                        _fold(total[columns], part, kv_of_head)
+        home.add(number, dkv)
+        fetch.arrive()
+    dk, dv = (x.to(grad.dtype, copy=True) for x in home.total())  # an operator's results share no memory
     return dq.to(q.dtype), dk, dv
 
 
@@ -86,74 +97,16 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _forward_launch(
-    kernel: Kernel,
-    launch: Launch,
-    q: Tensor,
-    kv: Tensor,
-    kv_of_head: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-) -> None:
-    """The pieces of one launch, merged into the rows of `out` and `lse`."""
-    if q.shape[1] == 0:  # more ulysses ranks than heads: this one has none
+def _merge(out: Tensor, lse: Tensor, part: Part, fresh: bool) -> None:
+    """Merge a part into its rows of `out` and `lse`."""
+    rows, new_out, new_lse = part
+    if fresh:
+        out[rows], lse[:, rows] = new_out, new_lse
         return
-    k, v = _expand(launch.keys.take(kv, 1), kv_of_head)
-    new_out, new_lse = kernel.forward(launch.queries.take(q), k, v, _pieces(launch), scale)
-    at = 0
-    for rows in launch.queries.pieces():
-        of = slice(at, at + rows.stop - rows.start)
-        at = of.stop
-        if launch.fresh:
-            out[rows], lse[:, rows] = new_out[of], new_lse[:, of]
-            continue
-        before = lse[:, rows]
-        total = torch.logaddexp(before, new_lse[:, of].to(lse.dtype))  # the sigmoid form gives NaN from -inf
-        out[rows].mul_(_weight(before, total)).add_(new_out[of] * _weight(new_lse[:, of], total))
-        lse[:, rows] = total
-
-
-def _backward_launch(
-    kernel: Kernel,
-    launch: Launch,
-    grad: Tensor,
-    q: Tensor,
-    kv: Tensor,
-    kv_of_head: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    dq: Tensor,
-    dkv: Tensor,
-    scale: float,
-) -> None:
-    """Gradients of one launch, added to the rows of `dq` and `dkv`."""
-    if q.shape[1] == 0:
-        return
-    rows = launch.queries
-    k, v = _expand(launch.keys.take(kv, 1), kv_of_head)
-    new_dq, new_dk, new_dv = kernel.backward(
-        rows.take(grad), rows.take(q), k, v, rows.take(out), rows.take(lse, 1).contiguous(), _pieces(launch), scale
-    )
-    _add(dq, rows, new_dq)
-    for total, new in zip(dkv, (new_dk, new_dv), strict=True):
-        if kv_of_head is not None:
-            folded = torch.zeros(len(new), *total.shape[1:], dtype=total.dtype, device=total.device)
-            new = folded.index_add_(1, kv_of_head, new.to(total.dtype))
-        _add(total, launch.keys, new)
-
-
-def _add(total: Tensor, rows: Rows, new: Tensor) -> None:
-    """Add to rows, range after range: several ranges may share rows, and the order of a sum is part of a result."""
-    at = 0
-    for range_ in rows.pieces():
-        size = range_.stop - range_.start
-        total[range_] += new[at : at + size]
-        at += size
-
-
-def _pieces(launch: Launch) -> Pieces:
-    return Pieces(launch.kind, tuple(launch.queries.lengths), tuple(launch.keys.lengths))
+    before = lse[:, rows]
+    total = torch.logaddexp(before, new_lse.to(lse.dtype))  # the sigmoid form gives NaN from -inf
+    out[rows].mul_(_weight(before, total)).add_(new_out * _weight(new_lse, total))
+    lse[:, rows] = total
 
 
 def _weight(part: Tensor, total: Tensor) -> Tensor:
@@ -161,16 +114,26 @@ def _weight(part: Tensor, total: Tensor) -> Tensor:
     return (part - total).exp().T[..., None]
 
 
-def _expand(kv: Tensor, kv_of_head: Tensor | None) -> Tensor:
-    return kv if kv_of_head is None else kv.index_select(2, kv_of_head)
+def _expand(k: Tensor, v: Tensor, kv_of_head: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A key head for each query head, where the kernel cannot tell which it is."""
+    return (k, v) if kv_of_head is None else (k.index_select(1, kv_of_head), v.index_select(1, kv_of_head))
 
 
-class _Fetch(Protocol):
-    """Keys and values on their way: `depart` starts the way to hop `hop`, if there is one; `arrive` waits for it."""
+def _fold(total: Tensor, new: Tensor, kv_of_head: Tensor | None) -> None:
+    """Add gradients of keys, those of one key head together."""
+    if kv_of_head is None:
+        total += new
+    else:
+        total.index_add_(1, kv_of_head, new.to(total.dtype))
 
-    def depart(self, kv: Tensor, hop: int) -> None: ...
 
-    def arrive(self) -> Tensor: ...
+def _add(total: Tensor, rows: Rows, new: Tensor) -> None:
+    """Add to rows, range after range."""
+    at = 0
+    for range_ in rows.pieces():
+        size = range_.stop - range_.start
+        total[range_] += new[at : at + size]
+        at += size
 
 
 class _Return(Protocol):
@@ -181,48 +144,48 @@ class _Return(Protocol):
     def total(self) -> Tensor: ...
 
 
-def _fetch(plan: Plan) -> _Fetch:
-    return _RingFetch(plan) if plan.transport == "ring" else _NeedFetch(plan)
+def _fetch(plan: Plan, k: Tensor, v: Tensor) -> _Fetch:
+    return _RingFetch(plan, k, v) if plan.transport == "ring" else _Fetch(plan, k, v)
 
 
 def _return(plan: Plan) -> _Return:
     return _RingReturn(plan) if plan.transport == "ring" else _NeedReturn(plan)
 
 
-class _RingFetch:
-    """Whole blocks, passed on to the neighbour."""
+class _Fetch:
+    """Keys and values on their way: `here` are those of this hop; `depart` starts the way of the next ones.
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    `arrive` waits for them. What each rank needs comes straight from who holds it.
+    """
 
-    def depart(self, kv: Tensor, hop: int) -> None:
-        if hop < len(self.plan.hops):
-            self.leaving = kv  # kept alive until it is sent
-            self.coming = kv.new_empty(2, self.plan.hops[hop].keys, *kv.shape[2:])
-            self.works = _exchange(self.plan, kv, 1, self.coming, -1)
+    def __init__(self, plan: Plan, k: Tensor, v: Tensor) -> None:
+        self.plan, self.hop, self.here = plan, 0, (k, v)
+        self.own = torch.stack((k, v)) if len(plan.hops) > 1 else torch.empty(0)
+        self.works: list[dist.Work] = []
 
-    def arrive(self) -> Tensor:
-        _wait(self.works)
-        return self.coming
+    def depart(self) -> None:
+        self.hop += 1
+        if self.hop < len(self.plan.hops):
+            self.coming = self.own.new_empty(2, self.plan.hops[self.hop].keys, *self.own.shape[2:])
+            self._send()
+
+    def arrive(self) -> None:
+        if self.hop < len(self.plan.hops):
+            _wait(self.works)
+            self.here = self.coming[0], self.coming[1]
+
+    def _send(self) -> None:
+        self.leaving = self.plan.hops[self.hop].send.take(self.own, 1).contiguous()  # kept alive until it is sent
+        self.works = _exchange(self.plan, self.leaving, self.hop, self.coming, -self.hop)
 
 
-class _NeedFetch:
-    """The columns that each rank needs, straight from who holds them."""
+class _RingFetch(_Fetch):
+    """Whole blocks, passed on from neighbour to neighbour."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-
-    def depart(self, kv: Tensor, hop: int) -> None:
-        if hop == 1:
-            self.own = kv
-        if hop < len(self.plan.hops):
-            self.leaving = self.plan.hops[hop].send.take(self.own, 1).contiguous()
-            self.coming = kv.new_empty(2, self.plan.hops[hop].keys, *kv.shape[2:])
-            self.works = _exchange(self.plan, self.leaving, hop, self.coming, -hop)
-
-    def arrive(self) -> Tensor:
-        _wait(self.works)
-        return self.coming
+    def _send(self) -> None:
+        self.leaving = self.own  # what came with the last hop
+        self.works = _exchange(self.plan, self.leaving, 1, self.coming, -1)
+        self.own = self.coming
 
 
 class _RingReturn:

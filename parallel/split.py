@@ -170,7 +170,7 @@ class _Chunks:
         load = [float(self.areas[chunks].sum()) for chunks in held]
         for _ in range(SWAPS * len(held)):
             most, least = int(np.argmax(load)), int(np.argmin(load))
-            if load[most] <= (1 + SLACK) * mean:
+            if load[most] <= (1 + SLACK) * mean or not held[least]:
                 return
             gain = self.areas[held[most]][:, None] - self.areas[held[least]]
             more = tokens[held[most]][:, None] - tokens[held[least]]

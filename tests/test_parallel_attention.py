@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,8 @@ from parallel import mask as masks
 from parallel import patterns, rectangles
 from parallel.attention import attend
 from parallel.errors import InputError
-from parallel.kernel import Pieces, Reference, kernel_for
+from parallel.kernel import Reference, kernel_for, together
+from parallel.launch import Launch, Rows
 from parallel.mask import Mask
 from parallel.mesh import Mesh, join
 from parallel.patterns import Tiling
@@ -306,6 +308,16 @@ def test_plans_of_random_masks_compute_each_pair_once(pack: tuple[Mask, Split, M
     assert len({plan.digest for plan in plans}) == 1
 
 
+@given(packs(), st.sampled_from([None, 1, 5]))
+@settings(max_examples=200, deadline=None)
+def test_balanced_splits_of_random_masks_hold_every_position(pack: tuple[Mask, Split, Mesh], chunk: int | None) -> None:
+    mask, _, mesh = pack
+    split = balanced(mask, mesh, chunk)
+    assert sorted(torch.cat([rows_of(split, r) for r in range(mesh.sequence_ranks)]).tolist()) == list(
+        range(mask.queries)
+    )
+
+
 def ranges(rows: Any) -> list[range]:
     return [range(a, b) for a, b in zip(rows.starts.tolist(), rows.stops.tolist(), strict=True)]
 
@@ -322,14 +334,36 @@ KINDS = {"full": FULL, "causal": CAUSAL, "anticausal": ANTICAUSAL, "itself": DIA
 def test_kernels_agree(kind: str, heads: tuple[int, int]) -> None:
     """Pieces of equal and of other shapes in one launch, of the fast kernel and of the plain one."""
     queries = (3, 3, 7, 1)
-    pieces = Pieces(KINDS[kind], queries, (2, 2, 5, 4) if kind == "full" else queries)
-    q, k, v, grad = inputs(sum(pieces.queries), sum(pieces.keys), *heads)
+    keys = (2, 2, 5, 4) if kind == "full" else queries
+    rows, columns = (
+        Rows(np.cumsum([0, *n[:-1]]) + gaps, np.cumsum(n) + gaps)
+        for n, gaps in ((queries, [0, 0, 1, 1]), (keys, [0, 0, 0, 2]))
+    )
+    launch = Launch(KINDS[kind], rows, columns, fresh=True)
+    q, k, v, grad = inputs(int(rows.stops[-1]), int(columns.stops[-1]), *heads)
     found = []
     for kernel in (kernel_for(torch.device("cpu"), torch.float64), Reference()):
-        out, lse = kernel.forward(q, k, v, pieces, 0.3)
-        found.append([out, lse, *kernel.backward(grad, q, k, v, out, lse, pieces, 0.3)])
+        out, lse, dq, dk, dv = (torch.zeros_like(x) for x in (q, q[..., 0].T, q, k, v))
+        for at, new_out, new_lse in kernel.forward(q, k, v, launch, 0.3):
+            out[at], lse[:, at] = new_out, new_lse
+        for at, new_dq, of, new_dk, new_dv in kernel.backward(grad, q, k, v, out, lse, launch, 0.3):
+            for total, where, new in ((dq, at, new_dq), (dk, of, new_dk), (dv, of, new_dv)):
+                total[where] += new
+        found.append([out, lse, dq, dk, dv])
     for fast, plain in zip(*found, strict=True):
         torch.testing.assert_close(fast, plain, rtol=0, atol=1e-12)
+
+
+def test_pieces_share_a_call_without_copying_keys_twice() -> None:
+    plan = plan_of(patterns.frame_causal(32, 64), contiguous(2048, 2), Mesh(1, 2, 1), Mesh(1, 2, 1).place(1))
+    for hop in plan.hops:
+        for launch in hop.launches:
+            calls = list(together(launch, hop.keys))
+            assert [piece for call in calls for piece in call] == launch.pieces()
+            for call in calls:
+                assert len(call) == 1 or sum(c.stop - c.start for _, c in call) <= hop.keys
+    packed = plan_of(masks.packed([64] * 32), contiguous(2048, 2), Mesh(1, 2, 1), Mesh(1, 2, 1).place(0))
+    assert len(list(together(packed.hops[0].launches[0], packed.hops[0].keys))) == 1
 
 
 @pytest.mark.parametrize(
