@@ -34,7 +34,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float | None = No
     Raises:
         InputError: no kernel takes these heads, or there are other rows than the plan was made for.
     """
-    refuse_heads(q, k)
+    refuse_heads(q, k, v)
     refuse_rows(q, k, plan)
     out: Tensor = torch.ops.longreel.attention(q, k, v, plan, q.shape[2] ** -0.5 if scale is None else scale)[0]
     return out
@@ -65,9 +65,10 @@ def _attention(
     if len(plan.ulysses_tokens) == 1:
         out, lse = ring.forward(kernel, q, k, v, plan, None, scale)
         return out, lse, q.new_empty(0), q.new_empty(0), q.new_empty(0), q.new_empty(0)
-    own = ulysses.to_heads(q, k, v, plan, heads)
-    out, lse = ring.forward(kernel, *own, plan, _kv_of_head(plan, heads, q.device), scale)
-    return ulysses.to_tokens(out, plan, heads), lse, *own, out
+    q = ulysses.to_heads(q, heads.queries, plan)
+    k, v = (ulysses.to_heads(x, heads.keys, plan) for x in (k, v))
+    out, lse = ring.forward(kernel, q, k, v, plan, _kv_of_head(plan, heads, q.device), scale)
+    return ulysses.to_tokens(out, heads.queries, plan), lse, q, k, v, out
 
 
 @torch.library.custom_op("longreel::attention_backward", mutates_args=())
@@ -79,10 +80,11 @@ def _attention_backward(
     if len(plan.ulysses_tokens) == 1:
         return ring.backward(kernel, grad, q, k, v, out, lse, plan, None, scale)
     shared = share_heads(heads[0], heads[1], len(plan.ulysses_tokens))
-    grad = ulysses.from_tokens(grad, plan, shared)
+    grad = ulysses.to_heads(grad, shared.queries, plan)
     kv_of_head = _kv_of_head(plan, shared, q.device)
-    grads = ring.backward(kernel, grad, q, k, v, out, lse, plan, kv_of_head, scale)
-    return ulysses.from_heads(*grads, plan, shared)
+    dq, dk, dv = ring.backward(kernel, grad, q, k, v, out, lse, plan, kv_of_head, scale)
+    dk, dv = (ulysses.to_tokens(x, shared.keys, plan) for x in (dk, dv))
+    return ulysses.to_tokens(dq, shared.queries, plan), dk, dv
 
 
 @_attention.register_fake

@@ -75,16 +75,29 @@ def refuse_head_counts(queries: int, keys: int) -> None:
         raise InputError("query heads are a multiple of key heads", found, "change the number of key heads")
 
 
-def refuse_heads(q: Tensor, k: Tensor) -> None:
+def refuse_heads(q: Tensor, k: Tensor, v: Tensor, flash: bool | None = None) -> None:
     """Shapes that a kernel takes.
 
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        flash: whether a flash kernel of CUDA is to take them; found out if not given.
+
     Raises:
-        InputError: the query heads are no multiple of the key heads, or no flash kernel takes the head dimension.
+        InputError: tensors do not fit each other, the query heads are no multiple of the key heads, or no flash kernel
+            takes the head dimension.
     """
+    shapes = [tuple(x.shape) for x in (q, k, v)]
+    if any(len(shape) != 3 for shape in shapes) or k.shape != v.shape or q.shape[2] != k.shape[2] or not q.shape[2]:
+        rule = "q is [tokens, heads, head_dim]; k and v are [keys, kv_heads, head_dim]"
+        raise InputError(rule, " and ".join(map(str, shapes)), "give three tensors of these shapes")
+    if len({(x.dtype, x.device) for x in (q, k, v)}) > 1 or not q.is_floating_point():
+        found = ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v))
+        raise InputError("q, k and v are of one floating dtype on one device", found, "cast or move them")
     refuse_head_counts(q.shape[1], k.shape[1])
-    if q.shape[2] != k.shape[2]:
-        raise InputError("queries and keys have one head_dim", f"{q.shape[2]} and {k.shape[2]}", "make them equal")
-    flash = q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16)
+    if flash is None:
+        flash = q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16)
     if flash and (q.shape[2] % 8 or q.shape[2] > LARGEST_HEAD):
         rule = f"flash attention takes a head_dim that is a multiple of 8, up to {LARGEST_HEAD}"
         raise InputError(rule, f"head_dim {q.shape[2]}", "change the number of heads, or dtype=float32")

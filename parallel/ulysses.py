@@ -2,7 +2,7 @@
 
 Jacobs et al., DeepSpeed Ulysses, arXiv:2309.14509. Heads need not divide: rank j of u owns query heads
 [j h / u, (j + 1) h / u), and the key heads that these need; a key head that several ranks need goes to each of them,
-and its gradient comes back from each. q, k and v travel in one message.
+and its gradient comes back from each.
 """
 
 from __future__ import annotations
@@ -44,48 +44,39 @@ def share_heads(heads: int, kv_heads: int, ranks: int) -> Heads:
     return Heads(queries, keys)
 
 
-def to_heads(q: Tensor, k: Tensor, v: Tensor, plan: Plan, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v of my tokens and all heads -> of all the group's tokens and my heads."""
-    me = _me(plan)
-    sends = [
-        (q[:, r.start : r.stop], k[:, s.start : s.stop], v[:, s.start : s.stop])
-        for r, s in zip(heads.queries, heads.keys, strict=True)
-    ]
-    mine = len(heads.queries[me]), len(heads.keys[me]), len(heads.keys[me])
-    received = _all_to_all(sends, [[(t, h, q.shape[2]) for h in mine] for t in plan.ulysses_tokens], plan)
-    q_all, k_all, v_all = (torch.cat(parts) for parts in zip(*received, strict=True))
-    return q_all, k_all, v_all
+def to_heads(x: Tensor, shares: Sequence[range], plan: Plan) -> Tensor:
+    """My tokens, all heads -> all the group's tokens, my heads: [tokens, heads, head_dim].
+
+    Args:
+        x: of this rank.
+        shares: heads of each rank.
+        plan: of this rank.
+    """
+    mine, dim = len(shares[_me(plan)]), x.shape[2]
+    leaving = torch.cat([x[:, share.start : share.stop].reshape(-1) for share in shares])
+    arriving = x.new_empty(sum(plan.ulysses_tokens), mine, dim)  # rank after rank: in place as it comes
+    _all_to_all(
+        arriving, leaving, [t * mine * dim for t in plan.ulysses_tokens], [len(x) * len(s) * dim for s in shares], plan
+    )
+    return arriving
 
 
-def from_heads(dq: Tensor, dk: Tensor, dv: Tensor, plan: Plan, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
-    """The way back, for gradients; those of a key head that went to several ranks are summed in at least float32."""
-    me = _me(plan)
-    sends = list(zip(*(x.split(plan.ulysses_tokens) for x in (dq, dk, dv)), strict=True))
-    tokens, dim = plan.ulysses_tokens[me], dq.shape[2]
-    counts = [(len(q), len(k), len(k)) for q, k in zip(heads.queries, heads.keys, strict=True)]
-    received = _all_to_all(sends, [[(tokens, h, dim) for h in count] for count in counts], plan)
-    dq_mine = torch.cat([parts[0] for parts in received], dim=1)
-    exact = torch.promote_types(dq.dtype, torch.float32)
-    dk_mine, dv_mine = (dq.new_zeros(tokens, heads.keys[-1].stop, dim, dtype=exact) for _ in range(2))
-    for keys, (_, dk_part, dv_part) in zip(heads.keys, received, strict=True):
-        dk_mine[:, keys.start : keys.stop] += dk_part
-        dv_mine[:, keys.start : keys.stop] += dv_part
-    return dq_mine, dk_mine.to(dq.dtype), dv_mine.to(dq.dtype)
+def to_tokens(x: Tensor, shares: Sequence[range], plan: Plan) -> Tensor:
+    """The way back: all the group's tokens, my heads -> my tokens, all heads.
 
-
-def to_tokens(out: Tensor, plan: Plan, heads: Heads) -> Tensor:
-    """The attention output of all the group's tokens and my heads -> of my tokens and all heads."""
-    tokens = plan.ulysses_tokens[_me(plan)]
-    shapes = [[(tokens, len(q), out.shape[2])] for q in heads.queries]
-    received = _all_to_all([(part,) for part in out.split(plan.ulysses_tokens)], shapes, plan)
-    return torch.cat([part for (part,) in received], dim=1)
-
-
-def from_tokens(grad: Tensor, plan: Plan, heads: Heads) -> Tensor:
-    """The way back, for its gradient."""
-    shapes = [[(t, len(heads.queries[_me(plan)]), grad.shape[2])] for t in plan.ulysses_tokens]
-    received = _all_to_all([(grad[:, q.start : q.stop],) for q in heads.queries], shapes, plan)
-    return torch.cat([part for (part,) in received])
+    A head that several ranks have, as key heads may be, is the sum of what they have, in at least float32.
+    """
+    tokens, dim = plan.ulysses_tokens[_me(plan)], x.shape[2]
+    arriving = x.new_empty(tokens * sum(len(share) for share in shares) * dim)
+    sizes = [tokens * len(share) * dim for share in shares]
+    _all_to_all(arriving, x.contiguous(), sizes, [t * x.shape[1] * dim for t in plan.ulysses_tokens], plan)
+    parts = [part.view(tokens, len(s), dim) for part, s in zip(arriving.split(sizes), shares, strict=True)]
+    if sum(len(share) for share in shares) == shares[-1].stop:
+        return torch.cat(parts, dim=1)
+    total = x.new_zeros(tokens, shares[-1].stop, dim, dtype=torch.promote_types(x.dtype, torch.float32))
+    for part, share in zip(parts, shares, strict=True):
+        total[:, share.start : share.stop] += part
+    return total.to(x.dtype)
 
 
 def _me(plan: Plan) -> int:
@@ -93,22 +84,7 @@ def _me(plan: Plan) -> int:
     return plan.groups.place.ulysses
 
 
-def _all_to_all(
-    sends: Sequence[tuple[Tensor, ...]], shapes: list[list[tuple[int, int, int]]], plan: Plan
-) -> list[tuple[Tensor, ...]]:
-    """Send sends[j] to rank j of the ulysses group; receive tensors of shapes[i] from rank i, in one message each."""
+def _all_to_all(arriving: Tensor, leaving: Tensor, sizes: list[int], counts: list[int], plan: Plan) -> None:
+    """Numbers of each rank: `sizes` arrive, `counts` leave."""
     assert plan.groups is not None, "ulysses needs groups"
-    outgoing = torch.cat([x.reshape(-1) for parts in sends for x in parts])
-    sizes = [[torch.Size(shape).numel() for shape in parts] for parts in shapes]
-    incoming = outgoing.new_empty(sum(sum(s) for s in sizes))
-    dist.all_to_all_single(
-        incoming,
-        outgoing,
-        [sum(s) for s in sizes],
-        [sum(x.numel() for x in parts) for parts in sends],
-        group=plan.groups.ulysses,
-    )
-    received = []
-    for size, parts, chunk in zip(sizes, shapes, incoming.split([sum(s) for s in sizes]), strict=True):
-        received.append(tuple(x.view(shape) for x, shape in zip(chunk.split(size), parts, strict=True)))
-    return received
+    dist.all_to_all_single(arriving.view(-1), leaving.view(-1), sizes, counts, group=plan.groups.ulysses)

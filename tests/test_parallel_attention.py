@@ -18,7 +18,7 @@ from parallel import mask as masks
 from parallel import patterns, rectangles
 from parallel.attention import attend
 from parallel.errors import InputError
-from parallel.kernel import Reference, kernel_for, together
+from parallel.kernel import Reference, kernel_for, refuse_heads, together
 from parallel.launch import Launch, Rows
 from parallel.mask import Mask
 from parallel.mesh import Mesh, join
@@ -375,6 +375,10 @@ def test_pieces_share_a_call_without_copying_keys_twice() -> None:
         (lambda: plan_of(masks.cross([4], [3]), contiguous(4, 2), Mesh(1, 2), Mesh(1, 2).place(0)), "has a key"),
         (lambda: attend(*inputs(8, 8, 4, 3)[:3], local_plan(masks.full(8))), "multiple of key heads"),
         (lambda: attend(*inputs(8, 9, 4, 4)[:3], local_plan(masks.full(8))), "as many rows as its plan"),
+        (lambda: attend(*inputs(8, 8, 4, 4, dim=0)[:3], local_plan(masks.full(8))), "[tokens, heads, head_dim]"),
+        (lambda: attend(*(x[0] for x in inputs(8, 8, 4, 4)[:3]), local_plan(masks.full(8))), "[tokens, heads, head_"),
+        (lambda: attend(*(x.long() for x in inputs(8, 8, 4, 4)[:3]), local_plan(masks.full(8))), "one floating dtype"),
+        (lambda: refuse_heads(*[torch.empty(8, 4, 7, device="meta").bfloat16()] * 3, flash=True), "a multiple of 8"),
     ],
 )
 def test_what_cannot_be_attended(make: Callable[[], object], rule: str) -> None:
