@@ -108,7 +108,7 @@ class FlashCPU:
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, scale: float) -> Iterator[Part]:
         """See `Kernel`."""
-        for count, rows, columns in launch.runs():
+        for count, rows, columns in launch.runs:
             if launch.kind == DIAGONAL:
                 yield rows, *_diagonal(q[rows], k[columns], v[columns], scale)
                 continue
@@ -122,7 +122,7 @@ class FlashCPU:
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, launch: Launch, scale: float
     ) -> Iterator[GradientPart]:
         """See `Kernel`."""
-        for count, rows, columns in launch.runs():
+        for count, rows, columns in launch.runs:
             if launch.kind == DIAGONAL:
                 dq, dk, dv = _diagonal_backward(
                     grad[rows], q[rows], k[columns], v[columns], out[rows], lse[:, rows], scale
@@ -231,7 +231,7 @@ class Reference:
     def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, scale: float) -> Iterator[Part]:
         """See `Kernel`."""
         groups = q.shape[1] // k.shape[1]
-        for rows, columns in launch.pieces():
+        for rows, columns in launch.pieces:
             scores = self._scores(q[rows], _repeat(k[columns], groups), launch.kind, scale)
             lse = torch.logsumexp(scores, dim=-1)
             p = (scores - lse[..., None]).exp()
@@ -242,7 +242,7 @@ class Reference:
     ) -> Iterator[GradientPart]:
         """See `Kernel`."""
         groups = q.shape[1] // k.shape[1]
-        for rows, columns in launch.pieces():
+        for rows, columns in launch.pieces:
             k_all, v_all = _repeat(k[columns], groups), _repeat(v[columns], groups)
             scores = self._scores(q[rows], k_all, launch.kind, scale)
             p = (scores - lse[:, rows, None]).exp()  # [heads, rows, keys]
@@ -270,7 +270,7 @@ def together(launch: Launch, keys: int) -> Iterator[list[Piece]]:
     """
     found: list[Piece] = []
     columns = 0
-    for rows, cols in launch.pieces():
+    for rows, cols in launch.pieces:
         size = cols.stop - cols.start
         large = (rows.stop - rows.start) * size >= LARGE
         touch = bool(found) and found[-1][0].stop == rows.start and found[-1][1].stop == cols.start

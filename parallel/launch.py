@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ class Rows:
         """How many rows."""
         return int((self.stops - self.starts).sum())
 
-    def pieces(self) -> list[slice]:
+    def stretches(self) -> list[slice]:
         """The ranges, those that touch joined."""
         if len(self.starts) == 0:
             return []
@@ -35,7 +36,7 @@ class Rows:
 
     def take(self, x: Tensor, dim: int = 0) -> Tensor:
         """These rows of `x`: a view where they are one range."""
-        found = self.pieces()
+        found = self.stretches()
         if len(found) == 1:
             return x.narrow(dim, found[0].start, found[0].stop - found[0].start)
         return torch.cat([x.narrow(dim, s.start, s.stop - s.start) for s in found] or [x.narrow(dim, 0, 0)], dim)
@@ -64,16 +65,18 @@ class Launch:
             return int((rows * columns).sum())
         return int(rows.sum()) if self.kind == DIAGONAL else int((rows * (rows + 1) // 2).sum())
 
+    @cached_property
     def pieces(self) -> list[Piece]:
         """Rows of the queries and of the keys of each piece."""
         columns = (self.queries.starts, self.queries.stops, self.keys.starts, self.keys.stops)
         return [(slice(a, b), slice(c, d)) for a, b, c, d in zip(*(x.tolist() for x in columns), strict=True)]
 
+    @cached_property
     def runs(self) -> list[tuple[int, slice, slice]]:
         """Pieces of one shape that lie next to each other, in queries and in keys, as one: how many, and their rows."""
         found: list[tuple[int, slice, slice]] = []
         shape = (0, 0)
-        for rows, columns in self.pieces():
+        for rows, columns in self.pieces:
             before, shape = shape, (rows.stop - rows.start, columns.stop - columns.start)
             if found and before == shape and (found[-1][1].stop, found[-1][2].stop) == (rows.start, columns.start):
                 count, first, other = found.pop()

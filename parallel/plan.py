@@ -83,7 +83,7 @@ class Plan(OpaqueBase):
     def alone(self) -> bool:
         """Whether one run of pieces is all there is: then nothing is merged, summed or sent."""
         launches = [launch for hop in self.hops for launch in hop.launches]
-        if len(self.hops) > 1 or len(launches) != 1 or len(runs := launches[0].runs()) != 1:
+        if len(self.hops) > 1 or len(launches) != 1 or len(runs := launches[0].runs) != 1:
             return False
         return runs[0][1:] == (slice(0, self.queries), slice(0, self.keys))
 

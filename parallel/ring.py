@@ -130,7 +130,7 @@ def _fold(total: Tensor, new: Tensor, kv_of_head: Tensor | None) -> None:
 def _add(total: Tensor, rows: Rows, new: Tensor) -> None:
     """Add to rows, range after range."""
     at = 0
-    for range_ in rows.pieces():
+    for range_ in rows.stretches():
         size = range_.stop - range_.start
         total[range_] += new[at : at + size]
         at += size

@@ -359,7 +359,7 @@ def test_pieces_share_a_call_without_copying_keys_twice() -> None:
     for hop in plan.hops:
         for launch in hop.launches:
             calls = list(together(launch, hop.keys))
-            assert [piece for call in calls for piece in call] == launch.pieces()
+            assert [piece for call in calls for piece in call] == launch.pieces
             for call in calls:
                 assert len(call) == 1 or sum(c.stop - c.start for _, c in call) <= hop.keys
     packed = plan_of(masks.packed([64] * 32), contiguous(2048, 2), Mesh(1, 2, 1), Mesh(1, 2, 1).place(0))
