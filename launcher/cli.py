@@ -254,6 +254,8 @@ def plan(
         mesh = Mesh(1, config.mesh.ring, config.mesh.ulysses)
     else:
         what, shape, mesh = mask_of(mask, tokens), Heads(heads, kv_heads or heads, head_dim), Mesh(1, ring, ulysses)
+    if picture is not None and (picture.suffix.lower() != ".png" or picture.is_dir()):
+        raise InputError("a picture is a PNG file", f"--picture {picture}", "--picture plan.png")
     parts, said = explained(what, split, mesh, shape, transport)
     if picture is not None:
         from launcher.picture import draw

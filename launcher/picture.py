@@ -91,11 +91,11 @@ def _bars(
     """Area and bytes of each rank."""
     x, y = corner
     sent = (said.forward_bytes + said.backward_bytes).sum(axis=1)
-    ink.text((x, y), "rank   area / mean        sent, both ways", INK, font)
+    ink.text((x, y), "rank   work / mean        sent, both ways", INK, font)
     for rank in range(said.mesh.sequence_ranks):
         y += LINE
         place = rank // said.mesh.ulysses
-        share = float(said.area[place] / said.area.mean())
+        share = float(said.flops[rank] / said.flops.mean())
         ink.text((x, y), f"{rank:3}", INK, font)
         ink.rectangle((x + 34, y + 3, x + 34 + int(70 * min(share, 2)), y + 14), fill=colours[place])
         ink.text((x + 40, y), f"{share:.2f}", PAPER, font)

@@ -108,7 +108,7 @@ def table(said: Explanation) -> Table:
         "tokens",
         "million pairs",
         "of mean",
-        "GFLOP",
+        "TFLOP",
         "MiB sent forward",
         "backward",
         "MiB of keys in flight",
@@ -120,8 +120,8 @@ def table(said: Explanation) -> Table:
             str(rank),
             f"{said.rank_tokens[rank]:,}",
             f"{said.area[place] / 1e6:,.1f}",
-            f"{said.area[place] / said.area.mean():.3f}",
-            f"{3.5 * said.flops[rank] / 1e9:,.1f}",
+            f"{said.flops[rank] / said.flops.mean():.3f}",
+            f"{3.5 * said.flops[rank] / 1e12:,.2f}",
             *(f"{sent / 2**20:,.1f}" for sent in (forward[rank], backward[rank], said.keys_held[rank])),
         )
     return found

@@ -32,12 +32,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float | None = No
         scale: of the scores; 1 / sqrt(head_dim) if not given.
 
     Raises:
-        InputError: no kernel takes these heads, or there are other rows than the plan was made for.
+        InputError: no kernel takes these heads, there are other rows than the plan was made for, or the scale is not
+            positive.
     """
     refuse_heads(q, k, v)
     refuse_rows(q, k, plan)
+    if scale is not None and not 0 < scale < float("inf"):
+        raise InputError("the scale of scores is positive", str(scale), "scale=head_dim ** -0.5, or None for that")
+    q, k, v = (_dense(x) for x in (q, k, v))
     out: Tensor = torch.ops.longreel.attention(q, k, v, plan, q.shape[2] ** -0.5 if scale is None else scale)[0]
     return out
+
+
+def _dense(x: Tensor) -> Tensor:
+    """With a last dimension of stride 1: torch's flash op for CPU takes it for granted and reads elsewhere."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def refuse_rows(q: Tensor, k: Tensor, plan: Plan) -> None:
@@ -110,7 +119,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.longreel.attention_backward(grad, *ctx.saved_tensors, ctx.plan, ctx.scale, ctx.heads)
+    grads = torch.ops.longreel.attention_backward(_dense(grad), *ctx.saved_tensors, ctx.plan, ctx.scale, ctx.heads)
     return *grads, None, None
 
 

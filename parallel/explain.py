@@ -20,7 +20,7 @@ from parallel.holding import held_by, needed
 from parallel.kernel import refuse_head_counts
 from parallel.mask import Mask
 from parallel.mesh import Mesh
-from parallel.plan import Transport, refuse_mismatch
+from parallel.plan import Transport, refuse_mismatch, refuse_transport
 from parallel.rectangles import Ints
 from parallel.split import Split, areas_of
 from parallel.ulysses import Heads as SharedHeads
@@ -69,8 +69,8 @@ class Explanation:
 
     @property
     def uneven(self) -> float:
-        """Area of the busiest place as a multiple of the mean: how much longer attention takes than it must."""
-        return float(self.area.max() / self.area.mean())
+        """FLOPs of the busiest rank as a multiple of the mean: how much longer attention takes than it must."""
+        return float(self.flops.max() / self.flops.mean())
 
     @property
     def flops(self) -> npt.NDArray[np.float64]:
@@ -162,6 +162,7 @@ def explain(mask: Mask, split: Split, mesh: Mesh, heads: Heads, transport: Trans
         InputError: a query sees no key, the split is for another length or number of ranks, or heads do not divide.
     """
     refuse_mismatch(mask, split, mesh)
+    refuse_transport(transport)
     refuse_head_counts(heads.queries, heads.keys)
     held = held_by(split.ranges, mesh.ulysses)
     return Explanation(

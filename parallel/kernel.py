@@ -70,7 +70,7 @@ def refuse_head_counts(queries: int, keys: int) -> None:
     Raises:
         InputError: they do not.
     """
-    if keys == 0 or queries % keys:
+    if min(queries, keys) < 1 or queries % keys:
         found = f"{queries} query heads, {keys} key heads"
         raise InputError("query heads are a multiple of key heads", found, "change the number of key heads")
 

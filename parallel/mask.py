@@ -24,6 +24,7 @@ from parallel import rectangles
 from parallel.errors import InputError
 from parallel.rectangles import FREE, Q0, Q1, Ints
 
+LONGEST = 1 << 31  # its square is counted in 64 bits
 Sees = Literal["all", "past", "itself", "none"]
 
 
@@ -150,6 +151,10 @@ def packed(lengths: Sequence[int], causal: bool | Sequence[bool] = False) -> Mas
     """
     sizes = _refuse_empty(lengths)
     stops = sizes.cumsum()
+    if not isinstance(causal, bool) and len(causal) != len(sizes):
+        raise InputError(
+            "causal is of all documents, or of each", f"{len(causal)} for {len(sizes)}", "give one for each"
+        )
     low = np.where(np.broadcast_to(np.asarray(causal), sizes.shape), 0, -FREE)
     columns = (stops - sizes, stops, stops - sizes, stops, low, np.full_like(sizes, FREE))
     return Mask(rectangles.normal(np.stack(columns, axis=1)), int(stops[-1]), int(stops[-1]))
@@ -174,7 +179,8 @@ def cross(query_lengths: Sequence[int], key_lengths: Sequence[int]) -> Mask:
         InputError: a document has no queries or no keys.
     """
     rows, columns = _refuse_empty(query_lengths), _refuse_empty(key_lengths)
-    assert len(rows) == len(columns), f"{len(rows)} documents of queries, {len(columns)} of keys"
+    if len(rows) != len(columns):
+        raise InputError("each document has queries and keys", f"{len(rows)} and {len(columns)}", "give both for each")
     q, k, free = rows.cumsum(), columns.cumsum(), np.full_like(rows, FREE)
     return Mask(np.stack((q - rows, q, k - columns, k, -free, free), axis=1), int(q[-1]), int(k[-1]))
 
@@ -231,4 +237,6 @@ def _refuse_empty(lengths: Sequence[int]) -> Ints:
             f"lengths {list(lengths)[:8]}{'...' if len(lengths) > 8 else ''}",
             "leave empty documents out of the pack",
         )
+    if sizes.sum() > LONGEST:
+        raise InputError(f"a sequence has at most {LONGEST:,} tokens", f"{sizes.sum():,}", "cut it into several")
     return sizes

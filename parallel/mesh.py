@@ -37,6 +37,12 @@ class Mesh:
     ring: int = 1
     ulysses: int = 1
 
+    def __post_init__(self) -> None:
+        if not all(isinstance(degree, int) and degree >= 1 for degree in (self.replica, self.ring, self.ulysses)):
+            raise InputError(
+                "degrees of a mesh are whole numbers from 1 on", str(self), "1 for an axis that is not cut"
+            )
+
     @property
     def ranks(self) -> int:
         """All ranks."""

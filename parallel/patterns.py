@@ -119,7 +119,7 @@ class Tiling:
 
 def neighbourhood(tiling: Tiling, radius: Triple) -> Mask:
     """Each tile sees the tiles up to `radius` (t, y, x) tiles away (sliding tile attention, arXiv:2502.04507)."""
-    ranges = (np.arange(-r, r + 1) for r in radius)
+    ranges = (np.arange(-min(r, n - 1), min(r, n - 1) + 1) for r, n in zip(radius, tiling.tiles, strict=True))
     return _offsets(tiling, np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3))
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from torch._library.opaque_object import register_opaque_type
@@ -123,6 +123,7 @@ def plan_of(
 ) -> Plan:
     """`plan_for` of any place of a mesh, without process groups: to look at, not to run."""
     refuse_mismatch(mask, split, mesh)
+    refuse_transport(transport or "need")
     held, transport = held_by(split.ranges, mesh.ulysses), transport or "need"
     needs, mine = needed(mask, held), held.of(place.ring)
     arriving = held if transport == "ring" else needs.arriving(place.ring, mine)
@@ -159,6 +160,16 @@ def cross_plan(query_lengths: Sequence[int], ranges: Ranges, key_lengths: Sequen
         key_lengths: keys of each document.
     """
     return _here(cross(query_lengths, key_lengths), ranges)
+
+
+def refuse_transport(transport: str) -> None:
+    """A way of keys that there is.
+
+    Raises:
+        InputError: there is no such way.
+    """
+    if transport not in get_args(Transport):
+        raise InputError("keys travel in one of two ways", f"transport {transport}", " or ".join(get_args(Transport)))
 
 
 def refuse_mismatch(mask: Mask, split: Split, mesh: Mesh) -> None:
@@ -238,6 +249,9 @@ def _here(mask: Mask, ranges: Ranges) -> Plan:
     """Queries of these ranges against keys that are all here."""
     mask.refuse_blind()
     starts, stops = np.array(sorted(ranges), np.int64).reshape(-1, 2).T
+    if (starts >= stops).any() or (starts[1:] < stops[:-1]).any() or (stops > mask.queries).any():
+        found = f"{list(ranges)[:4]} of {mask.queries} positions"
+        raise InputError("ranges hold positions of the sequence, each once", found, "mend the ranges")
     rows = {start: row for (start, _), row in zip(ranges, _heads(ranges), strict=True)}
     zeros = np.zeros(len(starts), np.int64)
     mine = Holding(starts, stops, zeros, np.array([rows[start] for start in starts.tolist()], np.int64))

@@ -86,7 +86,13 @@ def move_for(have: Sequence[Ranges], want: Sequence[Ranges], rank: int) -> Move:
 
 
 def relayout(x: Tensor, move: Move, groups: Groups) -> Tensor:
-    """The rows that are wanted here: [wanted, ...] of [held, ...]. Collective over the ranks of the replica."""
+    """The rows that are wanted here: [wanted, ...] of [held, ...]. Collective over the ranks of the replica.
+
+    Raises:
+        InputError: there are other rows than the move was made for.
+    """
+    if len(x) != move.rows:
+        raise InputError("a move is given the rows that it was made for", f"{len(x)}, not {move.rows}", "make another")
     moved: Tensor = _Relayout.apply(x, move, groups)  # type: ignore[no-untyped-call]
     return moved
 
@@ -111,8 +117,17 @@ def next_tokens(tokens: Tensor, lengths: Sequence[int], split: Split, groups: Gr
         lengths: of the documents of the whole packed sequence.
         split: of the sequence over the ranks of the replica.
         groups: of this rank.
+
+    Raises:
+        InputError: the lengths are not those of the sequence, or tokens are not int64.
     """
     total = sum(lengths)
+    held = sum(split.tokens(rank) for rank in range(len(split.ranges)))
+    if held != total or tokens.dtype != torch.int64:
+        rule = "labels are of int64 tokens, and documents make up the sequence"
+        raise InputError(
+            rule, f"{tokens.dtype}; lengths of {total} for {held} positions", "give all lengths, and int64"
+        )
     after = tuple(tuple(r for a, b in held for r in _after(a, b, total)) for held in split.ranges)
     rank = groups.place.sequence
     labels = relayout(tokens, move_for(split.ranges, after, rank), groups).clone()

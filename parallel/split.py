@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from parallel import rectangles
+from parallel.errors import InputError
 from parallel.holding import Holding, held_by, needed
 from parallel.mask import Mask
 from parallel.mesh import Mesh
@@ -34,6 +35,8 @@ class Split:
 
 def contiguous(length: int, ranks: int) -> Split:
     """`length` tokens in `ranks` stretches whose sizes differ by at most one: 10 over 4 are 3, 3, 2, 2."""
+    if ranks < 1 or length < 0:
+        raise InputError("a sequence is split over ranks", f"{length} tokens, {ranks} ranks", "1 rank or more")
     base, extra = divmod(length, ranks)
     stops = [base * (i + 1) + min(i + 1, extra) for i in range(ranks)]
     starts = [0, *stops[:-1]]
@@ -56,7 +59,13 @@ def balanced(mask: Mask, mesh: Mesh, chunk: int | None = None) -> Split:
         mask: over the whole packed sequence.
         mesh: of the replica's ranks.
         chunk: most tokens of a chunk that is dealt out; if not given, an eighth or a sixteenth of what a place holds.
+
+    Raises:
+        InputError: a query sees no key, or a chunk holds nothing.
     """
+    if chunk is not None and chunk < 1:
+        raise InputError("a chunk holds tokens", f"chunk={chunk}", "1 or more, or None to have it chosen")
+    mask.refuse_blind()
     split = contiguous(mask.queries, mesh.sequence_ranks)
     if mesh.ring == 1 or _uneven(mask, mesh, split) <= EVEN:
         return split
@@ -66,7 +75,12 @@ def balanced(mask: Mask, mesh: Mesh, chunk: int | None = None) -> Split:
     even = [candidate for candidate in candidates if _uneven(mask, mesh, candidate) <= EVEN]
     if even:
         return min(even, key=lambda split: fetched(mask, held_by(split.ranges, mesh.ulysses), mesh.ring))
-    return min((*candidates, chunks[-1].dealt(mesh, whole=False)), key=lambda split: _uneven(mask, mesh, split))
+    for finer in (1, 2, 4, 8):  # a few heavy rows are shared out only in small chunks
+        chunks.append(_Chunks.of(mask, max(1, sizes[-1] // finer)))
+        candidates.append(chunks[-1].dealt(mesh, whole=False))
+        if _uneven(mask, mesh, candidates[-1]) <= EVEN:
+            return candidates[-1]
+    return min(candidates, key=lambda split: _uneven(mask, mesh, split))
 
 
 def areas_of(mask: Mask, held: Holding, ring: int) -> Ints:

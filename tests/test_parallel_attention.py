@@ -377,6 +377,17 @@ def test_pieces_share_a_call_without_copying_keys_twice() -> None:
         (lambda: attend(*inputs(8, 9, 4, 4)[:3], local_plan(masks.full(8))), "as many rows as its plan"),
         (lambda: attend(*inputs(8, 8, 4, 4, dim=0)[:3], local_plan(masks.full(8))), "[tokens, heads, head_dim]"),
         (lambda: attend(*(x[0] for x in inputs(8, 8, 4, 4)[:3]), local_plan(masks.full(8))), "[tokens, heads, head_"),
+        (lambda: attend(*inputs(8, 8, 4, 4)[:3], local_plan(masks.full(8)), scale=-1.0), "scale of scores is positive"),
+        (lambda: attend(*inputs(8, 8, 4, 4)[:3], local_plan(masks.full(8)), math.nan), "scale of scores is positive"),
+        (lambda: cross_plan([5], ((0, 10),), [2]), "each once"),
+        (lambda: cross_plan([5], ((0, 4), (2, 5)), [2]), "each once"),
+        (lambda: cross_plan([5, 1], ((0, 5),), [2]), "queries and keys"),
+        (lambda: plan_of(masks.full(8), contiguous(8, 1), Mesh(), Mesh().place(0), "pigeon"), "two ways"),
+        (lambda: Mesh(0, 1, 1), "whole numbers from 1 on"),
+        (lambda: contiguous(10, 0), "split over ranks"),
+        (lambda: balanced(masks.full(8), Mesh(1, 2), chunk=-3), "a chunk holds tokens"),
+        (lambda: masks.full(2**32), "at most"),
+        (lambda: masks.packed([1, 2, 3], [True, False]), "of all documents, or of each"),
         (lambda: attend(*(x.long() for x in inputs(8, 8, 4, 4)[:3]), local_plan(masks.full(8))), "one floating dtype"),
         (lambda: refuse_heads(*[torch.empty(8, 4, 7, device="meta").bfloat16()] * 3, flash=True), "a multiple of 8"),
     ],
@@ -385,6 +396,18 @@ def test_what_cannot_be_attended(make: Callable[[], object], rule: str) -> None:
     with pytest.raises(InputError) as error:
         make()
     assert rule in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["full", "causal", "window", "frame window"])
+def test_views_of_any_strides(name: str) -> None:
+    """torch's flash op for CPU reads elsewhere where the last dimension is not dense."""
+    mask = MASKS[name]
+    given = inputs(mask.queries, mask.keys, 6, 6)
+    wanted = attended(given, local_plan(mask))
+    turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in given]
+    assert turned[0].stride(-1) != 1
+    for got, want in zip(attended(turned, local_plan(mask)), wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-13)
 
 
 def test_area_is_the_number_of_pairs() -> None:

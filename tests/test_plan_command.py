@@ -73,6 +73,7 @@ def test_the_picture_shows_who_computes_and_fetches_what(tmp_path: Path) -> None
         ("--mask packed:3,0", "lengths [3, 0]", "leave empty"),
         ("--mask frame-causal:7 --tokens 64", "64 tokens in 7 frames", "--tokens"),
         ("--split best", "--split best", "balanced"),
+        ("--picture plan.foo", "plan.foo", "plan.png"),
         ("--transport pigeon", "--transport pigeon", "ring or need"),
         ("--heads 5 --kv-heads 2", "5 query heads, 2 key heads", "number of key heads"),
     ],
