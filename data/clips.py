@@ -12,6 +12,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from data import cuts, video
+from data.scores import Scores
+from data.slices import Slices
 from data.video import Video
 
 LONGEST_GOP_COPIED = 48  # frames; a rank that needs one frame decodes at most this many
@@ -20,7 +22,14 @@ SMALLEST_SIDE = 16  # pixels
 
 @dataclass(frozen=True)
 class Clip:
-    """Rows [start, stop) of a source file, stored as the mp4 `data` of `frames` frames."""
+    """Rows [start, stop) of a source file, stored as `data` of `frames` frames.
+
+    Attributes:
+        media: suffix of `data`.
+        slices: of `data`; None if it can only be read whole.
+        scores: measured while cutting.
+        preview: a JPEG strip of a few frames for a person to look at.
+    """
 
     start: int
     stop: int
@@ -29,6 +38,10 @@ class Clip:
     fps: Fraction
     height: int
     width: int
+    media: str = "mp4"
+    slices: Slices | None = None
+    scores: Scores | None = None
+    preview: bytes | None = None
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from data import index, shards
 from data.clips import Clip, Clips, cut_into_clips
+from data.scores import Scores
 from data.shards import Sample, digest_bytes, digest_of
 from data.sources import VideoFile
 from data.workers import Died
@@ -112,8 +113,9 @@ def write_group(
             uids.update(new)
             for uid, clip in new.items():
                 rows.append(_row(uid, item, clip))
-                words = json.dumps(rows[-1], sort_keys=True, ensure_ascii=False) + "\n"
-                yield Sample(uid, {"json": words.encode(), "mp4": clip.data})
+                facts = {"uid": uid, **{name: rows[-1][name] for name in index.FACTS}}
+                words = json.dumps(facts, sort_keys=True, ensure_ascii=False) + "\n"
+                yield Sample(uid, {"json": words.encode(), clip.media: clip.data})
             on_file(item.video.name, outcome.kept)
 
     shard = shards.write_shard(dataset, shard_id, samples())
@@ -122,7 +124,8 @@ def write_group(
     for row, parts in zip(rows, shard.parts, strict=True):
         row["shard"] = shard.path
         for suffix, part in parts.items():
-            row.update({f"{suffix}_offset": part.offset, f"{suffix}_size": part.size, f"{suffix}_hash": part.hash})
+            which = "json" if suffix == "json" else "media"
+            row.update({f"{which}_offset": part.offset, f"{which}_size": part.size, f"{which}_hash": part.hash})
     written = index.write_rows(dataset, shard_id, rows)
     record = {"config": config, "inputs": inputs, "index": written, "size": shard.size, "hash": shard.hash}
     shards.commit(dataset, shard_id, record)
@@ -144,9 +147,16 @@ def _judge(item: Todo, result: Result, uids: set[str]) -> tuple[dict[str, Clip],
 
 
 def _row(uid: str, item: Todo, clip: Clip) -> dict[str, Any]:
+    slices, scores = clip.slices, clip.scores
     return {
         "uid": uid,
+        "media": clip.media,
+        "slice_rows": slices.rows if slices else (),
+        "slice_offsets": slices.offsets if slices else (),
+        "slice_hashes": slices.hashes if slices else (),
+        **(asdict(scores) if scores else dict.fromkeys(f.name for f in fields(Scores))),
         "caption": item.caption,
+        "caption_long": "",
         "file": item.video.name,
         "start": clip.start,
         "stop": clip.stop,

@@ -19,29 +19,39 @@ import pyarrow.parquet
 from data import manifest
 from data.manifest import Manifest
 from data.shards import COMMITS, INDEX, MANIFEST, Part, digest_bytes, write_bytes
+from data.slices import Slices
 from parallel.errors import InputError
 
 Ints = npt.NDArray[np.int64]
 
 SCHEMA = pa.schema(
     [
-        ("uid", pa.string()),  # digest of the clip's bytes and its caption
+        ("uid", pa.string()),  # digest of the clip's bytes and its captions
         ("shard", pa.string()),  # path relative to the dataset
+        ("media", pa.string()),  # suffix of the part with the frames: mp4, jpg, png, npy; "" for text alone
         *(
             (f"{part}_{name}", kind)
-            for part in ("mp4", "json")
+            for part in ("media", "json")
             for name, kind in (("offset", pa.int64()), ("size", pa.int64()), ("hash", pa.string()))
         ),
-        ("frames", pa.int64()),
+        ("slice_rows", pa.list_(pa.int32())),  # see `Slices`; empty for a part that is read whole
+        ("slice_offsets", pa.list_(pa.int64())),
+        ("slice_hashes", pa.list_(pa.string())),
+        ("frames", pa.int64()),  # 1 for an image, 0 for text alone
         ("fps", pa.float64()),
         ("height", pa.int64()),
         ("width", pa.int64()),
-        ("caption", pa.string()),
+        ("caption", pa.string()),  # the short one, or the only one
+        ("caption_long", pa.string()),  # "" if there is none
         ("file", pa.string()),  # the source file, and the rows of it that the clip shows
         ("start", pa.int64()),
         ("stop", pa.int64()),
+        *((name, pa.float32()) for name in ("motion", "sharpness", "brightness", "black", "text")),  # see `Scores`
+        ("phash", pa.string()),
     ]
 )
+FACTS = ("media", "frames", "fps", "height", "width", "caption", "caption_long", "file", "start", "stop")
+FACTS += ("motion", "sharpness", "brightness", "black", "text", "phash")  # columns that <uid>.json holds too
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +86,23 @@ class Index:
         """The source file it was cut from."""
         return self._text("file", row)
 
+    def media(self, row: int) -> str:
+        """Suffix of the part with the frames."""
+        return self._text("media", row)
+
     def shard(self, row: int) -> str:
         """Path of the tar, relative to the dataset."""
         return self._text("shard", row)
 
-    def part(self, row: int, suffix: str = "mp4") -> Part:
-        """Where the bytes of one part lie."""
-        offset, size, digest = (self.table[f"{suffix}_{name}"][row].as_py() for name in ("offset", "size", "hash"))
+    def part(self, row: int, which: str = "media") -> Part:
+        """Where the bytes of one part lie: "media" or "json"."""
+        offset, size, digest = (self.table[f"{which}_{name}"][row].as_py() for name in ("offset", "size", "hash"))
         return Part(offset, size, digest)
+
+    def slices(self, row: int) -> Slices | None:
+        """The slice table of the media part; None if it can only be read whole."""
+        rows, *others = (self.table[f"slice_{name}"][row].as_py() for name in ("rows", "offsets", "hashes"))
+        return Slices(tuple(rows), *map(tuple, others)) if rows else None
 
     def _text(self, column: str, row: int) -> str:
         return str(self.table[column][row].as_py())

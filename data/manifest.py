@@ -13,7 +13,7 @@ from typing import Any
 from data.shards import MANIFEST, read_json, write_json
 from parallel.errors import InputError
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)

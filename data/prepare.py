@@ -32,7 +32,7 @@ from data.workers import Workers, available_cores
 from parallel.errors import InputError
 
 SMALL_JOB_BYTES = 16 << 20  # of input: below it, starting workers costs more than it saves
-FORMAT = 1  # part of every shard id: raise it when the same input would give other bytes
+FORMAT = 2  # part of every shard id: raise it when the same input would give other bytes
 
 
 @dataclass(frozen=True)

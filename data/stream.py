@@ -271,6 +271,6 @@ def _too_small(index: Index, sampling: Sampling, row: int) -> str:
 def _bad_part(index: Index, row: int, reason: str) -> InputError:
     return InputError(
         "every part of a sample is as it was written",
-        f"shard {index.folder / index.shard(row)}, sample {index.uid(row)}, part mp4: {reason}",
+        f"shard {index.folder / index.shard(row)}, sample {index.uid(row)}, part {index.media(row)}: {reason}",
         "restore the shard from a copy, or delete the dataset and prepare it again",
     )

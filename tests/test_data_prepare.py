@@ -309,8 +309,8 @@ def test_an_index_that_was_changed_is_refused(tmp_path):
     generation.write_text(text.replace(Index.open(out).digest, "0" * 32))
     with pytest.raises(InputError, match="the digest of its samples"):
         Index.open(out)
-    generation.write_text(text.replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(InputError, match="schema 1"):
+    generation.write_text(text.replace('"schema": 2', '"schema": 9'))
+    with pytest.raises(InputError, match="schema 2"):
         Index.open(out)
 
 
