@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from launcher.cli_data import app as data_app
 from parallel.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-data_app = typer.Typer(help="Datasets: make one to try things with.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 REFUSALS = (
@@ -117,28 +117,6 @@ def prepare(
         print(json.dumps(asdict(summary)))
     else:
         _print_summary(console, summary, out)
-
-
-@data_app.command()
-def synth(
-    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
-    clips: Annotated[int, typer.Option(help="How many clips.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of everything random: the same seed gives the same bytes.")] = 0,
-    frames: Annotated[int, typer.Option(help="Of each clip.")] = 8,
-    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 32,
-) -> None:
-    """Make captioned H.264 clips of moving coloured shapes ("a red square moving right").
-
-    Example: longreel data synth --out clips --clips 256 --seed 0
-    """
-    from data.synth import synth as run
-    from launcher.bars import Bar
-
-    console = Console()
-    with Bar(console, "clips") as bar:
-        run(out, clips, seed, frames, size, lambda done, total: bar.update(done, total, ""))
-    console.print(f"{clips} clips with captions.json in {out}", highlight=False, soft_wrap=True)
-    console.print(f"next: longreel prepare {out} --out DATASET", highlight=False, soft_wrap=True)
 
 
 @app.command(context_settings={"allow_interspersed_args": True})
