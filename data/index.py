@@ -50,7 +50,18 @@ SCHEMA = pa.schema(
         ("phash", pa.string()),
     ]
 )
-FACTS = ("media", "frames", "fps", "height", "width", "caption", "caption_long", "file", "start", "stop")
+FACTS: tuple[str, ...] = (
+    "media",
+    "frames",
+    "fps",
+    "height",
+    "width",
+    "caption",
+    "caption_long",
+    "file",
+    "start",
+    "stop",
+)
 FACTS += ("motion", "sharpness", "brightness", "black", "text", "phash")  # columns that <uid>.json holds too
 
 
