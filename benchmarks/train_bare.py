@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from data.plan import Cursor
+from data.curriculum import Position
 from launcher.config import load
 from launcher.rank import DTYPES, RankPlace, build_feed, learning_rate
 from models.flow import Prepared
@@ -34,10 +34,10 @@ def main(recipe: Path, steps: int, overrides: list[str]) -> None:
     assert config.objective.predict == "clean", "the target of the objective is the clean clip"
     device = torch.device("cpu")
     feed = build_feed(config, RankPlace(0, 1, 0, 1, ""), device)
-    cursor, batches = Cursor(), []
+    position, batches = Position(), []
     for _ in range(steps):
-        batches.append(feed.batch(cursor))
-        cursor = batches[-1].cursor
+        batches.append(feed.batch(position))
+        position = batches[-1].position
     model = build(config.model, feed.codec.geometry.channels, config.seed, DTYPES[config.dtype])
     adam = config.optimizer.adam()
     optimizer = adam.build(adam.groups(model.parameters()))

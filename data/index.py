@@ -6,19 +6,26 @@ About 200 bytes a row in memory; ten million clips open in a few seconds.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet
+from blake3 import blake3
 
 from data import manifest
 from data.manifest import Manifest
-from data.shards import COMMITS, INDEX, MANIFEST, Part, digest_bytes, write_bytes
+from data.sampling import Choice
+from data.shards import COMMITS, INDEX, MANIFEST, Part, digest_bytes, digest_of, write_bytes
 from data.slices import Slices
 from parallel.errors import InputError
 
@@ -50,33 +57,28 @@ SCHEMA = pa.schema(
         ("phash", pa.string()),
     ]
 )
-FACTS: tuple[str, ...] = (
-    "media",
-    "frames",
-    "fps",
-    "height",
-    "width",
-    "caption",
-    "caption_long",
-    "file",
-    "start",
-    "stop",
-)
-FACTS += ("motion", "sharpness", "brightness", "black", "text", "phash")  # columns that <uid>.json holds too
+LOCATED = ("uid", "shard", *(name for name in SCHEMA.names if name.endswith(("_offset", "_size", "_hash"))))
+# columns that <uid>.json holds too, so that an index can be made again from its tar
+FACTS = tuple(name for name in SCHEMA.names if name not in LOCATED and not name.startswith("slice_"))
+REPEATED = ("shard", "media", "file")  # columns of few values: kept once each in memory
+IN_MEMORY = pa.schema([(f.name, pa.dictionary(pa.int32(), f.type) if f.name in REPEATED else f.type) for f in SCHEMA])
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """The samples of one generation of a dataset, in a fixed order; a *row* is a position in it.
+    """The samples of one generation of one or several datasets, in a fixed order; a *row* is a position in it.
 
     Attributes:
-        folder: the dataset.
-        digest: identity of the samples and their order.
+        folders: the datasets.
+        digests: identity of the samples of each, and their order.
+        starts: [datasets + 1] the first row of each, and the end.
+        table: of `SCHEMA`.
         frames, height, width: [rows], of the stored clips.
     """
 
-    folder: Path
-    digest: str
+    folders: tuple[Path, ...]
+    digests: tuple[str, ...]
+    starts: tuple[int, ...]
     table: pa.Table
     frames: Ints
     height: Ints
@@ -85,13 +87,18 @@ class Index:
     def __len__(self) -> int:
         return len(self.frames)
 
+    @property
+    def digest(self) -> str:
+        """Identity of all samples and their order."""
+        return self.digests[0] if len(self.digests) == 1 else digest_of(self.digests)
+
     def uid(self, row: int) -> str:
         """The sample's id."""
         return self._text("uid", row)
 
-    def caption(self, row: int) -> str:
-        """The sample's caption."""
-        return self._text("caption", row)
+    def caption(self, row: int, which: Choice = "short") -> str:
+        """The sample's caption; of a sample that has but one, that one."""
+        return (which == "long" and self._text("caption_long", row)) or self._text("caption", row)
 
     def file(self, row: int) -> str:
         """The source file it was cut from."""
@@ -101,48 +108,76 @@ class Index:
         """Suffix of the part with the frames."""
         return self._text("media", row)
 
-    def shard(self, row: int) -> str:
-        """Path of the tar, relative to the dataset."""
-        return self._text("shard", row)
+    def shard(self, row: int) -> Path:
+        """The tar."""
+        return self.folders[bisect_right(self.starts, row) - 1] / self._text("shard", row)
 
-    def part(self, row: int, which: str = "media") -> Part:
-        """Where the bytes of one part lie: "media" or "json"."""
+    def part(self, row: int, which: Literal["media", "json"] = "media") -> Part:
+        """Where the bytes of one part lie."""
         offset, size, digest = (self.table[f"{which}_{name}"][row].as_py() for name in ("offset", "size", "hash"))
         return Part(offset, size, digest)
 
     def slices(self, row: int) -> Slices | None:
         """The slice table of the media part; None if it can only be read whole."""
-        rows, *others = (self.table[f"slice_{name}"][row].as_py() for name in ("rows", "offsets", "hashes"))
-        return Slices(tuple(rows), *map(tuple, others)) if rows else None
+        rows, offsets, hashes = (self.table[f"slice_{name}"][row].as_py() for name in ("rows", "offsets", "hashes"))
+        return Slices(tuple(rows), tuple(offsets), tuple(hashes)) if rows else None
+
+    def shards(self) -> dict[Path, int]:
+        """The bytes that each tar has at least, going by the samples in it."""
+        found: dict[Path, int] = {}
+        for folder, start, stop in zip(self.folders, self.starts, self.starts[1:], strict=False):
+            part = self.table.slice(start, stop - start)
+            ends = pa.compute.add(part["media_offset"], part["media_size"])
+            reach = pa.table({"shard": part["shard"].cast(pa.string()), "end": ends}).group_by("shard")
+            for row in reach.aggregate([("end", "max")]).to_pylist():
+                found[folder / row["shard"]] = int(row["end_max"])
+        return found
+
+    def newer(self) -> Iterator[tuple[Path, int]]:
+        """(dataset, generation that this is) of those that have a newer generation by now."""
+        for folder, digest in zip(self.folders, self.digests, strict=True):
+            last, mine = manifest.latest(folder), manifest.latest(folder, digest)
+            if last is not None and mine is not None and last.generation > mine.generation:
+                yield folder, mine.generation
 
     def _text(self, column: str, row: int) -> str:
         return str(self.table[column][row].as_py())
 
     @classmethod
-    def open(cls, dataset: Path) -> Index:
-        """The newest generation of a dataset, its digests checked.
+    def open(cls, dataset: Path, digest: str | None = None) -> Index:
+        """The newest generation of a dataset, or the one of this digest, its own digests checked.
 
         Raises:
             InputError: no such folder, not a dataset, unfinished, empty, or changed since it was written.
         """
-        found = _manifest_of(Path(dataset))
-        tables = []
-        for name, digest, rows in found.index:
-            data = _read(dataset / name)
-            if digest_bytes(data) != digest:
-                raise _changed(dataset / name, f"its BLAKE3 is {digest_bytes(data)}, the manifest says {digest}")
-            tables.append(pyarrow.parquet.read_table(io.BytesIO(data), schema=SCHEMA))
-            assert len(tables[-1]) == rows, f"{name}: {len(tables[-1])} rows, the manifest says {rows}"
-        table = pa.concat_tables(tables).combine_chunks() if tables else SCHEMA.empty_table()
-        if len(table) == 0:
+        dataset = Path(dataset)
+        found = _manifest_of(dataset, digest)
+        with ThreadPoolExecutor() as threads:  # reading, hashing and unpacking leave the interpreter alone
+            tables = list(threads.map(partial(_read_part, dataset), found.index))
+        if not sum(map(len, tables)):
             raise InputError("a dataset has samples", f"{dataset}: none", "run longreel prepare on a folder of videos")
-        digest = content_digest(table["uid"].to_pylist())
+        table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+        digest = content_digest(table["uid"])
         if digest != found.digest:
-            raise _changed(
-                dataset / MANIFEST, f"the digest of its samples is {digest}, the manifest says {found.digest}"
-            )
-        columns = (table[name].to_numpy() for name in ("frames", "height", "width"))
-        return cls(Path(dataset), digest, table, *columns)
+            what = f"the digest of its samples is {digest}, the manifest says {found.digest}"
+            raise _changed(dataset / MANIFEST, what)
+        return cls.of((dataset,), (digest,), (0, len(table)), table)
+
+    @classmethod
+    def join(cls, parts: Sequence[Index]) -> Index:
+        """Several datasets as one, in this order."""
+        if len(parts) == 1:
+            return parts[0]
+        table = pa.concat_tables([p.table for p in parts]).unify_dictionaries().combine_chunks()
+        starts = (0, *accumulate(len(p) for p in parts))
+        folders = tuple(folder for p in parts for folder in p.folders)
+        digests = tuple(digest for p in parts for digest in p.digests)
+        return cls.of(folders, digests, starts, table)
+
+    @classmethod
+    def of(cls, folders: tuple[Path, ...], digests: tuple[str, ...], starts: tuple[int, ...], table: pa.Table) -> Index:
+        """An index of a table of `SCHEMA`."""
+        return cls(folders, digests, starts, table, *(table[name].to_numpy() for name in ("frames", "height", "width")))
 
 
 def write_rows(dataset: Path, shard_id: str, rows: Iterable[Mapping[str, Any]]) -> tuple[str, str, int]:
@@ -161,18 +196,37 @@ def read_uids(dataset: Path, path: str) -> list[str]:
     return uids
 
 
-def content_digest(uids: Iterable[str]) -> str:
-    """Identity of samples in this order; a uid stands for the bytes and the caption."""
-    return digest_bytes("\n".join(uids).encode())
+def content_digest(uids: Iterable[str] | pa.ChunkedArray) -> str:
+    """Identity of samples in this order; a uid stands for the bytes and the captions."""
+    column = uids if isinstance(uids, pa.ChunkedArray) else pa.chunked_array([pa.array(list(uids), pa.string())])
+    hasher = blake3()
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), 1 << 16):
+            hasher.update("".join(f"{uid}\n" for uid in chunk[start : start + (1 << 16)].to_pylist()).encode())
+    return str(hasher.hexdigest(length=16))
 
 
-def _manifest_of(dataset: Path) -> Manifest:
+def _read_part(dataset: Path, part: tuple[str, str, int]) -> pa.Table:
+    name, digest, rows = part
+    data = _read(dataset / name)
+    if digest_bytes(data) != digest:
+        raise _changed(dataset / name, f"its BLAKE3 is {digest_bytes(data)}, the manifest says {digest}")
+    table = pyarrow.parquet.read_table(io.BytesIO(data), schema=IN_MEMORY)
+    if len(table) != rows:
+        raise _changed(dataset / name, f"{len(table)} rows, the manifest says {rows}")
+    return table
+
+
+def _manifest_of(dataset: Path, digest: str | None) -> Manifest:
     if not dataset.is_dir():
         what = "is a file" if dataset.exists() else "no such folder"
         raise InputError(
             "a dataset is a folder", f"{dataset}: {what}", "make one: longreel prepare SOURCE --out DATASET"
         )
-    found = manifest.latest(dataset)
+    found = manifest.latest(dataset, digest)
+    if found is None and digest is not None and manifest.latest(dataset) is not None:
+        remedy = "bring that generation back from a copy, or train anew with another out"
+        raise InputError("a run goes on with the samples that it began with", f"{dataset}: none is {digest}", remedy)
     if found is None:
         if (dataset / COMMITS).is_dir():
             raise InputError(

@@ -5,12 +5,12 @@ A run that names a generation's digest trains on exactly those samples, however 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data.shards import MANIFEST, read_json, write_json
+from data.shards import MANIFEST, read_json, sealed, unsealed, write_json
 from parallel.errors import InputError
 
 SCHEMA = 2
@@ -37,20 +37,23 @@ class Manifest:
     schema: int = SCHEMA
 
 
-def latest(dataset: Path) -> Manifest | None:
-    """The highest generation, None if there is none yet.
+def latest(dataset: Path, digest: str | None = None) -> Manifest | None:
+    """The highest generation, or the one of this digest; None if there is none yet, or none of it.
 
     Raises:
-        InputError: it cannot be read, or a newer Longreel wrote it.
+        InputError: it cannot be read, was changed, or another Longreel wrote it.
     """
-    files = sorted((dataset / MANIFEST).glob("[0-9]*.json"))
-    if not files:
-        return None
-    raw = read_json(files[-1])
+    files = sorted((dataset / MANIFEST).glob("[0-9]*.json"), reverse=True)
+    return next((m for m in map(read, files) if digest in (None, m.digest)), None)
+
+
+def read(file: Path) -> Manifest:
+    """One generation; raises as `latest`."""
+    raw = read_json(file)
     if raw.get("schema") != SCHEMA:
-        raise InputError(
-            f"a manifest has schema {SCHEMA}", f"{files[-1]}: {raw.get('schema')}", "use the Longreel that wrote it"
-        )
+        remedy = "use the Longreel that wrote it, or prepare the dataset anew into a new folder"
+        raise InputError(f"a manifest has schema {SCHEMA}", f"{file}: {raw.get('schema')}", remedy)
+    raw = unsealed(file, raw)
     return Manifest(
         **{**raw, "shards": tuple(raw["shards"]), "index": tuple((p, h, int(n)) for p, h, n in raw["index"])}
     )
@@ -58,14 +61,31 @@ def latest(dataset: Path) -> Manifest | None:
 
 def append(dataset: Path, manifest: Manifest) -> None:
     """Writes a generation by rename."""
-    write_json(dataset / MANIFEST / f"{manifest.generation:08d}.json", asdict(manifest))
+    write_json(path_of(dataset, manifest.generation), sealed(asdict(manifest)))
 
 
-def order(parent: Manifest | None, commits: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Shard ids of the next generation: the parent's, then the new ones by their first source file.
+def path_of(dataset: Path, generation: int) -> Path:
+    """The file of a generation."""
+    return dataset / MANIFEST / f"{generation:08d}.json"
 
-    So the order does not depend on whether a run was killed between two shards.
+
+def order(parent: Manifest | None, commits: Mapping[str, Mapping[str, Any]], dropped: Container[str] = ()) -> list[str]:
+    """Shard ids of the next generation: the parent's, but for those dropped, then the new ones by their first source
+    file. So the order does not depend on whether a run was killed between two shards.
+
+    Raises:
+        InputError: a shard of the parent has no commit.
     """
-    old = list(parent.shards) if parent else []
-    new = sorted((c["inputs"][0]["file"], shard_id) for shard_id, c in commits.items() if shard_id not in set(old))
+    old = [shard_id for shard_id in parent.shards if shard_id not in dropped] if parent else []
+    lost = next((shard_id for shard_id in old if shard_id not in commits), None)
+    if lost is not None:
+        raise InputError(
+            "every shard of a dataset has its commit", f"commits/{lost}.json is missing", "longreel data check --repair"
+        )
+    known = set(old)
+    new = sorted((_first_file(commits[i]), i) for i in commits if i not in known)
     return old + [shard_id for _, shard_id in new]
+
+
+def _first_file(commit: Mapping[str, Any]) -> str:
+    return str(commit["inputs"][0]["file"]) if commit["inputs"] else ""

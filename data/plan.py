@@ -1,40 +1,48 @@
-"""The plan: which samples make which pack, as arithmetic on lengths, a seed and a cursor. No I/O, no rank.
+"""The plan: which samples make which pack and which packs make which step, as arithmetic on lengths, costs, a seed and
+a cursor. No I/O, no rank, no list of an epoch.
 
-    epoch     a keyed permutation of all samples
-    window    |- 4096 samples -|- 4096 samples -|- the rest -|     packs never cross a window
-    packs     [aaaabbbc][ddddddee][fffgggg ] ...                   best fit decreasing, then shuffled by key
-    cursor    (epoch, window, pack): the next pack to hand out     three integers are the whole state
+    draws     a keyed order of all samples, or of several sources by weight                    permutation.py, mix.py
+    window    |- 4096 draws -|- 4096 draws -|- the rest of the epoch -|       packs never cross a window
+    packs     [aaaabbbc][ddddddee][fffgggg ] ...                              best fit decreasing, packing.py
+    steps     | 4 packs | 4 packs | 4 p                                       of about the same cost, shuffled by key
+    cursor    (epoch, window, pack, head): the next pack to hand out          four integers are the whole state
 
-Because lengths are known before anything is read, seeking costs one window (about 10 ms), any number of readers agree
-without talking, and every epoch holds every sample exactly once. Best fit decreasing (Johnson 1973: at most 11/9 of
-the optimum; in practice packs of many samples are over 99 % full) places about a million samples a second.
+Because lengths are known before anything is read, seeking costs one window (5 to 40 ms), any number of readers agree
+without talking, and every epoch of a single source holds every sample exactly once.
 """
 
 from __future__ import annotations
 
 import json
-from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
+from data.mix import Mix
+from data.packing import Floats, arrange, best_fit_decreasing
+from data.permutation import Ints
 from parallel.errors import InputError
 from parallel.random import key_of
 
-Ints = npt.NDArray[np.int64]
-
-WINDOW = 4096  # samples; larger packs better and shuffles no worse, but costs more to rebuild
+LEAST_WINDOW = 1 << 12  # draws
+PACKS_IN_A_WINDOW, MOST_FOR_PACKS = 256, 1 << 17  # the last pack of a window is half empty: 0.2 % of these
+STEPS_IN_A_WINDOW, MOST_FOR_STEPS = 32, 1 << 16  # the more steps to sort, the more alike the packs of each
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """The next pack: its epoch, the window in the epoch, the pack in the window."""
+    """The next pack: its epoch, the window in the epoch, the pack in the window; all steps begin with one.
+
+    Attributes:
+        head: packs at the beginning of the window that ended a step begun in the window before.
+    """
 
     epoch: int = 0
     window: int = 0
     pack: int = 0
+    head: int = 0
 
     def to_json(self) -> str:
         """One line, for a checkpoint."""
@@ -58,106 +66,117 @@ class Cursor:
 
 @dataclass(frozen=True)
 class Bin:
-    """The samples of one pack, as positions in `lengths`, and the epoch that they are seen in."""
+    """The samples of one pack, and the epoch (of its source) in which each is seen."""
 
-    epoch: int
     samples: tuple[int, ...]
+    epochs: tuple[int, ...]
 
 
-BinsOf = Callable[[int, int], Sequence[Bin]]
+@dataclass(frozen=True, eq=False)
+class Window:
+    """The packs of one window, in the order in which they are handed out.
+
+    Attributes:
+        samples, epochs: [draws], pack after pack.
+        starts: [packs + 1] where each pack begins.
+        costs: [packs].
+    """
+
+    samples: Ints
+    epochs: Ints
+    starts: Ints
+    costs: Floats
+
+    def __len__(self) -> int:
+        return len(self.costs)
+
+    def bins(self, first: int, last: int) -> list[Bin]:
+        """Packs first .. last - 1."""
+        starts = self.starts[first : last + 1].tolist()
+        stretches = [slice(a, b) for a, b in pairwise(starts)]
+        return [Bin(tuple(self.samples[s].tolist()), tuple(self.epochs[s].tolist())) for s in stretches]
 
 
-def packs(
-    lengths: Ints, pack_tokens: int, seed: int, cursor: Cursor, count: int, window: int = WINDOW
-) -> tuple[list[Bin], Cursor]:
-    """The `count` packs from `cursor` on, over as many epochs as it takes, and the cursor after them.
+@dataclass(frozen=True, eq=False)
+class DataPlan:
+    """All that decides who sees what when.
 
-    Args:
+    Attributes:
         lengths: [samples] tokens of each sample, 1 to `pack_tokens`.
+        costs: [samples] what computing each costs, in any unit.
+        mix: of the sources that the samples belong to.
         pack_tokens: the most tokens of a pack.
+        packs_per_step: over all replicas.
         seed: of every order.
-        cursor: where to start.
-        count: how many packs.
-        window: samples that are packed together.
-
-    Raises:
-        InputError: a length that no pack can hold, no samples, or a cursor beyond its window.
+        window: draws that are packed together.
     """
-    check_lengths(lengths, pack_tokens)
-    return walk(
-        lambda epoch, at: window_bins(lengths, pack_tokens, seed, epoch, at, window),
-        len(lengths),
-        window,
-        cursor,
-        count,
-    )
+
+    lengths: Ints
+    costs: Floats
+    mix: Mix
+    pack_tokens: int
+    packs_per_step: int
+    seed: int
+    window: int = field(default=LEAST_WINDOW)
+
+    def __post_init__(self) -> None:
+        check_lengths(self.lengths, self.pack_tokens)
+        assert self.mix.samples == len(self.lengths) == len(self.costs), "one length and one cost per sample"
+
+    @property
+    def windows(self) -> int:
+        """Of an epoch."""
+        return -(-self.mix.samples // self.window)
+
+    def window_at(self, epoch: int, at: int, head: int) -> Window:
+        """The packs of window `at` of an epoch, when a step that began earlier takes the first `head` of them."""
+        first = epoch * self.mix.samples
+        begin, end = at * self.window, min((at + 1) * self.window, self.mix.samples)
+        samples, epochs = self.mix.draws(first + begin, first + end, self.seed)
+        items, starts = best_fit_decreasing(self.lengths[samples], self.pack_tokens)
+        costs = np.add.reduceat(self.costs[samples[items]], starts[:-1])
+        order = arrange(costs, head, self.packs_per_step, key_of(self.seed, epoch, at, "packs"))
+        sizes = np.diff(starts)[order]
+        bounds = np.concatenate(([0], np.cumsum(sizes)))
+        items = items[np.repeat(starts[:-1][order] - bounds[:-1], sizes) + np.arange(bounds[-1])]
+        return Window(samples[items], epochs[items], bounds, costs[order])
+
+    def packs(self, cursor: Cursor, count: int) -> tuple[list[Bin], Cursor]:
+        """The `count` packs from `cursor` on, over as many epochs as it takes, and the cursor after them.
+
+        Raises:
+            InputError: the cursor is of another plan.
+        """
+        return self.walk(self.window_at, cursor, count)
+
+    def walk(
+        self, window_at: Callable[[int, int, int], Window], cursor: Cursor, count: int
+    ) -> tuple[list[Bin], Cursor]:
+        """`packs` with windows from `window_at`, so that a caller may keep those that it already has."""
+        epoch, at, pack, head = cursor.epoch, cursor.window, cursor.pack, cursor.head
+        found: list[Bin] = []
+        if at >= self.windows:
+            raise _foreign(f"window {at} of {self.windows}")
+        while len(found) < count:
+            window = window_at(epoch, at, head)
+            if pack >= len(window):
+                raise _foreign(f"pack {pack} of {len(window)} in window {at} of epoch {epoch}")
+            taken = window.bins(pack, pack + count - len(found))
+            found += taken
+            pack += len(taken)
+            if pack == len(window):  # never rest at the end of a window: a cursor has one form
+                at, pack, head = at + 1, 0, (head - len(window)) % self.packs_per_step
+                if at == self.windows:
+                    epoch, at = epoch + 1, 0
+        return found, Cursor(epoch, at, pack, head)
 
 
-def walk(bins_of: BinsOf, samples: int, window: int, cursor: Cursor, count: int) -> tuple[list[Bin], Cursor]:
-    """`packs` with the packs of (epoch, window) from `bins_of`, so that a caller may keep what it already has."""
-    windows = -(-samples // window)
-    epoch, at, pack = cursor.epoch, cursor.window, cursor.pack
-    found: list[Bin] = []
-    if at >= windows:
-        raise _foreign(f"window {at} of {windows}")
-    while True:
-        bins = bins_of(epoch, at)
-        if pack >= len(bins):
-            raise _foreign(f"pack {pack} of {len(bins)} in window {at} of epoch {epoch}")
-        taken = bins[pack : pack + count - len(found)]
-        found += taken
-        pack += len(taken)
-        if pack == len(bins):  # never rest at the end of a window: a cursor has one form
-            at, pack = at + 1, 0
-            if at == windows:
-                epoch, at = epoch + 1, 0
-        if len(found) == count:
-            return found, Cursor(epoch, at, pack)
-
-
-def window_bins(
-    lengths: Ints, pack_tokens: int, seed: int, epoch: int, at: int, window: int = WINDOW, order: Ints | None = None
-) -> list[Bin]:
-    """The packs of window `at`, in the order in which they are seen; `order` spares computing the epoch's."""
-    order = epoch_order(len(lengths), seed, epoch) if order is None else order
-    samples = order[at * window : (at + 1) * window]
-    bins = best_fit_decreasing(lengths[samples], pack_tokens)
-    shuffled = permutation(len(bins), key_of(seed, epoch, at, "packs"))  # else the longest samples always come first
-    return [Bin(epoch, tuple(int(s) for s in samples[bins[b]])) for b in shuffled]
-
-
-def epoch_order(samples: int, seed: int, epoch: int) -> Ints:
-    """The order in which an epoch sees its samples: about 0.1 s a million."""
-    return permutation(samples, key_of(seed, epoch, "order"))
-
-
-def permutation(n: int, key: int) -> Ints:
-    """A shuffle of range(n) by key. Sorted Philox words: numpy promises the words for ever, but not its own shuffle."""
-    # as uint64: numpy reads a list with a number above 2^63 as floats, and 2,048 keys become one
-    words = np.random.Philox(key=np.array([key, 0], np.uint64)).random_raw(n)
-    return np.argsort(words, kind="stable").astype(np.int64)
-
-
-def best_fit_decreasing(lengths: Ints, capacity: int) -> list[list[int]]:
-    """Positions in `lengths`, in bins of at most `capacity`: longest first, each into the fullest bin with room.
-
-    The free space of all open bins is one sorted list of integers, free x 2^32 + bin, so the best fit is one bisection.
-    """
-    bins: list[list[int]] = []
-    free: list[int] = []
-    for item in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[item])
-        at = bisect_left(free, length << 32)
-        if at == len(free):
-            left, index = capacity - length, len(bins)
-            bins.append([item])
-        else:
-            space = free.pop(at)
-            left, index = (space >> 32) - length, space & 0xFFFFFFFF
-            bins[index].append(item)
-        if left:
-            insort(free, left << 32 | index)
-    return bins
+def window_for(lengths: Ints, pack_tokens: int, packs_per_step: int) -> int:
+    """Draws of a window that fills packs well, gives steps of even cost and is rebuilt in 50 ms: a power of 2."""
+    draws_in_a_pack = pack_tokens / float(lengths.mean())
+    for_packs = min(MOST_FOR_PACKS, int(PACKS_IN_A_WINDOW * draws_in_a_pack))
+    for_steps = min(MOST_FOR_STEPS, int(STEPS_IN_A_WINDOW * packs_per_step * draws_in_a_pack))
+    return 1 << (max(LEAST_WINDOW, for_packs, for_steps) - 1).bit_length()
 
 
 def check_lengths(lengths: Ints, pack_tokens: int) -> None:
@@ -176,15 +195,19 @@ def check_lengths(lengths: Ints, pack_tokens: int) -> None:
             f"{int((lengths > pack_tokens).sum())} of {len(lengths)} are longer, the longest has {lengths.max()}",
             f"give packs of {lengths.max()} tokens, or shorten the samples",
         )
+    if pack_tokens >= 1 << 31:
+        raise InputError("a pack has less than 2^31 tokens", f"{pack_tokens:,}", "give fewer, such as 1048576")
 
 
 def _foreign(value: str) -> InputError:
     return InputError(
         "a cursor lies inside its epoch",
         value,
-        "resume with the dataset, data.pack_tokens, data.seed and data.window that the checkpoint was written with",
+        "resume with the dataset and the data settings that the checkpoint was written with",
     )
 
 
 def _no_cursor(text: str) -> InputError:
-    return InputError("a cursor is three counts: epoch, window, pack", text[:100], "resume from another checkpoint")
+    return InputError(
+        "a cursor is four counts: epoch, window, pack, head", text[:100], "resume from another checkpoint"
+    )

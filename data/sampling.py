@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 from parallel.errors import InputError
 from parallel.geometry import Geometry, Grid
 from parallel.random import uniform
 
 Size = tuple[int, int]
+Choice = Literal["short", "long"]  # of captions
 
 
 @dataclass(frozen=True)

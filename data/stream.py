@@ -1,37 +1,31 @@
 """`Stream`: an index and a sampling become packs, and packs become the frames that one rank needs.
 
 `packs` is arithmetic and the same everywhere. `read` takes the token positions that this rank holds and touches only
-the samples under them: one `pread` by offset per sample, its hash checked, and only the frames that those tokens
-depend on are decoded. Frames are converted and scaled one by one, so a slice is bit for bit that slice of the whole.
-
-Price: about 0.7 ms for a clip of 8 frames of 32 x 32 on one core, of which opening the mp4 is a fifth.
+the samples under them, and of those only the frames that the tokens depend on.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from data import plan, video
 from data.index import Index, Ints
-from data.plan import WINDOW, Bin, Cursor
-from data.sampling import Sampling
-from data.shards import digest_bytes
+from data.mix import mix_of
+from data.packing import Floats
+from data.plan import Bin, Cursor, DataPlan, window_for
+from data.reader import Reader
+from data.sampling import Choice, Sampling
 from data.video import Frames
 from parallel.errors import InputError
+from parallel.geometry import Grid
 from parallel.packed import Document, Ranges, local_spans
 from parallel.random import key_of
 
 __all__ = ["Pack", "Piece", "Sampling", "Stream"]
-
-OPEN_FILES = 256
-CACHE_BYTES = 128 << 20  # of decoded frames, in each rank
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +54,13 @@ class Pack:
         rows: of the index, one per document.
         documents: what every rank knows of it.
         starts: the first stored frame of each.
+        cost: of computing it, in the unit of the stream's `cost`.
     """
 
     rows: tuple[int, ...]
     documents: tuple[Document, ...]
     starts: tuple[int, ...]
+    cost: float
 
     @property
     def tokens(self) -> int:
@@ -72,36 +68,82 @@ class Pack:
         return sum(document.tokens for document in self.documents)
 
 
+def tokens_squared(grid: Grid) -> float:
+    """The cost of full attention."""
+    return float(grid[0] * grid[1] * grid[2]) ** 2
+
+
 class Stream:
-    """Packs of a dataset for ever, and their frames.
+    """Packs of a dataset, or of a mix of datasets, for ever, and their frames.
 
     Attributes:
         lengths: [rows of the index] tokens of each sample; 0 for those left out.
-        left_out: (uid, reason) of samples that do not fill one token.
+        plan: which samples make which pack; its sample numbers count the rows that are not left out.
+        reader: of the shards.
     """
 
-    def __init__(self, index: Index, sampling: Sampling, pack_tokens: int, seed: int, window: int = WINDOW) -> None:
+    def __init__(
+        self,
+        index: Index,
+        sampling: Sampling,
+        pack_tokens: int,
+        seed: int,
+        window: int | None = None,
+        packs_per_step: int = 1,
+        weights: Mapping[str, float] | None = None,
+        cost: Callable[[Grid], float] = tokens_squared,
+        caption: Choice = "short",
+        workers: int = 0,
+    ) -> None:
         """Computes every length; reads nothing.
+
+        Args:
+            index: of one dataset or of several.
+            sampling: what of a clip is trained on.
+            pack_tokens: of a packed sequence.
+            seed: of all that is random.
+            window: samples that are packed together; None chooses.
+            packs_per_step: packs of one step are of about the same cost.
+            weights: of the datasets of the index, by name and in their order; None: each as large as it is.
+            cost: of computing a document of so many tokens along (t, y, x).
+            caption: which one, where a sample has two.
+            workers: threads that decode; 0 decodes in the reader's own.
 
         Raises:
             InputError: no sample fills a token, or some sample is longer than a pack.
         """
         sampling.check()
-        for name, value in (("pack_tokens", pack_tokens), ("window", window)):
-            if value < 1:
+        for name, value in (("pack_tokens", pack_tokens), ("window", window), ("packs_per_step", packs_per_step)):
+            if value is not None and value < 1:
                 raise InputError(f"data.{name} is at least 1", str(value), f"give data.{name} a positive number")
-        self.index, self.sampling, self.pack_tokens, self.seed, self.window = index, sampling, pack_tokens, seed, window
-        self.lengths = _lengths(index, sampling)
-        empty = (int(row) for row in np.flatnonzero(self.lengths == 0))
-        self.left_out = [(index.uid(row), _too_small(index, sampling, row)) for row in empty]
+        self.index, self.sampling, self.pack_tokens, self.seed, self.caption = (
+            index,
+            sampling,
+            pack_tokens,
+            seed,
+            caption,
+        )
+        self.reader = Reader(index, sampling)
+        self.lengths, costs = _per_row(index, sampling, cost)
         self._rows = np.flatnonzero(self.lengths)
-        _check_lengths(self, self.lengths[self._rows])
-        self._order = lru_cache(maxsize=2)(lambda epoch: plan.epoch_order(len(self._rows), seed, epoch))
-        self._bins = lru_cache(maxsize=4)(self._window_bins)
-        self._files: OrderedDict[str, int] = OrderedDict()
-        self._cache: OrderedDict[tuple[int, int, int], Frames] = OrderedDict()
-        self._cached_bytes = 0
-        self._lock = threading.Lock()  # a reader may run ahead in a thread of its own
+        lengths = self.lengths[self._rows]
+        _check_lengths(self, lengths)
+        sizes = np.diff(np.searchsorted(self._rows, index.starts)).tolist()
+        mix = mix_of(sizes, weights) if weights else mix_of([len(lengths)])
+        window = window or window_for(lengths, pack_tokens, packs_per_step)
+        self.plan = DataPlan(lengths, costs[self._rows], mix, pack_tokens, packs_per_step, seed, window)
+        self._window_at = lru_cache(maxsize=4)(self.plan.window_at)
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
+
+    @property
+    def left_out(self) -> list[tuple[str, str]]:
+        """(uid, reason) of samples that do not fill one token."""
+        empty = (int(row) for row in np.flatnonzero(self.lengths == 0))
+        return [(self.index.uid(row), _too_small(self.index, self.sampling, row)) for row in empty]
+
+    def uid(self, sample: int) -> str:
+        """The id of a sample of the plan."""
+        return self.index.uid(int(self._rows[sample]))
 
     def packs(self, cursor: Cursor, count: int) -> tuple[list[Pack], Cursor]:
         """The `count` packs from `cursor` on, and the cursor after them; no I/O.
@@ -109,27 +151,30 @@ class Stream:
         Raises:
             InputError: the cursor belongs to another dataset or other settings.
         """
-        bins, after = plan.walk(self._bins, len(self._rows), self.window, cursor, count)
+        bins, after = self.plan.walk(self._window_at, cursor, count)
         return [self._pack(b) for b in bins], after
 
-    def read(self, pack: Pack, ranges: Ranges) -> list[Piece]:
+    def read(
+        self, pack: Pack, ranges: Ranges, on_error: Callable[[int, InputError], None] | None = None
+    ) -> list[Piece]:
         """The pieces of documents at these global positions, in their order.
 
         Args:
             pack: of this stream.
             ranges: global token positions held here.
+            on_error: told of each document that cannot be read, and of why; its frames are then black.
 
         Raises:
-            InputError: a shard is missing, cut short or changed; names shard, sample and part.
+            InputError: there is no `on_error`, and a shard is missing, cut short or changed; names shard, sample and
+                part.
         """
         spans = local_spans([document.tokens for document in pack.documents], ranges)
-        return [self._piece(pack, number, start, stop) for number, start, stop in spans]
+        pieces = self._threads.map if self._threads else map
+        return list(pieces(lambda span: self._piece(pack, span, on_error), spans))
 
     def close(self) -> None:
         """Closes the shards; they open again when they are read."""
-        with self._lock:
-            while self._files:
-                os.close(self._files.popitem()[1])
+        self.reader.close()
 
     def __enter__(self) -> Stream:
         return self
@@ -138,87 +183,49 @@ class Stream:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_files"):
+        if hasattr(self, "reader"):
             self.close()
-
-    def _window_bins(self, epoch: int, at: int) -> Sequence[Bin]:
-        lengths = self.lengths[self._rows]
-        return plan.window_bins(lengths, self.pack_tokens, self.seed, epoch, at, self.window, self._order(epoch))
 
     def _pack(self, found: Bin) -> Pack:
         rows = tuple(int(self._rows[sample]) for sample in found.samples)
-        documents = tuple(self._document(row, found.epoch) for row in rows)
+        documents = tuple(self._document(*at) for at in zip(rows, found.epochs, strict=True))
         frames = (int(self.index.frames[row]) for row in rows)
         starts = tuple(self.sampling.start(f, key_of(d.key, "start")) for f, d in zip(frames, documents, strict=True))
-        return Pack(rows, documents, starts)
+        return Pack(rows, documents, starts, float(self.plan.costs[list(found.samples)].sum()))
 
     def _document(self, row: int, epoch: int) -> Document:
         index, uid = self.index, self.index.uid(row)
         grid = self.sampling.grid(int(index.frames[row]), int(index.height[row]), int(index.width[row]))
         assert grid is not None, f"row {row} was left out"
-        return Document(uid, key_of(self.seed, epoch, uid), index.caption(row), grid)
+        return Document(uid, key_of(self.seed, epoch, uid), index.caption(row, self.caption), grid)
 
-    def _piece(self, pack: Pack, number: int, start: int, stop: int) -> Piece:
+    def _piece(
+        self, pack: Pack, span: tuple[int, int, int], on_error: Callable[[int, InputError], None] | None
+    ) -> Piece:
+        number, start, stop = span
         first, last = self.sampling.frame_range(pack.documents[number].grid, start, stop)
-        begin = pack.starts[number] + first * self.sampling.stride
-        end = pack.starts[number] + (last - 1) * self.sampling.stride + 1
-        return Piece(number, start, stop, first, self._decoded(pack.rows[number], begin, end))
-
-    def _decoded(self, row: int, begin: int, end: int) -> Frames:
-        """Frames as trained on; small clips come again and again, so the latest stay in memory."""
-        key = (row, begin, end)
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
-        frames = self._decode(row, begin, end)
-        with self._lock:
-            if key not in self._cache:
-                self._cache[key] = frames
-                self._cached_bytes += frames.nbytes
-            while self._cached_bytes > CACHE_BYTES:
-                self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
-        return frames
-
-    def _decode(self, row: int, begin: int, end: int) -> Frames:
-        sampling, data = self.sampling, self._part(row)
-        stored = int(self.index.height[row]), int(self.index.width[row])
+        row, stride = pack.rows[number], self.sampling.stride
+        begin = pack.starts[number] + first * stride
+        end = pack.starts[number] + (last - 1) * stride + 1
         try:
-            frames = video.decode(data, begin, end, sampling.stride, sampling.scaled(*stored))
+            frames = self.reader.frames(row, begin, end)
         except InputError as error:
-            raise _bad_part(self.index, row, error.value) from error
-        height, width = sampling.crop(*stored)
-        top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
-        cropped = frames[:, top : top + height, left : left + width]
-        return cropped if cropped.shape == frames.shape else cropped.copy()  # a view would keep the rest
-
-    def _part(self, row: int) -> bytes:
-        part = self.index.part(row)
-        try:
-            with self._lock:  # held while reading, so that no other thread closes the file
-                data = os.pread(self._file(self.index.shard(row)), part.size, part.offset)
-        except OSError as error:
-            raise _bad_part(self.index, row, error.strerror or str(error)) from error
-        if len(data) != part.size:
-            raise _bad_part(self.index, row, f"cut short: {len(data)} of {part.size} bytes")
-        if digest_bytes(data) != part.hash:
-            raise _bad_part(self.index, row, f"BLAKE3 {digest_bytes(data)}, the index says {part.hash}")
-        return data
-
-    def _file(self, shard: str) -> int:
-        if shard in self._files:
-            self._files.move_to_end(shard)
-        else:
-            self._files[shard] = os.open(self.index.folder / shard, os.O_RDONLY)
-            if len(self._files) > OPEN_FILES:
-                os.close(self._files.popitem(last=False)[1])
-        return self._files[shard]
+            if on_error is None:
+                raise
+            on_error(number, error)
+            height, width = self.sampling.crop(int(self.index.height[row]), int(self.index.width[row]))
+            frames = np.zeros((last - first, height, width, 3), np.uint8)
+        return Piece(number, start, stop, first, frames)
 
 
-def _lengths(index: Index, sampling: Sampling) -> Ints:
-    """Tokens of each row; clips come in few sizes, so each is computed once."""
-    sizes, which = np.unique(np.stack((index.frames, index.height, index.width), axis=1), axis=0, return_inverse=True)
-    return np.array([sampling.length(*map(int, size)) for size in sizes], np.int64)[which.reshape(-1)]
+def _per_row(index: Index, sampling: Sampling, cost: Callable[[Grid], float]) -> tuple[Ints, Floats]:
+    """Tokens and cost of each row; clips come in few sizes, so each is computed once."""
+    key = (index.frames << 32) | (index.height << 16) | index.width
+    keys, which = np.unique(key, return_inverse=True)
+    grids = [sampling.grid(key >> 32, (key >> 16) & 0xFFFF, key & 0xFFFF) for key in keys.tolist()]
+    lengths = np.array([grid[0] * grid[1] * grid[2] if grid else 0 for grid in grids], np.int64)
+    costs = np.array([cost(grid) if grid else 0.0 for grid in grids], np.float64)
+    return lengths[which], costs[which]
 
 
 def _check_lengths(stream: Stream, lengths: Ints) -> None:
@@ -266,11 +273,3 @@ def _too_small(index: Index, sampling: Sampling, row: int) -> str:
     if not sampling.frames_used(int(index.frames[row])):
         return f"{index.frames[row]} frames at a stride of {sampling.stride} do not fill a token of {least} frames"
     return f"{height} x {width} pixels do not fill a token"
-
-
-def _bad_part(index: Index, row: int, reason: str) -> InputError:
-    return InputError(
-        "every part of a sample is as it was written",
-        f"shard {index.folder / index.shard(row)}, sample {index.uid(row)}, part {index.media(row)}: {reason}",
-        "restore the shard from a copy, or delete the dataset and prepare it again",
-    )

@@ -1,7 +1,7 @@
 """Checkpoints: one moment of a run, committed by a rename, in tensors and JSON alone.
 
     checkpoints/step-00000100/
-        manifest.json            step, cursor, config, and for each part its size and BLAKE3 hash
+        manifest.json            step, position in the data, config, and for each part its size and BLAKE3 hash
         part-00000.safetensors   some parameters, each whole: "<name>.master", "<name>.exp_avg", "<name>.exp_avg_sq"
 
 Every rank writes a part, flushed to disk; rank 0 then writes the manifest and renames the folder. So a kill at any
@@ -25,14 +25,23 @@ import torch.distributed as dist
 from blake3 import blake3
 from torch import Tensor
 
-from data.plan import Cursor
-from launcher.config import RunConfig
+from data.curriculum import Position
+from launcher.config import DataConfig, RunConfig
 from launcher.folder import flush_folder, write_whole
 from parallel.errors import InputError
 from parallel.zero import STATE_NAMES, Engine
 
-FORMAT = 1
-KEPT_DATA = ("pack_tokens", "frames", "size", "stride", "window")  # settings that decide what is in a pack
+FORMAT = 2
+KEPT_DATA = (
+    "pack_tokens",
+    "packs_per_step",
+    "frames",
+    "size",
+    "stride",
+    "window",
+    "caption",
+    "weights",
+)  # settings that decide what is in a pack
 
 
 @dataclass(frozen=True)
@@ -40,14 +49,17 @@ class TrainState:
     """What a run is besides tensors.
 
     Attributes:
-        step: updates done.
-        cursor: the next pack.
-        dataset: digest of the index.
+        position: in the data; its step counts the updates done.
+        datasets: digests of those that the last step was of.
     """
 
-    step: int
-    cursor: Cursor
-    dataset: str
+    position: Position
+    datasets: tuple[str, ...]
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self.position.step
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class Checkpoint:
     def state(self) -> TrainState:
         """The moment that it holds."""
         m = self.manifest
-        return TrainState(m["step"], Cursor.from_json(json.dumps(m["cursor"])), m["dataset"])
+        return TrainState(Position.from_json(json.dumps(m["position"])), tuple(m["datasets"]))
 
     def parameters(self, keys: tuple[str, ...] = STATE_NAMES) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Name and tensors of each parameter, in the model's order, read one at a time."""
@@ -100,8 +112,8 @@ def save(folder: Path, state: TrainState, engine: Engine, config: RunConfig) -> 
         manifest = {
             "format": FORMAT,
             "step": state.step,
-            "cursor": json.loads(state.cursor.to_json()),
-            "dataset": state.dataset,
+            "position": json.loads(state.position.to_json()),
+            "datasets": state.datasets,
             "config": config.model_dump(mode="json"),
             "parts": [p for p in parts if p["parameters"]],
         }
@@ -166,26 +178,36 @@ def check(path: Path, verify: bool = True) -> dict[str, Any]:
     return manifest
 
 
-def refuse_changes(checkpoint: Checkpoint, config: RunConfig, dataset: str) -> None:
-    """A resumed run keeps what its state depends on.
+def refuse_changes(checkpoint: Checkpoint, config: RunConfig) -> None:
+    """A resumed run keeps what its state depends on; segments of data that have not begun may change.
 
     Raises:
-        InputError: the model, codec, objective, seed, data or packing differ from the checkpoint's.
+        InputError: the model, codec, objective, seed or packing differ from the checkpoint's.
     """
-    changes = _changes(checkpoint, config, ("seed", "codec", "model", "objective", *(f"data.{k}" for k in KEPT_DATA)))
-    if checkpoint.state.dataset != dataset:
-        changes.append(f"data.dataset: content {checkpoint.state.dataset[:12]} became {dataset[:12]}")
+    changes = _changes(checkpoint, config, ("seed", "codec", "model", "objective"))
+    step = checkpoint.state.step
+    before = _segment(DataConfig.model_validate(checkpoint.manifest["config"]["data"]), step)
+    changes += list(_differences("data", before, _segment(config.data, step)))
     if changes:
         raise InputError(
             "a run resumes with the model and data that it began with",
             f"{checkpoint.path}: {'; '.join(changes)}",
-            "set it back, or start another run with out=FOLDER",
+            "set it back, add data.segments for the steps to come, or start another run with out=FOLDER",
         )
 
 
 def changed_settings(checkpoint: Checkpoint, config: RunConfig) -> list[str]:
     """Settings that a resumed run may change, and did: the curve from here on is not that of the old ones."""
-    return _changes(checkpoint, config, ("dtype", "optimizer", "data.packs_per_step"))
+    return _changes(checkpoint, config, ("dtype", "optimizer"))
+
+
+def _segment(data: DataConfig, step: int) -> dict[str, Any]:
+    """What decides the data around `step`: the settings of the segment that the step before it was of."""
+    at = max(0, sum(start < step for start in data.starts) - 1)
+    merged = data.merged()[at]
+    weights = list((merged.weights or {}).values())
+    settings = merged.model_dump(mode="json") | {"weights": weights if len(weights) > 1 else None}
+    return {"segment begins": data.starts[at], **{key: settings[key] for key in KEPT_DATA}}
 
 
 def _changes(checkpoint: Checkpoint, config: RunConfig, keys: Sequence[str]) -> list[str]:

@@ -11,13 +11,15 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from data.mix import mix_of
+from data.sampling import Choice
 from models.kinds import ModelConfig, ObjectiveConfig
 from models.latents import CodecConfig
 from parallel.errors import InputError
@@ -80,26 +82,106 @@ class ZeroConfig(Section):
         return self
 
 
+Datasets = Path | dict[str, float]
+
+
+class SegmentConfig(Section):
+    """A part of a curriculum: settings that differ from those of `data` for some steps.
+
+    Attributes:
+        until: the step with which it ends; the last segment has none.
+        dataset, pack_tokens, frames, size, stride, window, caption: as in `data`.
+    """
+
+    until: int | None = Field(default=None, ge=1)
+    dataset: Datasets | None = None
+    pack_tokens: int | None = Field(default=None, ge=1)
+    frames: int | None = Field(default=None, ge=1)
+    size: tuple[int, int] | None = None
+    stride: int | None = Field(default=None, ge=1)
+    window: int | None = Field(default=None, ge=1)
+    caption: Choice | None = None
+
+
 class DataConfig(Section):
     """What is trained on, and in what portions.
 
     Attributes:
-        dataset: folder that `longreel prepare` wrote.
+        dataset: folder that `longreel prepare` wrote, or several with their weights, {FOLDER: 3, FOLDER: 1}.
         pack_tokens: length of one packed sequence, in tokens; the ranks of a replica share it.
         packs_per_step: packed sequences of one step, over all replicas and micro-steps.
         frames: at most this many frames per sample, from a random start; none for whole clips.
         size: [height, width] to scale and crop to; none for clips as they are stored.
         stride: take every stride-th frame.
-        window: samples among which packs are put together.
+        window: samples among which packs are put together; none chooses.
+        caption: the short or the long one, where a sample has both.
+        workers: threads of each rank that decode.
+        tolerate: samples that may turn out unreadable before the run stops; each counts as weight zero.
+        segments: a curriculum, such as [{until: 1000, frames: 8}, {frames: 64, pack_tokens: 65536}].
     """
 
-    dataset: Path
+    dataset: Datasets
     pack_tokens: int = Field(default=32768, ge=1)
     packs_per_step: int = Field(default=1, ge=1)
     frames: int | None = Field(default=None, ge=1)
     size: tuple[int, int] | None = None
     stride: int = Field(default=1, ge=1)
-    window: int = Field(default=4096, ge=1)
+    window: int | None = Field(default=None, ge=1)
+    caption: Choice = "short"
+    workers: int = Field(default=0, ge=0, le=256)
+    tolerate: int = Field(default=16, ge=0)
+    segments: tuple[SegmentConfig, ...] = ()
+
+    @property
+    def folders(self) -> list[Path]:
+        """The datasets."""
+        return [Path(name) for name in self.dataset] if isinstance(self.dataset, dict) else [self.dataset]
+
+    @property
+    def weights(self) -> dict[str, float] | None:
+        """Of the datasets, by name."""
+        return self.dataset if isinstance(self.dataset, dict) else None
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The first step of each segment."""
+        return (0, *(s.until for s in self.segments[:-1] if s.until is not None))
+
+    def merged(self) -> list[DataConfig]:
+        """The settings of each segment."""
+        changes = [s.model_dump(exclude={"until"}, exclude_none=True) for s in self.segments]
+        return [self.model_copy(update={"segments": (), **c}) for c in changes] or [self]
+
+    def with_absolute(self, absolute: Callable[[Path], Path]) -> DataConfig:
+        """The same with every dataset's path made absolute."""
+
+        def moved(dataset: Datasets | None) -> Datasets | None:
+            if isinstance(dataset, dict):
+                return {str(absolute(Path(name))): weight for name, weight in dataset.items()}
+            return dataset and absolute(dataset)
+
+        segments = tuple(s.model_copy(update={"dataset": moved(s.dataset)}) for s in self.segments)
+        return self.model_copy(update={"dataset": moved(self.dataset), "segments": segments})
+
+    @model_validator(mode="after")
+    def _segments_follow(self) -> DataConfig:
+        ends = [s.until for s in self.segments]
+        known = [e for e in ends[:-1] if e is not None]
+        if ends and (ends[-1] is not None or len(known) < len(ends) - 1 or known != sorted(set(known))):
+            raise InputError(
+                "every segment but the last ends with a later step than the one before",
+                f"data.segments until: {', '.join(map(str, ends))}",
+                "for example [{until: 1000, frames: 8}, {frames: 16}]",
+            )
+        return self
+
+    @field_validator("dataset")
+    @classmethod
+    def _some_dataset(cls, dataset: Datasets) -> Datasets:
+        mix_of([1] * len(dataset), dataset) if isinstance(dataset, dict) and dataset else None
+        if dataset == {}:
+            raise InputError("a mix has datasets", "data.dataset={}", "{FOLDER: 3, FOLDER: 1}")
+        return dataset
 
 
 class OptimizerConfig(Section):

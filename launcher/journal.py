@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import resource
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from launcher.feed import Batch
+from launcher.feed import Batch, Problem
 from launcher.folder import RunFolder, append_line, keep_steps
 
 MAX_IDS = 64  # a step of more samples is recorded by a digest of their ids
@@ -37,12 +39,19 @@ class Journal:
             "tokens": batch.tokens,
             "tokens_per_second": batch.tokens / figures["seconds"],
             "samples": record_of(batch.samples),
+            "cursor": asdict(batch.position.cursor),
+            "chain": batch.position.chain,
             "memory_bytes": peak_memory(),
             "time": time.time(),
         }
         append_line(self.folder.metrics, line)
         for name in CURVES:
             self._curves().add_scalar(name, line[name], step)
+
+    def problems(self, step: int, problems: Sequence[Problem]) -> None:
+        """Samples that a rank could not read: quarantined for this step on all ranks."""
+        for uid, reason in {problem.uid: problem.reason for problem in problems}.items():
+            self.event("unreadable", step=step, sample=uid, reason=reason)
 
     def event(self, name: str, **fields: Any) -> None:
         """Something that happened, to events.jsonl."""

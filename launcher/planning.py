@@ -8,11 +8,9 @@ from typing import get_args
 
 from rich.table import Table
 
-from data.index import Index
-from data.plan import Cursor
-from data.sampling import Sampling
-from data.stream import Stream
+from data.curriculum import Position
 from launcher.config import RunConfig
+from launcher.streams import open_curriculum
 from models.latents import open_codec
 from models.schedule import masks_of
 from parallel import mask as masks
@@ -89,10 +87,7 @@ def explained(mask: Mask, split: str, mesh: Mesh, heads: Heads, transport: str) 
 def first_pack(config: RunConfig) -> tuple[Mask, Heads]:
     """The largest mask of the first pack that a run trains on, and its heads."""
     geometry = open_codec(config.codec, config.model.patch).geometry
-    sampling = Sampling(geometry, config.data.frames, config.data.size, config.data.stride)
-    index = Index.open(config.data.dataset)
-    with Stream(index, sampling, config.data.pack_tokens, config.seed, config.data.window) as stream:
-        (pack,), _ = stream.packs(Cursor(), 1)
+    _, (pack, *_), _ = open_curriculum(config, geometry).next_step(Position())
     size = NUMBER_BYTES[config.dtype]
     heads = Heads(config.model.heads, config.model.heads, config.model.dim // config.model.heads, size, max(4, size))
     found = masks_of(config.model.attention, [document.grid for document in pack.documents])

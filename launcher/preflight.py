@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data.index import Index
-from data.sampling import Sampling
 from data.stream import Stream
 from launcher import checkpoint
 from launcher.config import RunConfig
 from launcher.folder import RunFolder
 from launcher.hardware import cores, gpus, ranks_here
+from launcher.streams import open_curriculum
 from models.latents import open_codec
 from parallel.errors import InputError
+
+LEAST_FILL = 0.8  # of a pack, below which the person is told
 
 
 @dataclass(frozen=True)
@@ -41,26 +43,60 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
         InputError: something cannot work.
     """
     _check_mesh(config, ranks_here() if ranks_available is None else ranks_available)
-    index = Index.open(config.data.dataset)
     geometry = open_codec(config.codec, config.model.patch).geometry
-    sampling = Sampling(geometry, config.data.frames, config.data.size, config.data.stride)
-    with Stream(index, sampling, config.data.pack_tokens, config.seed, config.data.window) as stream:
-        left_out = stream.left_out
     found, broken = checkpoint.newest(RunFolder(config.out).checkpoints)
+    state = found.state if found else None
     if found is not None:
-        checkpoint.refuse_changes(found, config, index.digest)
+        checkpoint.refuse_changes(found, config)
+    curriculum = open_curriculum(config, geometry, state.step if state else 0, state.datasets if state else ())
+    if state is not None:
+        curriculum.verify(state.position)
+    at = curriculum.segment(state.step if state else 0)
     notes = [f"checkpoint {name} is broken and will be passed over: {reason}" for name, reason in broken]
     changed = checkpoint.changed_settings(found, config) if found is not None else []
     if found is not None and changed:
         notes.append(f"changed since step {found.state.step}: {'; '.join(changed)}")
+    for stream in curriculum.streams[at:]:
+        refuse_missing_shards(stream)
+        notes += notes_on(stream)
+    return Ready(state.step if state else 0, curriculum.streams[at].plan.mix.samples, tuple(notes))
+
+
+def notes_on(stream: Stream) -> Iterator[str]:
+    """What a person should know of a stream: what is left out, what is shorter than asked, packs that stay empty."""
+    index, sampling = stream.index, stream.sampling
+    left_out = stream.left_out
     if left_out:
         uid, reason = left_out[0]
-        notes.append(f"{len(left_out)} of {len(index)} samples are left out; {uid}: {reason}")
+        yield f"{len(left_out)} of {len(index)} samples are left out; {uid}: {reason}"
     longest = int(index.frames.max())
-    if (config.data.frames or 0) * config.data.stride > longest:
-        asked = f"data.frames={config.data.frames} at data.stride={config.data.stride}"
-        notes.append(f"{asked} is more than any clip has: clips are taken whole, the longest has {longest} frames")
-    return Ready(found.state.step if found else 0, len(index) - len(left_out), tuple(notes))
+    if (sampling.frames or 0) * sampling.stride > longest:
+        asked = f"data.frames={sampling.frames} at data.stride={sampling.stride}"
+        yield f"{asked} is more than any clip has: clips are taken whole, the longest has {longest} frames"
+    window = stream.plan.window_at(0, 0, 0)
+    fill = float(stream.plan.lengths[window.samples].sum()) / (len(window) * stream.pack_tokens)
+    if fill < LEAST_FILL:
+        tokens = int(stream.plan.lengths.sum())
+        yield (
+            f"packs of data.pack_tokens={stream.pack_tokens} are {fill:.0%} full: an epoch has {tokens:,} tokens in "
+            f"{len(stream.plan.lengths):,} samples; fewer tokens a pack, or more samples, waste less"
+        )
+    for folder, newer in index.newer():
+        yield f"{folder} has newer samples: this run goes on with generation {newer}; add data.segments to use them"
+
+
+def refuse_missing_shards(stream: Stream) -> None:
+    """Each shard is there and as long as its samples reach: two calls of the system a shard, no reading.
+
+    Raises:
+        InputError: names the first that is not.
+    """
+    for shard, least in stream.index.shards().items():
+        size = shard.stat().st_size if shard.is_file() else -1
+        if size < least:
+            found = "is missing" if size < 0 else f"has {size:,} bytes, its samples reach to {least:,}"
+            remedy = f"longreel data check {shard.parent.parent} --repair"
+            raise InputError("every shard of a dataset is there", f"{shard} {found}", remedy)
 
 
 def _check_mesh(config: RunConfig, available: int) -> None:

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,19 +16,18 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from data.index import Index
-from data.plan import Cursor
-from data.sampling import Sampling
-from data.stream import Stream
+from data.curriculum import Position
 from launcher import checkpoint
 from launcher.checkpoint import Checkpoint, TrainState
 from launcher.config import OptimizerConfig, RunConfig
-from launcher.feed import Batch, Feed
+from launcher.feed import CHECKSUM, Batch, Feed, Problem
 from launcher.folder import RunFolder, only_writer
 from launcher.journal import Journal
+from launcher.streams import open_curriculum
 from models.kinds import build, build_objective
 from models.latents import open_codec
 from parallel.agreement import refuse_differences
+from parallel.errors import InputError
 from parallel.mesh import Mesh, join
 from parallel.zero import Engine, engine_for
 
@@ -70,21 +69,29 @@ def run(config: RunConfig, place: RankPlace, should_stop: Callable[[], bool] = l
     """
     folder = RunFolder(config.out)
     with meet(config, place) as device, only_writer(folder.root, place.rank):
-        feed = build_feed(config, place, device)
+        found = find_checkpoint(config, folder)
+        feed = build_feed(config, place, device, found.state if found else None)
         engine = build_engine(config, feed, device)
         set_timeouts(timedelta(seconds=config.restart.timeout_seconds))
-        state = resume(config, folder, feed, engine)
+        state = resume(folder, found, feed, engine)
         journal = Journal(folder, state.step, place.rank)
-        batches = feed.batches(state.cursor)
+        batches = feed.batches(state.position)
+        unreadable: set[str] = set()
         stopped = False
         while state.step < config.steps and not stopped:
             begin = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - begin
-            weight, stopped = agree(batch, should_stop(), config.mesh.mesh(), device)
+            weight, stopped, problems = agree(batch, should_stop(), config.mesh.mesh(), device)
+            if problems:
+                unreadable |= {problem.uid for problem in problems}
+                refuse_many(unreadable, problems, config.data.tolerate)
+                journal.problems(state.step + 1, problems)
+                batch = feed.without(batch, problems)
+                weight, stopped, _ = agree(batch, stopped, config.mesh.mesh(), device)
             rate = learning_rate(config.optimizer, state.step, config.steps)
             loss, norm = train_step(engine, feed, batch, weight, rate, device)
-            state = TrainState(state.step + 1, batch.cursor, state.dataset)
+            state = TrainState(batch.position, feed.datasets(batch.position))
             refuse_nonsense(state.step, loss, norm, batch)
             journal.write(
                 state.step, batch, loss=loss, grad_norm=norm, learning_rate=rate,
@@ -143,20 +150,15 @@ def meeting_store(place: RankPlace, timeout: timedelta) -> Store:
     return TCPStore(host, int(port), place.world, True, timeout, master_listen_fd=listener.detach())
 
 
-def build_feed(config: RunConfig, place: RankPlace, device: torch.device) -> Feed:
-    """Data, codec and objective of this rank."""
+def build_feed(config: RunConfig, place: RankPlace, device: torch.device, state: TrainState | None = None) -> Feed:
+    """Data, codec and objective of this rank; `state` is that of the checkpoint to go on from."""
     dtype = DTYPES[config.dtype]
     codec = open_codec(config.codec, config.model.patch, dtype, device)
-    stream = Stream(
-        Index.open(config.data.dataset),
-        Sampling(codec.geometry, config.data.frames, config.data.size, config.data.stride),
-        config.data.pack_tokens,
-        config.seed,
-        config.data.window,
-    )
+    step, digests = (state.step, state.datasets) if state else (0, ())
+    curriculum = open_curriculum(config, codec.geometry, step, digests)
     groups = join(config.mesh.mesh(), place.rank, timedelta(seconds=config.restart.timeout_seconds))
     objective, attention = build_objective(config.objective), config.model.attention
-    return Feed(stream, codec, objective, attention, groups, config.data.packs_per_step, device)
+    return Feed(curriculum, codec, objective, attention, groups, device)
 
 
 def build_engine(config: RunConfig, feed: Feed, device: torch.device) -> Engine:
@@ -165,9 +167,8 @@ def build_engine(config: RunConfig, feed: Feed, device: torch.device) -> Engine:
     return engine_for(model, config.optimizer.adam(), config.zero.stage, feed.micro_steps, config.zero.offload)
 
 
-def resume(config: RunConfig, folder: RunFolder, feed: Feed, engine: Engine) -> TrainState:
-    """The state to go on from: rank 0 finds and verifies the newest whole checkpoint, all read it."""
-    dataset = feed.stream.index.digest
+def find_checkpoint(config: RunConfig, folder: RunFolder) -> Checkpoint | None:
+    """The newest whole checkpoint, found and verified by rank 0, the same for all."""
     found: list[Checkpoint | None] = [None]
     failure: list[Exception | None] = [None]
     if dist.get_rank() == 0:
@@ -181,30 +182,66 @@ def resume(config: RunConfig, folder: RunFolder, feed: Feed, engine: Engine) -> 
     if failure[0] is not None:
         raise failure[0]
     dist.broadcast_object_list(found)
-    if found[0] is None:
-        return TrainState(0, Cursor(), dataset)
-    checkpoint.refuse_changes(found[0], config, dataset)
-    state = found[0].state
-    engine.restore(found[0].parameters(), state.step)
+    if found[0] is not None:
+        checkpoint.refuse_changes(found[0], config)
+    return found[0]
+
+
+def resume(folder: RunFolder, found: Checkpoint | None, feed: Feed, engine: Engine) -> TrainState:
+    """The state to go on from; parameters and moments are restored."""
+    if found is None:
+        return TrainState(Position(), ())
+    state = found.state
+    feed.curriculum.verify(state.position)
+    engine.restore(found.parameters(), state.step)
     if dist.get_rank() == 0:
-        folder.record("resume", step=state.step, checkpoint=found[0].path.name)
+        folder.record("resume", step=state.step, checkpoint=found.path.name)
     return state
 
 
-def agree(batch: Batch, stop: bool, mesh: Mesh, device: torch.device) -> tuple[float, bool]:
-    """The loss weight of the whole step, and whether any rank was asked to stop.
+def agree(batch: Batch, stop: bool, mesh: Mesh, device: torch.device) -> tuple[float, bool, list[Problem]]:
+    """The loss weight of the whole step, whether any rank was asked to stop, and what any rank could not read.
 
     Raises:
-        InputError: the ranks of a replica were about to compute different batches.
+        InputError: the ranks of a replica were about to compute different batches, tokens of the step were read by no
+            rank or by two, or nothing of it could be read.
     """
     weight = torch.tensor([batch.weight], dtype=torch.float64).view(torch.int64)
-    mine = torch.cat((weight, torch.tensor([int(stop), batch.digest]))).to(device)
+    words = [int(stop), batch.digest, batch.received, batch.expected, len(batch.problems)]
+    mine = torch.cat((weight, torch.tensor(words))).to(device)
     everyone = [torch.empty_like(mine) for _ in range(mesh.ranks)]
     dist.all_gather(everyone, mine)
-    weights, stops, digests = torch.stack(everyone).cpu().unbind(1)
+    weights, stops, digests, received, expected, problems = torch.stack(everyone).cpu().unbind(1)
     for ranks in mesh.replicas():
         refuse_differences(digests[ranks].tolist(), ranks)
-    return float(weights.view(torch.float64).sum()), bool(stops.any())
+    total, stopped = float(weights.view(torch.float64).sum()), bool(stops.any())
+    if problems.any():
+        found: list[list[Problem]] = [[]] * mesh.ranks
+        dist.all_gather_object(found, list(batch.problems))
+        return total, stopped, [problem for of_rank in found for problem in of_rank]
+    if sum(received.tolist()) & CHECKSUM != int(expected[0]):
+        raise InputError(
+            "every token of a step is read by one rank",
+            f"step {batch.position.step}: the checksum of what was read is not that of its samples",
+            "report this with the run folder: no step with such data is computed",
+        )
+    if total == 0:
+        raise InputError(
+            "a step has samples that can be read",
+            f"step {batch.position.step}: none of {len(batch.samples)}",
+            "longreel data check DATASET --repair",
+        )
+    return total, stopped, []
+
+
+def refuse_many(unreadable: Collection[str], problems: Sequence[Problem], most: int) -> None:
+    """A few samples that cannot be read are no reason to stop; many are a broken dataset."""
+    if len(unreadable) > most:
+        raise InputError(
+            f"at most data.tolerate={most} samples of a run cannot be read",
+            f"{len(unreadable)} cannot; the last: {problems[-1].reason}",
+            "longreel data check DATASET --repair, or a larger data.tolerate",
+        )
 
 
 def train_step(

@@ -172,7 +172,7 @@ def stop_signals() -> Iterator[Asked]:
 
 def absolute(config: RunConfig) -> RunConfig:
     """The same run with absolute paths, so that it means the same in every process."""
-    data = config.data.model_copy(update={"dataset": _absolute(config.data.dataset)})
+    data = config.data.with_absolute(_absolute)
     codec = config.codec
     if codec.path is not None:
         codec = codec.model_copy(update={"path": _absolute(codec.path)})

@@ -121,7 +121,7 @@ def test_a_pack_is_what_the_index_says(shapes):
             assert document.key == key_of(3, 0, document.uid)
             assert (document.grid, document.weight, document.tokens) == ((9, 8, 8), 1.0, 576)
             part = shapes.part(row)
-            stored = (shapes.folder / shapes.shard(row)).read_bytes()[part.offset : part.offset + part.size]
+            stored = shapes.shard(row).read_bytes()[part.offset : part.offset + part.size]
             np.testing.assert_array_equal(frames, video.decode(stored))
             seen = recognise(frames)
             assert document.text.split()[1] == seen.colour
@@ -148,7 +148,7 @@ def test_windows_in_time_differ_by_epoch_and_stay_inside(shapes):
     for pack in packs[:6]:
         row, start = pack.rows[0], pack.starts[0]
         part = shapes.part(row)
-        stored = (shapes.folder / shapes.shard(row)).read_bytes()[part.offset : part.offset + part.size]
+        stored = shapes.shard(row).read_bytes()[part.offset : part.offset + part.size]
         np.testing.assert_array_equal(whole(stream, pack)[0], video.decode(stored)[start : start + 5 : 2])
 
 
@@ -224,17 +224,17 @@ def test_samples_that_are_too_long_are_counted_and_those_too_short_are_left_out(
 
 
 def test_a_changed_shard_is_named(shapes, tmp_path):
-    shutil.copytree(shapes.folder, tmp_path / "out")
+    shutil.copytree(shapes.folders[0], tmp_path / "out")
     index = Index.open(tmp_path / "out")
     stream = Stream(index, Sampling(PIXELS), pack_tokens=600, seed=0)
     pack = stream.packs(Cursor(), 1)[0][0]
-    shard, part = tmp_path / "out" / index.shard(pack.rows[0]), index.part(pack.rows[0])
+    shard, part = index.shard(pack.rows[0]), index.part(pack.rows[0])
     data = shard.read_bytes()
     at = part.offset + part.size // 2
     shard.chmod(0o644)
     shard.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     message = rf"shard .*{shard.name}, sample {pack.documents[0].uid}, part mp4: "
-    with pytest.raises(InputError, match=message + "BLAKE3"):
+    with pytest.raises(InputError, match=message + "bytes 0 to .*: BLAKE3"):
         whole(stream, pack)
     shard.write_bytes(data[:at])
     with pytest.raises(InputError, match=message + "cut short"):

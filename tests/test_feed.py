@@ -12,11 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.curriculum import Position
 from data.plan import Cursor
 from data.stream import Pack
 from launcher import checkpoint
 from launcher.config import OptimizerConfig
-from launcher.feed import Feed, assign
+from launcher.feed import CHECKSUM, Feed, assign
 from launcher.folder import RunFolder, append_line, keep_steps, read_lines
 from launcher.rank import RankPlace, build_feed, learning_rate
 from parallel.mesh import Groups, Mesh
@@ -34,12 +35,13 @@ def feed_of(dataset: Path, mesh: Mesh, rank: int) -> Feed:
 def test_an_epoch_shows_every_token_once(dataset: Path, mesh: Mesh) -> None:
     """Asserted from the values that each rank got, not from the plan."""
     feeds = [feed_of(dataset, mesh, rank) for rank in range(mesh.ranks)]
-    cursors = [Cursor()] * mesh.ranks
+    positions = [Position()] * mesh.ranks
     tokens: Counter[tuple[str, int]] = Counter()
     samples: list[str] = []
-    while cursors[0].epoch == 0:
-        batches = [feed.batch(cursor) for feed, cursor in zip(feeds, cursors, strict=True)]
-        assert len({(b.cursor, b.samples, b.tokens, b.area) for b in batches}) == 1
+    while positions[0].cursor.epoch == 0:
+        batches = [feed.batch(position) for feed, position in zip(feeds, positions, strict=True)]
+        assert len({(b.position, b.samples, b.tokens, b.area, b.expected) for b in batches}) == 1
+        assert sum(b.received for b in batches) & CHECKSUM == batches[0].expected
         assert len({len(b.micro_steps) for b in batches}) == 1
         for batch in batches:
             for micro in batch.micro_steps:
@@ -50,9 +52,9 @@ def test_an_epoch_shows_every_token_once(dataset: Path, mesh: Mesh) -> None:
                         tokens[packed.documents[document].uid, int(position)] += 1
                     else:
                         assert weight == 0
-        cursors = [b.cursor for b in batches]
+        positions = [b.position for b in batches]
         samples += batches[0].samples
-    index = feeds[0].stream.index
+    index = feeds[0].curriculum.streams[0].index
     first_epoch = samples[: len(index)]
     assert sorted(first_epoch) == sorted(index.uid(row) for row in range(len(index)))
     assert all(tokens[uid, p] >= 1 for uid in first_epoch for p in range(7 * 4 * 4))
@@ -62,25 +64,25 @@ def test_an_epoch_shows_every_token_once(dataset: Path, mesh: Mesh) -> None:
 
 def test_prefetching_changes_nothing(dataset: Path) -> None:
     feed = feed_of(dataset, Mesh(), 0)
-    ahead = feed.batches(Cursor())
-    cursor = Cursor()
+    ahead = feed.batches(Position())
+    position = Position()
     for _ in range(4):
-        got, want = next(ahead), feed.batch(cursor)
+        got, want = next(ahead), feed.batch(position)
         assert torch.equal(got.micro_steps[0].prepared.target, want.micro_steps[0].prepared.target)
-        assert got.cursor == want.cursor
-        cursor = want.cursor
+        assert got.position == want.position
+        position = want.position
     ahead.close()
 
 
 def test_an_error_in_the_thread_reaches_the_rank(dataset: Path) -> None:
     feed = feed_of(dataset, Mesh(), 0)
     with pytest.raises(ValueError, match="cursor"):
-        next(feed.batches(Cursor(0, 0, 10_000)))
+        next(feed.batches(Position(1, Cursor(0, 0, 10_000))))
 
 
 @given(st.integers(1, 9), st.integers(1, 6))
 def test_packs_are_dealt_out_once(packs: int, replicas: int) -> None:
-    made = [Pack((i,), (Document(str(i), i, "", (1, 1, 1)),), (0,)) for i in range(packs)]
+    made = [Pack((i,), (Document(str(i), i, "", (1, 1, 1)),), (0,), 1.0) for i in range(packs)]
     shares = [assign(made, replicas, r) for r in range(replicas)]
     assert len({len(s) for s in shares}) == 1
     real = [p.rows[0] for share in shares for p in share if p.documents[0].weight]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from data.curriculum import Position
 from launcher.config import RunConfig
 from launcher.rank import RankPlace, agree, build_engine, build_feed
 from parallel.zero import PlainEngine
@@ -94,8 +95,8 @@ def first_gradient(rank: int, settings: RunConfig) -> dict[str, Tensor]:
     mesh = settings.mesh.mesh()
     feed = build_feed(settings, RankPlace(rank, mesh.ranks, rank, mesh.ranks, ""), torch.device("cpu"))
     engine = build_engine(settings, feed, torch.device("cpu"))
-    batch = feed.batch(feed.stream.packs(feed_start(), 0)[1])
-    weight, _ = agree(batch, False, mesh, torch.device("cpu"))
+    batch = feed.batch(Position())
+    weight, _, _ = agree(batch, False, mesh, torch.device("cpu"))
     for micro in batch.micro_steps:
         part, _ = feed.objective.loss(engine.forward(micro.prepared.packed, micro.plans), micro.prepared)
         engine.backward(part / weight)
@@ -103,12 +104,6 @@ def first_gradient(rank: int, settings: RunConfig) -> dict[str, Tensor]:
         torch.distributed.all_reduce(engine.flat_gradient)
         return engine.gradients
     return {n: safe_get_full_grad(p).double() for n, p in engine.module.named_parameters()}
-
-
-def feed_start() -> Any:
-    from data.plan import Cursor
-
-    return Cursor()
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

@@ -1,0 +1,139 @@
+"""`Reader`: the frames of a sample, from only those bytes of its shard that hold them.
+
+    row --index--> shard, offset, slice table --pread--> header + slices --hash--> decode --> scale --> crop
+
+Each stretch that is read is compared with its BLAKE3 before it is decoded, because decoders show flipped bits as
+pictures. Frames are converted and scaled one by one, so a slice is bit for bit that slice of the whole.
+
+Price: about 0.7 ms for a clip of 8 frames of 32 x 32 on one core, of which opening the mp4 is a fifth.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from itertools import pairwise
+from pathlib import Path
+
+from data import image, video
+from data.index import Index
+from data.sampling import Sampling
+from data.shards import digest_bytes
+from data.video import Frames
+from parallel.errors import InputError
+
+OPEN_FILES = 256
+CACHE_BYTES = 128 << 20  # of decoded frames, in each rank
+
+
+class Reader:
+    """Frames by row of an index. Threads may share one.
+
+    Attributes:
+        bytes_read: from shards, so far.
+    """
+
+    def __init__(self, index: Index, sampling: Sampling) -> None:
+        self.index, self.sampling = index, sampling
+        self.bytes_read = 0
+        self._files: OrderedDict[Path, int] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, int, int], Frames] = OrderedDict()
+        self._cached_bytes = 0
+        self._lock = threading.Lock()  # over the four above
+
+    def frames(self, row: int, begin: int, end: int) -> Frames:
+        """Stored frames range(begin, end, stride) as trained on: uint8 RGB [n, height, width, 3], scaled and cropped.
+
+        Raises:
+            InputError: the shard is missing, cut short or changed; names shard, sample and part.
+        """
+        key = (row, begin, end)
+        with self._lock:
+            if key in self._cache:  # small clips come again and again
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        frames = self._cropped(row, self._decoded(row, begin, end))
+        with self._lock:
+            if key not in self._cache:
+                self._cache[key] = frames
+                self._cached_bytes += frames.nbytes
+            while self._cached_bytes > CACHE_BYTES:
+                self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        return frames
+
+    def close(self) -> None:
+        """Closes the shards; they open again when they are read."""
+        with self._lock:
+            while self._files:
+                os.close(self._files.popitem()[1])
+
+    def _decoded(self, row: int, begin: int, end: int) -> Frames:
+        index, stride = self.index, self.sampling.stride
+        size = self.sampling.scaled(int(index.height[row]), int(index.width[row]))
+        slices = index.slices(row)
+        try:
+            if slices is not None:
+                first, last = slices.covering(begin, end)
+                header = self._bytes(row, 0, slices.offsets[0], slices.hashes[:1])
+                ends = slices.offsets[first : last + 1]
+                data = self._bytes(row, ends[0], ends[-1], slices.hashes[first + 1 : last + 1], ends)
+                return video.decode_slices(header + data, slices.rows[first], begin, end, stride, size)
+            part = index.part(row)
+            data = self._bytes(row, 0, part.size, (part.hash,))
+            if index.media(row) in image.SUFFIXES:
+                return image.decode(data, size)
+            return video.decode(data, begin, end, stride, size)
+        except InputError as error:
+            raise _bad_part(index, row, error.value) from error
+        except OSError as error:
+            raise _bad_part(index, row, error.strerror or str(error)) from error
+
+    def _bytes(
+        self, row: int, start: int, stop: int, hashes: tuple[str, ...], ends: tuple[int, ...] | None = None
+    ) -> bytes:
+        """Bytes [start, stop) of the media part; `ends` divides them into stretches, each with a hash."""
+        part = self.index.part(row)
+        file = self._file(self.index.shard(row))
+        try:
+            data = os.pread(file, stop - start, part.offset + start)
+        finally:
+            os.close(file)
+        self.bytes_read += len(data)
+        if len(data) != stop - start:
+            raise _broken(f"cut short: {len(data)} of {stop - start} bytes")
+        bounds = ends or (start, stop)
+        for (a, b), known in zip(pairwise(bounds), hashes, strict=True):
+            found = digest_bytes(memoryview(data)[a - start : b - start])
+            if found != known:
+                raise _broken(f"bytes {a} to {b}: BLAKE3 {found}, the index says {known}")
+        return data
+
+    def _cropped(self, row: int, frames: Frames) -> Frames:
+        height, width = self.sampling.crop(int(self.index.height[row]), int(self.index.width[row]))
+        top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
+        cropped = frames[:, top : top + height, left : left + width]
+        return cropped if cropped.shape == frames.shape else cropped.copy()  # a view would keep the rest
+
+    def _file(self, shard: Path) -> int:
+        """A descriptor of the caller's own: another thread may close the kept one meanwhile."""
+        with self._lock:
+            if shard in self._files:
+                self._files.move_to_end(shard)
+            else:
+                self._files[shard] = os.open(shard, os.O_RDONLY)
+                if len(self._files) > OPEN_FILES:
+                    os.close(self._files.popitem(last=False)[1])
+            return os.dup(self._files[shard])
+
+
+def _broken(reason: str) -> InputError:
+    return InputError("a part is as it was written", reason, "see the message around this one")
+
+
+def _bad_part(index: Index, row: int, reason: str) -> InputError:
+    return InputError(
+        "every part of a sample is as it was written",
+        f"shard {index.shard(row)}, sample {index.uid(row)}, part {index.media(row)}: {reason}",
+        "restore the shard from a copy, or run longreel data check --repair on the dataset",
+    )
