@@ -28,7 +28,7 @@ from parallel.random import key_of
 
 LEAST_WINDOW = 1 << 12  # draws
 PACKS_IN_A_WINDOW, MOST_FOR_PACKS = 256, 1 << 17  # the last pack of a window is half empty: 0.2 % of these
-STEPS_IN_A_WINDOW, MOST_FOR_STEPS = 32, 1 << 16  # the more steps to sort, the more alike the packs of each
+STEPS_IN_A_WINDOW, MOST_FOR_STEPS = 16, 1 << 21  # the more steps to sort, the more alike the packs of each
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,14 @@ class DataPlan:
 
 
 def window_for(lengths: Ints, pack_tokens: int, packs_per_step: int) -> int:
-    """Draws of a window that fills packs well, gives steps of even cost and is rebuilt in 50 ms: a power of 2."""
+    """Draws of a window that fills packs well and gives steps of even cost: a power of 2.
+
+    Rebuilt in 50 ms up to 2^17 draws; more only for steps of so many packs that each takes many seconds to compute.
+    """
     draws_in_a_pack = pack_tokens / float(lengths.mean())
     for_packs = min(MOST_FOR_PACKS, int(PACKS_IN_A_WINDOW * draws_in_a_pack))
-    for_steps = min(MOST_FOR_STEPS, int(STEPS_IN_A_WINDOW * packs_per_step * draws_in_a_pack))
+    most = min(MOST_FOR_STEPS, max(MOST_FOR_PACKS, packs_per_step << 12))
+    for_steps = min(most, int(STEPS_IN_A_WINDOW * packs_per_step * draws_in_a_pack))
     return 1 << (max(LEAST_WINDOW, for_packs, for_steps) - 1).bit_length()
 
 

@@ -62,6 +62,14 @@ class Reader:
                 self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
         return frames
 
+    def bytes_of(self, row: int, begin: int, end: int) -> int:
+        """Bytes that `frames` of the same arguments would read from the shard."""
+        slices = self.index.slices(row)
+        if slices is None:
+            return self.index.part(row).size
+        first, last = slices.covering(begin, end)
+        return slices.offsets[0] + slices.offsets[last] - slices.offsets[first]
+
     def close(self) -> None:
         """Closes the shards; they open again when they are read."""
         with self._lock:

@@ -6,6 +6,7 @@ the samples under them, and of those only the frames that the tokens depend on.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -54,12 +55,14 @@ class Pack:
         rows: of the index, one per document.
         documents: what every rank knows of it.
         starts: the first stored frame of each.
+        epochs: of its source, in which each is seen.
         cost: of computing it, in the unit of the stream's `cost`.
     """
 
     rows: tuple[int, ...]
     documents: tuple[Document, ...]
     starts: tuple[int, ...]
+    epochs: tuple[int, ...]
     cost: float
 
     @property
@@ -145,6 +148,10 @@ class Stream:
         """The id of a sample of the plan."""
         return self.index.uid(int(self._rows[sample]))
 
+    def dataset_of(self, row: int) -> int:
+        """Which source of the mix a row of the index is of."""
+        return bisect_right(self.index.starts, row) - 1 if len(self.plan.mix.sizes) > 1 else 0
+
     def packs(self, cursor: Cursor, count: int) -> tuple[list[Pack], Cursor]:
         """The `count` packs from `cursor` on, and the cursor after them; no I/O.
 
@@ -172,6 +179,11 @@ class Stream:
         pieces = self._threads.map if self._threads else map
         return list(pieces(lambda span: self._piece(pack, span, on_error), spans))
 
+    def bytes_of(self, pack: Pack, ranges: Ranges) -> int:
+        """Bytes that `read` of the same arguments would read from the shards."""
+        spans = local_spans([document.tokens for document in pack.documents], ranges)
+        return sum(self.reader.bytes_of(pack.rows[span[0]], *self._frames(pack, span)[1:]) for span in spans)
+
     def close(self) -> None:
         """Closes the shards; they open again when they are read."""
         self.reader.close()
@@ -191,7 +203,7 @@ class Stream:
         documents = tuple(self._document(*at) for at in zip(rows, found.epochs, strict=True))
         frames = (int(self.index.frames[row]) for row in rows)
         starts = tuple(self.sampling.start(f, key_of(d.key, "start")) for f, d in zip(frames, documents, strict=True))
-        return Pack(rows, documents, starts, float(self.plan.costs[list(found.samples)].sum()))
+        return Pack(rows, documents, starts, found.epochs, float(self.plan.costs[list(found.samples)].sum()))
 
     def _document(self, row: int, epoch: int) -> Document:
         index, uid = self.index, self.index.uid(row)
@@ -203,10 +215,8 @@ class Stream:
         self, pack: Pack, span: tuple[int, int, int], on_error: Callable[[int, InputError], None] | None
     ) -> Piece:
         number, start, stop = span
-        first, last = self.sampling.frame_range(pack.documents[number].grid, start, stop)
-        row, stride = pack.rows[number], self.sampling.stride
-        begin = pack.starts[number] + first * stride
-        end = pack.starts[number] + (last - 1) * stride + 1
+        row = pack.rows[number]
+        first, begin, end = self._frames(pack, span)
         try:
             frames = self.reader.frames(row, begin, end)
         except InputError as error:
@@ -214,8 +224,15 @@ class Stream:
                 raise
             on_error(number, error)
             height, width = self.sampling.crop(int(self.index.height[row]), int(self.index.width[row]))
-            frames = np.zeros((last - first, height, width, 3), np.uint8)
+            frames = np.zeros((-(-(end - begin) // self.sampling.stride), height, width, 3), np.uint8)
         return Piece(number, start, stop, first, frames)
+
+    def _frames(self, pack: Pack, span: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The first frame, counted as taken, and the stored frames [begin, end) under tokens of a document."""
+        number, start, stop = span
+        first, last = self.sampling.frame_range(pack.documents[number].grid, start, stop)
+        begin, stride = pack.starts[number], self.sampling.stride
+        return first, begin + first * stride, begin + (last - 1) * stride + 1
 
 
 def _per_row(index: Index, sampling: Sampling, cost: Callable[[Grid], float]) -> tuple[Ints, Floats]:

@@ -50,11 +50,11 @@ class TrainState:
 
     Attributes:
         position: in the data; its step counts the updates done.
-        datasets: digests of those that the last step was of.
+        datasets: digests of those of each segment that has begun.
     """
 
     position: Position
-    datasets: tuple[str, ...]
+    datasets: tuple[tuple[str, ...], ...]
 
     @property
     def step(self) -> int:
@@ -73,7 +73,7 @@ class Checkpoint:
     def state(self) -> TrainState:
         """The moment that it holds."""
         m = self.manifest
-        return TrainState(Position.from_json(json.dumps(m["position"])), tuple(m["datasets"]))
+        return TrainState(Position.from_json(json.dumps(m["position"])), tuple(map(tuple, m["datasets"])))
 
     def parameters(self, keys: tuple[str, ...] = STATE_NAMES) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Name and tensors of each parameter, in the model's order, read one at a time."""

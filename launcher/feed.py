@@ -179,9 +179,10 @@ class Feed:
             problems=(),
         )
 
-    def datasets(self, position: Position) -> tuple[str, ...]:
-        """Digests of the datasets that the last step before `position` was of."""
-        return self.curriculum.streams[self.curriculum.segment(max(0, position.step - 1))].index.digests
+    def datasets(self, position: Position) -> tuple[tuple[str, ...], ...]:
+        """Digests of the datasets of each segment that has begun before `position`."""
+        begun = self.curriculum.segment(max(0, position.step - 1)) + 1
+        return tuple(stream.index.digests for stream in self.curriculum.streams[:begun])
 
     def batches(self, position: Position) -> Generator[Batch, None, None]:
         """Batches for ever from `position` on, prefetched; closing the iterator ends the thread."""
@@ -261,7 +262,9 @@ def assign(packs: Sequence[Pack], replicas: int, replica: int) -> list[Pack]:
 def ghost_of(packs: Sequence[Pack]) -> Pack:
     """The smallest sample of a step, alone and with weight zero."""
     pack, at = min(((p, n) for p in packs for n in range(len(p.rows))), key=lambda x: x[0].documents[x[1]].tokens)
-    return Pack(pack.rows[at : at + 1], (replace(pack.documents[at], weight=0.0),), pack.starts[at : at + 1], 0.0)
+    alone = slice(at, at + 1)
+    quiet = replace(pack.documents[at], weight=0.0)
+    return Pack(pack.rows[alone], (quiet,), pack.starts[alone], pack.epochs[alone], 0.0)
 
 
 def silenced(step: MicroStep, document: int) -> tuple[MicroStep, int]:

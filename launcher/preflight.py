@@ -48,7 +48,7 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
     state = found.state if found else None
     if found is not None:
         checkpoint.refuse_changes(found, config)
-    curriculum = open_curriculum(config, geometry, state.step if state else 0, state.datasets if state else ())
+    curriculum = open_curriculum(config, geometry, state.datasets if state else ())
     if state is not None:
         curriculum.verify(state.position)
     at = curriculum.segment(state.step if state else 0)

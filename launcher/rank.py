@@ -154,8 +154,7 @@ def build_feed(config: RunConfig, place: RankPlace, device: torch.device, state:
     """Data, codec and objective of this rank; `state` is that of the checkpoint to go on from."""
     dtype = DTYPES[config.dtype]
     codec = open_codec(config.codec, config.model.patch, dtype, device)
-    step, digests = (state.step, state.datasets) if state else (0, ())
-    curriculum = open_curriculum(config, codec.geometry, step, digests)
+    curriculum = open_curriculum(config, codec.geometry, state.datasets if state else ())
     groups = join(config.mesh.mesh(), place.rank, timedelta(seconds=config.restart.timeout_seconds))
     objective, attention = build_objective(config.objective), config.model.attention
     return Feed(curriculum, codec, objective, attention, groups, device)

@@ -11,34 +11,35 @@ from data.sampling import Sampling
 from data.stream import Stream
 from launcher.config import DataConfig, RunConfig
 from models.schedule import area_of
+from parallel.errors import InputError
 from parallel.geometry import Geometry, Grid
 from parallel.random import key_of
 
 
-def open_curriculum(config: RunConfig, geometry: Geometry, step: int = 0, digests: Sequence[str] = ()) -> Curriculum:
+def open_curriculum(config: RunConfig, geometry: Geometry, digests: Sequence[tuple[str, ...]] = ()) -> Curriculum:
     """The streams of a run; reads indexes, no shards.
 
     Args:
         config: of the run.
         geometry: of its codec and model.
-        step: steps done.
-        digests: of the datasets that the step was of: the run stays with these, whatever was added to them since.
+        digests: of the datasets of each segment that has begun: the run stays with these, whatever was added since.
 
     Raises:
         InputError: a dataset is missing or changed, or does not fit the settings.
     """
-    starts = config.data.starts
-    now = max(0, sum(start < step for start in starts) - 1)  # the segment of the step before
     opened: dict[tuple[tuple[Path, ...], tuple[str, ...]], Index] = {}
     streams = []
     for number, data in enumerate(config.data.merged()):
         folders = tuple(data.folders)
-        pinned = tuple(digests) if number == now else ()
+        pinned = digests[number] if number < len(digests) else ()
+        if pinned and len(pinned) != len(folders):
+            found = f"{len(folders)} datasets in segment {number}, {len(pinned)} when it began"
+            raise InputError("a segment that has begun keeps its datasets", found, "set data.dataset back")
         if (folders, pinned) not in opened:
             newest = [Index.open(f, d) for f, d in zip(folders, pinned or [None] * len(folders), strict=True)]
             opened[folders, pinned] = Index.join(newest)
         streams.append(_stream(config, data, number, opened[folders, pinned], geometry))
-    return Curriculum(starts, tuple(streams), config.data.packs_per_step)
+    return Curriculum(config.data.starts, tuple(streams), config.data.packs_per_step)
 
 
 def _stream(config: RunConfig, data: DataConfig, number: int, index: Index, geometry: Geometry) -> Stream:

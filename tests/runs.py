@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from launcher.config import RunConfig, check
-from launcher.folder import RunFolder, read_lines
+from launcher.config import RunConfig, check, to_yaml
+from launcher.folder import RunFolder, make_run_folder, read_lines, write_whole
 from launcher.processes import ProcessRanks
 from launcher.ranks import End
 from tests.worlds import server
@@ -46,6 +46,9 @@ def config(out: Path, dataset: Path, **changes: Any) -> RunConfig:
 
 def run(settings: RunConfig) -> list[End]:
     """Start the ranks, wait for them, and give their ends."""
+    folder = RunFolder(settings.out)
+    make_run_folder(folder)
+    write_whole(folder.config, to_yaml(settings).encode())
     ranks = ProcessRanks(server())
     ranks.start(settings)
     try:

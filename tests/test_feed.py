@@ -82,7 +82,7 @@ def test_an_error_in_the_thread_reaches_the_rank(dataset: Path) -> None:
 
 @given(st.integers(1, 9), st.integers(1, 6))
 def test_packs_are_dealt_out_once(packs: int, replicas: int) -> None:
-    made = [Pack((i,), (Document(str(i), i, "", (1, 1, 1)),), (0,), 1.0) for i in range(packs)]
+    made = [Pack((i,), (Document(str(i), i, "", (1, 1, 1)),), (0,), (0,), 1.0) for i in range(packs)]
     shares = [assign(made, replicas, r) for r in range(replicas)]
     assert len({len(s) for s in shares}) == 1
     real = [p.rows[0] for share in shares for p in share if p.documents[0].weight]

@@ -1,0 +1,107 @@
+"""`longreel data simulate`: from a run, or from made-up lengths, to the figures of an epoch on many ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from data.curriculum import Curriculum, Position
+from data.mix import Mix
+from data.plan import DataPlan, window_for
+from data.simulate import log_normal_lengths, simulate
+from launcher.config import RunConfig, load
+from launcher.streams import open_curriculum
+from models.latents import open_codec
+from models.schedule import masks_of
+from parallel.mesh import Mesh
+from parallel.split import balanced
+
+STEPS_READ = 4  # of a run, for the bytes that each rank reads
+
+WORDS = {
+    "samples": "samples of an epoch",
+    "tokens": "tokens",
+    "windows": "windows",
+    "packs": "packs",
+    "steps": "steps",
+    "fill": "packs are full to",
+    "least_fill": "emptiest window",
+    "imbalance": "cost of the dearest replica, over the mean",
+    "worst": "the same, worst step",
+    "ghosts": "ghost packs",
+    "pack_tokens_of_a_rank": "tokens of a pack on a rank",
+    "seek_seconds": "seconds to seek to any step",
+    "state_bytes": "bytes of state",
+    "bytes_of_a_rank": "bytes read by a rank in a step, mean",
+    "bytes_of_the_busiest": "the same, busiest rank",
+    "share_of_a_rank": "bytes read by a rank, of those of its packs",
+    "seconds": "seconds that this took",
+}
+
+
+def simulated(
+    run: Path | None,
+    overrides: Sequence[str],
+    replicas: int,
+    sequence: int,
+    packs: int,
+    synthetic: tuple[int, float, float, int, int],
+    on_progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """The figures by name; those of reading only for a run, whose clips exist."""
+    step = replicas * packs
+    if run is None:
+        samples, mean, sigma, pack_tokens, dim = synthetic
+        lengths = log_normal_lengths(samples, mean, sigma, pack_tokens)
+        costs = lengths * (lengths + 6.0 * dim)
+        window = window_for(lengths, pack_tokens, step)
+        plan = DataPlan(lengths, costs, Mix((samples,)), pack_tokens, step, 0, window)
+        return asdict(simulate(plan, replicas, sequence, on_progress))
+    config = load(run, [*overrides, f"data.packs_per_step={step}"])
+    geometry = open_codec(config.codec, config.model.patch).geometry
+    curriculum = open_curriculum(config, geometry)
+    found = asdict(simulate(curriculum.streams[0].plan, replicas, sequence, on_progress))
+    return found | reading(config, curriculum, replicas, sequence)
+
+
+def reading(config: RunConfig, curriculum: Curriculum, replicas: int, sequence: int) -> dict[str, float]:
+    """Bytes that ranks read from shards in the first steps, going by the slice tables."""
+    mesh, position = Mesh(1, sequence, 1), Position()
+    per_rank, whole, steps = [], 0, 0
+    for steps in range(1, STEPS_READ + 1):  # noqa: B007
+        stream, packs, position = curriculum.next_step(position)
+        for pack in packs:
+            mask = max(masks_of(config.model.attention, [d.grid for d in pack.documents]), key=lambda m: m.area)
+            per_rank.append([stream.bytes_of(pack, ranges) for ranges in balanced(mask, mesh).ranges])
+            whole += stream.bytes_of(pack, ((0, pack.tokens),))
+    table = np.array(per_rank, np.float64)  # [packs, ranks of a replica]
+    packs_of_a_replica = len(table) / steps / replicas
+    return {
+        "bytes_of_a_rank": float(table.mean() * packs_of_a_replica),
+        "bytes_of_the_busiest": float(table.mean(axis=0).max() * packs_of_a_replica),
+        "share_of_a_rank": float(table.sum() / sequence / whole),
+    }
+
+
+def table_of(found: dict[str, Any]) -> Table:
+    """One row a figure."""
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, words in WORDS.items():
+        if name in found:
+            table.add_row(words, _text(name, found[name]))
+    return table
+
+
+def _text(name: str, value: float) -> str:
+    if name in ("fill", "least_fill", "share_of_a_rank"):
+        return f"{100 * value:.2f} %"
+    if name in ("imbalance", "worst"):
+        return f"{value:.4f}"
+    return f"{value:,.4f}" if name == "seek_seconds" else f"{value:,.1f}" if name == "seconds" else f"{value:,.0f}"
