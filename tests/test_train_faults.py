@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from launcher.audit import audit
 from launcher.config import to_yaml
 from launcher.folder import RunFolder, read_lines
 from tests.runs import config
@@ -224,3 +225,30 @@ def test_kills_at_random_moments(tmp_path: Path, dataset: Path, undisturbed: lis
             process = start(file, ray)
     finish(process)
     assert curve(out) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_kills_and_another_mesh_each_time(
+    tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]], seed: int
+) -> None:
+    """The same samples in the same order, whoever reads them, and what was read is audited."""
+    out, chance = tmp_path / "run", random.Random(seed)
+    file = settings(out, dataset)
+
+    def anew() -> subprocess.Popen[str]:
+        replica, ring, ulysses = chance.choice([(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (3, 1, 1), (2, 2, 1)])
+        mesh = f"mesh={{replica: {replica}, ring: {ring}, ulysses: {ulysses}}}"
+        return start(file, False, mesh, f"data.workers={chance.choice([0, 1, 3])}", "checkpoint.every=1")
+
+    process = anew()
+    for _ in range(3):
+        time.sleep(chance.uniform(3, 12))
+        process.kill()
+        process.communicate()
+        process = anew()
+    finish(process)
+    assert [line[3] for line in curve(out)] == [line[3] for line in undisturbed]
+    found = audit(out)
+    assert found.clean
+    assert (found.steps, found.missing) == (STEPS, [])
