@@ -1,33 +1,34 @@
-"""Captions: which words belong to which video, from the places where people keep them.
+"""Captions: which words belong to which video, from the places where people keep them; a short and a long text of each.
 
-In this order: a table (CSV or Parquet) that names each video and its caption; `captions.json` beside the videos,
-{file: text} or {file: {"short": ..., "long": ...}}; a sidecar `<stem>.txt` or `<stem>.json` per video. The first two
-are read once; a sidecar is read when its video is.
+In this order: a table that names each video and its captions; `captions.json` beside the videos, {file: text} or
+{file: {"short": ..., "long": ...}}; a sidecar `<stem>.txt` or `<stem>.json` per video. The first two are read once; a
+sidecar is read when its video is listed. Both texts are kept: which of them to train on is chosen in training. Where
+there is but one, it is the caption.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
-
+from data.tables import TABLE_SUFFIXES, read_table
 from parallel.errors import InputError
 
-Choice = Literal["short", "long"]
-
-PATH_COLUMNS = ("path", "file", "video")
-CAPTION_COLUMNS = ("caption", "text")
-TABLE_SUFFIXES = (".csv", ".parquet")
+SHORT_KEYS = ("short", "caption", "text")  # of an object with captions, the first that is there
+LONG_KEYS = ("long", "caption_long", "long_caption")
 FILE_NAME = "captions.json"
 NO_CAPTION = "no caption"  # the value of the error of a video without one
+LARGEST_WORDS = 16 << 20  # bytes of one sidecar
+
+
+class Caption(NamedTuple):
+    """`short` is the short text or the only one, `long` is "" if there is no other."""
+
+    short: str
+    long: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,33 +37,65 @@ class Captions:
 
     Attributes:
         origin: where they come from, for messages.
-        raw: {name relative to the source, with /: text or {"short": text, "long": text}}.
-        sidecars: look for `<stem>.txt` and `<stem>.json` beside a video that `raw` lacks.
+        raw: {name relative to the source, with /: text or an object with texts}.
+        sidecars: look beside a video that `raw` lacks.
     """
 
     origin: str
     raw: Mapping[str, Any] = field(default_factory=dict)
     sidecars: bool = True
 
-    def text(self, name: str, path: Path, choice: Choice = "short") -> str:
-        """The caption of one video: `name` as in `raw` (or its last part), `path` where it lies.
+    def of(self, name: str, beside: Callable[[], Caption] | None = None) -> Caption:
+        """The caption of one video.
+
+        Args:
+            name: as in `raw`, or its last part.
+            beside: gives what stands beside it, or raises; called if `raw` lacks the video.
 
         Raises:
-            InputError: it has none, or none of this choice, or an unreadable one.
+            InputError: it has none, or an unreadable one.
         """
-        entry = self.raw.get(name, self.raw.get(Path(name).name))
-        if entry is None and self.sidecars:
-            entry = _sidecar(path)
-        if isinstance(entry, Mapping):
-            found = [key for key in ("short", "long", *CAPTION_COLUMNS) if entry.get(key)]
-            if choice not in found and ("short" in found or "long" in found):
-                raise _no_caption(f"no {choice} caption of {name} in {self.origin}, only: {', '.join(found)}")
-            entry = next((entry[key] for key in (choice, *CAPTION_COLUMNS) if key in found), None)
-        if entry is not None and not isinstance(entry, str):
-            raise _no_caption(f"the caption of {name} is {type(entry).__name__}, not text")
-        if not entry or not entry.strip():
-            raise _no_caption(NO_CAPTION)
-        return entry.strip()
+        entry = self.raw.get(name, self.raw.get(name.rpartition("/")[2]))
+        if entry is None and self.sidecars and beside is not None:
+            return beside()
+        return caption_of(entry, name)
+
+
+def caption_of(entry: Any, name: str) -> Caption:
+    """A text, or an object with texts, as a caption; `name` is for messages.
+
+    Raises:
+        InputError: it has none, or something else.
+    """
+    texts = entry if isinstance(entry, Mapping) else {SHORT_KEYS[0]: entry}
+    short, long = _first(texts, SHORT_KEYS, name), _first(texts, LONG_KEYS, name)
+    if not short and not long:
+        raise no_caption(NO_CAPTION)
+    return Caption(short, long) if short else Caption(long)
+
+
+def of_parts(parts: Mapping[str, bytes]) -> Caption:
+    """The caption in the parts of a sample that have words, by suffix: json (an object or a text), txt, cls.
+
+    Raises:
+        InputError: there is none, or a part is not what its suffix says.
+    """
+    said = {suffix: _text(suffix, data) for suffix, data in parts.items()}
+    texts: dict[str, Any] = {}
+    if "json" in said:
+        try:
+            value = json.loads(said["json"])
+        except ValueError as error:
+            raise no_caption(f"its json cannot be read: {error}") from error
+        if isinstance(value, dict):
+            texts = value
+        elif isinstance(value, str) or not said.get("txt"):
+            texts = {"caption": value}
+    words = {key: texts[key] for key in (*SHORT_KEYS, *LONG_KEYS) if key in texts}
+    plain = said.get("txt") or ("" if any(words.get(key) for key in SHORT_KEYS) else said.get("cls", ""))
+    if plain and not words.get("short"):
+        words["short"] = plain
+    return caption_of(words, "the sample")
 
 
 def find_captions(folder: Path, given: Path | None = None) -> Captions:
@@ -72,115 +105,94 @@ def find_captions(folder: Path, given: Path | None = None) -> Captions:
         InputError: the file is absent, is not such a file, or lacks a column.
     """
     if given is not None and given.suffix.lower() in TABLE_SUFFIXES:
-        paths, texts = read_table(given, captions=True)
-        return Captions(str(given), {_relative(path, folder): text for path, text in zip(paths, texts, strict=True)})
+        rows = read_table(given, captions=True)
+        return Captions(str(given), {_relative(row.path, folder): row.captions for row in rows})
     file = given if given is not None else folder / FILE_NAME
     if given is None and not file.exists():
         return Captions(f"sidecar files in {folder}")
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        return parse_captions(file.read_bytes(), str(file), folder)
     except FileNotFoundError as error:
-        raise InputError("the file of captions exists", str(file), "name a .json, .csv or .parquet file") from error
-    except (ValueError, OSError) as error:
-        raise InputError(
-            "captions are JSON, CSV or Parquet", f"{file}: {error}", 'write {"clip.mp4": "what it shows", ...}'
-        ) from error
+        remedy = "name a .json, .jsonl, .csv or .parquet file"
+        raise InputError("the file of captions exists", str(file), remedy) from error
+    except OSError as error:
+        raise _not_json(f"{file}: {error.strerror}") from error
+
+
+def parse_captions(data: bytes, origin: str, folder: Path | None = None) -> Captions:
+    """What a `captions.json` says; absolute names in `folder` become relative to it.
+
+    Raises:
+        InputError: it is no JSON object.
+    """
+    try:
+        raw = json.loads(data.decode("utf-8-sig"))
+    except ValueError as error:
+        raise _not_json(f"{origin}: {error}") from error
     if not isinstance(raw, dict):
         raise InputError(
             "a JSON file of captions is one object",
-            f"{file}: {type(raw).__name__}",
+            f"{origin}: {type(raw).__name__}",
             'write {"clip.mp4": "what it shows", ...}',
         )
-    return Captions(str(file), {_relative(str(key), folder): value for key, value in raw.items()})
+    return Captions(origin, {_relative(str(key), folder): value for key, value in raw.items()})
 
 
-def read_table(file: Path, captions: bool) -> tuple[list[str], list[str | None]]:
-    """The path column and the caption column (None where empty) of a CSV or Parquet file.
-
-    Args:
-        file: the table.
-        captions: whether it must have a caption column; without one every caption is None.
+def sidecars_of(path: Path) -> dict[str, bytes]:
+    """The files of words beside a video, by suffix.
 
     Raises:
-        InputError: no such table, or a column is missing; names the columns that it has.
+        InputError: one cannot be read.
     """
-    # As text throughout: a folder of videos called 001, 002 must not become the numbers 1 and 2.
-    readers: dict[str, Callable[[], pa.Table]] = {
-        ".csv": lambda: _read_csv(file),
-        ".parquet": lambda: pyarrow.parquet.read_table(file),
-    }
-    if file.suffix.lower() not in readers:
-        raise InputError("a table is a .csv or a .parquet file", str(file), "convert it to one of them")
-    try:
-        table = readers[file.suffix.lower()]()
-    except (pa.ArrowException, OSError) as error:
-        raise InputError("a table can be read", f"{file}: {error}", "check the file with pandas or DuckDB") from error
-    names = list(table.column_names)
-    paths = [None if p is None else str(p).strip() for p in table[_column(names, PATH_COLUMNS, file)].to_pylist()]
-    if not captions and not set(names) & set(CAPTION_COLUMNS):
-        texts: list[str | None] = [None] * len(paths)
-    else:
-        texts = [None if t is None else str(t) for t in table[_column(names, CAPTION_COLUMNS, file)].to_pylist()]
-    again = next((path for path, times in Counter(paths).items() if path and times > 1), None)
-    if again is not None:
-        raise InputError(
-            "a table names each video once", f"{file}: {again} stands there twice", "keep one caption of it"
-        )
-    empty = next((row for row, path in enumerate(paths) if not path), None)
-    if empty is not None:
-        raise InputError(
-            "every row of a table names its video", f"{file}: row {empty + 1} does not", "fill or remove the row"
-        )
-    return [path for path in paths if path], texts
-
-
-def _read_csv(file: Path) -> pa.Table:
-    with pyarrow.csv.open_csv(file) as head:
-        names = head.schema.names
-    return pyarrow.csv.read_csv(
-        file,
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-        ),
-    )
-
-
-def _column(names: list[str], accepted: tuple[str, ...], file: Path) -> str:
-    for name in accepted:
-        if name in names:
-            return name
-    lower = {name.lower().strip(): name for name in names}
-    near = next((lower[m] for a in accepted for m in get_close_matches(a, list(lower), n=1, cutoff=0.6)), None)
-    remedy = f"rename {near!r} to {accepted[0]!r}" if near else f"add a column {accepted[0]!r}"
-    raise InputError(
-        f"a table has a column {' or '.join(map(repr, accepted))}",
-        f"{file} has: {', '.join(map(repr, names)) or 'none'}",
-        remedy,
-    )
-
-
-def _sidecar(path: Path) -> Any:
-    for suffix in (".txt", ".json"):
-        file = path.with_suffix(suffix)
+    found = {}
+    for suffix in ("txt", "json"):
+        file = path.with_suffix(f".{suffix}")
         try:
-            text = file.read_text(encoding="utf-8")
-            return json.loads(text) if suffix == ".json" else text
+            if file.stat().st_size > LARGEST_WORDS:
+                raise no_caption(f"the caption file {file.name} has {file.stat().st_size} bytes")
+            found[suffix] = file.read_bytes()
         except FileNotFoundError:
             continue
-        except (ValueError, OSError) as error:
-            raise _no_caption(f"the caption file {file.name} cannot be read: {error}") from error
-    return None
+        except OSError as error:
+            raise no_caption(f"the caption file {file.name} cannot be read: {error.strerror}") from error
+    return found
 
 
-def _relative(path: str, folder: Path) -> str:
-    given = Path(path)
-    if given.is_absolute() and given.is_relative_to(folder.absolute()):
-        return given.relative_to(folder.absolute()).as_posix()
-    return given.as_posix()
-
-
-def _no_caption(reason: str) -> InputError:
+def no_caption(reason: str) -> InputError:
+    """The error of a video without a caption that can be used."""
     return InputError(
         "every video has a caption", reason, "write captions.json or <video>.txt beside it, or allow missing captions"
     )
+
+
+def _first(texts: Mapping[str, Any], keys: tuple[str, ...], name: str) -> str:
+    for key in keys:
+        entry = texts.get(key)
+        if entry is not None and not isinstance(entry, str):
+            raise no_caption(f"the caption of {name} is {type(entry).__name__}, not text")
+        if entry and entry.strip():
+            return clean(entry.strip())
+    return ""
+
+
+def clean(text: str) -> str:
+    """Text that can be written as UTF-8: half characters, which JSON may hold, become question marks."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _text(suffix: str, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise no_caption(f"its {suffix} is not UTF-8") from error
+
+
+def _relative(path: str, folder: Path | None) -> str:
+    given = Path(path)
+    if folder is not None and given.is_absolute() and given.is_relative_to(folder.absolute()):
+        return given.relative_to(folder.absolute()).as_posix()
+    return path if "://" in path else given.as_posix()
+
+
+def _not_json(what: str) -> InputError:
+    return InputError("captions are JSON, JSON lines, CSV or Parquet", what, 'write {"clip.mp4": "what it shows", ...}')

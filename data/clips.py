@@ -1,23 +1,80 @@
-"""From a video file to clips: probe it, cut it into shots, store each as a small H.264 file.
+"""From a file to clips: watch it once, cut it into shots, store each as a clip in fragments.
 
-A file that already is what we would write is kept byte for byte: no generation loss, and a hundred times as fast.
-Everything else is decoded and encoded once, a frame at a time, so memory does not grow with length. Frames of a
-variable rate are stored at their mean rate.
+    film      |---------- shot ----------|-- shot --|---- shot ----|
+    restarts  |        |        |        |      |             |
+    clips     [ copied ][    copied     ] too short  [  encoded   ]
+
+What needs no change is copied packet by packet (`data.remux`): no generation loss, at no cost beside watching. A shot
+that does not begin at a restart, or that is turned, scaled, interlaced, of another codec or pixel format, or of an
+uneven rate, is decoded and encoded, a frame at a time, so memory does not grow with length. An image is a clip of one
+frame and stays as it is.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
+from math import log
 from pathlib import Path
 
-from data import cuts, video
-from data.scores import Scores
+import cv2
+import numpy as np
+
+from data import image, mp4, video
+from data.cuts import small_size
+from data.h264 import encode
+from data.previews import Strip
+from data.rates import seen
+from data.remux import remux
+from data.rgb import UPRIGHT, Frames
+from data.scores import Scorer, Scores
 from data.slices import Slices
 from data.video import Video
+from data.watch import Film, Shot, part, watch
+from parallel.errors import InputError
 
-LONGEST_GOP_COPIED = 48  # frames; a rank that needs one frame decodes at most this many
 SMALLEST_SIDE = 16  # pixels
+SEGMENTS = 8  # that a part of a long shot is watched in
+COPIED = ("yuv420p", "yuvj420p")  # pixel formats
+
+Size = tuple[int, int]  # height, width
+
+
+@dataclass(frozen=True)
+class CutOptions:
+    """How to cut.
+
+    Attributes:
+        min_frames: shorter shots are rejected.
+        max_frames: longer shots are cut into equal parts, at restarts if they can be copied.
+        short_side: shrink so that the shorter side has this many pixels; smaller videos stay as they are.
+        sizes: (height, width) of buckets, in place of `short_side`: each clip is scaled and cropped, around its centre,
+            to the one of nearest aspect ratio; of several, to the largest that it fills.
+        max_gop: clips with a longer stretch between restarts are encoded; a rank that needs one frame decodes as many.
+    """
+
+    min_frames: int = 8
+    max_frames: int | None = None
+    short_side: int | None = None
+    sizes: tuple[Size, ...] | None = None
+    max_gop: int = 256
+
+    def __post_init__(self) -> None:
+        sides = [self.short_side, *(side for size in self.sizes or () for side in size)]
+        limits = [("min_frames", self.min_frames, 1), ("max_gop", self.max_gop, 1)]
+        limits += [("max_frames", self.max_frames or self.min_frames, self.min_frames)]
+        limits += [("a side of a clip", side, SMALLEST_SIDE) for side in sides if side is not None]
+        for name, value, least in limits:
+            if value < least:
+                raise InputError(f"{name} is at least {least}", str(value), f"give {least} or more")
+        for side in sides:
+            if side is not None and side % 2:
+                raise InputError("sides of clips are even, as video needs", str(side), f"give {side + 1}")
+        if self.sizes is not None and (self.short_side is not None or not self.sizes):
+            raise InputError("sizes are buckets, or there is a short side", str(self), "give one of them")
 
 
 @dataclass(frozen=True)
@@ -46,58 +103,159 @@ class Clip:
 
 @dataclass(frozen=True)
 class Clips:
-    """What came of one file: how many shots it has, those that are kept, and why others are not."""
+    """What came of one file: how many shots it has (or parts of shots), those kept, and why others are not."""
 
     shots: int
     kept: tuple[Clip, ...]
     rejected: tuple[str, ...]
 
 
-def cut_into_clips(path: Path, min_frames: int = 8, short_side: int | None = None) -> Clips:
-    """The clips of a file, one per shot.
+def cut_into_clips(path: Path, options: CutOptions | int = CutOptions(), short_side: int | None = None) -> Clips:
+    """The clips of a file: one per shot, or per part of a long shot; or its image.
 
     Args:
-        path: a video in any format that FFmpeg reads.
-        min_frames: shorter shots are rejected.
-        short_side: shrink so that the shorter side has this many pixels; smaller videos stay as they are.
+        path: a video in any format that FFmpeg reads, or a JPEG, PNG or WebP.
+        options: how to cut; a number is `min_frames`.
+        short_side: with a number.
 
     Raises:
-        InputError: the file is no video, or damaged.
+        InputError: the file is neither, or damaged, or cannot be shown as it was meant.
     """
+    if isinstance(options, int):
+        options = CutOptions(options, short_side=short_side)
+    if (suffix := _image_suffix(path)) is not None:
+        return _clip_of_image(path, suffix, options)
     found = video.probe(path)
     if min(found.height, found.width) < SMALLEST_SIDE:
         return Clips(0, (), (f"{found.height} x {found.width} pixels, smaller than {SMALLEST_SIDE}",))
-    shots = cuts.shots(path, found)
-    size = target_size(found.height, found.width, short_side)
+    segment = None if options.max_frames is None else max(1, options.max_frames // SEGMENTS)
+    film = watch(path, found, segment)
     kept: list[Clip] = []
-    short = [f"{start}:{stop}" for start, stop in shots if stop - start < min_frames]
-    for start, stop in shots:
-        if stop - start < min_frames:
-            continue
-        if len(shots) == 1 and size == (found.height, found.width) and may_copy(found):
-            data = path.read_bytes()
-        else:
-            frames = video.stream_frames(path, start, stop, size=size, video=found)
-            data = video.encode(frames, found.fps)
-        kept.append(Clip(start, stop, data, stop - start, found.fps, *size))
-    listed = ", ".join(short[:5]) + (" ..." if len(short) > 5 else "")
-    reasons = (f"{len(short)} of {len(shots)} shots have fewer than {min_frames} frames: {listed}",) if short else ()
-    return Clips(len(shots), tuple(kept), reasons)
+    short: list[str] = []
+    for shot in film.shots:
+        for rows in _parts(film, shot, options):
+            if len(rows) < options.min_frames:
+                short.append(f"{rows[0]}:{rows[-1] + 1}")
+            else:
+                kept.append(_clip(path, film, shot, rows, options))
+    pieces = len(kept) + len(short)
+    reason = f"{len(short)} of {pieces} shots have fewer than {options.min_frames} frames: {', '.join(short)}"
+    return Clips(pieces, tuple(kept), (reason,) if short else ())
 
 
-def target_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
-    """(height, width) to store, both even, as 4:2:0 needs: 33 x 17 is scaled to 32 x 16."""
-    scale = min(1.0, short_side / min(height, width)) if short_side else 1.0
-    return round(height * scale) // 2 * 2, round(width * scale) // 2 * 2
+def target_size(height: int, width: int, options: CutOptions) -> tuple[Size, Size]:
+    """(height, width) to scale to and then to crop to, both even, as 4:2:0 needs: 33 x 17 is scaled to 32 x 16."""
+    if options.sizes is None:
+        least = min(height, width)
+        scale = min(1.0, options.short_side / least) if options.short_side else 1.0
+        scaled = round(height * scale) // 2 * 2, round(width * scale) // 2 * 2
+        return scaled, scaled
+
+    def fit(size: Size) -> tuple[float, bool, int]:
+        fills = size[0] <= height and size[1] <= width
+        pixels = size[0] * size[1]
+        return round(abs(log(size[0] * width / (size[1] * height))), 6), not fills, -pixels if fills else pixels
+
+    bucket = min(options.sizes, key=fit)
+    scale = max(bucket[0] / height, bucket[1] / width)
+    return (max(bucket[0], round(height * scale)), max(bucket[1], round(width * scale))), bucket
 
 
-def may_copy(found: Video) -> bool:
-    """Whether a whole file can be stored unchanged: 8-bit 4:2:0 H.264 in mp4, upright, square pixels, short gops."""
+def _parts(film: Film, shot: Shot, options: CutOptions) -> list[Sequence[int]]:
+    """The rows of each clip of a shot, one per frame; those of an uneven rate may repeat."""
+    found, start, stop = film.found, shot[0].start, shot[-1].stop
+    rows: Sequence[int] = range(start, stop)
+    if not found.even:
+        rows = seen(found.scan.pts, found.time_base, found.fps, start, stop)
+    most = options.max_frames
+    if most is None or len(rows) <= most:
+        return [rows]
+    bounds = None
+    if _needs_no_change(film, options):
+        restarts = [row - start for row, _ in found.scan.restarts if start < row < stop]
+        bounds = at_restarts(restarts, len(rows), options.min_frames, most)
+    return [rows[a:b] for a, b in pairwise(bounds or equal_parts(len(rows), -(-len(rows) // most)))]
+
+
+def equal_parts(frames: int, parts: int) -> list[int]:
+    """Where parts of about equal length begin, and the end: equal_parts(10, 3) is [0, 3, 6, 10]."""
+    return [frames * n // parts for n in range(parts + 1)]
+
+
+def at_restarts(restarts: Sequence[int], frames: int, least: int, most: int) -> list[int] | None:
+    """As `equal_parts`, but at restarts, each part of `least` to `most` frames; None if that cannot be."""
+    fewest = -(-frames // most)
+    for parts in range(fewest, 2 * fewest + 1):
+        inner = [min(restarts, key=lambda row: abs(row - at), default=0) for at in equal_parts(frames, parts)[1:-1]]
+        bounds = [0, *inner, frames]
+        if all(least <= b - a <= most for a, b in pairwise(bounds)):
+            return bounds
+    return None
+
+
+def _clip(path: Path, film: Film, shot: Shot, rows: Sequence[int], options: CutOptions) -> Clip:
+    found, start, stop = film.found, rows[0], rows[-1] + 1
+    scaled, size = target_size(found.height, found.width, options)
+    data = None
+    if _needs_no_change(film, options) and _longest_gop(found, start, stop) <= options.max_gop:
+        data = remux(path, found, start, stop)
+    if data is None:
+        data = encode(_frames(path, found, rows, scaled, size), found.fps)
+    return Clip(start, stop, data, len(rows), found.fps, *size, "mp4", mp4.slices(data), *part(shot, start, stop))
+
+
+def _needs_no_change(film: Film, options: CutOptions) -> bool:
+    """Whether packets may be stored as they are, as far as the whole file tells."""
+    found = film.found
     return (
-        (found.container, found.codec, found.pixel_format) == ("mp4", "h264", "yuv420p")
-        and found.video_streams == 1
-        and found.rotation == 0
-        and found.stored == (found.height, found.width)
-        and found.scan.restarts[0] == (0, 0)
-        and found.longest_gop <= LONGEST_GOP_COPIED
+        film.steady
+        and found.even
+        and not found.interlaced
+        and (found.codec, found.turn) == ("h264", UPRIGHT)
+        and found.pixel_format in COPIED
+        and target_size(found.height, found.width, options) == (found.stored, found.stored)
     )
+
+
+def _longest_gop(found: Video, start: int, stop: int) -> int:
+    rows = [row for row, _ in found.scan.restarts if start < row < stop]
+    return max(b - a for a, b in pairwise([start, *rows, stop]))
+
+
+def _frames(path: Path, found: Video, rows: Sequence[int], scaled: Size, size: Size) -> Iterator[Frames]:
+    """The frames of these rows, RGB [height, width, 3], scaled and cropped."""
+    times = Counter(rows)
+    top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
+    start, stop = rows[0], rows[-1] + 1
+    for row, frame in enumerate(video.stream_frames(path, start, stop, size=scaled, video=found), start):
+        for _ in range(times[row]):
+            yield frame[top : top + size[0], left : left + size[1]]
+
+
+def _image_suffix(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return image.suffix_of(file.read(image.MAGIC))
+    except OSError:
+        return None  # the probe says why
+
+
+def _clip_of_image(path: Path, suffix: str, options: CutOptions) -> Clips:
+    """Stored as it came, unless buckets ask for another size."""
+    data = path.read_bytes()
+    (frame,) = image.decode(data)
+    height, width = frame.shape[:2]
+    if min(height, width) < SMALLEST_SIDE:
+        return Clips(0, (), (f"{height} x {width} pixels, smaller than {SMALLEST_SIDE}",))
+    if options.sizes is not None or options.short_side is not None:
+        scaled, size = target_size(height, width, options)
+        if size != (height, width):
+            top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
+            (frame,) = image.decode(data, scaled)[:, top : top + size[0], left : left + size[1]]
+            data, suffix, (height, width) = image.encode(frame), "png", size
+    small = cv2.resize(frame, small_size(height, width)[::-1], interpolation=cv2.INTER_AREA)
+    scorer, strip = Scorer(), Strip()
+    scorer.add(np.asarray(small, np.uint8))
+    strip.add(np.asarray(small, np.uint8))
+    clip = Clip(0, 1, data, 1, Fraction(1), height, width, suffix, None, scorer.result(), strip.jpeg())
+    return Clips(1, (clip,), ())

@@ -1,54 +1,32 @@
 """A group: the files that make one shard, and the transaction that makes them samples.
 
-files --convert, in workers--> clips --hash--> samples --> tar --> rows of the index --> commit
+files --convert, in workers--> clips --near copies--> samples --> tar --> rows --> previews --> commit
 """
 
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data import index, shards
-from data.clips import Clip, Clips, cut_into_clips
+from data import index, previews, shards
+from data.clips import Clip
+from data.convert import Converted, Todo
+from data.filters import NEAR_DUPLICATES, Filters
+from data.ledger import Ledger
+from data.outcome import Outcome, Rejection, Tally
 from data.scores import Scores
-from data.shards import Sample, digest_bytes, digest_of
-from data.sources import VideoFile
-from data.workers import Died
-from parallel.errors import InputError
+from data.shards import PREVIEWS, Sample, digest_bytes, digest_of, uid_of
+from data.workers import Died, Lost, Pool, TimedOut, TooLarge
 
-Result = Clips | str | Died[Path]  # clips, or why there are none
-
-
-@dataclass(frozen=True)
-class Todo:
-    """A file to work on: `content` is the digest of its bytes, `size` their number."""
-
-    video: VideoFile
-    caption: str
-    content: str
-    size: int
-
-
-@dataclass
-class Outcome:
-    """What became of files.
-
-    Attributes:
-        clips: shots found.
-        kept: of them, stored.
-        rejected: (file, reason).
-        frames, bytes, shards: written.
-    """
-
-    clips: int = 0
-    kept: int = 0
-    rejected: list[tuple[str, str]] = field(default_factory=list)
-    frames: int = 0
-    bytes: int = 0
-    shards: int = 0
+UNKNOWN_BYTES = 4 << 20  # that a file of unknown size counts for
+SAME_CLIP, SAME_BYTES = "identical", "same bytes"
+LOST = {Died: "worker died", TimedOut: "took too long", TooLarge: "too much memory"}
+Result = Converted | Rejection | Lost[Todo]
 
 
 def into_groups(todo: Iterable[Todo], most_bytes: int, most_files: int) -> Iterator[list[Todo]]:
@@ -57,7 +35,7 @@ def into_groups(todo: Iterable[Todo], most_bytes: int, most_files: int) -> Itera
     size = 0
     for item in todo:
         group.append(item)
-        size += item.size
+        size += UNKNOWN_BYTES if item.file.place.size is None else item.file.place.size
         if size >= most_bytes or len(group) >= most_files:
             yield group
             group, size = [], 0
@@ -65,85 +43,152 @@ def into_groups(todo: Iterable[Todo], most_bytes: int, most_files: int) -> Itera
         yield group
 
 
-def convert(path: Path, min_frames: int, short_side: int | None) -> Clips | str:
-    """Runs in a worker: the clips of a file, or why it has none."""
-    try:
-        return cut_into_clips(path, min_frames, short_side)
-    except InputError as error:
-        return error.value.removeprefix(f"{path}: ")
-    except Exception as error:  # whatever a strange file provokes must not stop the job; it is counted and shown
-        return f"{type(error).__name__}: {error}"
+def converted(
+    groups: Iterable[list[Todo]], work: Callable[[Todo], Any], pool: Pool
+) -> Iterator[tuple[list[Todo], Iterator[Result]]]:
+    """Each group with what `work` makes of its files, in their order; workers go on into later groups meanwhile.
 
-
-def write_group(
-    dataset: Path,
-    config: Mapping[str, Any],
-    group: Sequence[Todo],
-    results: Iterable[Result],
-    uids: set[str],
-    outcome: Outcome,
-    on_file: Callable[[str, int], None],
-) -> None:
-    """Writes one shard with its rows and commits it; a group without a sample leaves nothing behind.
-
-    Args:
-        dataset: the folder.
-        config: the options that decide the bytes; part of the shard's id.
-        group: the files.
-        results: of `convert`, in the order of `group`; taken one at a time.
-        uids: of all samples so far; grows.
-        outcome: grows.
-        on_file: called after each file with its name and the clips kept so far.
+    The results of a group must be taken before the next group is asked for.
     """
-    shard_id = digest_of(config, [(item.video.name, item.content, item.caption) for item in group])
-    rows: list[dict[str, Any]] = []
-    inputs: list[dict[str, Any]] = []
+    begun: deque[list[Todo]] = deque()
 
-    def samples() -> Iterator[Sample]:
+    def jobs() -> Iterator[Todo]:
+        for group in groups:
+            begun.append(group)
+            yield from group
+
+    results = pool.map(work, jobs())
+    for first in results:
+        group = begun.popleft()
+        yield group, _with(first, islice(results, len(group) - 1))
+
+
+def _with(first: Result, others: Iterator[Result]) -> Iterator[Result]:
+    yield first
+    yield from others
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes groups into one dataset.
+
+    Attributes:
+        dataset: the folder, held by this process.
+        config: the options that decide the bytes; part of a shard's id.
+        filters: for near copies.
+        ledger: what is there; grows.
+        outcome: grows.
+        on_file: called after each file with its name.
+    """
+
+    dataset: Path
+    config: Mapping[str, Any]
+    filters: Filters
+    ledger: Ledger
+    outcome: Outcome
+    on_file: Callable[[str], None]
+
+    def write(self, group: Sequence[Todo], results: Iterable[Result]) -> None:
+        """Writes one shard with its rows and previews and commits it; a group without a sample leaves nothing behind.
+
+        Args:
+            group: the files.
+            results: of `convert`, in the same order; taken one at a time.
+        """
+        shard_id = digest_of(self.config, [(item.file.name, item.identity, item.file.caption) for item in group])
+        batch = _Batch(self)
+        shard = shards.write_shard(self.dataset, shard_id, batch.samples(group, results))
+        if shard is None:
+            return
+        for row, parts in zip(batch.rows, shard.parts, strict=True):
+            row["shard"] = shard.path
+            for suffix, part in parts.items():
+                which = "json" if suffix == "json" else "media"
+                row.update({f"{which}_offset": part.offset, f"{which}_size": part.size, f"{which}_hash": part.hash})
+        written = index.write_rows(self.dataset, shard_id, batch.rows)
+        if any(batch.strips):
+            for number, sheet in enumerate(previews.sheets(batch.strips)):
+                shards.write_bytes(self.dataset / PREVIEWS / previews.sheet_name(shard_id, number), sheet)
+        record = {"config": self.config, "inputs": batch.inputs, "tally": batch.tally.as_json(), "index": written}
+        shards.commit(self.dataset, shard_id, {**record, "size": shard.size, "hash": shard.hash})
+        self.outcome.shards += 1
+        self.outcome.bytes += shard.size
+
+
+class _Batch:
+    """The samples of one group as they come, and what a commit says of them."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        self.rows: list[dict[str, Any]] = []
+        self.strips: list[bytes | None] = []
+        self.inputs: list[dict[str, Any]] = []
+        self.tally = Tally()  # without what is tried again: another commit may count it
+
+    def samples(self, group: Sequence[Todo], results: Iterable[Result]) -> Iterator[Sample]:
+        """The samples of the group, each file judged when its turn comes."""
         for item, result in zip(group, results, strict=True):
-            new, rejected = _judge(item, result, uids)
-            if isinstance(result, Clips):
-                outcome.clips += result.shots
-            outcome.kept += len(new)
-            outcome.frames += sum(clip.frames for clip in new.values())
-            outcome.rejected += [(item.video.name, reason) for reason in rejected]
-            if not isinstance(result, Died):  # it may have died of something else: the next run tries again
-                known = {"file": item.video.name, "content": item.content, "caption": item.caption}
-                inputs.append({**known, "kept": len(new), "rejected": rejected})
-            uids.update(new)
-            for uid, clip in new.items():
-                rows.append(_row(uid, item, clip))
-                facts = {"uid": uid, **{name: rows[-1][name] for name in index.FACTS}}
-                words = json.dumps(facts, sort_keys=True, ensure_ascii=False) + "\n"
-                yield Sample(uid, {"json": words.encode(), clip.media: clip.data})
-            on_file(item.video.name, outcome.kept)
+            content, kept, rejected = self._judged(item, result)
+            self._count(item, result, kept, rejected)
+            known = {"file": item.file.name, "version": item.file.place.version, "content": content}
+            words = {"caption": item.file.caption.short, "caption_long": item.file.caption.long}
+            said = [one.as_json() for one in rejected]
+            self.inputs.append({**known, **words, "kept": len(kept), "rejected": said})
+            for uid, clip in kept.items():
+                self.rows.append(_row(uid, item, clip))
+                self.strips.append(clip.preview)
+                facts = {"uid": uid, **{name: self.rows[-1][name] for name in index.FACTS}}
+                text = json.dumps(facts, sort_keys=True, ensure_ascii=False) + "\n"
+                yield Sample(uid, {"json": text.encode(), clip.media: clip.data})
+            self.writer.on_file(item.file.name)
 
-    shard = shards.write_shard(dataset, shard_id, samples())
-    if shard is None:
-        return
-    for row, parts in zip(rows, shard.parts, strict=True):
-        row["shard"] = shard.path
-        for suffix, part in parts.items():
-            which = "json" if suffix == "json" else "media"
-            row.update({f"{which}_offset": part.offset, f"{which}_size": part.size, f"{which}_hash": part.hash})
-    written = index.write_rows(dataset, shard_id, rows)
-    record = {"config": config, "inputs": inputs, "index": written, "size": shard.size, "hash": shard.hash}
-    shards.commit(dataset, shard_id, record)
-    outcome.shards += 1
-    outcome.bytes += shard.size
+    def _count(self, item: Todo, result: Result, kept: Mapping[str, Clip], rejected: Sequence[Rejection]) -> None:
+        own, outcome = Tally(kept=len(kept)), self.writer.outcome
+        if isinstance(result, Converted) and not any(one.clips == 0 for one in rejected):
+            own.readable, own.shots = 1, result.shots
+        for one in rejected:
+            own.reject(one)
+            outcome.rejected.append((item.number, one))
+        outcome.tally.add(own)
+        outcome.frames += sum(clip.frames for clip in kept.values())
+        if not any(one.again for one in rejected):
+            self.tally.add(own)
 
+    def _judged(self, item: Todo, result: Result) -> tuple[str, dict[str, Clip], list[Rejection]]:
+        """The digest of a file's bytes, its new clips by uid, and why others are not kept."""
+        name = item.file.name
+        if isinstance(result, Lost):
+            return "", {}, [Rejection(name, "read", LOST[type(result)], result.reason, again=True)]
+        if isinstance(result, Rejection):
+            return item.content, {}, [result]
+        ledger = self.writer.ledger
+        twin = ledger.twin(result.content)
+        if twin is not None:
+            return result.content, {}, [Rejection(name, "duplicate", SAME_BYTES, f"same bytes as {twin}")]
+        ledger.new[result.content] = name
+        kept, rejected = self._new_clips(item, result)
+        return result.content, kept, [*result.rejected, *rejected]
 
-def _judge(item: Todo, result: Result, uids: set[str]) -> tuple[dict[str, Clip], list[str]]:
-    """The clips of a file by uid that no one has yet, and why others are not kept."""
-    if isinstance(result, Died):
-        return {}, ["its worker process died"]
-    if isinstance(result, str):
-        return {}, [result]
-    clips = {digest_of(digest_bytes(clip.data), item.caption): clip for clip in result.kept}
-    new = {uid: clip for uid, clip in clips.items() if uid not in uids}
-    same = len(result.kept) - len(new)
-    reasons = [f"{same} clips are the same as others, caption included"] if same else []
-    return new, [*result.rejected, *reasons]
+    def _new_clips(self, item: Todo, result: Converted) -> tuple[dict[str, Clip], list[Rejection]]:
+        ledger, filters, words = self.writer.ledger, self.writer.filters, item.file.caption
+        kept: dict[str, Clip] = {}
+        rejected = []
+        for clip in result.clips:
+            uid, rows = uid_of(digest_bytes(clip.data), words.short, words.long), f"{clip.start}:{clip.stop}"
+            if uid in ledger.uids:
+                reason = "the same as another clip, caption included"
+                rejected.append(Rejection(item.file.name, "duplicate", SAME_CLIP, reason, rows, 1))
+                continue
+            if filters.near_duplicates is not None and clip.scores is not None:
+                near = ledger.seen.near(clip.scores.phash, filters.near_duplicates)
+                if near is not None:
+                    reason = f"nearly the same picture as {near}, within {filters.near_duplicates} bits"
+                    rejected.append(Rejection(item.file.name, "duplicate", NEAR_DUPLICATES, reason, rows, 1))
+                    continue
+                ledger.seen.add(f"{item.file.name} {rows}", clip.scores.phash)
+            ledger.uids.add(uid)
+            kept[uid] = clip
+        return kept, rejected
 
 
 def _row(uid: str, item: Todo, clip: Clip) -> dict[str, Any]:
@@ -155,9 +200,9 @@ def _row(uid: str, item: Todo, clip: Clip) -> dict[str, Any]:
         "slice_offsets": slices.offsets if slices else (),
         "slice_hashes": slices.hashes if slices else (),
         **(asdict(scores) if scores else dict.fromkeys(f.name for f in fields(Scores))),
-        "caption": item.caption,
-        "caption_long": "",
-        "file": item.video.name,
+        "caption": item.file.caption.short,
+        "caption_long": item.file.caption.long,
+        "file": item.file.name,
         "start": clip.start,
         "stop": clip.stop,
         "frames": clip.frames,

@@ -41,7 +41,7 @@ class Stretch:
 def layout(rows: Iterable[Row]) -> Iterator[Stretch]:
     """All of a tar of ours, in its order."""
     at = 0
-    for row in sorted(rows, key=_first):
+    for row in sorted(rows, key=lambda row: min(offset for _, offset, _, _ in parts(row))):
         for part, offset, size, digest in sorted(parts(row), key=lambda found: found[1]):
             head = tars.header(f"{row['uid']}.{part}", size)
             stop, after = offset + size, offset + tars.padded(size)
@@ -62,10 +62,13 @@ def parts(row: Mapping[str, Any]) -> list[tuple[str, int, int, str]]:
 
 
 def is_as_expected(file: int, stretch: Stretch) -> bool:
-    """Whether a file has there what it must have."""
-    if isinstance(stretch.expected, bytes):
-        return os.pread(file, len(stretch.expected), stretch.start) == stretch.expected
-    return digest_range(file, stretch.start, stretch.stop) == stretch.expected
+    """Whether a file has there what it must have; what the disk refuses to read, it has not."""
+    try:
+        if isinstance(stretch.expected, bytes):
+            return os.pread(file, len(stretch.expected), stretch.start) == stretch.expected
+        return digest_range(file, stretch.start, stretch.stop) == stretch.expected
+    except OSError:
+        return False
 
 
 def digest_range(file: int, start: int, stop: int) -> str:
@@ -77,5 +80,6 @@ def digest_range(file: int, start: int, stop: int) -> str:
     return str(hasher.hexdigest(length=16))
 
 
-def _first(row: Row) -> int:
-    return min((offset for _, offset, _, _ in parts(row)), default=0)
+def begin(row: Row) -> int:
+    """Where the first header of a sample of ours begins."""
+    return min(offset - len(tars.header(f"{row['uid']}.{part}", size)) for part, offset, size, _ in parts(row))

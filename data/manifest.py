@@ -43,8 +43,13 @@ def latest(dataset: Path, digest: str | None = None) -> Manifest | None:
     Raises:
         InputError: it cannot be read, was changed, or another Longreel wrote it.
     """
-    files = sorted((dataset / MANIFEST).glob("[0-9]*.json"), reverse=True)
-    return next((m for m in map(read, files) if digest in (None, m.digest)), None)
+    found = reversed(files(dataset))
+    return next((m for m in map(read, found) if digest in (None, m.digest)), None)
+
+
+def files(dataset: Path) -> list[Path]:
+    """The files of all generations, the first one first."""
+    return sorted((dataset / MANIFEST).glob("[0-9]" * 8 + ".json"))
 
 
 def read(file: Path) -> Manifest:

@@ -7,13 +7,15 @@ the very pixels of a full decode. 1 to 3 us a packet.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from parallel.errors import InputError
+
+IDR = 5  # ITU-T H.264, table 7-1
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ class Scan:
         """Rows of the stream."""
         return len(self.pts) or self.packets
 
-    def restart(self, row: int) -> int:
-        """The packet number from which decoding yields `row` exactly."""
-        return max((packet for first, packet in self.restarts if first <= row), default=0)
+    def restart(self, row: int) -> tuple[int, int]:
+        """(row, packet number) from which decoding yields `row` exactly."""
+        return max((found for found in self.restarts if found[0] <= row), default=(0, 0))
 
 
 def scan_packets(packets: Iterable[Any], stream: Any, name: str) -> Scan:
@@ -56,7 +58,7 @@ def scan_packets(packets: Iterable[Any], stream: Any, name: str) -> Scan:
         if packet.is_corrupt:
             raise broken(name, f"packet {number} is damaged or cut short")
         if packet.is_keyframe:
-            keys.append((packet.pts, number, codec != "h264" or _has_idr(memoryview(packet), extradata)))
+            keys.append((packet.pts, number, codec != "h264" or is_restart(bytes(packet), extradata)))
         pts.append(packet.pts)
         shown.append(not packet.is_discard and (codec != "vp8" or bool(memoryview(packet)[0] & 0x10)))  # RFC 6386, 9.1
     if stream.frames > len(pts):
@@ -75,22 +77,27 @@ def scan_packets(packets: Iterable[Any], stream: Any, name: str) -> Scan:
     )
     if len(set(rows)) < len(rows):
         raise broken(name, "two frames have the same time stamp")
+    if not rows:
+        raise broken(name, "no frame is shown")
     row_of_restart = np.searchsorted(np.asarray(rows, np.int64), np.asarray([p for p, _ in restarts], np.int64))
     found = sorted((int(row), n) for row, (_, n) in zip(row_of_restart, restarts, strict=True))
     return Scan(tuple(rows), tuple(found), len(rows))
 
 
-def _has_idr(packet: Sequence[int], extradata: bytes) -> bool:
-    """Whether an H.264 key packet clears the decoder's memory: NAL type 5 (ITU-T H.264, table 7-1)."""
-    data = bytes(packet)
+def is_restart(packet: bytes, extradata: bytes) -> bool:
+    """Whether an H.264 key packet clears the decoder's memory: it holds an IDR picture."""
     if extradata[:1] != b"\x01":  # Annex B: start codes
-        return any(nal[0] & 31 == 5 for nal in re.findall(rb"\x00\x00\x01(.)", data, re.DOTALL))
+        return any(nal[0] & 31 == IDR for nal in re.findall(rb"\x00\x00\x01(.)", packet, re.DOTALL))
+    return any(packet[start] & 31 == IDR for start, _ in units(packet, extradata))
+
+
+def units(packet: bytes, extradata: bytes) -> Iterator[tuple[int, int]]:
+    """(first byte, byte after the last) of the NAL units of a packet that has their lengths in it."""
     prefix, at = (extradata[4] & 3) + 1, 0
-    while at + prefix < len(data):
-        if data[at + prefix] & 31 == 5:
-            return True
-        at += prefix + int.from_bytes(data[at : at + prefix])
-    return False
+    while at + prefix < len(packet):
+        start = at + prefix
+        at = start + int.from_bytes(packet[at:start])
+        yield start, at
 
 
 def broken(name: str, reason: str) -> InputError:

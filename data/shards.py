@@ -89,6 +89,9 @@ def write_shard(dataset: Path, shard_id: str, samples: Iterable[Sample]) -> Shar
     """Writes `shards/<id>.tar`; None, and no file, if there are no samples. It becomes real with `commit`.
 
     Samples are taken one at a time, so the memory needed is that of one sample.
+
+    Raises:
+        InputError: there is such a shard already; `free_id` gives another id.
     """
     path = dataset / SHARDS / f"{shard_id}.tar"
     make_folder(path.parent)
@@ -96,6 +99,8 @@ def write_shard(dataset: Path, shard_id: str, samples: Iterable[Sample]) -> Shar
         parts, size, digest = _write_tar(file, samples)
         if not parts:
             return None
+        if free_id(dataset, shard_id) != shard_id:
+            raise InputError("a shard does not change once it is committed", str(path), "prepare into a new folder")
         file.flush()
         os.fsync(file.fileno())
         _publish(temporary_of(path), path)
@@ -125,6 +130,13 @@ def _write_tar(file: BinaryIO, samples: Iterable[Sample]) -> tuple[list[dict[str
     return written, at, str(hasher.hexdigest(length=16))
 
 
+def free_id(dataset: Path, shard_id: str) -> str:
+    """This id, or one made of it that no shard has: a repaired shard keeps its own, and what it lost may come again."""
+    while (dataset / COMMITS / f"{shard_id}.json").exists():
+        shard_id = digest_of(shard_id, "again")
+    return shard_id
+
+
 def commit(dataset: Path, shard_id: str, record: Mapping[str, Any]) -> None:
     """Makes a shard real; `record` says what went in and came out, and comes back from `commits`."""
     write_json(dataset / COMMITS / f"{shard_id}.json", sealed(record))
@@ -148,7 +160,7 @@ def sweep(dataset: Path) -> list[str]:
     real = {path.stem for path in (dataset / COMMITS).glob("*.json")}
     strays = [path for path in made if shard_of(path) not in real]
     if strays:
-        generations = sorted((dataset / MANIFEST).glob("[0-9]*.json"))
+        generations = sorted((dataset / MANIFEST).glob("[0-9]" * 8 + ".json"))
         real.update(*(unsealed(path, read_json(path))["shards"] for path in generations))
     left += [path for path in strays if shard_of(path) not in real]
     for path in left:
@@ -206,15 +218,14 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is not one.
     """
+    remedy = f"restore it from a copy, or longreel data check {path.parent.parent} --repair"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         what = error.strerror if isinstance(error, OSError) else "is not JSON"
-        raise InputError(
-            "a file of the dataset can be read", f"{path}: {what}", "restore it from a copy, or prepare anew"
-        ) from error
+        raise InputError("a file of the dataset can be read", f"{path}: {what}", remedy) from error
     if not isinstance(value, dict):
-        raise InputError("a file of the dataset is a JSON object", f"{path}", "restore it from a copy, or prepare anew")
+        raise InputError("a file of the dataset is a JSON object", f"{path}", remedy)
     return value
 
 

@@ -1,12 +1,19 @@
-"""Where videos come from: a folder, one file, or a table that names them."""
+"""What is to be prepared: files, and where their bytes are: on a disk, in a tar, or behind a URL."""
 
 from __future__ import annotations
 
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.captions import TABLE_SUFFIXES, Captions, find_captions, read_table
-from parallel.errors import InputError
+from blake3 import blake3
+
+from data import remote
+from data.captions import Caption
+from data.shards import digest_of
 
 VIDEO_SUFFIXES = frozenset(
     [
@@ -32,61 +39,193 @@ VIDEO_SUFFIXES = frozenset(
         ".asf",
     ]
 )
+IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp"])
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
+TAR_SUFFIX = ".tar"
+CHUNK = 4 << 20  # bytes read at a time
+NOT_READ, NOT_FETCHED, BAD_CAPTION = "cannot be read", "cannot be fetched", "unusable caption"  # kinds of `Unusable`
 
 
-@dataclass(frozen=True, order=True)
-class VideoFile:
-    """A file to prepare; `name` is how captions, reports and the index call it."""
+@dataclass(frozen=True)
+class Place:
+    """Where the bytes of a file are.
+
+    Attributes:
+        where: an absolute path or a URL.
+        suffix: of the file, with its dot, in lower case.
+        size: bytes, if known.
+        span: (start, stop) of them in `where`, if they are a member of a tar.
+        version: tells the bytes from later ones at the same place, as far as the place itself can; 32 hex digits.
+    """
+
+    where: str
+    suffix: str
+    size: int | None
+    span: tuple[int, int] | None
+    version: str
+
+    @property
+    def local(self) -> bool:
+        """Whether this machine reads it without a network, as far as it knows."""
+        return not remote.is_url(self.where)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to prepare; `name` is how reports and the index call it."""
 
     name: str
-    path: Path
+    place: Place
+    caption: Caption
 
 
-def find_videos(
-    source: Path, captions: Path | None = None, leave_out: Path | None = None, need_captions: bool = True
-) -> tuple[list[VideoFile], Captions]:
-    """Every video of a source, sorted by name, and their captions. Hidden files and those in `leave_out` do not count.
+@dataclass(frozen=True)
+class Unusable:
+    """A file that will not be prepared: `kind` is a reason that others may share, `reason` says more of this one."""
 
-    Args:
-        source: a folder, a video, or a table.
-        captions: their file, if not beside the videos.
-        leave_out: a folder that is no source.
-        need_captions: whether a table must have a caption column.
+    name: str
+    kind: str
+    reason: str
+
+
+class ChangedError(Exception):
+    """A file is not what it was when it was listed; its text is the reason, for people."""
+
+
+def local_place(path: Path, span: tuple[int, int] | None = None, suffix: str = "") -> Place:
+    """The place of a local file, or of bytes [start, stop) of it.
 
     Raises:
-        InputError: the source is absent or unreadable, or there is no video in it.
+        OSError: there is none, or it is a folder, a pipe or a device.
     """
-    if not source.exists():
-        raise InputError(
-            "a source is a folder, a video, or a table of videos", f"{source}: no such file", "check the path"
-        )
-    if source.is_dir():
-        found = _in_folder(source, leave_out)
-        if not found:
-            names = ", ".join(sorted(p.name for p in source.iterdir())[:5]) or "nothing"
-            remedy = f"give a folder with files that end in {', '.join(sorted(VIDEO_SUFFIXES)[:8])} ..., or a table"
-            raise InputError("a source has videos", f"{source} has: {names}", remedy)
-        return found, find_captions(source, captions)
-    if source.suffix.lower() in TABLE_SUFFIXES:
-        paths, texts = read_table(source, captions=need_captions and captions is None)
-        folder = source.parent
-        videos = sorted(VideoFile(Path(p).as_posix(), folder / p) for p in paths)
-        if not videos:
-            raise InputError("a source has videos", f"{source}: no rows", "add a row per video")
-        if captions is not None:
-            return videos, find_captions(folder, captions)
-        raw = {Path(p).as_posix(): text for p, text in zip(paths, texts, strict=True)}
-        return videos, Captions(str(source), raw)
-    return [VideoFile(source.name, source)], find_captions(source.parent, captions)
+    path = Path(os.path.abspath(path))
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("not a file with bytes, but a folder, a pipe or a device")
+    size = span[1] - span[0] if span else found.st_size
+    version = digest_of(os.fsencode(path).hex(), found.st_size, found.st_mtime_ns, span)
+    return Place(str(path), suffix or path.suffix.lower(), size, span, version)
 
 
-def _in_folder(folder: Path, leave_out: Path | None) -> list[VideoFile]:
-    outside = leave_out.resolve() if leave_out is not None else None
-    found = []
-    for path in folder.rglob("*"):
-        relative = path.relative_to(folder)
-        if path.suffix.lower() not in VIDEO_SUFFIXES or any(part.startswith(".") for part in relative.parts):
+def remote_place(url: str, size: int | None = None, mark: str = "", suffix: str = "") -> Place:
+    """The place of a remote file; of one without a size and a mark, the URL alone stands for its bytes."""
+    return Place(url, suffix or remote.suffix_of(url), size, None, digest_of(url, size, mark))
+
+
+@contextmanager
+def brought(place: Place) -> Iterator[Path]:
+    """The bytes of a place as a local file with its suffix: as it lies, or a copy that is gone afterwards.
+
+    Raises:
+        FetchError: a remote file could not be fetched.
+        ChangedError: a local one is not what it was, or has become so by now.
+        OSError: it cannot be read.
+    """
+    if not place.local:
+        with _copy(place) as path:
+            remote.fetch(place.where, path, place.span, place.size)
+            yield path
+        return
+    _check_unchanged(place)
+    if place.span is None:
+        yield Path(place.where)
+    else:
+        with _copy(place) as path:
+            with path.open("wb") as file:
+                file.writelines(chunks(place))
+            yield path
+    _check_unchanged(place)
+
+
+@contextmanager
+def _copy(place: Place) -> Iterator[Path]:
+    remote.sweep()  # after a process that was killed over its limits
+    with remote.scratch() as folder:
+        yield folder / f"file{place.suffix}"
+
+
+def _check_unchanged(place: Place) -> None:
+    try:
+        same = local_place(Path(place.where), place.span, place.suffix) == place
+    except OSError as error:
+        raise ChangedError(error.strerror or str(error)) from error
+    if not same:
+        raise ChangedError("it was changed while it was prepared")
+
+
+def chunks(place: Place) -> Iterator[bytes]:
+    """The bytes of a local place, a few megabytes at a time.
+
+    Raises:
+        OSError: it cannot be read, or is shorter than it was.
+    """
+    with open(place.where, "rb") as file:
+        file.seek(place.span[0] if place.span else 0)
+        left = place.size or 0
+        while left:
+            data = file.read(min(CHUNK, left))
+            if not data:
+                raise OSError("it is shorter than it was")
+            yield data
+            left -= len(data)
+
+
+def digest(place: Place) -> str:
+    """As `shards.digest_file`, of a local place. Not by mapping it: a file that is cut meanwhile would kill us."""
+    hasher = blake3()
+    for data in chunks(place):
+        hasher.update(data)
+    return str(hasher.hexdigest(length=16))
+
+
+def digest_path(path: Path) -> str:
+    """As `digest`, of a whole file."""
+    return digest(local_place(path))
+
+
+def files_in(folder: Path, leave_out: Path | None = None) -> Iterator[str | Unusable]:
+    """Names, relative to the folder, of all files in it to any depth; folders that cannot be read as `Unusable`.
+
+    Links to folders are followed, after all real folders, and none to a folder that was seen. What begins with a dot
+    does not count.
+
+    Raises:
+        OSError: the folder itself cannot be read.
+    """
+    outside = os.path.realpath(leave_out) if leave_out is not None else None
+    seen = set()
+    waiting, links = [""], list[str]()
+    while waiting or links:
+        name = waiting.pop() if waiting else links.pop()
+        here = os.path.join(folder, name)
+        found = os.stat(here)
+        if (found.st_dev, found.st_ino) in seen or (name and os.path.realpath(here) == outside):
             continue
-        if path.is_file() and not (outside and outside != folder.resolve() and path.resolve().is_relative_to(outside)):
-            found.append(VideoFile(relative.as_posix(), path))
-    return sorted(found)
+        seen.add((found.st_dev, found.st_ino))
+        try:
+            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        except OSError as error:
+            if not name:
+                raise
+            yield Unusable(readable(name), NOT_READ, error.strerror or str(error))
+            continue
+        for entry in entries:
+            inside = os.path.join(name, entry.name)
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                (links if entry.is_symlink() else waiting).append(inside)
+            else:
+                yield inside
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; whoever opens it is told
+        return False
+
+
+def readable(name: str) -> str:
+    """A name as text that can be written: bytes that are no UTF-8 as \\xff."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -120,7 +120,7 @@ def _next(file: int, at: int, size: int) -> Member | Damage | None:
     while True:
         block = os.pread(file, BLOCK, at)
         if len(block) < BLOCK:
-            return Damage(first, size, "the file ends where a header should be", "cut")
+            return Damage(min(first, size), size, "the file ends where a header should be", "cut")
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
@@ -175,7 +175,7 @@ def _pax(data: bytes) -> dict[str, str]:
         length, _, _ = data.partition(b" ")
         record, data = data[len(length) + 1 : int(length)], data[int(length) :]
         key, equals, value = record.partition(b"=")
-        if not (equals and value.endswith(b"\n")):
+        if not (equals and value.endswith(b"\n") and int(length) == len(length) + 1 + len(record)):
             raise ValueError("not a pax record")
         if key in (b"path", b"size") or key.startswith(b"GNU.sparse."):
             said[key.decode()] = value[:-1].decode("utf-8", "surrogateescape")

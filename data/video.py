@@ -1,4 +1,4 @@
-"""Video files as rows of frames: probe, decode any stretch exactly, encode reproducibly (PyAV, which is FFmpeg).
+"""Video files as rows of frames: probe, decode any stretch exactly (PyAV, which is FFmpeg).
 
 Frame numbers are positions in presentation order (time stamps sorted), so B-frames, a start time that is not zero and
 variable rates do not matter:
@@ -7,40 +7,49 @@ variable rates do not matter:
     rows                 0  1  2  3 |  4  5  6  7      time stamps, sorted
     decode(5, 7)                     [I4 P7 B5 B6]     starts at the last restart at or before row 5
 
-Every packet is demuxed (1 to 3 us each, no decoding) and only what is needed is decoded: exact where seeking by time
-is a guess. Everything runs on one thread, because the ranks of a machine share its cores; swscale's own default of
-one thread per core costs six times the conversion of a small clip.
+Only what is needed is decoded, on one thread, because the ranks of a machine share its cores. Clips that we stored are
+read without FFmpeg's demuxer (`data.mp4`): 8 frames of 32 x 32 take 0.2 ms instead of 0.8.
 
-Frames are 8-bit RGB in display orientation with square pixels: rotation tags and pixel aspect ratios are applied,
-mirror tags are not, more than 8 bits are rounded, HDR is not tone-mapped. A file that yields fewer frames than it
-declares is an error, never a shorter clip.
+Frames are 8-bit RGB in display orientation with square pixels (`data.rgb`), deinterlaced if they have to be. A file
+that yields fewer frames than it declares is an error, never a shorter clip.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
+from itertools import chain, pairwise
 from typing import Any
 
 import av
 import numpy as np
-import numpy.typing as npt
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
+from data import mp4
+from data.deinterlace import INTERLACED, deinterlaced
+from data.demux import (
+    DECODING,
+    Source,
+    candidates,
+    frames_of,
+    in_rows,
+    name_of,
+    numbered,
+    opened,
+    packets_from,
+    told,
+    whole,
+)
+from data.h264 import GOP_FRAMES, encode
+from data.rates import rate_of
+from data.rgb import Frames, Rgb, Turn, check_colours, turn_of
 from data.scan import Scan, broken, scan_packets
-from parallel.errors import InputError
 
-Frames = npt.NDArray[np.uint8]
-Source = Path | bytes
+PADDING = bytes(64)  # AV_INPUT_BUFFER_PADDING_SIZE: decoders may read so far past a packet
 
-GOP_FRAMES = 12  # of what we encode: a rank that needs one frame decodes at most eleven others
-BT601, LIMITED_RANGE = 6, 1  # AVCOL_SPC_SMPTE170M, AVCOL_RANGE_MPEG: what players assume of untagged small video
-# Exact arithmetic: without it colours drift by -1 of 255 at each conversion, and differ between CPUs.
-EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
+__all__ = ["GOP_FRAMES", "Frames", "Source", "Video", "decode", "decode_slices", "encode", "pictures", "probe"]
+__all__ += ["stream_frames"]
 
 
 @dataclass(frozen=True)
@@ -48,18 +57,24 @@ class Video:
     """What the probe found in the chosen stream.
 
     Attributes:
-        height, width: in pixels as displayed (square pixels, rotation applied).
+        fps: the rate of its frames if they are even, else a rate to see them at (`data.rates`).
+        even: whether the frames follow an even beat.
+        height, width: in pixels as displayed (square pixels, upright).
         stored: (height, width) as coded.
-        rotation: counter-clockwise, in degrees, that displaying applies; a multiple of 90.
+        turn: from stored to upright.
+        time_base: seconds, the unit of the time stamps.
         video_streams: in the file, cover pictures not counted.
     """
 
     frames: int
     fps: Fraction
+    even: bool
     height: int
     width: int
     stored: tuple[int, int]
-    rotation: int
+    turn: Turn
+    interlaced: bool
+    time_base: Fraction
     container: str
     codec: str
     pixel_format: str
@@ -70,7 +85,7 @@ class Video:
     def longest_gop(self) -> int:
         """The most frames from one restart to the next."""
         rows = [row for row, _ in self.scan.restarts] + [self.frames]
-        return max(b - a for a, b in zip([0, *rows], rows, strict=False))
+        return max(b - a for a, b in pairwise([0, *rows]))
 
 
 def probe(source: Source) -> Video:
@@ -80,42 +95,36 @@ def probe(source: Source) -> Video:
     pictures do not count.
 
     Raises:
-        InputError: no video stream, damaged or cut short.
+        InputError: no video stream, damaged or cut short, or its frames cannot be shown as they were meant.
     """
-    with _opened(source) as (container, stream):
-        scan = scan_packets(container.demux(stream), stream, _name(source))
-        fps = stream.average_rate or stream.guessed_rate
-        aspect = stream.sample_aspect_ratio or Fraction(1)
-        codec, pixel_format = stream.codec_context.name, stream.codec_context.pix_fmt or "unknown"
-        stored = (stream.height, stream.width)
-        video_streams = len(_candidates(container))
-        format_name = container.metadata.get("major_brand", "").strip() or container.format.name
-        if container.format.name.startswith("mov") and format_name != "qt":
-            format_name = "mp4"
-    if not fps or fps <= 0:
-        raise _broken(source, "the stream has no frame rate")
-    with _opened(source) as (container, stream):
-        rotation = next(
-            (round(f.rotation / 90) * 90 % 360 for f in _decoded(container.demux(stream), stream, source)), None
+    name = name_of(source)
+    with opened(source) as (container, stream):
+        scan = scan_packets(container.demux(stream), stream, name)
+        first = next(frames_of(packets_from(source, container, stream, scan, 0, fresh=False), name), None)
+        if first is None:
+            raise broken(name, "no frame can be decoded")
+        check_colours(first, name)
+        turn, aspect = turn_of(first, name), stream.sample_aspect_ratio or Fraction(1)
+        square = first.height, max(1, round(first.width * aspect))
+        height, width = square[::-1] if turn.transpose else square
+        fps, even = rate_of(scan.pts, stream.time_base, stream.average_rate or stream.guessed_rate)
+        kind = container.metadata.get("major_brand", "").strip() or container.format.name
+        return Video(
+            frames=scan.frames,
+            fps=fps,
+            even=even,
+            height=height,
+            width=width,
+            stored=(first.height, first.width),
+            turn=turn,
+            interlaced=stream.codec_context.field_order in INTERLACED,
+            time_base=stream.time_base,
+            container="mp4" if container.format.name.startswith("mov") and kind != "qt" else kind,
+            codec=stream.codec_context.name,
+            pixel_format=first.format.name,
+            video_streams=len(candidates(container)),
+            scan=scan,
         )
-    if rotation is None:
-        raise _broken(source, "no frame can be decoded")
-    height, width = stored[0], max(1, round(stored[1] * aspect))
-    if rotation % 180:
-        height, width = width, height
-    return Video(
-        scan.frames,
-        Fraction(fps),
-        height,
-        width,
-        stored,
-        rotation,
-        format_name,
-        codec,
-        pixel_format,
-        video_streams,
-        scan,
-    )
 
 
 def decode(
@@ -133,11 +142,32 @@ def decode(
     Raises:
         InputError: the file is damaged, or does not have these rows.
     """
-    rows = list(stream_frames(source, start, stop, step, size))
-    if rows:
-        return np.stack(rows)
-    height, width = size or (0, 0)
-    return np.zeros((0, height, width, 3), np.uint8)
+    if isinstance(source, bytes) and (clip := mp4.found(source)):
+        found = _decode_clip(source, clip, start, clip.rows.stop if stop is None else stop, step, size)
+        if found is not None:
+            return found
+    with _reading(source, None) as reading:
+        stop = reading.scan.frames if stop is None else stop
+        wanted = _wanted(range(reading.scan.frames), start, stop, step, reading.name)
+        rgb = Rgb(reading.name, reading.stream.sample_aspect_ratio, size)
+        return _stacked(reading.pictures(start, _end(wanted)), wanted, rgb)
+
+
+def decode_slices(
+    data: bytes, first_row: int, start: int, stop: int, step: int = 1, size: tuple[int, int] | None = None
+) -> Frames:
+    """As `decode`, of the header of a stored clip and a run of its slices, of which the first begins with `first_row`.
+
+    Raises:
+        InputError: the data is damaged, begins with another row, or does not have these rows.
+    """
+    clip = mp4.read(data)
+    if clip.rows.start != first_row:
+        raise broken(name_of(data), f"the first slice begins with row {clip.rows.start}, not {first_row}")
+    frames = _decode_clip(data, clip, start, stop, step, size)
+    if frames is None:
+        raise broken(name_of(data), "it is interlaced, which slices cannot be")
+    return frames
 
 
 def stream_frames(
@@ -149,149 +179,120 @@ def stream_frames(
     video: Video | None = None,
 ) -> Iterator[Frames]:
     """As `decode`, one frame [height, width, 3] at a time, for clips larger than memory; `video` spares a scan."""
-    with _opened(source) as (container, stream):
-        packets: Iterable[Any] = container.demux(stream)
-        if video is not None:
-            scan = video.scan
-        elif isinstance(source, bytes):
-            packets = list(packets)
-            scan = scan_packets(packets, stream, _name(source))
-        else:
-            with _opened(source) as (other, same):
-                scan = scan_packets(other.demux(same), same, _name(source))
-        stop = scan.frames if stop is None else stop
-        if not (0 <= start <= stop <= scan.frames and step >= 1):
-            raise _broken(source, f"rows {start} to {stop} of {scan.frames} frames were asked for")
-        wanted = range(start, stop, step)
-        if not wanted:
-            return
-        first = scan.restart(start)
-        row_of = {pts: row for row, pts in enumerate(scan.pts[start : wanted[-1] + 1], start)}
-        rgb = _Rgb(stream, size)
-        at = 0  # how many of `wanted` came out
-        feed = (p for number, p in enumerate(packets) if number >= first)
-        for counted, frame in enumerate(_decoded(feed, stream, source)):
-            row = row_of.get(frame.pts, -1) if scan.pts else counted
-            if row != wanted[at]:
-                if row > wanted[at]:
-                    break
-                continue
-            yield rgb(frame)
-            at += 1
-            if at == len(wanted):
-                return
-        raise _broken(source, f"frame {wanted[at]} of {scan.frames} cannot be decoded")
+    with _reading(source, video) as reading:
+        stop = reading.scan.frames if stop is None else stop
+        wanted = _wanted(range(reading.scan.frames), start, stop, step, reading.name)
+        size = size or ((video.height, video.width) if video else None)
+        rgb = Rgb(reading.name, reading.stream.sample_aspect_ratio, size)
+        frames = reading.pictures(start, _end(wanted))
+        yield from (rgb(frame) for row, frame in enumerate(frames, start) if row in wanted)
 
 
-def encode(frames: Iterable[Frames], fps: Fraction, crf: int = 17) -> bytes:
-    """An H.264 mp4 of RGB frames [height, width, 3], the same bytes for the same frames with the same libraries.
-
-    Odd sizes lose their last row or column, because 4:2:0 needs even ones. One thread, since x264's decisions depend on
-    the number of threads. About 65 frames of 1280 x 720 a second on one core.
+def pictures(source: Source, video: Video) -> Iterator[Any]:
+    """All decoded frames, deinterlaced if need be, before they are converted.
 
     Raises:
-        InputError: there is no frame, or it is smaller than 2 x 2.
+        InputError: one of them cannot be decoded.
     """
-    out = io.BytesIO()
-    with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream: Any = None
-        rgb = VideoReformatter()
-        for row, frame in enumerate(frames):
-            height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
-            if stream is None:
-                if min(height, width) < 2:
-                    raise InputError(
-                        "a frame has at least 2 x 2 pixels", f"{frame.shape[0]} x {frame.shape[1]}", "leave it out"
-                    )
-                stream = _h264(container, fps, height, width, crf)
-            image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
-            image = rgb.reformat(
-                image,
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU601,
-                dst_color_range=ColorRange.MPEG,
-                interpolation=Interpolation.AREA | EXACT,
-                threads=1,
-            )
-            image.pts, image.time_base = row, 1 / fps
-            container.mux(stream.encode(image))
-        if stream is None:
-            raise InputError("a clip has frames", "none", "leave it out")
-        container.mux(stream.encode(None))
-    return out.getvalue()
+    with _reading(source, video) as reading:
+        yield from reading.pictures(0, video.frames)
 
 
-def _h264(container: Any, fps: Fraction, height: int, width: int, crf: int) -> Any:
-    stream = container.add_stream("libx264", rate=fps)
-    stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-    context = stream.codec_context
-    context.thread_count, context.gop_size, context.time_base = 1, GOP_FRAMES, 1 / fps
-    context.colorspace, context.color_range = BT601, LIMITED_RANGE
-    # x264's macroblock tree reads memory that nobody wrote: one 32 x 32 clip in ten had other bytes each time
-    stream.options = {"crf": str(crf), "preset": "veryfast", "x264-params": "mbtree=0"}
-    return stream
+@dataclass(frozen=True)
+class _Reading:
+    """An open file; `fresh` if none of it was read yet."""
 
+    source: Source
+    name: str
+    container: Any
+    stream: Any
+    scan: Scan
+    interlaced: bool
+    fresh: bool
 
-class _Rgb:
-    """Converts, scales and turns one frame; keeps swscale's tables, which cost more than a small conversion."""
+    def pictures(self, start: int, stop: int) -> Iterator[Any]:
+        """The decoded frames of rows [start, stop)."""
+        if not self.interlaced:
+            yield from self._decoded(start, stop)
+            return
+        first, last = max(0, start - 1), min(self.scan.frames, stop + 1)  # which deinterlacing looks at
+        for row, frame in zip(range(first, last), deinterlaced(self._decoded(first, last)), strict=True):
+            if start <= row < stop:
+                yield frame
 
-    def __init__(self, stream: Any, size: tuple[int, int] | None) -> None:
-        self.reformatter = VideoReformatter()
-        self.aspect = stream.sample_aspect_ratio or Fraction(1)
-        self.size = size
-
-    def __call__(self, frame: Any) -> Frames:
-        turns = round(frame.rotation / 90) % 4
-        if self.size is None:
-            height, width = frame.height, max(1, round(frame.width * self.aspect))
-        else:
-            height, width = self.size[::-1] if turns % 2 else self.size
-        # area averages when it shrinks but blocks when it grows
-        scaling = Interpolation.BICUBIC if height > frame.height or width > frame.width else Interpolation.AREA
-        image = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=scaling | EXACT, threads=1)
-        rgb = np.asarray(image.to_ndarray(), np.uint8)
-        return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
+    def _decoded(self, start: int, stop: int) -> Iterator[Any]:
+        packets = packets_from(self.source, self.container, self.stream, self.scan, start, self.fresh)
+        frames = numbered(frames_of(packets, self.name), self.scan, start, stop)
+        return in_rows(frames, start, stop, self.name)
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[tuple[Any, Any]]:
-    """The container and its chosen video stream, with every failure of FFmpeg told as an InputError."""
-    try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
-            streams = _candidates(container)
-            if not streams:
-                kinds = sorted({s.type for s in container.streams})
-                raise _broken(source, f"no video stream (it has: {', '.join(kinds) or 'nothing'})")
-            stream = max(streams, key=lambda s: (s.height * s.width, s.frames, -s.index))
-            stream.codec_context.thread_count = 1
-            stream.thread_type = "NONE"
-            stream.codec_context.options = {"err_detect": "explode"}  # else a damaged frame is patched up in silence
-            yield container, stream
-    except (av.error.FFmpegError, EOFError) as error:
-        raise _broken(source, getattr(error, "strerror", None) or str(error)) from error
-    except OSError as error:
-        raise _broken(source, error.strerror or str(error)) from error
+def _reading(source: Source, video: Video | None) -> Iterator[_Reading]:
+    name = name_of(source)
+    with opened(source) as (container, stream):
+        scan = video.scan if video else scan_packets(container.demux(stream), stream, name)
+        interlaced = video.interlaced if video else stream.codec_context.field_order in INTERLACED
+        yield _Reading(source, name, container, stream, scan, interlaced, fresh=video is not None)
 
 
-def _candidates(container: Any) -> list[Any]:
-    pictures = av.stream.Disposition.attached_pic
-    return [
-        s for s in container.streams.video if s.codec_context is not None and not s.disposition & pictures and s.width
-    ]
+def _decode_clip(
+    data: bytes, clip: mp4.Clip, start: int, stop: int, step: int, size: tuple[int, int] | None
+) -> Frames | None:
+    """Of a stored clip, or of some slices of it, straight from its boxes; None if it is interlaced."""
+    name = name_of(data)
+    wanted = _wanted(clip.rows, start, stop, step, name)
+    if not wanted:
+        return _empty(size)
+    context = av.CodecContext.create("h264", "r")
+    context.extradata, context.options, context.thread_count = clip.extradata, DECODING, 1
+    context.reorder_depth = clip.reorder_depth
+    context.color_primaries, context.color_trc, context.colorspace, context.color_range = clip.colour
+    with told(name):
+        frames = in_rows(_clip_frames(data, clip, start, context, name), start, _end(wanted), name)
+        first = next(frames)
+        if first.interlaced_frame:
+            return None
+        return _stacked(chain([first], frames), wanted, Rgb(name, context.sample_aspect_ratio, size))
 
 
-def _decoded(packets: Iterable[Any], stream: Any, source: Source) -> Iterator[Any]:
-    """Frames in presentation order; demuxing ends with an empty packet that flushes the decoder."""
-    for packet in packets:
-        for frame in packet.decode():
-            if frame.is_corrupt:
-                raise _broken(source, f"a damaged frame near {float(frame.time or 0):.2f} s")
-            yield frame
+def _clip_frames(data: bytes, clip: mp4.Clip, start: int, context: Any, name: str) -> Iterator[tuple[int, Any]]:
+    """(row, frame) from the fragment on that holds row `start`; the decoder hands rows through as time stamps."""
+    view = memoryview(data + PADDING)
+    for first, last, row in clip.samples(start):
+        packet = av.Packet(view[first:last])
+        packet.pts = row
+        yield from ((frame.pts, whole(frame, name)) for frame in context.decode(packet))
+    yield from ((frame.pts, whole(frame, name)) for frame in context.decode(None))
 
 
-def _name(source: Source) -> str:
-    return f"{len(source)} bytes in memory" if isinstance(source, bytes) else str(source)
+def _stacked(frames: Iterator[Any], wanted: range, rgb: Rgb) -> Frames:
+    """RGB [len(wanted), height, width, 3] of the wanted ones of decoded frames, of which the first is wanted[0]."""
+    out: Frames | None = None
+    for number, frame in enumerate(frames):
+        if out is None:
+            out = np.empty((len(wanted), *rgb.start(frame), 3), np.uint8)
+        if number % wanted.step == 0:
+            rgb(frame, out[number // wanted.step])
+    return _empty(rgb.size) if out is None else out
 
 
-def _broken(source: Source, reason: str) -> InputError:
-    return broken(_name(source), reason)
+def _wanted(there: range, start: int, stop: int, step: int, name: str) -> range:
+    """The rows range(start, stop, step), if they are there."""
+    if there.start <= start <= stop <= there.stop and step >= 1:
+        return range(start, stop, step)
+    what = f"of {there.stop} frames" if there.start == 0 else f"of frames {there.start} to {there.stop}"
+    raise broken(name, f"rows {start} to {stop} {what} were asked for")
+
+
+def _square(frame: Any, stream: Any) -> tuple[int, int]:
+    """(height, width) of a stored picture when its pixels are made square."""
+    return frame.height, max(1, round(frame.width * (stream.sample_aspect_ratio or Fraction(1))))
+
+
+def _end(wanted: range) -> int:
+    """The row after the last."""
+    return wanted[-1] + 1 if wanted else wanted.start
+
+
+def _empty(size: tuple[int, int] | None) -> Frames:
+    return np.zeros((0, *(size or (0, 0)), 3), np.uint8)

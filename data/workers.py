@@ -1,36 +1,118 @@
-"""Worker processes that may die: a job that kills its process costs that job, not the run.
+"""Worker processes that may die, hang or eat all memory: it costs the job that did it, not the run.
 
 Codecs are C, and a hostile file can bring one down. concurrent.futures has no pool for this: its process pool breaks as
 a whole, and on CPython 3.11 may block for ever while it does. So each thread of a thread pool has a process of its own
 and a pipe to it; the end of the pipe is the end of that process, and of nothing else. Processes are spawned, not
 forked: forking a process that has threads (torch, OpenCV) may deadlock. Starting one takes about a second, so few small
 jobs run better with none.
+
+While a job runs, its thread looks at the clock and at the memory of the process every tenth of a second, and kills it
+over a limit. RLIMIT_AS would not do: it counts what is mapped, of which torch takes gigabytes that it never uses.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import Any, Generic, Self, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
 
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+WATCH_SECONDS = 0.1
+AHEAD_JOBS = 32  # per worker: what may be begun ahead of the reader, so that one slow job keeps none of them waiting
+AHEAD_BYTES = 512 << 20  # of results that wait for the reader; beyond it only two jobs per worker are begun
+LEAST_MEMORY, MOST_MEMORY = 1 << 30, 8 << 30  # bytes a worker may take, where nobody says how many
+
 
 @dataclass(frozen=True)
-class Died(Generic[JobT]):
-    """In place of a result: the process that ran `job` ended, twice, and once with nothing else to do."""
+class Lost(Generic[JobT]):
+    """In place of a result: `job` gave none, and why."""
 
     job: JobT
+
+    @property
+    def reason(self) -> str:
+        """For people."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Died(Lost[JobT]):
+    """The process that ran it ended, twice, and once with nothing else to do."""
+
+    @property
+    def reason(self) -> str:
+        """For people."""
+        return "its worker process died"
+
+
+@dataclass(frozen=True)
+class TimedOut(Lost[JobT]):
+    """It took longer than `seconds`."""
+
+    seconds: float
+
+    @property
+    def reason(self) -> str:
+        """For people."""
+        return f"not done within {self.seconds:g} s"
+
+
+@dataclass(frozen=True)
+class TooLarge(Lost[JobT]):
+    """Its process took more than `limit` bytes of memory."""
+
+    limit: int
+
+    @property
+    def reason(self) -> str:
+        """For people."""
+        return f"took more than {self.limit / 2**30:.3g} GiB of memory"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one job; None for none.
+
+    Attributes:
+        seconds: from its start.
+        memory: bytes that its process may have for itself; mapped files do not count.
+    """
+
+    seconds: float | None = None
+    memory: int | None = None
+
+
+class Pool(Protocol):
+    """What runs jobs: `Workers` here, `RayWorkers` on a cluster. Use as a context manager."""
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        ...
+
+    def __exit__(self, *_: object) -> None:
+        """Ends what still runs."""
+        ...
+
+    def map(self, work: Callable[[JobT], ResultT], jobs: Iterable[JobT]) -> Iterator[ResultT | Lost[JobT]]:
+        """Results in the order of the jobs; what `work` raises is raised."""
+        ...
 
 
 def available_cores() -> int:
@@ -38,11 +120,17 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def fair_memory(processes: int) -> int:
+    """Bytes that each of so many workers may take, so that all together leave the machine a fifth of its memory."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(LEAST_MEMORY, min(MOST_MEMORY, total * 4 // 5 // max(1, processes)))
+
+
 class Workers:
     """`processes` workers; 0 runs every job in this process, unprotected. Use as a context manager."""
 
-    def __init__(self, processes: int) -> None:
-        self.processes = processes
+    def __init__(self, processes: int, limits: Limits | None = None) -> None:
+        self.processes, self.limits = processes, limits or Limits()
         self._threads = ThreadPoolExecutor(max(processes, 1), thread_name_prefix="workers")
         self._lock = threading.Lock()  # over the next three
         self._idle: list[_Process] = []
@@ -59,38 +147,64 @@ class Workers:
                 process.kill()
         self._threads.shutdown(cancel_futures=True)  # threads that wait for a process see the end of its pipe
 
-    def map(self, work: Callable[[JobT], ResultT], jobs: Iterable[JobT]) -> Iterator[ResultT | Died[JobT]]:
-        """Results in the order of the jobs, at most two jobs per worker ahead of the reader."""
+    def map(self, work: Callable[[JobT], ResultT], jobs: Iterable[JobT]) -> Iterator[ResultT | Lost[JobT]]:
+        """Results in the order of the jobs, a bounded number of bytes and of jobs ahead of the reader."""
         if self.processes == 0:
             yield from map(work, jobs)
             return
         rest = iter(jobs)
-        running: deque[tuple[JobT, Future[ResultT | Died[JobT]]]] = deque()
+        running: deque[tuple[JobT, Future[bytes | Lost[JobT]]]] = deque()
         while True:
-            for job in islice(rest, 2 * self.processes - len(running)):
-                running.append((job, self._threads.submit(self._run, work, job)))
+            self._submit(work, rest, running)
             if not running:
                 return
+            while not running[0][1].done():
+                wait([future for _, future in running if not future.done()], return_when=FIRST_COMPLETED)
+                self._submit(work, rest, running)
             job, future = running.popleft()
             result = future.result()
             if isinstance(result, Died):  # perhaps for what ran beside it: memory is shared
                 wait([future for _, future in running])
                 result = self._threads.submit(self._run, work, job).result()
-            yield result
+            yield result if isinstance(result, Lost) else _opened(result)
 
-    def _run(self, work: Callable[[JobT], ResultT], job: JobT) -> ResultT | Died[JobT]:
+    def _submit(
+        self, work: Callable[[JobT], Any], rest: Iterator[JobT], running: deque[tuple[JobT, Future[bytes | Lost[JobT]]]]
+    ) -> None:
+        """Begins as many jobs as may run or wait for the reader."""
+        done = [future.result() for _, future in running if future.done() and not future.exception()]
+        waiting = sum(len(result) for result in done if isinstance(result, bytes))
+        most = AHEAD_JOBS if waiting < AHEAD_BYTES else 2
+        free = min(most * self.processes - len(running), 2 * self.processes - (len(running) - len(done)))
+        for job in islice(rest, max(0, free)):
+            running.append((job, self._threads.submit(self._run, work, job)))
+
+    def _run(self, work: Callable[[JobT], Any], job: JobT) -> bytes | Lost[JobT]:
+        """Runs in a thread: the pickled answer of a worker."""
         process = self._take()
         try:
             process.pipe.send((work, job))
-            result, error = process.pipe.recv()
+            over = self._watch(process, job)
+            if over is not None:
+                self._drop(process)
+                return over
+            answer = process.pipe.recv_bytes()
         except (EOFError, OSError):
             self._drop(process)
             return Died(job)
         with self._lock:
             self._idle.append(process)
-        if error is not None:
-            raise error
-        return result  # type: ignore[no-any-return]
+        return answer
+
+    def _watch(self, process: _Process, job: JobT) -> Lost[JobT] | None:
+        """Waits for the answer; tells if the job goes over a limit first."""
+        began = time.monotonic()
+        while not process.pipe.poll(WATCH_SECONDS):
+            if self.limits.seconds is not None and time.monotonic() - began > self.limits.seconds:
+                return TimedOut(job, self.limits.seconds)
+            if self.limits.memory is not None and process.memory() > self.limits.memory:
+                return TooLarge(job, self.limits.memory)
+        return None
 
     def _take(self) -> _Process:
         """A process that is alive and idle."""
@@ -127,9 +241,26 @@ class _Process:
         self._process.kill()
         self._process.join()
 
+    def memory(self) -> int:
+        """Bytes that it has for itself; 0 where the system does not tell."""
+        try:
+            said = Path(f"/proc/{self._process.pid}/status").read_text()
+        except OSError:
+            return 0
+        _, found, rest = said.partition("RssAnon:")
+        return int(rest.split()[0]) * 1024 if found else 0
+
+
+def _opened(answer: bytes) -> Any:
+    result, error = pickle.loads(answer)
+    if error is not None:
+        raise error
+    return result
+
 
 def _serve(pipe: Connection) -> None:
     """A worker: jobs come and results go, until the other end is gone."""
+    _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent ends this process
     while True:
         try:
@@ -142,3 +273,9 @@ def _serve(pipe: Connection) -> None:
         except Exception as error:
             answer = None, error
         pipe.send(answer)
+
+
+def _die_with_parent() -> None:
+    """Else a worker would finish its job first, which nobody waits for, where its parent was killed."""
+    with suppress(OSError, AttributeError):  # no such call but on Linux
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

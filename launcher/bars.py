@@ -24,8 +24,8 @@ class Bar:
         self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.task = self.progress.add_task(noun, total=None, rate="", note="")
 
-    def update(self, done: int, total: int, note: str) -> None:
-        """`done` of `total`."""
+    def update(self, done: int, total: int | None, note: str) -> None:
+        """`done` of `total`; None while that is not known."""
         speed = self.progress.tasks[0].speed
         rate = f"{speed:.1f}/s" if speed else ""
         self.progress.update(self.task, completed=done, total=total, rate=rate, note=escape(note))

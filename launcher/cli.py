@@ -10,17 +10,15 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from launcher.cli_data import app as data_app
+from launcher.cli_prepare import prepare
 from parallel.errors import InputError
-
-if TYPE_CHECKING:
-    from data.prepare import Summary
 
 app = typer.Typer(
     name="longreel",
@@ -78,45 +76,7 @@ def doctor(
     raise typer.Exit(1 if any(f.status == "problem" for f in findings) else 0)
 
 
-@app.command()
-def prepare(
-    source: Annotated[Path, typer.Argument(help="A folder of videos, one video, or a CSV/Parquet with a path column.")],
-    out: Annotated[Path, typer.Option(help="The dataset folder; run again with more videos to add them.")],
-    captions: Annotated[
-        Path | None, typer.Option(help="Captions, if not beside the videos: JSON, CSV, Parquet.")
-    ] = None,
-    caption: Annotated[str, typer.Option(help="Which one, where there are several: short or long.")] = "short",
-    allow_missing_captions: Annotated[bool, typer.Option(help="Keep videos that have no caption.")] = False,
-    min_frames: Annotated[int, typer.Option(help="Reject shots shorter than this.")] = 8,
-    short_side: Annotated[int | None, typer.Option(help="Shrink to this many pixels on the shorter side.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; by default as many as there is work for.")] = None,
-    json_: Json = False,
-) -> None:
-    """Turn videos and captions into WebDataset shards with an index.
-
-    Files are cut at their shot changes. A bad file is reported and skipped, never fatal. What is in the dataset
-    already is not done again.
-
-    Example: longreel prepare videos/ --out datasets/mine
-    """
-    from data.prepare import PrepareOptions, Progress
-    from data.prepare import prepare as run
-    from launcher.bars import Bar
-
-    if caption not in ("short", "long"):
-        raise InputError("a caption is short or long", f"--caption {caption}", "--caption short")
-    options = PrepareOptions(captions, caption, allow_missing_captions, min_frames, short_side, workers)  # type: ignore[arg-type]
-    console = Console(stderr=json_)
-    with Bar(console, "videos") as bar:
-
-        def show(progress: Progress) -> None:
-            bar.update(progress.done, progress.total, f"{progress.clips} clips  {progress.file}")
-
-        summary = run(source, out, options, show)
-    if json_:
-        print(json.dumps(asdict(summary)))
-    else:
-        _print_summary(console, summary, out)
+app.command()(prepare)
 
 
 @app.command(context_settings={"allow_interspersed_args": True})
@@ -276,34 +236,3 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if not (x and height.isdigit() and width.isdigit()):
         raise InputError("a size is HEIGHTxWIDTH", f"--size {text}", "--size 256x256")
     return int(height), int(width)
-
-
-def _print_summary(console: Console, summary: Summary, out: Path) -> None:
-    from rich.table import Table
-
-    table = Table(show_header=False)
-    rows: list[tuple[str, Any]] = [
-        ("videos found", summary.files),
-        ("already there", summary.skipped),
-        ("clips cut", summary.clips),
-        ("clips kept", summary.kept),
-        ("rejected", len(summary.rejected)),
-        ("frames", summary.frames),
-        ("megabytes", f"{summary.bytes / 1e6:.1f}"),
-        ("shards", summary.shards),
-        ("seconds", f"{summary.seconds:.1f}"),
-    ]
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value in rows:
-        table.add_row(name, str(value))
-    console.print(f"{out}", highlight=False, soft_wrap=True)
-    console.print(table)
-    if summary.rejected:
-        reasons = Table(title="rejected", title_justify="left")
-        reasons.add_column("file", overflow="fold")
-        reasons.add_column("reason", overflow="fold")
-        for file, reason in summary.rejected:
-            reasons.add_row(escape(file), escape(reason))
-        console.print(reasons)
-    console.print(f"next: longreel train recipes/quickstart.yaml data.dataset={out}", highlight=False, soft_wrap=True)

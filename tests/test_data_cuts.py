@@ -1,14 +1,14 @@
 """Hard cuts are found where they are, and nowhere else."""
 
 from fractions import Fraction
-from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from scenedetect import ContentDetector, FrameTimecode
 
 from data import cuts, video
-
-VIDEOS = Path(__file__).parents[2] / "shared" / "videos"
+from data.watch import watch
 
 
 @pytest.mark.parametrize(
@@ -19,13 +19,11 @@ VIDEOS = Path(__file__).parents[2] / "shared" / "videos"
         ("nasa_13013.mp4", [0, 240]),  # and a dissolve at 145 to 175, which is not a hard cut
     ],
 )
-def test_real_clips(name, starts):
-    if not VIDEOS.is_dir():
-        pytest.skip(f"the real clips are not at {VIDEOS}")
-    found = video.probe(VIDEOS / name)
-    shots = cuts.shots(VIDEOS / name, found)
-    assert [start for start, _ in shots] == starts
-    assert [stop for _, stop in shots] == [*starts[1:], found.frames]
+def test_real_clips(real_clips, name, starts):
+    found = video.probe(real_clips / name)
+    shots = watch(real_clips / name, found).shots
+    assert [shot[0].start for shot in shots] == starts
+    assert [shot[-1].stop for shot in shots] == [*starts[1:], found.frames]
 
 
 def scene(seed: int, frames: int) -> np.ndarray:
@@ -36,14 +34,29 @@ def scene(seed: int, frames: int) -> np.ndarray:
 
 def test_cuts_close_to_the_start_and_to_each_other_are_found():
     frames = np.concatenate([scene(0, 3), scene(1, 2), scene(2, 20), scene(3, 1), scene(4, 10)])
-    assert cuts.cuts(frames, Fraction(25)) == [3, 5, 25, 26]
-    assert cuts.cuts(frames[:1], Fraction(25)) == cuts.cuts(frames[:0], Fraction(25)) == []
+    assert cuts.cuts(frames) == [3, 5, 25, 26]
+    assert cuts.cuts(frames[:1]) == cuts.cuts(frames[:0]) == []
+
+
+def test_they_are_those_of_pyscenedetect():
+    rng = np.random.default_rng(0)
+    wide = cv2.resize(rng.integers(0, 255, (8, 60, 3), dtype=np.uint8), (600, 48), interpolation=cv2.INTER_CUBIC)
+    steps = rng.choice([0, 1, 3, 9, 14, 18, 27], 200).cumsum() % 530  # changes on both sides of the threshold
+    frames = [wide[:, step : step + 64] for step in steps]
+    peer = ContentDetector(threshold=cuts.THRESHOLD, min_scene_len=0)
+    found = [
+        row
+        for row, frame in enumerate(frames)
+        if peer.process_frame(FrameTimecode(row, fps=Fraction(25)), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    ]
+    assert 20 < len(found) < 180
+    assert cuts.cuts(frames) == found
 
 
 def test_a_dissolve_is_not_a_hard_cut():
     a, b = scene(0, 40).astype(float), scene(1, 40).astype(float)
     blend = np.clip((np.arange(40) - 8) / 24, 0, 1)[:, None, None, None]
-    assert cuts.cuts(((1 - blend) * a + blend * b).astype(np.uint8), Fraction(25)) == []
+    assert cuts.cuts(((1 - blend) * a + blend * b).astype(np.uint8)) == []
 
 
 def test_between():

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from data import video
+from data.clips import CutOptions
 from data.curriculum import Position
 from data.prepare import PrepareOptions, prepare
 from launcher.feed import CHECKSUM, Feed
@@ -55,7 +56,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "clips").mkdir()
     for clip in range(CLIPS):
         (root / "clips" / f"{clip:04d}.mp4").write_bytes(video.encode(iter(frames_of(clip)), Fraction(8)))
-    options = PrepareOptions(allow_missing_captions=True, min_frames=1, workers=0, shard_files=20)
+    options = PrepareOptions(allow_missing_captions=True, cut=CutOptions(min_frames=1), workers=0, shard_files=20)
     prepare(root / "clips", root / "dataset", options)
     return root / "dataset"
 

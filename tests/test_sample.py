@@ -95,11 +95,12 @@ def test_names_of_different_prompts_differ() -> None:
 
 
 def test_real_clips_train_and_sample(real_clips: Path, tmp_path: Path) -> None:
+    from data.clips import CutOptions
     from data.index import Index
     from data.prepare import PrepareOptions, prepare
     from launcher.config import load, to_yaml
 
-    summary = prepare(real_clips, tmp_path / "dataset", PrepareOptions(short_side=64))
+    summary = prepare(real_clips, tmp_path / "dataset", PrepareOptions(cut=CutOptions(short_side=64)))
     assert (summary.files, summary.rejected) == (3, [])
     index = Index.open(tmp_path / "dataset")
     files = [index.file(row) for row in range(len(index))]

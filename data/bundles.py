@@ -1,0 +1,147 @@
+"""Tars as sources: each sample in one is a file to prepare, with the words beside it as its caption.
+
+A local tar is read header by header; of a remote one, too, only headers and words are fetched, which needs a store that
+gives parts of a file. The media are read later, by the worker that converts them.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from data import foreign, remote, tars
+from data.captions import LARGEST_WORDS, Caption, of_parts
+from data.foreign import Candidate
+from data.shards import digest_of
+from data.sources import Place, SourceFile, Unusable, local_place, readable
+from data.tar_sources import why_not
+from data.tars import BLOCK, Damage, Kind, Member
+from parallel.errors import InputError
+
+BLOCK_OF_HEADERS = 64 << 10  # bytes fetched at a time: headers, and words that lie beside them
+DAMAGED, UNUSABLE = "damaged tar", "unusable tar member"
+
+Read = Callable[[Member], bytes]
+Captioned = Callable[[str, Callable[[], Caption]], Caption | Unusable]
+
+
+def local_members(
+    name: str, path: Path, captioned: Captioned, ignored: dict[str, int]
+) -> Iterator[SourceFile | Unusable]:
+    """The samples of a local tar.
+
+    Args:
+        name: of the tar, for reports.
+        path: of the tar.
+        captioned: decides about a sample whose words give a caption or raise.
+        ignored: counts members without a use, by suffix.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    reason = why_not(path)
+    if reason is not None:
+        yield Unusable(name, DAMAGED, reason)
+        return
+    with path.open("rb") as file:
+        damage: list[Damage] = []
+
+        def entries() -> Iterator[Member | Damage]:
+            for entry in tars.walk(file.fileno()):
+                if isinstance(entry, Damage):
+                    damage.append(entry)
+                yield entry
+
+        def read(member: Member) -> bytes:
+            file.seek(member.offset)
+            return file.read(member.size)
+
+        def place(member: Member, suffix: str) -> Place:
+            return local_place(path, (member.offset, member.offset + member.size), suffix)
+
+        yield from _samples(name, entries(), read, place, captioned, ignored)
+        for one in damage:
+            yield Unusable(name, DAMAGED, f"{one.reason}: bytes {one.start} to {one.stop}")
+
+
+def remote_members(
+    name: str, whole: Place, captioned: Captioned, ignored: dict[str, int]
+) -> Iterator[SourceFile | Unusable]:
+    """As `local_members`, of a tar behind a URL.
+
+    Raises:
+        FetchError: it cannot be read, or only as a whole.
+    """
+    store, path = remote.filesystem(whole.where)
+    try:
+        with store.open(path, "rb", block_size=BLOCK_OF_HEADERS, cache_type="readahead") as file:
+            if not file.seekable():
+                raise remote.FetchError("its store gives no parts of files: download the tar first")
+
+            def read(member: Member) -> bytes:
+                file.seek(member.offset)
+                return bytes(file.read(member.size))
+
+            def place(member: Member, suffix: str) -> Place:
+                span = (member.offset, member.offset + member.size)
+                return Place(whole.where, suffix, member.size, span, digest_of(whole.version, span))
+
+            damage: list[str] = []
+            yield from _samples(name, _walk(file, damage), read, place, captioned, ignored)
+            for reason in damage:
+                yield Unusable(name, DAMAGED, reason)
+    except (remote.FetchError, InputError):
+        raise
+    except Exception as error:  # each store has errors of its own
+        raise remote.FetchError(remote.why(error)) from error
+
+
+def _walk(file: Any, damage: list[str]) -> Iterator[Member | Damage]:
+    """The members of a remote tar; tells what ends it before its end blocks, which tarfile passes over."""
+    try:
+        with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # or all headers stay in memory
+                kind: Kind = "file" if info.isreg() and not info.issparse() else "folder" if info.isdir() else "other"
+                yield Member(info.name, kind, info.offset, info.offset_data, info.size)
+            file.seek(tar.offset)
+            if file.read(BLOCK) != bytes(BLOCK):
+                damage.append(f"damaged or cut short at byte {tar.offset}")
+    except tarfile.TarError as error:
+        damage.append(str(error))
+
+
+def _samples(
+    name: str,
+    entries: Iterator[Member | Damage],
+    read: Read,
+    place: Callable[[Member, str], Place],
+    captioned: Captioned,
+    ignored: dict[str, int],
+) -> Iterator[SourceFile | Unusable]:
+    found, _ = foreign.joined(foreign.groups(entries, ignored))
+    for group in found:
+        label = readable(f"{name}/{group.key}")
+        several = foreign.candidates(group, ignored)
+        if isinstance(several, str):
+            yield Unusable(label, UNUSABLE, several)
+            continue
+        for one in several:
+            label = readable(f"{name}/{one.key}.{one.suffix}")
+            if one.media is None:
+                yield Unusable(label, "text alone", "text alone: longreel data import takes such samples")
+                continue
+            caption = captioned(label, lambda one=one: _caption(one, read))  # type: ignore[misc]
+            if isinstance(caption, Unusable):
+                yield caption
+            else:
+                yield SourceFile(label, place(one.media, f".{one.suffix}"), caption)
+
+
+def _caption(one: Candidate, read: Read) -> Caption:
+    too_long = next((m for m in one.words.values() if m.size > LARGEST_WORDS), None)
+    if too_long is not None:
+        raise InputError("words are short", f"{too_long.name} has {too_long.size} bytes", "leave it out")
+    return of_parts({kind: read(member) for kind, member in one.words.items()})

@@ -1,0 +1,99 @@
+"""`convert`: what a worker does with one file: fetch it, cut it into clips, drop those that a limit forbids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data import image, video
+from data.clips import Clip, Clips, CutOptions, cut_into_clips
+from data.filters import Filters
+from data.outcome import Rejection, Stage
+from data.remote import FetchError
+from data.sources import NOT_FETCHED, NOT_READ, ChangedError, SourceFile, brought, digest_path
+from parallel.errors import InputError
+
+MIN_FRAMES = "min_frames"  # the kind of what `cut_into_clips` itself rejects
+
+
+@dataclass(frozen=True)
+class Todo:
+    """A file to work on.
+
+    Attributes:
+        number: its place in the source.
+        identity: of its bytes, as far as it is known beforehand; 32 hex digits.
+        content: digest of its bytes; "" if they are not here yet.
+    """
+
+    number: int
+    file: SourceFile
+    identity: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What came of a file: `content` is the digest of its bytes; `rejected` says why clips are not among `clips`."""
+
+    content: str
+    shots: int
+    clips: tuple[Clip, ...]
+    rejected: tuple[Rejection, ...]
+
+
+def convert(todo: Todo, cut: CutOptions, filters: Filters, previews: bool = True) -> Converted | Rejection:
+    """Runs in a worker: the clips of a file, or why it has none. Never raises for what a file provokes."""
+    file = todo.file
+    try:
+        with brought(file.place) as path:
+            try:
+                content = todo.content or digest_path(path)
+                clips = cut_into_clips(path, cut)
+                size = _source_size(path, clips, cut, filters)
+            except InputError as error:
+                reason = error.value.removeprefix(f"{path}: ")
+                return _refused(todo, "read", "unreadable", reason)
+    except FetchError as error:
+        return _refused(todo, "fetch", NOT_FETCHED, str(error), again=True)
+    except (ChangedError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        return _refused(todo, "read", NOT_READ, reason, again=True)
+    except Exception as error:  # whatever a strange file provokes must not stop the job; it is counted and shown
+        return _refused(todo, "read", "unreadable", f"{type(error).__name__}: {error}")
+    if not clips.shots:
+        return _refused(todo, "cut", "unreadable", "; ".join(clips.rejected))
+    lost = clips.shots - len(clips.kept)
+    rejected = [Rejection(file.name, "cut", MIN_FRAMES, "; ".join(clips.rejected), clips=lost)] if lost else []
+    kept = []
+    for clip in clips.kept:
+        reasons = why_not(clip, filters, file.caption.short, size)
+        if reasons:
+            said = "; ".join(f"{limit}: {sentence}" for limit, sentence in reasons)
+            rows = f"{clip.start}:{clip.stop}"  # counted by the first limit that it breaks
+            rejected.append(Rejection(file.name, "filter", reasons[0][0], said, rows, 1))
+        else:
+            kept.append(clip if previews else replace(clip, preview=None))
+    return Converted(content, clips.shots, tuple(kept), tuple(rejected))
+
+
+def why_not(clip: Clip, filters: Filters, caption: str, size: tuple[int, int] | None = None) -> list[tuple[str, str]]:
+    """(limit, sentence) of each limit that a clip breaks; `size` is that of its source, if the clip has another."""
+    seconds = None if clip.media in image.SUFFIXES else float(clip.frames / clip.fps)
+    height, width = size or (clip.height, clip.width)
+    return filters.reasons(seconds=seconds, height=height, width=width, scores=clip.scores, caption=caption)
+
+
+def _source_size(path: Path, clips: Clips, cut: CutOptions, filters: Filters) -> tuple[int, int] | None:
+    """(height, width) of the file, if clips have another and a limit asks for it."""
+    asked = (filters.min_side, filters.min_aspect, filters.max_aspect) != (None, None, None)
+    if not asked or not clips.kept or (cut.short_side, cut.sizes) == (None, None):
+        return None
+    if clips.kept[0].media in image.SUFFIXES:
+        return image.decode(path.read_bytes()).shape[1:3]
+    found = video.probe(path)
+    return found.height, found.width
+
+
+def _refused(todo: Todo, stage: Stage, kind: str, reason: str, again: bool = False) -> Rejection:
+    return Rejection(todo.file.name, stage, kind, reason, again=again)

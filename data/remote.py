@@ -1,0 +1,298 @@
+"""Files that lie elsewhere: listed, told apart and fetched through fsspec (http, s3, gs, hf and more).
+
+A remote file is fetched by the worker that converts it, into a folder that goes away with it, however it ends:
+
+    <temporary folder>/longreel-<user>/<random>/file.mp4      its folder is locked as long as its process lives
+
+The lock goes with the process, so whoever comes next removes the folders that nobody holds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from parallel.errors import InputError
+
+TRIES = 3
+FIRST_WAIT_SECONDS = 0.25  # before the second try; doubled before each further one
+CONNECT_SECONDS, SILENCE_SECONDS = 10, 60
+CHUNK = 8 << 20  # bytes asked for at a time of a part of a file
+PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "abfs": "adlfs",
+    "az": "adlfs",
+    "sftp": "paramiko",
+}
+LISTED_FLAT = frozenset(["s3", "s3a", "gs", "gcs", "abfs", "az"])  # a store without folders lists all in one go
+REFUSALS = frozenset([400, 401, 403, 404, 405, 406, 410, 414, 416, 451])  # of HTTP: asking again does not help
+# what a store says of the bytes of a file, the best first
+MARKS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "content_md5",
+    "blob_id",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "updated",
+    "created",
+)
+
+
+class FetchError(Exception):
+    """A remote file could not be fetched; its text is the reason, for people."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a store: `name` relative to the folder that was listed; `mark` tells its versions apart, "" if none."""
+
+    name: str
+    url: str
+    size: int | None
+    mark: str
+
+
+def is_url(text: str) -> bool:
+    """Whether this is a URL and not a local path."""
+    scheme, found, _ = text.partition("://")
+    return bool(found) and scheme.replace("+", "").replace("-", "").replace(".", "").isalnum()
+
+
+def suffix_of(url: str) -> str:
+    """The suffix of the file that a URL names, in lower case, without its query."""
+    return PurePosixPath(urlsplit(url).path).suffix.lower()
+
+
+def name_of(url: str) -> str:
+    """The last part of a URL's path."""
+    return unquote(PurePosixPath(urlsplit(url).path).name)
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path in it.
+
+    Raises:
+        InputError: its kind is not known, or its driver is not installed.
+    """
+    import fsspec
+
+    scheme = url.partition("://")[0].lower()
+    try:
+        options: dict[str, Any] = {}
+        if scheme in ("http", "https"):
+            import aiohttp
+
+            # aiohttp's own limit of 300 s is for a whole file; packed bytes would not be those of the file
+            limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+            options = {
+                "client_kwargs": {"timeout": limits, "headers": {"Accept-Encoding": "identity"}},
+                "simple_links": False,
+                "encoded": True,
+            }
+        found: tuple[Any, str] = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
+        return found
+    except ImportError as error:
+        package = PACKAGES.get(scheme)
+        remedy = f"pip install {package}" if package else str(error)
+        raise InputError(f"{scheme}:// needs its driver", f"{url}: {error}", remedy) from error
+    except ValueError as error:
+        remedy = "give a folder, or a URL with http://, https://, s3://, gs:// or another scheme of fsspec"
+        raise InputError("a URL has a scheme that fsspec knows", f"{url}: {error}", remedy) from error
+
+
+def find(url: str, wanted: Callable[[str], bool], problem: Callable[[str, str], None]) -> list[RemoteFile]:
+    """The files of a remote folder, to any depth, sorted by name; hidden ones do not count.
+
+    Args:
+        url: of a folder; of HTTP, a page that lists files.
+        wanted: whether a name counts.
+        problem: told (folder, reason) of folders below it that cannot be listed.
+
+    Raises:
+        InputError: it cannot be listed.
+    """
+    store, root = filesystem(url)
+    try:
+        if url.partition("://")[0].lower() in LISTED_FLAT:
+            entries = list(store.find(root, detail=True).values())
+        else:
+            entries = list(_walk(store, root, problem))
+    except Exception as error:  # each store has errors of its own
+        remedy = "check the address, and that you may read it"
+        raise InputError("a remote folder can be listed", f"{url}: {why(error)}", remedy) from error
+    found = []
+    http = url.startswith(("http://", "https://"))
+    base = store._strip_protocol(root).rstrip("/") + "/"
+    for entry in entries:
+        name = entry["name"].removeprefix(base)
+        name = unquote(urlsplit(name).path) if http else name
+        if wanted(name) and not any(part.startswith(".") for part in name.split("/")):
+            mark = next((str(entry[key]) for key in MARKS if entry.get(key)), "")
+            address = entry["name"] if http else store.unstrip_protocol(entry["name"])
+            found.append(RemoteFile(name, address, entry.get("size"), mark))
+    return sorted(found, key=lambda file: file.name)
+
+
+def _walk(store: Any, root: str, problem: Callable[[str, str], None]) -> Iterator[Mapping[str, Any]]:
+    """Entries of files; fsspec's own walk passes over folders that it cannot list."""
+    seen, folders = {root.rstrip("/")}, [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = store.ls(folder, detail=True)
+        except Exception as error:
+            if folder == root:
+                raise
+            problem(folder, why(error))
+            continue
+        for entry in entries:
+            name = entry["name"].rstrip("/")
+            if entry["type"] != "directory":
+                yield entry
+            elif name not in seen:
+                seen.add(name)
+                folders.append(entry["name"])
+
+
+def read(url: str) -> bytes:
+    """A small remote file, tried several times.
+
+    Raises:
+        FetchError: it could not be read.
+    """
+    store, path = filesystem(url)
+    return bytes(_tried(lambda: store.cat_file(path)))
+
+
+def fetch(url: str, to: Path, span: tuple[int, int] | None = None, size: int | None = None) -> None:
+    """Writes a remote file, or its bytes [start, stop), to a local one; tried several times.
+
+    Args:
+        url: of the file.
+        to: where.
+        span: the bytes to fetch; None for all.
+        size: how many there are, if known.
+
+    Raises:
+        FetchError: it could not be fetched whole.
+    """
+    store, path = filesystem(url)
+
+    def once() -> None:
+        if span is None:
+            store.get_file(path, str(to))
+        else:
+            _fetch_part(store, url, path, to, span)
+        expected = span[1] - span[0] if span else size
+        if expected is not None and to.stat().st_size != expected:
+            raise OSError(f"{to.stat().st_size} of {expected} bytes came")
+
+    _tried(once)
+
+
+def _fetch_part(store: Any, url: str, path: str, to: Path, span: tuple[int, int]) -> None:
+    start, stop = span
+    with to.open("wb") as file:
+        if url.startswith(("http://", "https://")):  # cat_file would take the whole of a file for a part of it
+            with store.open(path, "rb", block_size=CHUNK, cache_type="none", size=stop) as remote:
+                remote.seek(start)
+                while data := remote.read(min(CHUNK, stop - remote.tell())):
+                    file.write(data)
+            return
+        for at in range(start, stop, CHUNK):
+            file.write(store.cat_file(path, start=at, end=min(at + CHUNK, stop)))
+
+
+def _tried(once: Callable[[], Any]) -> Any:
+    for wait in (*(FIRST_WAIT_SECONDS * 2**n for n in range(TRIES - 1)), None):
+        try:
+            return once()
+        except InputError:
+            raise
+        except Exception as error:  # each store has errors of its own
+            if _is_final(error):
+                raise FetchError(why(error)) from error
+            if wait is None:
+                raise FetchError(f"{why(error)} ({TRIES} tries)") from error
+        time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether asking again does not help."""
+    final = (FileNotFoundError, PermissionError, IsADirectoryError, ValueError)
+    return isinstance(error, final) or getattr(error, "status", None) in REFUSALS
+
+
+def why(error: Exception) -> str:
+    """What went wrong with a store, in a line."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    status, message = getattr(error, "status", None), getattr(error, "message", None)
+    if status and message:
+        return f"the server says {status} {message}"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder of this process's own, gone at the end, or when somebody comes by after the process was killed."""
+    base = _base()
+    with _locked(base, fcntl.LOCK_SH):  # not while somebody sweeps: a new folder is not locked yet
+        folder = Path(tempfile.mkdtemp(dir=base))
+        held = os.open(folder, os.O_RDONLY)
+        fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+def sweep() -> None:
+    """Removes what killed processes left in the temporary folder."""
+    base = _base()
+    with _locked(base, fcntl.LOCK_EX):
+        for folder in base.iterdir():
+            held = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            except BlockingIOError:
+                pass  # in use
+            finally:
+                os.close(held)
+
+
+def _base() -> Path:
+    base = Path(tempfile.gettempdir()) / f"longreel-{os.getuid()}"
+    base.mkdir(mode=0o700, exist_ok=True)
+    return base
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, how)
+        yield
+    finally:
+        os.close(held)

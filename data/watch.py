@@ -1,0 +1,125 @@
+"""Watching: a film is decoded once, and told apart into shots with what can be said of each.
+
+    decode --small frames--> a cut?  figures, pictures for the preview
+    rows   0 . . . . . . . . | . . . . . . . . . . . . . | . .          shots
+           |-- segment 0 --| |-- segment 1 -|-- 2 --| ...               figures are of segments
+
+A shot that may be cut further is watched in segments, because how long it is only shows at its end; the figures of a
+part are put together from those of its segments. Everything but decoding costs a third of it at 1280 x 720.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from data.cuts import Detector, small_size
+from data.demux import Source, name_of
+from data.previews import CELL_HEIGHT, Strip
+from data.rgb import Frames, Rgb
+from data.scores import Scorer, Scores
+from data.video import Video, pictures
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows [start, stop) of one shot; `picture` is the first of them, small."""
+
+    start: int
+    stop: int
+    scores: Scores
+    preview: bytes
+    picture: Frames
+
+
+Shot = Sequence[Segment]
+
+
+@dataclass(frozen=True)
+class Film:
+    """What was seen: `found` as it turned out to be; `steady` if no picture changed its size or kind."""
+
+    found: Video
+    shots: Sequence[Shot]
+    steady: bool
+
+
+def watch(source: Source, found: Video, segment: int | None = None) -> Film:
+    """The shots of a film in their order, end to end.
+
+    Args:
+        source: the file.
+        found: what `probe` says of it.
+        segment: rows after which a segment ends; None: with its shot.
+
+    Raises:
+        InputError: the file does not decode to its end.
+    """
+    rgb = Rgb(name_of(source), None, small_size(found.height, found.width))
+    detector, steady = Detector(), True
+    shots: list[list[Segment]] = [[]]
+    watched = _Watched(0)
+    for row, frame in enumerate(pictures(source, found)):
+        if frame.interlaced_frame and not found.interlaced:  # the header did not say so
+            return watch(source, replace(found, interlaced=True), segment)
+        steady &= (frame.height, frame.width, frame.format.name) == (*found.stored, found.pixel_format)
+        small = rgb(frame)
+        new_shot = detector.begins(small)
+        if new_shot or row - watched.start == segment:
+            shots[-1].append(watched.closed())
+            watched = _Watched(row)
+            if new_shot:
+                shots.append([])
+        watched.add(small)
+    shots[-1].append(watched.closed())
+    return Film(found, shots, steady)
+
+
+def part(shot: Shot, start: int, stop: int) -> tuple[Scores, bytes]:
+    """Figures and preview of rows [start, stop) of a shot, from the segments that lie in it for the most part."""
+    inside = [s for s in shot if start <= (s.start + s.stop - 1) / 2 < stop]
+    inside = inside or [next(s for s in shot if s.stop > (start + stop) // 2)]
+    if len(inside) == 1:
+        return inside[0].scores, inside[0].preview
+    rows = np.array([s.stop - s.start for s in inside])
+
+    def mean(name: str) -> float:
+        return float(np.average([getattr(s.scores, name) for s in inside], weights=rows))
+
+    scores = Scores(
+        motion=mean("motion"),
+        sharpness=max(s.scores.sharpness for s in inside),
+        brightness=mean("brightness"),
+        black=mean("black"),
+        text=max(s.scores.text for s in inside),
+        phash=inside[len(inside) // 2].scores.phash,
+    )
+    strip = Strip()
+    for s in inside:
+        strip.add(s.picture)
+    return scores, strip.jpeg()
+
+
+class _Watched:
+    """The segment that is being watched."""
+
+    def __init__(self, start: int) -> None:
+        self.start = self.stop = start
+        self.scorer, self.strip = Scorer(), Strip()
+        self.picture: Frames | None = None
+
+    def add(self, frame: Frames) -> None:
+        if self.picture is None:
+            scale = min(1.0, CELL_HEIGHT / frame.shape[0])
+            size = max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))
+            self.picture = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
+        self.scorer.add(frame)
+        self.strip.add(frame)
+        self.stop += 1
+
+    def closed(self) -> Segment:
+        assert self.picture is not None, "a segment has frames"
+        return Segment(self.start, self.stop, self.scorer.result(), self.strip.jpeg(), self.picture)

@@ -1,0 +1,85 @@
+"""Films of every kind, made on the fly: pictures whose every frame differs, and files in any container and codec."""
+
+import struct
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+
+ONE, TWO30 = 1 << 16, 1 << 30  # of a display matrix
+
+
+def moving(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A textured picture that slides: every frame differs from every other. [frames, height, width, 3]"""
+    rng = np.random.default_rng(seed)
+    wide = np.kron(rng.integers(0, 255, (height // 8 + 1, (width + 8 * frames) // 8 + 1, 3)), np.ones((8, 8, 1)))
+    wide = cv2.blur(wide, (5, 5))
+    return np.stack([wide[:height, 4 * i : 4 * i + width] for i in range(frames)]).astype(np.uint8)
+
+
+def calm(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """One shot: a still picture over which a small square travels. [frames, height, width, 3]"""
+    rng = np.random.default_rng(seed)
+    still = cv2.resize(
+        rng.integers(60, 180, (2, 3, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_LINEAR
+    )
+    film = np.repeat(still[None], frames, axis=0)
+    side = max(2, height // 6)
+    for row, frame in enumerate(film):
+        left = round((width - side) * row / max(1, frames - 1))
+        frame[height // 3 : height // 3 + side, left : left + side] = 255
+    return film
+
+
+def write(
+    path,
+    frames,
+    codec="libx264",
+    pixel_format="yuv420p",
+    options=None,
+    first_pts=0,
+    audio=False,
+    steps=None,
+    flags=0,
+    rate=30,
+    **tags,
+):
+    """A file in any container and codec; `steps[i]` is the duration of frame i in ticks of 1/rate s.
+
+    `frames`: RGB arrays, or ready-made `av.VideoFrame`s; `tags`: attributes of the codec context.
+    """
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        images = [
+            f
+            if isinstance(f, av.VideoFrame)
+            else av.VideoFrame.from_ndarray(np.ascontiguousarray(f), format="rgb24").reformat(format=pixel_format)
+            for f in frames
+        ]
+        stream.height, stream.width, stream.pix_fmt = images[0].height, images[0].width, pixel_format
+        stream.options = options or {}
+        stream.codec_context.flags |= flags
+        for name, value in tags.items():
+            setattr(stream.codec_context, name, value)
+        sound = container.add_stream("aac", rate=8000) if audio else None
+        pts = first_pts
+        for row, image in enumerate(images):
+            image.pts, image.time_base = pts, Fraction(1, rate)
+            pts += steps[row] if steps else 1
+            container.mux(stream.encode(image))
+        container.mux(stream.encode(None))
+        if sound:
+            container.mux(sound.encode(None))
+    return path
+
+
+def turned(data: bytes, matrix: tuple[int, ...]) -> bytes:
+    """An mp4 with another display matrix in its track header, version 0 (ISO 14496-12, 8.3.2)."""
+    at = data.index(b"tkhd") + 4 + 4 + 36
+    return data[:at] + struct.pack(">9i", *matrix) + data[at + 36 :]
+
+
+def nearest(frames: np.ndarray, known: np.ndarray) -> list[int]:
+    """Which of the known frames each one is most like."""
+    return [int(np.argmin(np.abs(known.astype(int) - frame).mean(axis=(1, 2, 3)))) for frame in frames]

@@ -1,0 +1,157 @@
+"""Images of every kind come out as they are meant to be seen, or are rejected with a reason."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from data import image, video
+from data.clips import CutOptions, cut_into_clips
+from parallel.errors import InputError
+from tests.films import calm, write
+
+PICTURE = calm(1, 48, 64)[0]
+
+
+def stored(picture, form="PNG", **options) -> bytes:
+    out = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(out, form, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("form", "suffix", "off"), [("JPEG", "jpg", 2.0), ("PNG", "png", 0.0), ("WEBP", "webp", 3.0)])
+def test_the_bytes_are_stored_as_they_came(tmp_path, form, suffix, off):
+    data = stored(PICTURE, form, **({"quality": 95} if form != "PNG" else {}))
+    path = tmp_path / "mislabelled.mp4"  # the content tells what it is
+    path.write_bytes(data)
+    cut = cut_into_clips(path)
+    (clip,) = cut.kept
+    assert (cut.shots, cut.rejected) == (1, ())
+    assert (clip.data, clip.media, clip.slices) == (data, suffix, None)
+    assert (clip.start, clip.stop, clip.frames, clip.fps, clip.height, clip.width) == (0, 1, 1, 1, 48, 64)
+    assert clip.scores.motion == 0
+    assert clip.scores.brightness > 50
+    assert clip.preview[:3] == b"\xff\xd8\xff"
+    (frame,) = image.decode(clip.data)
+    assert np.abs(frame.astype(int) - PICTURE).mean() <= off
+    assert image.decode(clip.data, (24, 32)).shape == (1, 24, 32, 3)
+    assert image.decode(clip.data, (96, 128)).shape == (1, 96, 128, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation):
+    turn = {
+        1: lambda f: f,
+        2: lambda f: f[:, ::-1],
+        3: lambda f: f[::-1, ::-1],
+        4: lambda f: f[::-1],
+        5: lambda f: f.transpose(1, 0, 2),
+        6: lambda f: np.rot90(f, -1),
+        7: lambda f: f.transpose(1, 0, 2)[::-1, ::-1],
+        8: lambda f: np.rot90(f, 1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    np.testing.assert_array_equal(image.decode(stored(PICTURE, exif=exif))[0], turn(PICTURE))
+
+
+def test_modes():
+    grey = PICTURE.mean(2).astype(np.uint8)
+    as_grey = np.repeat(grey[..., None], 3, 2)
+    deep = Image.fromarray(grey.astype(np.uint16) * 256 + 77)
+    for mode, expected, data in [
+        ("L", as_grey, stored(grey)),
+        ("I;16", as_grey, stored(deep)),
+        ("1", np.full((48, 64, 3), 255), stored(Image.new("1", (64, 48), 1))),
+        ("CMYK", PICTURE, stored(Image.fromarray(PICTURE).convert("CMYK"), "JPEG", quality=100, subsampling=0)),
+        ("P", None, stored(Image.fromarray(PICTURE).quantize(200))),
+    ]:
+        with Image.open(io.BytesIO(data)) as opened:
+            assert opened.mode == mode
+            expected = np.asarray(opened.convert("RGB")) if expected is None else expected
+        assert np.abs(image.decode(data)[0].astype(int) - expected).max() <= 4, mode
+
+
+def test_what_is_transparent_is_laid_over_black():
+    alpha = np.full((48, 64, 1), 255, np.uint8)
+    alpha[:, 32:48], alpha[:, 48:] = 128, 0
+    expected = PICTURE * (alpha / 255)
+    rgba = np.concatenate([PICTURE, alpha], 2)
+    np.testing.assert_allclose(image.decode(stored(rgba))[0], expected, atol=1)
+    np.testing.assert_allclose(image.decode(stored(rgba, "WEBP", lossless=True))[0], expected, atol=1)
+    palette = Image.new("P", (32, 32), 1)
+    palette.putpalette([9, 9, 9, 250, 100, 50])
+    assert image.decode(stored(palette)).max() == 250
+    assert image.decode(stored(palette, transparency=1)).max() == 0
+
+
+def test_colour_profiles_are_applied():
+    swapped = Image.fromarray(PICTURE)
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert np.abs(image.decode(stored(swapped, icc_profile=srgb))[0].astype(int) - PICTURE).max() <= 1
+    np.testing.assert_array_equal(image.decode(stored(swapped, icc_profile=lab))[0], PICTURE)  # of another kind
+    with pytest.raises(InputError, match="in memory"):
+        image.decode(stored(swapped, icc_profile=b"no profile"))
+
+
+def test_a_wide_gamut_comes_out_stronger():
+    """A profile like sRGB but for its primaries, those of Display P3: reds are redder than sRGB's."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    tags = {
+        bytes(profile[at : at + 4]): int.from_bytes(profile[at + 4 : at + 8]) for at in range(132, 132 + 12 * 20, 12)
+    }
+    wide = {
+        b"rXYZ": (0.51512, 0.24120, -0.00105),
+        b"gXYZ": (0.29198, 0.69225, 0.04189),
+        b"bXYZ": (0.15710, 0.06657, 0.78407),
+    }
+    for tag, xyz in wide.items():
+        at = tags[tag] + 8
+        profile[at : at + 12] = b"".join(round(v * 65536).to_bytes(4, signed=True) for v in xyz)
+    colour = np.full((16, 16, 3), (200, 100, 100), np.uint8)
+    red, green, blue = image.decode(stored(colour, icc_profile=bytes(profile)))[0, 8, 8].astype(int)
+    assert red > 208
+    assert 85 < green < 99
+    assert 85 < blue < 99
+
+
+def test_what_is_no_image_is_an_error(tmp_path):
+    whole = stored(PICTURE, "JPEG", quality=95)
+    film = [Image.fromarray(f) for f in calm(3, 32, 32)]
+    animation = stored(film[0], "WEBP", save_all=True, append_images=film[1:])
+    for data, reason in [
+        (whole[: len(whole) // 2], "(?i)truncated"),
+        (stored(PICTURE)[:-40], "(?i)truncated"),
+        (whole[:3] + b"words " * 50, "it is none"),
+        (b"", "it is none"),
+        (b"words " * 50, "it is none"),
+        (animation, "animation of 3 frames"),
+    ]:
+        with pytest.raises(InputError, match=reason):
+            image.decode(data)
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="whole JPEG"):
+        cut_into_clips(tmp_path / "a.jpg")
+
+
+def test_buckets_and_small_images(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(stored(PICTURE))
+    (clip,) = cut_into_clips(path, CutOptions(sizes=((48, 48),))).kept
+    assert (clip.media, clip.height, clip.width) == ("png", 48, 48)
+    np.testing.assert_array_equal(image.decode(clip.data)[0], PICTURE[:, 8:56])
+    (clip,) = cut_into_clips(path, CutOptions(short_side=24)).kept
+    assert (clip.height, clip.width) == (24, 32)
+    path.write_bytes(stored(PICTURE[:8]))
+    assert cut_into_clips(path).rejected == ("8 x 64 pixels, smaller than 16",)
+
+
+def test_moving_pictures_are_films(tmp_path):
+    film = calm(12, 48, 64)
+    path = write(tmp_path / "a.gif", film, "gif", "rgb8")
+    assert image.suffix_of(path.read_bytes()) is None
+    (clip,) = cut_into_clips(path).kept
+    assert clip.media == "mp4"
+    assert len(video.decode(clip.data)) == 12
