@@ -63,7 +63,7 @@ def local_members(
 
         yield from _samples(name, entries(), read, place, captioned, ignored)
         for one in damage:
-            yield Unusable(name, DAMAGED, f"{one.reason}: bytes {one.start} to {one.stop}")
+            yield Unusable(name, DAMAGED, f"{one.reason}, at byte {one.start}")
 
 
 def remote_members(
@@ -129,10 +129,10 @@ def _samples(
             yield Unusable(label, UNUSABLE, several)
             continue
         for one in several:
-            label = readable(f"{name}/{one.key}.{one.suffix}")
             if one.media is None:
                 yield Unusable(label, "text alone", "text alone: longreel data import takes such samples")
                 continue
+            label = readable(f"{name}/{one.key}.{one.suffix}")
             caption = captioned(label, lambda one=one: _caption(one, read))  # type: ignore[misc]
             if isinstance(caption, Unusable):
                 yield caption

@@ -22,7 +22,8 @@ from data.manifest import path_of
 from data.survey import Survey, survey
 from data.workers import Lost, Workers, available_cores
 
-SMALL_JOB_BYTES = 256 << 20  # below it, starting workers costs more than it saves
+SMALL_JOB_BYTES = 8 << 30  # below it, starting workers costs more than it saves
+SMALL_DECODE_BYTES = 64 << 20  # and where samples are decoded
 Words = npt.NDArray[np.uint64]
 
 
@@ -64,7 +65,8 @@ def check(
         broken |= {job.shard} if found else set()
     if deep:
         whole = [job for job in records.jobs if job.shard not in broken]
-        findings += across(records, {job.shard: index.read_uids(dataset, job.index[0]) for job in whole})
+        uids = {job.shard: index.read_uids(dataset, job.index[0]) for job in whole}
+        findings += [*same_samples(records, uids), *wrong_digest(records, uids)]
     return findings
 
 
@@ -74,8 +76,8 @@ def one_by_one(
     """What is wrong with each shard; arguments as of `check`."""
     sizes = [_size(job) for job in jobs]
     if workers is None:
-        few = sum(sizes) < SMALL_JOB_BYTES or not any(job.deep for job in jobs)
-        workers = 0 if few else available_cores()
+        most = SMALL_DECODE_BYTES if any(job.decode for job in jobs) else SMALL_JOB_BYTES
+        workers = available_cores() if sum(sizes) > most and any(job.deep for job in jobs) else 0
     done, told = 0, 0
     with Workers(workers) as pool:
         for job, size, found in zip(jobs, sizes, pool.map(findings_of, jobs), strict=True):
@@ -95,22 +97,22 @@ def _size(job: Job) -> int:
         return 0
 
 
-def across(records: Survey, uids: Mapping[str, list[str]]) -> Iterator[Finding]:
-    """What no shard shows by itself: samples that are there twice, and a manifest that names others.
-
-    Args:
-        records: of the dataset.
-        uids: of the samples of each shard that is whole.
-    """
+def same_samples(records: Survey, uids: Mapping[str, list[str]]) -> Iterator[Finding]:
+    """Samples that are there twice; `uids` of each shard."""
     for job, uid in twice(uids, records.jobs):
         yield Finding("same sample", job.tar, "it is there before", LEAVE_OUT, job.shard, uid)
+
+
+def wrong_digest(records: Survey, uids: Mapping[str, list[str]]) -> Iterator[Finding]:
+    """A latest generation that names other samples than its shards have; `uids` of each shard that is whole."""
     latest = records.latest
-    if latest is not None and all(shard_id in uids for shard_id in latest.shards):
-        digest = index.content_digest(uid for shard_id in latest.shards for uid in uids[shard_id])
-        if digest != latest.digest:
-            name = path_of(records.dataset, latest.generation).relative_to(records.dataset).as_posix()
-            what = f"the digest of its samples is {digest}, it says {latest.digest}"
-            yield Finding("changed manifest", name, what, "--repair publishes what is committed")
+    if latest is None or not all(shard_id in uids for shard_id in latest.shards):
+        return
+    digest = index.content_digest(uid for shard_id in latest.shards for uid in uids[shard_id])
+    if digest != latest.digest:
+        name = path_of(records.dataset, latest.generation).relative_to(records.dataset).as_posix()
+        what = f"the digest of its samples is {digest}, it says {latest.digest}"
+        yield Finding("changed manifest", name, what, "--repair publishes what is committed")
 
 
 def twice(uids: Mapping[str, list[str]], jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:

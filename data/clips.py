@@ -33,7 +33,7 @@ from data.rgb import UPRIGHT, Frames
 from data.scores import Scorer, Scores
 from data.slices import Slices
 from data.video import Video
-from data.watch import Film, Shot, part, watch
+from data.watch import Film, Shot, part, thumbnail, watch
 from parallel.errors import InputError
 
 SMALLEST_SIDE = 16  # pixels
@@ -110,19 +110,16 @@ class Clips:
     rejected: tuple[str, ...]
 
 
-def cut_into_clips(path: Path, options: CutOptions | int = CutOptions(), short_side: int | None = None) -> Clips:
+def cut_into_clips(path: Path, options: CutOptions = CutOptions()) -> Clips:
     """The clips of a file: one per shot, or per part of a long shot; or its image.
 
     Args:
         path: a video in any format that FFmpeg reads, or a JPEG, PNG or WebP.
-        options: how to cut; a number is `min_frames`.
-        short_side: with a number.
+        options: how to cut.
 
     Raises:
         InputError: the file is neither, or damaged, or cannot be shown as it was meant.
     """
-    if isinstance(options, int):
-        options = CutOptions(options, short_side=short_side)
     if (suffix := _image_suffix(path)) is not None:
         return _clip_of_image(path, suffix, options)
     found = video.probe(path)
@@ -198,10 +195,20 @@ def _clip(path: Path, film: Film, shot: Shot, rows: Sequence[int], options: CutO
     scaled, size = target_size(found.height, found.width, options)
     data = None
     if _needs_no_change(film, options) and _longest_gop(found, start, stop) <= options.max_gop:
-        data = remux(path, found, start, stop)
+        data = _copied(path, found, shot, start, stop)
     if data is None:
         data = encode(_frames(path, found, rows, scaled, size), found.fps)
     return Clip(start, stop, data, len(rows), found.fps, *size, "mp4", mp4.slices(data), *part(shot, start, stop))
+
+
+def _copied(path: Path, found: Video, shot: Shot, start: int, stop: int) -> bytes | None:
+    """Rows [start, stop), if they can be remuxed and then show what was seen: one frame is compared, bit for bit."""
+    data = remux(path, found, start, stop)
+    seen_first = next((segment.picture for segment in shot if segment.start == start), None)
+    if data is None or seen_first is None:
+        return data
+    (first,) = video.decode(data, 0, 1, size=small_size(found.height, found.width))
+    return data if np.array_equal(thumbnail(first), seen_first) else None
 
 
 def _needs_no_change(film: Film, options: CutOptions) -> bool:

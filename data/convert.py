@@ -9,10 +9,11 @@ from data import image, video
 from data.clips import Clip, Clips, CutOptions, cut_into_clips
 from data.filters import Filters
 from data.outcome import Rejection, Stage
-from data.remote import FetchError
-from data.sources import NOT_FETCHED, NOT_READ, ChangedError, SourceFile, brought, digest_path
+from data.remote import TRIES, FetchError
+from data.sources import NO_ANSWER, NOT_FETCHED, NOT_READ, ChangedError, SourceFile, brought, digest_path
 from parallel.errors import InputError
 
+UNUSABLE = "unusable file"
 MIN_FRAMES = "min_frames"  # the kind of what `cut_into_clips` itself rejects
 
 
@@ -24,12 +25,14 @@ class Todo:
         number: its place in the source.
         identity: of its bytes, as far as it is known beforehand; 32 hex digits.
         content: digest of its bytes; "" if they are not here yet.
+        tries: to fetch it.
     """
 
     number: int
     file: SourceFile
     identity: str
     content: str
+    tries: int = TRIES
 
 
 @dataclass(frozen=True)
@@ -46,23 +49,25 @@ def convert(todo: Todo, cut: CutOptions, filters: Filters, previews: bool = True
     """Runs in a worker: the clips of a file, or why it has none. Never raises for what a file provokes."""
     file = todo.file
     try:
-        with brought(file.place) as path:
+        with brought(file.place, todo.tries) as path:
             try:
                 content = todo.content or digest_path(path)
                 clips = cut_into_clips(path, cut)
                 size = _source_size(path, clips, cut, filters)
             except InputError as error:
                 reason = error.value.removeprefix(f"{path}: ")
-                return _refused(todo, "read", "unreadable", reason)
+                return _refused(todo, "read", UNUSABLE, reason)
     except FetchError as error:
-        return _refused(todo, "fetch", NOT_FETCHED, str(error), again=True)
+        return _refused(todo, "fetch", NOT_FETCHED if error.answered else NO_ANSWER, str(error), again=True)
+    except InputError as error:  # no driver on this node
+        return _refused(todo, "fetch", NOT_FETCHED, f"{error.value}: {error.remedy}", again=True)
     except (ChangedError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         return _refused(todo, "read", NOT_READ, reason, again=True)
     except Exception as error:  # whatever a strange file provokes must not stop the job; it is counted and shown
-        return _refused(todo, "read", "unreadable", f"{type(error).__name__}: {error}")
+        return _refused(todo, "read", UNUSABLE, f"{type(error).__name__}: {error}")
     if not clips.shots:
-        return _refused(todo, "cut", "unreadable", "; ".join(clips.rejected))
+        return _refused(todo, "cut", UNUSABLE, "; ".join(clips.rejected))
     lost = clips.shots - len(clips.kept)
     rejected = [Rejection(file.name, "cut", MIN_FRAMES, "; ".join(clips.rejected), clips=lost)] if lost else []
     kept = []

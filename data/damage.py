@@ -17,7 +17,7 @@ from data import image, index, tars, video
 from data.diagnosis import Diagnosis, Job
 from data.findings import ACCEPT, LEAVE_OUT, RESTORE, Kind
 from data.index import SCHEMA
-from data.layout import Stretch, begin, digest_range, is_as_expected, layout, parts
+from data.layout import CHUNK, Stretch, begin, digest_range, is_as_expected, layout, parts
 from data.rebuild import Row, json_of, speaks_for_itself, told_by
 from data.shards import digest_bytes
 from data.tars import Damage
@@ -43,33 +43,47 @@ def is_ours(file: int, rows: list[Row], job: Job) -> bool:
 
 def compare_bytes(file: int, rows: list[Row], found: Diagnosis) -> None:
     """A tar of ours is not as it was written, or nobody knows: the rows are right and tell what every byte must be."""
-    size = os.fstat(file).st_size
+    size, used = os.fstat(file).st_size, _used(file)
     by_uid = {row["uid"]: row for row in rows}
     # of samples that were left out before, nothing tells the bytes, nor where the tar ends behind them
     holes = bool((found.job.record or {}).get("left_out"))
     stretches = [s for s in layout(rows) if not (holes and s.what == "end")]
+    known = found.job.size if holes else stretches[-1].stop
     again = {s: _again(s, by_uid) for s in stretches if not is_as_expected(file, s)}
     lost = {s.sample: s for s, data in again.items() if data is None}
-    stop = min((begin(by_uid[uid]) for uid, s in lost.items() if s.stop > size), default=None)
-    if stop is not None:  # the tar ends before the first sample that is cut off, whatever could be written behind it
+    cut = [by_uid[uid] for uid, s in lost.items() if s.stop > size or begin(by_uid[uid]) >= used]
+    stop = min(map(begin, cut), default=size)
+    if cut:  # the tar ends before the first sample that is cut off, whatever could be written behind it
         lost.update({s.sample: s for s in again if s.start >= stop and s.sample})
-    known = found.job.size if holes else stretches[-1].stop
-    tell_size(size, known, found, LEAVE_OUT if stop is not None else RESTORE)
+    tell_size(size, known, found, LEAVE_OUT if cut else RESTORE)
     for s, data in again.items():
-        if s.stop <= size:
+        if s.stop <= min(size, stop):
             found.tell(_KINDS[s.what], _where(file, s, by_uid), RESTORE if data else LEAVE_OUT, s.sample, s.part)
     for uid, s in lost.items():
-        if s.stop > size:
-            found.tell("cut sample", f"it ends at byte {s.stop} of {size}", LEAVE_OUT, uid, s.part)
-        found.lose(by_uid[uid], "cut off" if s.stop > size else "changed bytes")
+        if s.stop > min(size, stop):
+            found.tell("cut sample", f"bytes {s.start} to {s.stop} of {min(size, used)}", LEAVE_OUT, uid, s.part)
+        found.lose(by_uid[uid], "cut off" if s.stop > min(size, stop) else "changed bytes")
     if found.job.record is not None and not again and size == found.job.size:
         found.tell("changed shard", "outside of its samples", ACCEPT)
     found.rows = [row for row in rows if row["uid"] not in lost]
-    found.end = stop
-    if stop is None and (size != known or any(s.what == "end" for s in again)):
-        found.end = stretches[-1].start if not holes else max((s.stop for s in stretches), default=None)
+    if cut:
+        found.end = stop
+    elif size != known or any(s.what == "end" for s in again):
+        found.end = max((s.stop for s in stretches), default=None) if holes else stretches[-1].start
     kept = found.end if found.end is not None else size
     found.patches = [(s.start, data) for s, data in again.items() if data is not None and s.start < kept]
+
+
+def _used(file: int) -> int:
+    """Bytes up to the last one that is not 0: behind them a tar has at most padding and end blocks."""
+    at = os.fstat(file).st_size
+    while at > 0:
+        start = max(0, at - CHUNK)
+        data = os.pread(file, at - start, start).rstrip(b"\0")
+        if data:
+            return start + len(data)
+        at = start
+    return 0
 
 
 _KINDS: dict[str, Kind] = {

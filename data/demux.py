@@ -27,8 +27,8 @@ INDEXED = ("mov", "matroska")  # demuxers that seek by an index of packets
 @contextmanager
 def opened(source: Source) -> Iterator[tuple[Any, Any]]:
     """The container and its chosen video stream: the one with most pixels, then most frames, then the first."""
-    name = name_of(source)
-    with told(name), av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
+    name, file = name_of(source), io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    with told(name), av.open(file, metadata_errors="replace") as container:
         streams = candidates(container)
         if not streams:
             kinds = sorted({s.type for s in container.streams})

@@ -74,7 +74,7 @@ def _rows(found: Diagnosis) -> tuple[list[Row] | None, list[Row] | None]:
     if there != number:
         found.tell("changed index", f"{there} rows, the commit says {number}", REBUILD, file=path)
         return None, None
-    rows = pyarrow.parquet.read_table(io.BytesIO(data), schema=SCHEMA).to_pylist() if job.deep else None
+    rows = _table(data, SCHEMA).to_pylist() if job.deep else None
     return rows, None
 
 
@@ -85,10 +85,14 @@ def _number(data: bytes) -> int:
         return 0
 
 
+def _table(data: bytes, schema: pa.Schema | None = None) -> pa.Table:
+    return pyarrow.parquet.read_table(io.BytesIO(data), schema=schema, use_threads=False)  # files are small
+
+
 def _readable(data: bytes) -> list[Row] | None:
     """Rows out of a file that was changed, if it still is one."""
     try:
-        table = pyarrow.parquet.read_table(io.BytesIO(data))
+        table = _table(data)
     except (pa.ArrowException, OSError):
         return None
     return table.to_pylist() if table.schema.equals(SCHEMA) else None

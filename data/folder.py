@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from data.shards import FOLDERS, QUARANTINE, make_folder, sync_folder
 from parallel.errors import InputError
+
+LOOKS, LOOK_SECONDS = 5, 0.02
 
 
 def check_place(dataset: Path) -> None:
@@ -40,12 +43,7 @@ def held(dataset: Path) -> Iterator[None]:
     make_folder(dataset)
     folder = os.open(dataset, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                "one process at a time writes to a dataset", f"{dataset} is in use", "wait for it to end"
-            ) from error
+        _lock(folder, dataset)
         try:
             yield
         finally:
@@ -54,6 +52,16 @@ def held(dataset: Path) -> Iterator[None]:
                     empty.rmdir()
     finally:
         os.close(folder)
+
+
+def _lock(folder: int, dataset: Path) -> None:
+    """Takes the lock; who only looks whether it is taken holds it for a moment."""
+    for _ in range(LOOKS):
+        try:
+            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOOK_SECONDS)
+    raise InputError("one process at a time writes to a dataset", f"{dataset} is in use", "wait for it to end")
 
 
 def put_aside(dataset: Path, path: Path) -> str:

@@ -19,7 +19,7 @@ from data.tars import Damage, Member
 VIDEOS = frozenset(suffix.removeprefix(".") for suffix in VIDEO_SUFFIXES)
 IMAGES = image.SUFFIXES
 WORDS = ("json", "txt", "cls")  # in the order in which one of them becomes the json part of a row
-KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # WebDataset's own
+KEY = re.compile(r"((?:.*/|)[^.]+)[.][^/]*")  # WebDataset's own
 META = re.compile(r"__[^/]*__($|/)")
 
 
@@ -117,12 +117,15 @@ def groups(entries: Iterable[Member | Damage], ignored: dict[str, int]) -> Itera
         nonlocal usual, damaged
         if group is not None:
             beside = after or damaged
+            if beside is after and beside is not None and beside.name and _key(beside.name) != group.key:
+                beside = damaged  # the next sample is cut off, not this one
             if beside is not None and not (usual and usual <= set(group.parts)):
                 group.wrong = f"it may have lost a part: {beside.reason} at byte {beside.start}"
             elif beside is None:
                 usual = set(group.parts)
             yield group
-        damaged = after
+        if group is not None or after is not None:
+            damaged = after
 
     for entry in entries:
         if isinstance(entry, Damage):
@@ -132,18 +135,23 @@ def groups(entries: Iterable[Member | Damage], ignored: dict[str, int]) -> Itera
             continue
         if entry.kind == "folder":
             continue
-        key = None if META.match(entry.name) else KEY.fullmatch(entry.name)
+        key = _key(entry.name)
         if key is None:
             ignored["(no key)"] = ignored.get("(no key)", 0) + 1
             continue
-        if group is None or group.key != key[1]:
+        if group is None or group.key != key:
             yield from ended(None)
-            group = Group(key[1])
-        suffix = key[2].lower()
+            group = Group(key)
+        suffix = entry.name[len(key) + 1 :].lower()
         if suffix in group.parts:
             group.wrong = f"two parts are named {suffix}"
         group.parts[suffix] = entry
     yield from ended(None)
+
+
+def _key(name: str) -> str | None:
+    found = None if META.match(name) else KEY.fullmatch(name)
+    return found[1] if found else None
 
 
 def joined(found: Iterable[Group]) -> tuple[list[Group], list[str]]:
@@ -180,14 +188,14 @@ def candidates(group: Group, ignored: dict[str, int]) -> list[Candidate] | str:
     for stem, suffix in sorted(media.items(), key=lambda item: group.parts[item[1]].offset) or [("", "")]:
         member = group.parts.get(suffix)
         if member is not None and member.kind != "file":
-            return f"{member.name} is a {member.kind}, not a file"
+            return f"{member.name} has no bytes of its own: {member.kind}"
         words = {kind: name for kind in WORDS if (name := _words(group, kind, stem, media)) is not None}
         key = f"{group.key}.{stem}" if stem else group.key
         last = "jpg" if suffix.endswith("jpeg") else suffix.rpartition(".")[2]
         chosen.append((Candidate(key, last, member, {k: group.parts[n] for k, n in words.items()}), words.values()))
     used = {*media.values(), *(name for _, names in chosen for name in names)}
     others = sorted(group.parts.keys() - used)
-    if not media and (others or not chosen[0][1]):
+    if not media and (others or not {"json", "txt"} & chosen[0][0].words.keys()):
         return f"no video and no image, only {', '.join(sorted(group.parts))}"
     for name in others:
         ignored[name] = ignored.get(name, 0) + 1

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data import image, mp4, video
+from data import image, latents, mp4, video
 from data.captions import LARGEST_WORDS, NO_CAPTION, Caption, of_parts
 from data.foreign import IMAGES, WORDS, Candidate
 from data.rgb import UPRIGHT
@@ -107,10 +107,9 @@ def _is_plain(found: Video) -> bool:
 
 def slices_of_media(media: str, data: bytes) -> Slices | None:
     """The slice table of a part, None if it can only be read whole."""
-    if media != "mp4":
-        return None
+    how = {"mp4": mp4.slices, latents.MEDIA: latents.slices}.get(media)
     try:
-        return mp4.slices(data)
+        return how(data) if how else None
     except InputError:
         return None
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from itertools import islice
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from data import index, previews, shards
 from data.clips import Clip
 from data.convert import Converted, Todo
 from data.filters import NEAR_DUPLICATES, Filters
+from data.hosts import Hosts
 from data.ledger import Ledger
 from data.outcome import Outcome, Rejection, Tally
 from data.scores import Scores
 from data.shards import PREVIEWS, Sample, digest_bytes, digest_of, uid_of
+from data.sources import NO_ANSWER
 from data.workers import Died, Lost, Pool, TimedOut, TooLarge
 
 UNKNOWN_BYTES = 4 << 20  # that a file of unknown size counts for
@@ -51,21 +53,26 @@ def converted(
     The results of a group must be taken before the next group is asked for.
     """
     begun: deque[list[Todo]] = deque()
+    hosts = Hosts()
 
     def jobs() -> Iterator[Todo]:
         for group in groups:
             begun.append(group)
-            yield from group
+            for item in group:
+                where = item.file.place
+                yield item if where.local else replace(item, tries=hosts.tries(where.where, item.tries))
+
+    def noted(group: list[Todo], first: Result, others: Iterator[Result]) -> Iterator[Result]:
+        for item, result in zip(group, chain([first], others), strict=True):
+            if not item.file.place.local and not isinstance(result, Lost):
+                silent = isinstance(result, Rejection) and result.kind == NO_ANSWER
+                hosts.note(item.file.place.where, not silent)
+            yield result
 
     results = pool.map(work, jobs())
     for first in results:
         group = begun.popleft()
-        yield group, _with(first, islice(results, len(group) - 1))
-
-
-def _with(first: Result, others: Iterator[Result]) -> Iterator[Result]:
-    yield first
-    yield from others
+        yield group, noted(group, first, islice(results, len(group) - 1))
 
 
 @dataclass(frozen=True)

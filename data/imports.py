@@ -29,12 +29,12 @@ from data.generations import publish
 from data.shards import SHARDS, digest_of
 from data.sources import digest_path, readable
 from data.tar_sources import Tar, find_tars, why_not
-from data.workers import Limits, Lost, Workers, available_cores
+from data.workers import Limits, Lost, Workers, available_cores, fair_memory
 from parallel.errors import InputError
 
 FORMAT = 1  # part of every shard id: raise it when the same tar would give other rows
 SECONDS = 600  # that a sample may take
-SMALL_JOB_BYTES = 16 << 20  # of tars: below it, starting workers costs more than it saves
+SMALL_JOB_BYTES = 256 << 20  # of tars: below it, starting workers costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def import_tars(
     with held(out):
         shards.sweep(out)
         importer = _Importer(out, options, summary, on_progress, sum(_size(tar.path) for tar in found))
-        with Workers(importer.processes, Limits(SECONDS)) as workers:
+        with Workers(importer.processes, Limits(SECONDS, fair_memory(importer.processes))) as workers:
             for tar in found:
                 importer.add(tar, workers)
         if not summary.kept and not summary.skipped:
@@ -203,6 +203,7 @@ class _Importer:
             rejected = [(tar.name, next(iter(inside.notes), "no samples"))]
         summary.rejected += rejected
         if not rows:
+            summary.skipped += digest_of(self.config, content) in self.commits  # what it lost is there again
             return
         summary.copied += place(tar.path, self.out, shard_id, content)
         written = index.write_rows(self.out, shard_id, rows)

@@ -56,7 +56,7 @@ def mend(one: Diagnosis, commits: Mapping[str, Record]) -> Iterator[tuple[str, s
             digest = digest_range(file.fileno(), 0, size)
     part, written = _write_rows(one)
     if written:
-        yield part[0], "written again" if part == job.index else f"{part[2]} rows, in place of {job.index[0]}"
+        yield part[0], "written again" if part == job.index else f"the rows that are left, beside {job.index[0]}"
     record = _record(one, part, size, digest, commits)
     if record != job.record:
         shards.commit(job.dataset, job.shard, record)
@@ -117,7 +117,7 @@ def _record(one: Diagnosis, part: Part, size: int, digest: str, commits: Mapping
     job = one.job
     record: dict[str, Any] = dict(job.record) if job.record is not None else _guessed(one, commits)
     imported = "import" in record["config"]
-    if not imported and job.record is not None:
+    if not imported and job.record is not None and "source" not in record:
         record |= _tried_again(record, {row["file"] for row, _ in one.lost if "file" in row})
     left_out = {*record.get("left_out", ()), *(position(row) for row, _ in one.lost)}
     left_out = {offset for offset in left_out if offset < size}

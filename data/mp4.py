@@ -5,8 +5,8 @@
 
 Any player reads the whole, and the header with any run of fragments (ISO/IEC 14496-12, 8.8). Rows are told by time
 stamps: a fragment that begins with row r says the time r x the duration of a frame. So a stretch of a clip knows which
-frames it has, and a missing slice is noticed. Reading the boxes here costs 40 us where FFmpeg's demuxer, which decodes
-a few frames to find out what it has, costs half a millisecond.
+frames it has, and a missing slice is noticed. Reading the boxes of a small clip takes 25 us, opening it with FFmpeg's
+demuxer ten times as long.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
-from data.scan import broken
+from data.scan import broken, is_restart
 from data.slices import Slices, slices_of
 
 # One fragment per key packet; an edit list, so that B-frames do not delay the first frame; no index at the end, which
@@ -71,9 +71,11 @@ class Clip:
         """How many packets a frame may come before its turn; a decoder that does not know it may give up too early."""
         return max(n - (row - f.row) for f in self.fragments for n, (_, _, row) in enumerate(f.samples))
 
-    def samples(self, row: int) -> Iterator[tuple[int, int, int]]:
-        """Those of the fragment that holds `row`, and of all that follow."""
+    def samples(self, data: bytes, row: int) -> Iterator[tuple[int, int, int]]:
+        """All from the last restart at or before `row` on; any fragment of ours is one."""
         first = bisect_right(self.fragments, row, key=lambda fragment: fragment.row) - 1
+        while first and not _restarts(data, self.extradata, self.fragments[first]):
+            first -= 1
         return chain.from_iterable(fragment.samples for fragment in self.fragments[first:])
 
 
@@ -140,6 +142,8 @@ def _clip(data: bytes) -> Clip:
         if fragments and fragment.row != fragments[-1].row + len(fragments[-1].samples):
             raise ValueError(f"a slice begins with row {fragment.row} after one that begins with {fragments[-1].row}")
         fragments.append(fragment)
+    if not _restarts(data, extradata, fragments[0]):
+        raise ValueError("its first frame cannot be decoded by itself")
     return Clip(extradata, _colour(data, inside.get(b"colr")), tuple(fragments))
 
 
@@ -175,6 +179,11 @@ def _fragment(data: bytes, offset: int, moof: Span, mdat: Span) -> Fragment:
     rows = dict(zip(shown, range(began // duration, began // duration + count), strict=True))
     samples = tuple((ends[number], ends[number + 1], rows[number]) for number in range(count))
     return Fragment(began // duration, offset, mdat[1], samples)
+
+
+def _restarts(data: bytes, extradata: bytes, fragment: Fragment) -> bool:
+    first, last, _ = fragment.samples[0]
+    return is_restart(data[first:last], extradata)
 
 
 def _colour(data: bytes, span: Span | None) -> tuple[int, int, int, int]:

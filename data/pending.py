@@ -13,10 +13,10 @@ from data.ledger import Entry, Ledger
 from data.listing import Listing
 from data.outcome import Outcome, Rejection, Stage
 from data.shards import digest_of
-from data.sources import BAD_CAPTION, NOT_FETCHED, NOT_READ, SourceFile, Unusable, digest
+from data.sources import BAD_CAPTION, NO_ANSWER, NOT_FETCHED, NOT_READ, SourceFile, Unusable, digest
 
 OTHER_CAPTION = "it is in the dataset with another caption: prepare into a new folder"
-STAGES: dict[str, Stage] = {NO_CAPTION: "caption", BAD_CAPTION: "caption", NOT_FETCHED: "fetch"}
+STAGES: dict[str, Stage] = {NO_CAPTION: "caption", BAD_CAPTION: "caption", NOT_FETCHED: "fetch", NO_ANSWER: "fetch"}
 Numbered = tuple[int, SourceFile]
 
 
@@ -39,6 +39,7 @@ class Pending:
         self.listing, self.limit, self.ledger, self.outcome, self.on_file = listing, limit, ledger, outcome, on_file
         self.found = 0
         self._named: dict[str, str] = {}  # files of this source by the digest of their bytes
+        self._met: set[int] = set()  # entries of the ledger whose file is in this source
 
     def total(self) -> int | None:
         """How many files there are; None while that is not known."""
@@ -81,9 +82,11 @@ class Pending:
             return None
         first = self._named.setdefault(content, file.name) if content else file.name
         entry = self.ledger.contents.get(content)
+        if entry is not None and id(entry) in self._met:
+            first = entry.file
         if first != file.name:
             self.outcome.reject(number, Rejection(file.name, "duplicate", SAME_BYTES, f"same bytes as {first}"))
-        elif entry is not None:
+        elif entry is not None:  # under another name, or touched
             self._settle(number, file, entry)
         else:
             return Todo(number, file, content or file.place.version, content)
@@ -91,6 +94,7 @@ class Pending:
 
     def _settle(self, number: int, file: SourceFile, entry: Entry) -> None:
         """A file that an earlier run did."""
+        self._met.add(id(entry))
         if digest_of(file.caption) != entry.caption:
             self.outcome.reject(number, Rejection(file.name, "caption", "other caption", OTHER_CAPTION))
             return

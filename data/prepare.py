@@ -119,8 +119,9 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """For a script."""
+        tallies = {"tally": self.tally.as_json(), "dataset": self.dataset.as_json()}
         rejected = [one.as_json() for one in self.rejected]
-        return {**asdict(self), "kept": self.kept, "rejected": rejected}
+        return {**vars(self), **tallies, "kept": self.kept, "rejected": rejected}
 
 
 def prepare(

@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 
 LARGEST_DENOMINATOR = 1001
 USUAL = 0.25  # durations that differ by less from the median count as usual
-SLACK = 1e-6  # of a second, for rounding
+SLACK = 1e-6  # of a beat, for rounding
 
 
 def rate_of(pts: Sequence[int], time_base: Fraction, declared: Fraction | None) -> tuple[Fraction, bool]:
@@ -37,7 +37,7 @@ def rate_of(pts: Sequence[int], time_base: Fraction, declared: Fraction | None) 
         if rate and _keeps(seconds, rate):
             return rate, True
     durations = np.diff(seconds)
-    median = float(np.median(durations))
+    median = np.sort(durations)[len(durations) // 2]
     usual = durations[np.abs(durations - median) < USUAL * median]
     rate = _plain(float(1 / usual.mean()), float(time_base / usual.sum()))
     return (rate if rate <= 2 * mean else mean), False
@@ -49,7 +49,8 @@ def seen(pts: Sequence[int], time_base: Fraction, fps: Fraction, start: int, sto
     seconds = (began - began[0]) * float(time_base)
     end = float(seconds[stop - start]) if stop < len(pts) else float(seconds[-1]) + float(1 / fps)
     beats = np.arange(max(1, round(end * float(fps)))) / float(fps)
-    found: list[int] = (start - 1 + np.searchsorted(seconds[: stop - start], beats + SLACK, side="right")).tolist()
+    rounding = min(float(time_base), 0.25 / float(fps))  # a frame that begins so little later is seen
+    found: list[int] = (start - 1 + np.searchsorted(seconds[: stop - start], beats + rounding, side="right")).tolist()
     return found
 
 
@@ -59,6 +60,8 @@ def _plain(rate: float, error: float) -> Fraction:
         plain = max(1, round(rate / factor)) * factor
         if abs(rate / float(plain) - 1) <= max(error, SLACK):
             return plain
+    if rate < 1:
+        return 1 / Fraction(1 / rate).limit_denominator(LARGEST_DENOMINATOR)
     return Fraction(rate).limit_denominator(LARGEST_DENOMINATOR)
 
 

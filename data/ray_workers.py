@@ -23,7 +23,6 @@ JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
 
 TRIES = 2  # of a job whose actor is lost
-AT_AN_ACTOR = 2  # jobs: the next one waits where it will run
 PLACE_SECONDS = 60.0
 
 
@@ -66,8 +65,9 @@ class RayWorkers:
         cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         self.cores_of_a_node = max(cores, default=1)
         self.processes = max(1, min(sum(cores), processes or sum(cores)))
-        self.load: dict[Any, int] = {}  # jobs at each actor that has its place
-        self.starting: dict[Any, Any] = {}  # actors that have none yet, by what tells when they do
+        self.starting: dict[Any, Any] = {}  # actors that have no place yet, by what tells when they do
+        self.placed: set[Any] = set()
+        self.idle: list[Any] = []  # of these; an actor has one job, so that a lost one takes no other with it
         self.flying: dict[Any, _Begun[Any]] = {}  # jobs, by what tells when they are done
         self.lost: deque[_Begun[Any]] = deque()  # to be sent again
 
@@ -77,9 +77,9 @@ class RayWorkers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for actor in [*self.load, *self.starting.values()]:
+        for actor in [*self.placed, *self.starting.values()]:
             self.ray.kill(actor, no_restart=True)
-        self.load, self.starting = {}, {}
+        self.placed, self.idle, self.starting = set(), [], {}
 
     def map(self, work: Callable[[JobT], ResultT], jobs: Iterable[JobT]) -> Iterator[ResultT | Lost[JobT]]:
         """See `Pool`. At most 32 jobs per actor are begun ahead of the reader; results wait on their nodes.
@@ -89,15 +89,14 @@ class RayWorkers:
         """
         rest = iter(jobs)
         order: deque[_Begun[JobT]] = deque()
-        self.flying, self.lost = {}, deque()
+        self.lost = deque()
         shared = self.ray.put(work)
         while True:
-            while not self.load:
+            while not self.placed:
                 self._wait()
-            while self.lost:
+            while self.idle and self.lost:
                 self._send(shared, self.lost.popleft())
-            free = AT_AN_ACTOR * len(self.load) - len(self.flying)
-            for job in islice(rest, max(0, min(free, AHEAD_JOBS * len(self.load) - len(order)))):
+            for job in islice(rest, max(0, min(len(self.idle), AHEAD_JOBS * len(self.placed) - len(order)))):
                 order.append(_Begun(job))
                 self._send(shared, order[-1])
             if not order:
@@ -115,16 +114,15 @@ class RayWorkers:
         self.starting[actor.ready.remote()] = actor
 
     def _send(self, work: Any, begun: _Begun[Any]) -> None:
-        begun.actor = min(self.load, key=lambda actor: self.load[actor])
+        begun.actor = self.idle.pop()
         begun.tries += 1
-        self.load[begun.actor] += 1
         told, begun.result = begun.actor.run.options(num_returns=2).remote(work, begun.job)
         self.flying[told] = begun
 
     def _wait(self) -> None:
         """Until a job is done, or an actor has found its place."""
         watched = [*self.flying, *self.starting]
-        ready, _ = self.ray.wait(watched, num_returns=1, timeout=None if self.load else PLACE_SECONDS)
+        ready, _ = self.ray.wait(watched, num_returns=1, timeout=None if self.placed else PLACE_SECONDS)
         if not ready:
             found = f"no free core within {PLACE_SECONDS:g} s for one of {self.processes} workers"
             raise InputError("workers find room on the cluster", found, "wait for other jobs to end, or add nodes")
@@ -134,20 +132,19 @@ class RayWorkers:
         try:
             said = self.ray.get(told)
         except self.ray.exceptions.RayError as error:
-            if self.load.pop(actor, None) is not None:
+            if actor in self.placed:
+                self.placed.discard(actor)
                 self._start()  # in its place
-            elif begun is None and not self.load and not self.starting:
+            elif not self.placed and not self.starting:
                 reason = " ".join(str(error).split())[-300:]
                 raise InputError("workers start on the nodes", reason, "install longreel on every node") from error
             if begun is not None:
                 self._lose(begun)
             return
-        if begun is None:
-            self.load[actor] = 0
-        else:
+        self.placed.add(actor)
+        self.idle.append(actor)
+        if begun is not None:
             begun.raised, begun.done = said, True
-            if actor in self.load:
-                self.load[actor] -= 1
 
     def _fetched(self, begun: _Begun[Any]) -> bool:
         """Brings a result here; False if it was lost with its node, and the job is done once more."""

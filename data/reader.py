@@ -1,4 +1,4 @@
-"""`Reader`: the frames of a sample, from only those bytes of its shard that hold them.
+"""`Reader`: the frames of a sample, or its latents, from only those bytes of its shard that hold them.
 
     row --index--> shard, offset, slice table --pread--> header + slices --hash--> decode --> scale --> crop
 
@@ -13,22 +13,31 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeVar
 
-from data import image, video
+import numpy as np
+import numpy.typing as npt
+
+from data import image, latents, video
 from data.index import Index
+from data.latents import Latents
 from data.sampling import Sampling
 from data.shards import digest_bytes
+from data.slices import Slices
 from data.video import Frames
 from parallel.errors import InputError
 
 OPEN_FILES = 256
-CACHE_BYTES = 128 << 20  # of decoded frames, in each rank
+CACHE_BYTES = 128 << 20  # of decoded frames and of latents, in each rank
+
+Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 
 class Reader:
-    """Frames by row of an index. Threads may share one.
+    """Frames and latents by row of an index. Threads may share one.
 
     Attributes:
         bytes_read: from shards, so far.
@@ -38,7 +47,7 @@ class Reader:
         self.index, self.sampling = index, sampling
         self.bytes_read = 0
         self._files: OrderedDict[Path, int] = OrderedDict()
-        self._cache: OrderedDict[tuple[int, int, int], Frames] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, int, int], npt.NDArray[Any]] = OrderedDict()
         self._cached_bytes = 0
         self._lock = threading.Lock()  # over the four above
 
@@ -48,22 +57,29 @@ class Reader:
         Raises:
             InputError: the shard is missing, cut short or changed; names shard, sample and part.
         """
-        key = (row, begin, end)
-        with self._lock:
-            if key in self._cache:  # small clips come again and again
-                self._cache.move_to_end(key)
-                return self._cache[key]
-        frames = self._cropped(row, self._decoded(row, begin, end))
-        with self._lock:
-            if key not in self._cache:
-                self._cache[key] = frames
-                self._cached_bytes += frames.nbytes
-            while self._cached_bytes > CACHE_BYTES:
-                self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
-        return frames
+        return self._cached((row, begin, end), lambda: self._cropped(row, self._decoded(row, begin, end)))
+
+    def latents(self, row: int, begin: int, end: int) -> Latents:
+        """Stored latent frames [begin, end): raw means float32 [n, channels, h, w], cropped to whole tokens.
+
+        Raises:
+            InputError: as `frames`, or they are not of a codec with these strides and channels.
+        """
+        return self._cached((row, begin, end), lambda: self._whole_tokens(row, self._means(row, begin, end)))
+
+    def black(self, row: int, begin: int, end: int) -> Frames:
+        """In place of `frames` that cannot be read."""
+        height, width = self.sampling.crop(int(self.index.height[row]), int(self.index.width[row]))
+        return np.zeros((-(-(end - begin) // self.sampling.stride), height, width, 3), np.uint8)
+
+    def zeros(self, row: int, begin: int, end: int) -> Latents:
+        """In place of `latents` that cannot be read."""
+        height, width = self.sampling.crop(int(self.index.height[row]), int(self.index.width[row]))
+        _, y, x = self.sampling.geometry.stride
+        return np.zeros((end - begin, self.sampling.geometry.channels, height // y, width // x), np.float32)
 
     def bytes_of(self, row: int, begin: int, end: int) -> int:
-        """Bytes that `frames` of the same arguments would read from the shard."""
+        """Bytes that `frames`, or `latents`, of the same arguments would read from the shard."""
         slices = self.index.slices(row)
         if slices is None:
             return self.index.part(row).size
@@ -76,26 +92,55 @@ class Reader:
             while self._files:
                 os.close(self._files.popitem()[1])
 
+    def _cached(self, key: tuple[int, int, int], make: Callable[[], Array]) -> Array:
+        with self._lock:
+            if key in self._cache:  # small clips come again and again
+                self._cache.move_to_end(key)
+                return self._cache[key]  # type: ignore[return-value]  # a row is either frames or latents
+        made = self._named(key[0], make)
+        with self._lock:
+            if key not in self._cache:
+                self._cache[key] = made
+                self._cached_bytes += made.nbytes
+            while self._cached_bytes > CACHE_BYTES:
+                self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        return made
+
+    def _named(self, row: int, make: Callable[[], Array]) -> Array:
+        """What it makes; an error names shard, sample and part."""
+        try:
+            return make()
+        except InputError as error:
+            raise _bad_part(self.index, row, error.value) from error
+        except OSError as error:
+            raise _bad_part(self.index, row, error.strerror or str(error)) from error
+
     def _decoded(self, row: int, begin: int, end: int) -> Frames:
         index, stride = self.index, self.sampling.stride
         size = self.sampling.scaled(int(index.height[row]), int(index.width[row]))
         slices = index.slices(row)
-        try:
-            if slices is not None:
-                first, last = slices.covering(begin, end)
-                header = self._bytes(row, 0, slices.offsets[0], slices.hashes[:1])
-                ends = slices.offsets[first : last + 1]
-                data = self._bytes(row, ends[0], ends[-1], slices.hashes[first + 1 : last + 1], ends)
-                return video.decode_slices(header + data, slices.rows[first], begin, end, stride, size)
-            part = index.part(row)
-            data = self._bytes(row, 0, part.size, (part.hash,))
-            if index.media(row) in image.SUFFIXES:
-                return image.decode(data, size)
-            return video.decode(data, begin, end, stride, size)
-        except InputError as error:
-            raise _bad_part(index, row, error.value) from error
-        except OSError as error:
-            raise _bad_part(index, row, error.strerror or str(error)) from error
+        if slices is not None:
+            header, data, first = self._slices(row, slices, begin, end)
+            return video.decode_slices(header + data, slices.rows[first], begin, end, stride, size)
+        part = index.part(row)
+        data = self._bytes(row, 0, part.size, (part.hash,))
+        if index.media(row) in image.SUFFIXES:
+            return image.decode(data, size)
+        return video.decode(data, begin, end, stride, size)
+
+    def _means(self, row: int, begin: int, end: int) -> Latents:
+        slices = self.index.slices(row)
+        if slices is None:
+            raise _broken("its index row has no slice table")
+        header, data, _ = self._slices(row, slices, begin, end)
+        return latents.decode(header, data)
+
+    def _slices(self, row: int, slices: Slices, begin: int, end: int) -> tuple[bytes, bytes, int]:
+        """Header and slices that hold rows [begin, end), and which slice is the first."""
+        first, last = slices.covering(begin, end)
+        header = self._bytes(row, 0, slices.offsets[0], slices.hashes[:1])
+        ends = slices.offsets[first : last + 1]
+        return header, self._bytes(row, ends[0], ends[-1], slices.hashes[first + 1 : last + 1], ends), first
 
     def _bytes(
         self, row: int, start: int, stop: int, hashes: tuple[str, ...], ends: tuple[int, ...] | None = None
@@ -121,7 +166,20 @@ class Reader:
         height, width = self.sampling.crop(int(self.index.height[row]), int(self.index.width[row]))
         top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
         cropped = frames[:, top : top + height, left : left + width]
-        return cropped if cropped.shape == frames.shape else cropped.copy()  # a view would keep the rest
+        if cropped.shape == frames.shape and frames.flags.writeable:  # pictures may come as Pillow's own memory
+            return cropped
+        return cropped.copy()  # a view would keep the rest
+
+    def _whole_tokens(self, row: int, means: Latents) -> Latents:
+        """Cropped evenly, by whole cells."""
+        (_, y, x), channels = self.sampling.geometry.stride, self.sampling.geometry.channels
+        height, width = int(self.index.height[row]), int(self.index.width[row])
+        cells = (channels, height // y, width // x)
+        if means.shape[1:] != cells:
+            raise _broken(f"latents {list(means.shape[1:])}, this codec gives {list(cells)}")
+        crop_y, crop_x = (size // n for size, n in zip(self.sampling.crop(height, width), (y, x), strict=True))
+        top, left = (cells[1] - crop_y) // 2, (cells[2] - crop_x) // 2
+        return np.ascontiguousarray(means[:, :, top : top + crop_y, left : left + crop_x])
 
     def _file(self, shard: Path) -> int:
         """A descriptor of the caller's own: another thread may close the kept one meanwhile."""

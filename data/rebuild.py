@@ -24,6 +24,7 @@ from data.tars import Damage, Member
 from parallel.errors import InputError
 
 Row = dict[str, Any]  # columns of SCHEMA, as Parquet gives them back
+BAD_TYPES = (pa.ArrowException, TypeError)
 OURS = re.compile(r"([0-9a-f]{32})\.([a-z0-9]+)")  # names of members that we wrote
 
 
@@ -101,13 +102,23 @@ def _ours(tar: Path, shard_id: str, left_out: frozenset[int]) -> Told:
             if left_out & {member.offset for member in parts.values()}:
                 continue
             try:
-                rows += as_stored([_row(file.fileno(), uid, parts, shard_id)])
-            except (InputError, ValueError, TypeError, pa.ArrowException) as error:
+                rows.append(_row(file.fileno(), uid, parts, shard_id))
+            except (InputError, ValueError) as error:
                 reason = error.value if isinstance(error, InputError) else str(error)
                 wrong.append(Wrong(first, uid, "json", reason))
     others = [m for m in found if isinstance(m, Member) and not OURS.fullmatch(m.name)]
     wrong += [Wrong(m.offset, "", m.name, "a member that we did not write") for m in others]
-    return Told(tuple(rows), tuple(wrong), tuple(entry for entry in found if isinstance(entry, Damage)))
+    damage = tuple(entry for entry in found if isinstance(entry, Damage))
+    try:
+        return Told(tuple(as_stored(rows)), tuple(wrong), damage)
+    except BAD_TYPES:  # one row has a fact of another type: which?
+        good = []
+        for row in rows:
+            try:
+                good += as_stored([row])
+            except BAD_TYPES as error:
+                wrong.append(Wrong(row["json_offset"], row["uid"], "json", str(error)))
+        return Told(tuple(good), tuple(wrong), damage)
 
 
 def _samples(found: Iterable[Member | Damage]) -> Iterator[tuple[str, dict[str, Member]]]:

@@ -38,6 +38,7 @@ PACKAGES = {
 }
 LISTED_FLAT = frozenset(["s3", "s3a", "gs", "gcs", "abfs", "az"])  # a store without folders lists all in one go
 REFUSALS = frozenset([400, 401, 403, 404, 405, 406, 410, 414, 416, 451])  # of HTTP: asking again does not help
+SILENCES = frozenset(["ClientConnectorError", "ServerTimeoutError", "EndpointConnectionError", "ConnectTimeoutError"])
 # what a store says of the bytes of a file, the best first
 MARKS = (
     "ETag",
@@ -54,7 +55,14 @@ MARKS = (
 
 
 class FetchError(Exception):
-    """A remote file could not be fetched; its text is the reason, for people."""
+    """A remote file could not be fetched; its text is the reason, for people; `answered`: whether its server spoke."""
+
+    def __init__(self, reason: str, answered: bool = True) -> None:
+        super().__init__(reason, answered)
+        self.answered = answered
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -179,7 +187,7 @@ def read(url: str) -> bytes:
     return bytes(_tried(lambda: store.cat_file(path)))
 
 
-def fetch(url: str, to: Path, span: tuple[int, int] | None = None, size: int | None = None) -> None:
+def fetch(url: str, to: Path, span: tuple[int, int] | None = None, size: int | None = None, tries: int = TRIES) -> None:
     """Writes a remote file, or its bytes [start, stop), to a local one; tried several times.
 
     Args:
@@ -187,6 +195,7 @@ def fetch(url: str, to: Path, span: tuple[int, int] | None = None, size: int | N
         to: where.
         span: the bytes to fetch; None for all.
         size: how many there are, if known.
+        tries: at most.
 
     Raises:
         FetchError: it could not be fetched whole.
@@ -202,7 +211,7 @@ def fetch(url: str, to: Path, span: tuple[int, int] | None = None, size: int | N
         if expected is not None and to.stat().st_size != expected:
             raise OSError(f"{to.stat().st_size} of {expected} bytes came")
 
-    _tried(once)
+    _tried(once, tries)
 
 
 def _fetch_part(store: Any, url: str, path: str, to: Path, span: tuple[int, int]) -> None:
@@ -218,8 +227,8 @@ def _fetch_part(store: Any, url: str, path: str, to: Path, span: tuple[int, int]
             file.write(store.cat_file(path, start=at, end=min(at + CHUNK, stop)))
 
 
-def _tried(once: Callable[[], Any]) -> Any:
-    for wait in (*(FIRST_WAIT_SECONDS * 2**n for n in range(TRIES - 1)), None):
+def _tried(once: Callable[[], Any], tries: int = TRIES) -> Any:
+    for wait in (*(FIRST_WAIT_SECONDS * 2**n for n in range(tries - 1)), None):
         try:
             return once()
         except InputError:
@@ -228,7 +237,8 @@ def _tried(once: Callable[[], Any]) -> Any:
             if _is_final(error):
                 raise FetchError(why(error)) from error
             if wait is None:
-                raise FetchError(f"{why(error)} ({TRIES} tries)") from error
+                told = f" ({tries} tries)" if tries > 1 else ""
+                raise FetchError(why(error) + told, not _is_silence(error)) from error
         time.sleep(wait)
     raise AssertionError("the last try returns or raises")
 
@@ -237,6 +247,12 @@ def _is_final(error: Exception) -> bool:
     """Whether asking again does not help."""
     final = (FileNotFoundError, PermissionError, IsADirectoryError, ValueError)
     return isinstance(error, final) or getattr(error, "status", None) in REFUSALS
+
+
+def _is_silence(error: Exception) -> bool:
+    """Whether a server did not even answer; each store has errors of its own."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, TimeoutError | ConnectionError) or bool(kinds & SILENCES)
 
 
 def why(error: Exception) -> str:
@@ -256,6 +272,7 @@ def why(error: Exception) -> str:
 def scratch() -> Iterator[Path]:
     """A folder of this process's own, gone at the end, or when somebody comes by after the process was killed."""
     base = _base()
+    base.mkdir(mode=0o700, exist_ok=True)
     with _locked(base, fcntl.LOCK_SH):  # not while somebody sweeps: a new folder is not locked yet
         folder = Path(tempfile.mkdtemp(dir=base))
         held = os.open(folder, os.O_RDONLY)
@@ -270,6 +287,8 @@ def scratch() -> Iterator[Path]:
 def sweep() -> None:
     """Removes what killed processes left in the temporary folder."""
     base = _base()
+    if not base.is_dir():
+        return
     with _locked(base, fcntl.LOCK_EX):
         for folder in base.iterdir():
             held = os.open(folder, os.O_RDONLY)
@@ -283,9 +302,7 @@ def sweep() -> None:
 
 
 def _base() -> Path:
-    base = Path(tempfile.gettempdir()) / f"longreel-{os.getuid()}"
-    base.mkdir(mode=0o700, exist_ok=True)
-    return base
+    return Path(tempfile.gettempdir()) / f"longreel-{os.getuid()}"
 
 
 @contextmanager

@@ -46,6 +46,8 @@ def remux(source: Source, found: Video, start: int, stop: int, fps: Fraction | N
         extradata = stream.codec_context.extradata or b""
         if extradata[:1] != b"\x01":
             return None  # start codes in place of lengths (ISO/IEC 14496-15): the muxer would rewrite the packets
+        if (stream.height, stream.width) != found.stored:
+            return None  # the container crops what the stream holds
         packets = list(islice(packets_from(source, container, stream, scan, start, True), stop - start))
         row_of = {pts: row for row, pts in enumerate(scan.pts[start:stop])}
         if not all(packet.pts in row_of and _plain(packet, extradata) for packet in packets):

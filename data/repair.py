@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data import index, shards
-from data.check import Progress, across, one_by_one
+from data.check import Progress, one_by_one, same_samples, wrong_digest
 from data.diagnosis import Diagnosis
 from data.examine import examine
 from data.findings import Finding
@@ -72,8 +72,8 @@ def repair(
             if found or job.shard in noted:
                 broken[job.shard] = examine(job)
         _check_any_left(records, broken)
-        across_shards = list(_leave_out_twice(records, broken))
-        told.findings += across_shards
+        across = list(_across(records, broken))
+        told.findings += across
         if told.findings:
             told.lost = [entry for one in broken.values() for entry in _losses(one)]
             shards.quarantine(dataset, told.lost)
@@ -81,8 +81,8 @@ def repair(
             for one in broken.values():
                 told.done += mend(one, records.commits)
             dropped = {shard_id for shard_id, one in broken.items() if is_gone(one)}
-            wrong = any(finding.kind == "changed manifest" for finding in across_shards)
-            made = publish(dataset, _config(records), dropped, anew=wrong)
+            anew = any(finding.kind == "changed manifest" for finding in across)
+            made = publish(dataset, _config(records), dropped, anew)
             told.generation = made.generation if made else None
             told.done += _strays_aside(survey(dataset, deep=False, held=True))
     return told
@@ -96,21 +96,17 @@ def _check_any_left(records: Survey, broken: Mapping[str, Diagnosis]) -> None:
         raise InputError("a dataset that is repaired has shards", found, "mount the disk, or prepare anew")
 
 
-def _leave_out_twice(records: Survey, broken: dict[str, Diagnosis]) -> Iterator[Finding]:
-    """Takes samples that are there before out of `broken`, and tells them."""
+def _across(records: Survey, broken: dict[str, Diagnosis]) -> Iterator[Finding]:
+    """What no shard shows by itself; takes samples that are there before out of `broken`."""
     jobs = {job.shard: job for job in records.jobs}
-    uids = {
-        shard_id: [row["uid"] for row in broken[shard_id].rows]
-        if shard_id in broken
-        else index.read_uids(records.dataset, job.index[0])
-        for shard_id, job in jobs.items()
-    }
-    for finding in across(records, uids):
+    uids = {i: index.read_uids(records.dataset, job.index[0]) for i, job in jobs.items() if i not in broken}
+    yield from wrong_digest(records, uids)
+    uids |= {shard_id: [row["uid"] for row in one.rows] for shard_id, one in broken.items()}
+    for finding in same_samples(records, uids):
         yield finding
-        if finding.kind == "same sample":
-            one = broken.setdefault(finding.shard, examine(jobs[finding.shard]))
-            last = max(number for number, row in enumerate(one.rows) if row["uid"] == finding.sample)
-            one.lose(one.rows.pop(last), finding.what)
+        one = broken.setdefault(finding.shard, examine(jobs[finding.shard]))
+        last = max(number for number, row in enumerate(one.rows) if row["uid"] == finding.sample)
+        one.lose(one.rows.pop(last), finding.what)
 
 
 def _losses(one: Diagnosis) -> Iterator[dict[str, str]]:

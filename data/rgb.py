@@ -10,7 +10,7 @@ Two ways, chosen by the kind of picture alone, so that every part of a clip is c
     anything else                                   swscale's exact arithmetic: 2 ms, or 0.4 ms to 256 x 144
 
 The quick one cuts off where it should round, three times. One step of 255 makes that good: then it is within 2 of the
-exact value and 0.2 off on average, and black is 1.
+exact value and at most half a step off on average, and black is 1.
 """
 
 from __future__ import annotations

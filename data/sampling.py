@@ -4,6 +4,10 @@ stored     0 1 2 3 4 5 6 7 8 9         10 frames
 stride 2   0   2   4   6   8           frames start, start + stride, ...
 frames 3       2   4   6               a random stretch, its start drawn from (seed, epoch, uid)
 size       scaled until it covers (height, width), the overhang cut off evenly
+
+A clip that is stored as latents (`data.latents`) is counted in the frames that were encoded, so it has the tokens that
+it would have if it were encoded now. Its stride is 1 and its size the stored one. Where a codec sees the past, a
+stretch starts with the first frame always: later ones would have other latents if the clip began with them.
 """
 
 from __future__ import annotations
@@ -65,9 +69,15 @@ class Sampling:
         available = -(-frames // self.stride)
         return self.geometry.usable_frames(available if self.frames is None else min(self.frames, available))
 
-    def start(self, frames: int, key: int) -> int:
-        """The first stored frame that is taken; `key` is that of the document."""
-        if self.frames is None:
+    def start(self, frames: int, key: int, latents: bool = False) -> int:
+        """The first stored frame that is taken.
+
+        Args:
+            frames: of the stored clip.
+            key: of the document.
+            latents: whether it is stored as latents.
+        """
+        if self.frames is None or (latents and not self.geometry.sliceable):
             return 0
         choices = frames - ((self.frames_used(frames) - 1) * self.stride + 1) + 1
         return int(uniform(key) * choices)
@@ -93,3 +103,8 @@ class Sampling:
         cells = grid[0] * self.geometry.patch[0]
         whole = 1 + (cells - 1) * self.geometry.stride[0] if self.geometry.causal else cells * self.geometry.stride[0]
         return min(first, whole), min(last, whole)
+
+    def latent_range(self, grid: Grid, start: int, stop: int) -> tuple[int, int]:
+        """Latent frames [first, last) of the sample, counted as taken, that its tokens [start, stop) are made of."""
+        (_, y, x), patch = grid, self.geometry.patch[0]
+        return start // (y * x) * patch, -(-stop // (y * x)) * patch

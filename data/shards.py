@@ -98,6 +98,7 @@ def write_shard(dataset: Path, shard_id: str, samples: Iterable[Sample]) -> Shar
     with _new(path) as file:
         parts, size, digest = _write_tar(file, samples)
         if not parts:
+            temporary_of(path).unlink()
             return None
         if free_id(dataset, shard_id) != shard_id:
             raise InputError("a shard does not change once it is committed", str(path), "prepare into a new folder")
@@ -259,13 +260,14 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def _new(path: Path) -> Iterator[BinaryIO]:
-    """A file to write in place of `path`; it is gone afterwards unless it was published."""
+    """A file to write in place of `path`; it is gone again if that fails."""
     temporary = temporary_of(path)
     try:
         with temporary.open("wb") as file:
             yield file
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
 
 
 def temporary_of(path: Path) -> Path:

@@ -43,7 +43,8 @@ IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp"])
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 TAR_SUFFIX = ".tar"
 CHUNK = 4 << 20  # bytes read at a time
-NOT_READ, NOT_FETCHED, BAD_CAPTION = "cannot be read", "cannot be fetched", "unusable caption"  # kinds of `Unusable`
+# kinds of what cannot be used
+NOT_READ, NOT_FETCHED, NO_ANSWER, BAD_CAPTION = "cannot be read", "cannot be fetched", "no answer", "unusable caption"
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,12 @@ def remote_place(url: str, size: int | None = None, mark: str = "", suffix: str 
 
 
 @contextmanager
-def brought(place: Place) -> Iterator[Path]:
+def brought(place: Place, tries: int = remote.TRIES) -> Iterator[Path]:
     """The bytes of a place as a local file with its suffix: as it lies, or a copy that is gone afterwards.
+
+    Args:
+        place: where it is.
+        tries: to fetch it, if it is remote; 0 if its server is known to be silent.
 
     Raises:
         FetchError: a remote file could not be fetched.
@@ -122,8 +127,10 @@ def brought(place: Place) -> Iterator[Path]:
         OSError: it cannot be read.
     """
     if not place.local:
+        if not tries:
+            raise remote.FetchError("not tried: its server did not answer for the files before", answered=False)
         with _copy(place) as path:
-            remote.fetch(place.where, path, place.span, place.size)
+            remote.fetch(place.where, path, place.span, place.size, tries)
             yield path
         return
     _check_unchanged(place)

@@ -1,7 +1,8 @@
-"""`Stream`: an index and a sampling become packs, and packs become the frames that one rank needs.
+"""`Stream`: an index and a sampling become packs, and packs become the frames or latents that one rank needs.
 
 `packs` is arithmetic and the same everywhere. `read` takes the token positions that this rank holds and touches only
-the samples under them, and of those only the frames that the tokens depend on.
+the samples under them, and of those only what the tokens depend on: frames, or for a clip that is stored as latents,
+latent frames.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from data import latents
 from data.index import Index, Ints
+from data.latents import Latents
 from data.mix import mix_of
 from data.packing import Floats
 from data.plan import Bin, Cursor, DataPlan, window_for
@@ -31,20 +34,22 @@ __all__ = ["Pack", "Piece", "Sampling", "Stream"]
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """A stretch of one document's tokens and the frames that they depend on.
+    """A stretch of one document's tokens and what they are made of: frames or latents.
 
     Attributes:
         document: position in the pack's documents.
         start, stop: token positions inside the document.
-        first_frame: of `frames`, counted in the document (after stride and start).
-        frames: uint8 RGB [n, height, width, 3], cropped to whole tokens.
+        first_frame: of `frames`, or latent frame of `latents`, counted in the document (after stride and start).
+        frames: uint8 RGB [n, height, width, 3], cropped to whole tokens; None of a clip that is stored as latents.
+        latents: raw means float32 [n, channels, h, w], cropped to whole tokens; None of a clip stored as frames.
     """
 
     document: int
     start: int
     stop: int
     first_frame: int
-    frames: Frames
+    frames: Frames | None
+    latents: Latents | None = None
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,11 @@ def tokens_squared(grid: Grid) -> float:
 
 
 class Stream:
-    """Packs of a dataset, or of a mix of datasets, for ever, and their frames.
+    """Packs of a dataset, or of a mix of datasets, for ever, and their frames or latents.
 
     Attributes:
         lengths: [rows of the index] tokens of each sample; 0 for those left out.
+        latents: [rows of the index] which samples are stored as latents.
         plan: which samples make which pack; its sample numbers count the rows that are not left out.
         reader: of the shards.
     """
@@ -113,7 +119,7 @@ class Stream:
             workers: threads that decode; 0 decodes in the reader's own.
 
         Raises:
-            InputError: no sample fills a token, or some sample is longer than a pack.
+            InputError: no sample fills a token, some sample is longer than a pack, or latents cannot be sampled so.
         """
         sampling.check()
         for name, value in (("pack_tokens", pack_tokens), ("window", window), ("packs_per_step", packs_per_step)):
@@ -126,6 +132,8 @@ class Stream:
             seed,
             caption,
         )
+        self.latents = latents.are_latents(index)
+        latents.check(index, self.latents, sampling)
         self.reader = Reader(index, sampling)
         self.lengths, costs = _per_row(index, sampling, cost)
         self._rows = np.flatnonzero(self.lengths)
@@ -169,7 +177,7 @@ class Stream:
         Args:
             pack: of this stream.
             ranges: global token positions held here.
-            on_error: told of each document that cannot be read, and of why; its frames are then black.
+            on_error: told of each document that cannot be read, and of why; its frames are then black, its latents 0.
 
         Raises:
             InputError: there is no `on_error`, and a shard is missing, cut short or changed; names shard, sample and
@@ -182,7 +190,7 @@ class Stream:
     def bytes_of(self, pack: Pack, ranges: Ranges) -> int:
         """Bytes that `read` of the same arguments would read from the shards."""
         spans = local_spans([document.tokens for document in pack.documents], ranges)
-        return sum(self.reader.bytes_of(pack.rows[span[0]], *self._frames(pack, span)[1:]) for span in spans)
+        return sum(self.reader.bytes_of(pack.rows[span[0]], *self._stored(pack, span)[1:]) for span in spans)
 
     def close(self) -> None:
         """Closes the shards; they open again when they are read."""
@@ -201,9 +209,11 @@ class Stream:
     def _pack(self, found: Bin) -> Pack:
         rows = tuple(int(self._rows[sample]) for sample in found.samples)
         documents = tuple(self._document(*at) for at in zip(rows, found.epochs, strict=True))
-        frames = (int(self.index.frames[row]) for row in rows)
-        starts = tuple(self.sampling.start(f, key_of(d.key, "start")) for f, d in zip(frames, documents, strict=True))
+        starts = tuple(self._start(*at) for at in zip(rows, documents, strict=True))
         return Pack(rows, documents, starts, found.epochs, float(self.plan.costs[list(found.samples)].sum()))
+
+    def _start(self, row: int, document: Document) -> int:
+        return self.sampling.start(int(self.index.frames[row]), key_of(document.key, "start"), bool(self.latents[row]))
 
     def _document(self, row: int, epoch: int) -> Document:
         index, uid = self.index, self.index.uid(row)
@@ -216,22 +226,32 @@ class Stream:
     ) -> Piece:
         number, start, stop = span
         row = pack.rows[number]
-        first, begin, end = self._frames(pack, span)
+        first, begin, end = self._stored(pack, span)
+        as_latents, reader = self.latents[row], self.reader
         try:
-            frames = self.reader.frames(row, begin, end)
+            if as_latents:
+                return Piece(number, start, stop, first, None, reader.latents(row, begin, end))
+            return Piece(number, start, stop, first, reader.frames(row, begin, end))
         except InputError as error:
             if on_error is None:
                 raise
             on_error(number, error)
-            height, width = self.sampling.crop(int(self.index.height[row]), int(self.index.width[row]))
-            frames = np.zeros((-(-(end - begin) // self.sampling.stride), height, width, 3), np.uint8)
-        return Piece(number, start, stop, first, frames)
+        if as_latents:
+            return Piece(number, start, stop, first, None, reader.zeros(row, begin, end))
+        return Piece(number, start, stop, first, reader.black(row, begin, end))
 
-    def _frames(self, pack: Pack, span: tuple[int, int, int]) -> tuple[int, int, int]:
-        """The first frame, counted as taken, and the stored frames [begin, end) under tokens of a document."""
+    def _stored(self, pack: Pack, span: tuple[int, int, int]) -> tuple[int, int, int]:
+        """What tokens of a document are made of: the first frame or latent frame, counted as taken, and those stored,
+        [begin, end).
+        """
         number, start, stop = span
-        first, last = self.sampling.frame_range(pack.documents[number].grid, start, stop)
-        begin, stride = pack.starts[number], self.sampling.stride
+        grid, begin = pack.documents[number].grid, pack.starts[number]
+        if self.latents[pack.rows[number]]:
+            first, last = self.sampling.latent_range(grid, start, stop)
+            begin //= self.sampling.geometry.stride[0]
+            return first, begin + first, begin + last
+        first, last = self.sampling.frame_range(grid, start, stop)
+        stride = self.sampling.stride
         return first, begin + first * stride, begin + (last - 1) * stride + 1
 
 

@@ -84,7 +84,7 @@ def _generations(found: Survey) -> None:
     for path in manifest.files(found.dataset):
         try:
             one = manifest.read(path)
-            _check_bytes(path)
+            _record(path)
             if manifest.path_of(found.dataset, one.generation) != path:
                 raise InputError("a generation has its own file", f"it is generation {one.generation}", "")
             found.generations[one.generation] = one
@@ -106,18 +106,18 @@ def _generations(found: Survey) -> None:
 def _commits(found: Survey) -> None:
     for path in sorted((found.dataset / COMMITS).glob("[!.]*.json")):
         try:
-            record = shards.unsealed(path, shards.read_json(path))
-            _check_bytes(path)
-            found.commits[path.stem] = record
+            found.commits[path.stem] = _record(path)
         except InputError as error:
             remedy = "--repair makes it again from the shard and its index"
             found.findings.append(Finding("changed commit", _name(found, path), error.value, remedy, path.stem))
 
 
-def _check_bytes(path: Path) -> None:
-    """A record is the bytes that its values give, so that no byte can change unseen."""
-    if path.read_bytes() != shards.as_json(shards.read_json(path)):
+def _record(path: Path) -> dict[str, Any]:
+    """A record that is the bytes that its values give, so that no byte can change unseen."""
+    record = shards.read_json(path)
+    if path.read_bytes() != shards.as_json(record):
         raise InputError("a record does not change once it is written", f"{path}: its bytes do not fit its values", "")
+    return shards.unsealed(path, record)
 
 
 def _jobs(found: Survey, deep: bool, decode: bool) -> None:
@@ -168,10 +168,10 @@ def _name(found: Survey, path: Path) -> str:
 
 
 def _in_use(dataset: Path) -> bool:
-    """Whether a writer holds the dataset."""
+    """Whether a writer holds the dataset, or several share it."""
     folder = os.open(dataset, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back at once
     except BlockingIOError:
         return True
     finally:

@@ -48,7 +48,8 @@ class Table:
     def schemes(self) -> list[str]:
         """Of the URLs among the paths."""
         found = pyarrow.compute.extract_regex(self.paths, r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
-        return sorted({entry["scheme"] for entry in found.unique().to_pylist() if entry})
+        schemes = pyarrow.compute.struct_field(found, "scheme")
+        return sorted(scheme for scheme in schemes.unique().to_pylist() if scheme)
 
     def any_ends_with(self, suffix: str) -> bool:
         """Whether a path does, in capitals or not."""

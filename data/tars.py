@@ -55,12 +55,14 @@ class Damage:
 
     Attributes:
         kind: a damaged header; the file ends before the archive does; or what follows its last member is wrong.
+        name: of the member, if it is known.
     """
 
     start: int
     stop: int
     reason: str
     kind: Literal["header", "cut", "end"] = "header"
+    name: str = ""
 
 
 def padded(size: int) -> int:
@@ -101,7 +103,7 @@ def walk(file: int, resync: bool = True) -> Iterator[Member | Damage]:
             return
         if isinstance(found, Member):
             if found.offset + found.size > size:
-                yield Damage(found.header, size, f"{found.name} is cut off", "cut")
+                yield Damage(found.header, size, f"{found.name} is cut off", "cut", found.name)
                 return
             yield found
             at = found.stop

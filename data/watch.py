@@ -26,7 +26,7 @@ from data.video import Video, pictures
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows [start, stop) of one shot; `picture` is the first of them, small."""
+    """Rows [start, stop) of one shot; `picture` is the first of them, see `thumbnail`."""
 
     start: int
     stop: int
@@ -103,6 +103,13 @@ def part(shot: Shot, start: int, stop: int) -> tuple[Scores, bytes]:
     return scores, strip.jpeg()
 
 
+def thumbnail(frame: Frames) -> Frames:
+    """Of RGB [height, width, 3] at `small_size`: not higher than a cell of a preview."""
+    scale = min(1.0, CELL_HEIGHT / frame.shape[0])
+    size = max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))
+    return np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
 class _Watched:
     """The segment that is being watched."""
 
@@ -113,9 +120,7 @@ class _Watched:
 
     def add(self, frame: Frames) -> None:
         if self.picture is None:
-            scale = min(1.0, CELL_HEIGHT / frame.shape[0])
-            size = max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))
-            self.picture = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
+            self.picture = thumbnail(frame)
         self.scorer.add(frame)
         self.strip.add(frame)
         self.stop += 1

@@ -25,6 +25,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -33,6 +34,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
 
+WORK, JOB = "work", "job"  # what may be sent to a worker
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 WATCH_SECONDS = 0.1
 AHEAD_JOBS = 32  # per worker: what may be begun ahead of the reader, so that one slow job keeps none of them waiting
@@ -183,7 +185,8 @@ class Workers:
         """Runs in a thread: the pickled answer of a worker."""
         process = self._take()
         try:
-            process.pipe.send((work, job))
+            process.learn(work)
+            process.pipe.send((JOB, job))
             over = self._watch(process, job)
             if over is not None:
                 self._drop(process)
@@ -231,11 +234,25 @@ class _Process:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self._process: SpawnProcess = context.Process(target=_serve, args=(theirs,), daemon=True)
-        self._process.start()
+        resource_tracker.ensure_running()  # which would let signals in again
+        # Ctrl-C goes to the whole group: a worker leaves it to its parent, from its first moment on
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # else this end would keep the pipe open when the worker dies
+        self._work: Any = None
 
     def alive(self) -> bool:
         return self._process.is_alive()
+
+    def learn(self, work: Callable[[Any], Any]) -> None:
+        """Makes it import all that `work` needs, which takes a second and no job's time."""
+        if self._work is not work:
+            self.pipe.send((WORK, work))
+            self.pipe.recv_bytes()
+            self._work = work
 
     def kill(self) -> None:
         self._process.kill()
@@ -260,16 +277,21 @@ def _opened(answer: bytes) -> Any:
 
 def _serve(pipe: Connection) -> None:
     """A worker: jobs come and results go, until the other end is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # should a library let it in again
     _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent ends this process
+    work: Any = None
     while True:
         try:
-            work, job = pipe.recv()
+            said, value = pipe.recv()
         except EOFError:
             return
+        if said == WORK:
+            work = value
+            pipe.send_bytes(b"")
+            continue
         answer: tuple[Any, BaseException | None]
         try:
-            answer = work(job), None
+            answer = work(value), None
         except Exception as error:
             answer = None, error
         pipe.send(answer)

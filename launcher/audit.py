@@ -154,7 +154,10 @@ class Epochs:
                 self._epochs[key].seen[document.uid] += 1
         for (of, dataset, number), begun in self._begun.items():
             before = self._epochs.get((of, dataset, number - 1))
-            if before is not None and of == segment and begun < here:  # a window may hold the end of one and the next
+            mixed = (
+                len(stream.plan.mix.sizes) > 1
+            )  # then a window may hold the end of one and the beginning of the next
+            if before is not None and of == segment and (begun < here or not mixed):
                 before.over = True
 
 

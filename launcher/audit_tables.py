@@ -40,7 +40,8 @@ def step_table(step: int, seen: Sequence[Seen]) -> Table:
     """One row a sample."""
     table = Table(title=f"step {step}: {len(seen)} samples", title_justify="left")
     for name in ("sample", "epoch", "tokens", "file", "caption", ""):
-        table.add_column(name, justify="right" if name in ("epoch", "tokens") else "left", overflow="fold")
+        numbers = name in ("epoch", "tokens")
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold", no_wrap=name == "sample")
     for s in seen:
         table.add_row(s.uid, str(s.epoch), f"{s.tokens:,}", escape(s.file), escape(s.caption), escape(s.unreadable))
     return table

@@ -110,6 +110,89 @@ def _sampling(run: Path | None, overrides: list[str]) -> tuple[Sampling, str]:
 
 
 @app.command()
+def check(
+    dataset: Annotated[Path, typer.Argument(help="A folder that longreel prepare or import wrote.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what its own bytes can mend; leave the rest out.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Sizes and structure alone, no hashes.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every sample, too.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of tables.")] = False,
+) -> None:
+    """Tell whether a dataset is what it was written to be, every byte of it. Exit code 1 if it is not.
+
+    With --repair, shards, index and records are written again from each other where that can be done; samples that are
+    lost are listed in quarantine/ and left out of a new generation. Runs that began go on with theirs.
+
+    Example: longreel data check datasets/mine --repair
+    """
+    from time import monotonic
+
+    from data.check import Progress
+    from data.check import check as look
+    from data.repair import repair as mend
+    from launcher.bars import Bar
+    from launcher.check_tables import as_json, closing_line, findings_table, repaired_table
+
+    if quick and (repair or decode):
+        other = "--repair" if repair else "--decode"
+        raise InputError("a quick check reads no samples", f"--quick {other}", "leave out --quick")
+    console, began, seen = Console(stderr=json_), monotonic(), [0, 0]
+
+    def show(progress: Progress) -> None:
+        seen[:] = [seen[0] + 1, progress.total]
+        note = f"{progress.findings:,} findings" if progress.findings else ""
+        bar.update(progress.done >> 20, progress.total >> 20, note)
+
+    with Bar(console, "MiB") as bar:
+        repaired = mend(dataset, decode, None, show) if repair else None
+        findings = repaired.findings if repaired else look(dataset, not quick, decode, None, show)
+    seconds = monotonic() - began
+    left = look(dataset, True, decode) if repaired and findings else findings
+    if json_:
+        print(as_json(findings, repaired, left))
+        raise typer.Exit(1 if left else 0)
+    if findings:
+        console.print(*findings_table(findings), sep="\n", highlight=False)
+    if repaired and findings:
+        console.print(*repaired_table(dataset, repaired), sep="\n", highlight=False)
+    line = closing_line(dataset, seen[0], seen[1], seconds, not quick, not left)
+    console.print(line, highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if left else 0)
+
+
+@app.command("import")
+def import_(
+    sources: Annotated[
+        list[str], typer.Argument(help="Tars, folders of tars, patterns such as 'shards/{000..123}.tar'.")
+    ],
+    out: Annotated[Path, typer.Option(help="The dataset folder; run again with more tars to add them.")],
+    allow_missing_captions: Annotated[bool, typer.Option(help="Keep videos and images without a caption.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes; by default as many as there is work for.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of tables.")] = False,
+) -> None:
+    """Make a dataset of WebDataset tars that others made. They stay as they are: linked, not unpacked.
+
+    Videos, images and text with captions in .txt, .json or .cls. A bad sample is reported and left out, never fatal.
+    What is in the dataset already is not done again.
+
+    Example: longreel data import 'webvid/{000000..000999}.tar' --out datasets/webvid
+    """
+    from data.imports import ImportOptions, Progress, import_tars
+    from launcher.bars import Bar
+    from launcher.import_tables import as_json, print_summary
+
+    console = Console(stderr=json_)
+    with Bar(console, "MiB") as bar:
+
+        def show(progress: Progress) -> None:
+            bar.update(progress.done >> 20, progress.total >> 20, f"{progress.kept:,} samples  {progress.tar}")
+
+        summary = import_tars(sources, out, ImportOptions(allow_missing_captions, workers), show)
+    print(as_json(summary)) if json_ else print_summary(console, summary, out)
+
+
+@app.command()
 def audit(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     step: Annotated[int | None, typer.Option(help="Show what this step saw, sample by sample.")] = None,
@@ -169,3 +252,52 @@ def simulate(
             run, overrides or [], ranks // sequence, sequence, packs, synthetic, lambda d, t: bar.update(d, t, "")
         )
     print(json.dumps(found)) if json_ else console.print(table_of(found))
+
+
+@app.command()
+def encode(
+    dataset: Annotated[Path, typer.Argument(help="A folder that longreel prepare or import wrote.")],
+    codec: Annotated[Path, typer.Option(help="An autoencoder's folder, as diffusers saves it (often MODEL/vae).")],
+    out: Annotated[Path, typer.Option(help="The dataset of latents; run again to go on with it.")],
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH to scale and crop to; as stored if not given.")] = None,
+    frames: Annotated[int | None, typer.Option(help="At most so many of each clip, from its first.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of what is computed and stored: float32 or bf16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")] = None,
+    tiling: Annotated[bool, typer.Option(help="In tiles of the picture: less memory, slightly other values.")] = False,
+    part: Annotated[str, typer.Option(help="i/n: this process makes these shards alone.")] = "1/1",
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of tables.")] = False,
+) -> None:
+    """Compute the latents of every clip once, mean and log-variance, so that training need not.
+
+    What is done is not done again. Several processes may share the work: run the same command on each GPU, or give each
+    a --part; the last one to finish publishes the dataset.
+
+    Example: longreel data encode datasets/mine --codec models/wan/vae --out datasets/mine-wan --dtype bf16
+    """
+    from data.encode import EncodeOptions, Progress
+    from data.encode import encode as run
+    from launcher.bars import Bar
+    from launcher.encoding import open_encoder, part_of, tables
+
+    pixels = None if size is None else _size(size)
+    options = EncodeOptions(pixels, frames, *part_of(part))
+    encoder = open_encoder(codec, dtype, device, tiling)
+    console = Console(stderr=json_)
+    with Bar(console, "clips") as bar:
+
+        def show(progress: Progress) -> None:
+            bar.update(progress.done, progress.total, progress.shard)
+
+        summary = run(dataset, out, encoder, options, show)
+    if json_:
+        print(json.dumps({**asdict(summary), "rejected": [one.as_json() for one in summary.rejected]}))
+        return
+    for said in tables(summary, out):
+        console.print(said, highlight=False, markup=False, soft_wrap=isinstance(said, str))
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise InputError("a size is HEIGHTxWIDTH", f"--size {text}", "--size 256x256")
+    return int(height), int(width)

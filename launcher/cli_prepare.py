@@ -148,6 +148,9 @@ def _run(source: str, out: Path, options: PrepareOptions, console: Console, pool
                 lines.update(progress)
 
             return run(source, out, options, show, make_pool)
+    except OSError as error:
+        error.filename = error.filename or str(out)  # a full disk does not say where
+        raise
     except KeyboardInterrupt:
         console.print("stopped: whole shards are kept, and the same command goes on", highlight=False)
         raise typer.Exit(STOPPED) from None

@@ -1,6 +1,7 @@
 """The feed: this rank's part of each step, made ready in a background thread while the step before is computed.
 
     position --curriculum--> packs of the step --assign--> mine --read--> frames --codec--> Packed --objective--> noisy
+                                                                          or latents
                                                               mask, split --> Plan
 
 Packs are dealt to replicas by cost; a replica with one less gets a ghost: the step's smallest sample with weight zero,
@@ -28,6 +29,7 @@ from torch import Tensor
 from data import packing
 from data.curriculum import Curriculum, Position
 from data.stream import Pack, Piece, Stream
+from launcher.provenance import refuse_other_codec
 from models.flow import Prepared, RectifiedFlow
 from models.latents import Codec
 from models.patches import patchify
@@ -113,6 +115,8 @@ class Batch:
 class Feed:
     """What it takes to make batches.
 
+    Raises InputError if latents were made by another codec.
+
     Attributes:
         curriculum: what each step sees.
         codec: frames to latents.
@@ -128,6 +132,9 @@ class Feed:
     attention: tuple[AttentionConfig, ...]
     groups: Groups
     device: torch.device
+
+    def __post_init__(self) -> None:
+        refuse_other_codec(self.curriculum, self.codec)
 
     @property
     def micro_steps(self) -> int:
@@ -229,13 +236,20 @@ class Feed:
         return MicroStep(prepared, tuple(plans[id(mask)] for mask in masks), received, problems)
 
     def _empty(self) -> Tensor:
-        return self.codec.encode(torch.zeros(0, 1, 1, 3, dtype=torch.uint8)).new_zeros(0, self.codec.geometry.token_dim)
+        nothing = torch.zeros(self.codec.geometry.channels, 0, 1, 1)
+        return self.codec.normal(nothing).new_zeros(0, self.codec.geometry.token_dim)
 
     def _values(self, pack: Pack, piece: Piece) -> Tensor:
         """Clean tokens [stop - start, token_dim] of a piece."""
-        geometry = self.codec.geometry
-        tokens = patchify(self.codec.encode(torch.from_numpy(piece.frames)), geometry.patch)
-        first = first_token(geometry, pack.documents[piece.document].grid, piece.first_frame)
+        geometry, grid = self.codec.geometry, pack.documents[piece.document].grid
+        if piece.frames is not None:
+            latents = self.codec.encode(torch.from_numpy(piece.frames))
+            first = first_token(geometry, grid, piece.first_frame)
+        else:
+            assert piece.latents is not None, "a piece has frames or latents"
+            latents = self.codec.normal(torch.from_numpy(piece.latents).transpose(0, 1))
+            first = piece.first_frame // geometry.patch[0] * grid[1] * grid[2]
+        tokens = patchify(latents, geometry.patch)
         return tokens[piece.start - first : piece.stop - first]
 
 

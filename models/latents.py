@@ -3,15 +3,21 @@
 `PixelCodec` is the path with no download: a latent cell is a pixel. `DiffusersCodec` runs a video autoencoder from a
 `diffusers` folder on this machine (nothing is ever downloaded): per frame (Stable Diffusion's and kin) or causal in
 time (Wan, HunyuanVideo). It takes the mean of the posterior: a clip has one latent, whoever encodes it.
+
+    frames --posterior--> mean, log-variance        computed once and stored (`longreel data encode`)
+    frames ---------encode--------> latents         computed while training
+    mean ---normal----> latents                     the same bits
 """
 
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 
@@ -20,6 +26,8 @@ from parallel.geometry import Geometry, Grid
 
 PER_FRAME = ("AutoencoderKL",)
 CAUSAL = ("AutoencoderKLWan", "AutoencoderKLHunyuanVideo")
+NORMED_OVER_TIME = ("AutoencoderKLHunyuanVideo",)  # group norms over all frames: later ones change earlier latents
+WEIGHTS = "diffusion_pytorch_model"  # as `diffusers` names them
 
 
 class Codec(Protocol):
@@ -27,12 +35,22 @@ class Codec(Protocol):
 
     Attributes:
         geometry: its strides and the model's patch: how many tokens a clip has.
+        prefixes: whether the first latents of a clip are those of its first frames alone.
+        identity: of what stored latents were made by; "" for the pixel codec, which makes none.
     """
 
     geometry: Geometry
+    prefixes: bool
+
+    @property
+    def identity(self) -> str:
+        """See above; may take a second, the first time."""
 
     def encode(self, frames: Tensor) -> Tensor:
         """Latents [channels, t, h, w] of uint8 `frames` [frames, height, width, 3], near mean 0 and deviation 1."""
+
+    def normal(self, mean: Tensor) -> Tensor:
+        """Latents as of `encode`, of the mean of a posterior: [channels, t, h, w], float32."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Frames uint8 [frames, height, width, 3] of `latents` [channels, t, h, w]."""
@@ -67,12 +85,19 @@ class CodecConfig(BaseModel):
 class PixelCodec:
     """Colours scaled to -1 .. 1: exact, and each frame its own."""
 
+    identity = ""
+    prefixes = True
+
     def __init__(self, patch: Grid, dtype: torch.dtype = torch.float32) -> None:
         self.geometry, self.dtype = Geometry(channels=3, patch=patch), dtype
 
     def encode(self, frames: Tensor) -> Tensor:
         """See `Codec`."""
-        return _to_unit(frames).to(self.dtype)
+        return self.normal(_to_unit(frames))
+
+    def normal(self, mean: Tensor) -> Tensor:
+        """See `Codec`."""
+        return mean.to(self.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `Codec`."""
@@ -86,30 +111,49 @@ class DiffusersCodec:
         vae: the module; its class is one of `PER_FRAME` or `CAUSAL`.
         patch: of the model.
         dtype: of the latents; the autoencoder computes in its own dtype.
+        folder: that it came from; None if it came from nowhere, and has no identity.
     """
 
-    def __init__(self, vae: Any, patch: Grid, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, vae: Any, patch: Grid, dtype: torch.dtype = torch.float32, folder: Path | None = None) -> None:
         name = type(vae).__name__
         _check_class(name, "this module")
-        self.vae, self.dtype, self.causal = vae.eval().requires_grad_(False), dtype, name in CAUSAL
+        self.vae, self.dtype, self.folder = vae.eval().requires_grad_(False), dtype, folder
+        self.causal, self.prefixes = name in CAUSAL, name not in NORMED_OVER_TIME
         config = vae.config
         self.geometry = Geometry(
             _channels(config), _stride(vae, name), patch, causal=self.causal, sliceable=not self.causal
         )
         self._offset, self._scale = _statistics(config)
 
-    @torch.no_grad()
+    @cached_property
+    def identity(self) -> str:
+        """See `Codec`."""
+        return identity_of(self.folder) if self.folder else "unknown"
+
     def encode(self, frames: Tensor) -> Tensor:
         """See `Codec`; a per-frame autoencoder gets one frame at a time, so that its bits do not depend on others."""
+        mean, _ = self._posterior(frames)
+        return self.normal(mean.float()).to(frames.device)
+
+    def posterior(self, frames: Tensor) -> Tensor:
+        """Mean and log-variance, float32 [2, channels, t, h, w], as the autoencoder gives them: not normalised."""
+        return torch.stack(self._posterior(frames)).to(frames.device, torch.float32)
+
+    def normal(self, mean: Tensor) -> Tensor:
+        """See `Codec`."""
+        normal: Tensor = (mean - self._offset.to(mean.device)) / self._scale.to(mean.device)
+        return normal.to(self.dtype)
+
+    @torch.no_grad()
+    def _posterior(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance [channels, t, h, w] in the autoencoder's dtype and on its device."""
         clip = _to_unit(frames).to(self._device, self._vae_dtype)[None]  # [1, 3, frames, height, width]
         if self.causal:
-            latents = self.vae.encode(clip).latent_dist.mode()[0]
-        else:
-            frames_alone = clip[0].transpose(0, 1).split(1)  # each [1, 3, height, width]
-            latents = torch.cat([self.vae.encode(f).latent_dist.mode() for f in frames_alone]).transpose(0, 1)
-        offset, scale = self._offset.to(self._device), self._scale.to(self._device)
-        normal: Tensor = (latents.float() - offset) / scale
-        return normal.to(frames.device, self.dtype)
+            found = self.vae.encode(clip).latent_dist
+            return found.mean[0], found.logvar[0]
+        each = [self.vae.encode(f).latent_dist for f in clip[0].transpose(0, 1).split(1)]  # [1, 3, height, width]
+        mean, logvar = torch.cat([d.mean for d in each]), torch.cat([d.logvar for d in each])
+        return mean.transpose(0, 1), logvar.transpose(0, 1)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -167,7 +211,37 @@ def open_codec(
         raise InputError(f"{folder} holds the weights of a {name}", str(error), remedy) from None
     if config.tiling:
         vae.enable_tiling()
-    return DiffusersCodec(vae.to(device), patch, dtype)
+    return DiffusersCodec(vae.to(device), patch, dtype, folder)
+
+
+def identity_of(folder: Path) -> str:
+    """What decides the latents of an autoencoder: its class, and the digest of its settings and weights.
+
+    What `diffusers` notes in config.json (its version, the folder's name) does not count. About a second a gigabyte.
+
+    Raises:
+        OSError, ValueError: there is no such autoencoder.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    settings = {key: value for key, value in config.items() if key == "_class_name" or not key.startswith("_")}
+    hasher = blake3(json.dumps(settings, sort_keys=True).encode())
+    for file in _weights(folder):
+        hasher.update(blake3(max_threads=blake3.AUTO).update_mmap(file).digest())
+    return f"{config['_class_name']} {hasher.hexdigest(length=16)}"
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files that `diffusers` loads: in parts, in one, or from before safetensors."""
+    for pattern in (
+        f"{WEIGHTS}-*-of-*.safetensors",
+        f"{WEIGHTS}.safetensors",
+        f"{WEIGHTS}-*-of-*.bin",
+        f"{WEIGHTS}.bin",
+    ):
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found
+    raise FileNotFoundError(f"{folder} has no {WEIGHTS}.safetensors")
 
 
 def _check_class(name: str, where: str) -> None:

@@ -4,8 +4,8 @@ What counts as an operation is whatever changes a file system: opening for writi
 kernel, fsync, rename, link, unlink, mkdir, rmdir, truncate. Python's audit events and the kernel's own count of writes
 (/proc/self/io) must agree with ours, so nothing goes unseen.
 
-    parent --(work, arguments, at, torn)--> helper --fork--> child: work until operation `at`, SIGKILL
-           <--(signal, operations)---------
+    test --(work, arguments, at, torn)--> helper --fork--> child: work until operation `at`, SIGKILL
+         <--(killed, operations)---------
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 class Operations:
     """Counts operations and ends the process before number `at`; `torn`: half of it, if it is a write."""
 
-    def __init__(self, at: int | None, torn: bool) -> None:
+    def __init__(self, at: int, torn: bool) -> None:
         self.at, self.torn = at, torn
         self.log: list[tuple[str, ...]] = []
         self.writes = self.audited = self.named = 0
@@ -64,7 +64,8 @@ class Operations:
                 f"os.{ {'replace': 'rename', 'unlink': 'remove', 'ftruncate': 'truncate'}.get(name, name) }" in AUDITED
             )
             self(name, name_of(args[0]), *(a for a in args[1:2] if isinstance(a, str | Path)))
-            return call(*args, **kwargs)
+            # a kill leaves all that the kernel has, flushed or not: nobody need wait for the disk
+            return None if name in ("fsync", "fdatasync") else call(*args, **kwargs)
 
         return counting
 
@@ -121,14 +122,20 @@ def name_of(where: int | str | Path) -> str:
 
 @dataclass(frozen=True)
 class Death:
-    """How a child ended: by SIGKILL before operation `at`, or with all `operations` done."""
+    """How a child ended: by SIGKILL before its work was done, or with all `operations` behind it."""
 
     killed: bool
     operations: list[tuple[str, ...]]
 
+    def points(self) -> list[tuple[int, bool]]:
+        """Every (operation, torn) at which the same work can be killed."""
+        return [
+            (n, torn) for n, (name, *_) in enumerate(self.operations) for torn in (False, True)[: 1 + (name == "write")]
+        ]
+
 
 class Helper:
-    """A warm process that forks children; a context manager."""
+    """A process that forks children; a context manager."""
 
     def __enter__(self) -> Self:
         context = multiprocessing.get_context("spawn")
@@ -143,36 +150,45 @@ class Helper:
         self.process.join()
         self.pipe.close()
 
-    def run(self, work: Callable[..., Any], *args: Any, at: int | None = None, torn: bool = False) -> Death:
-        """Runs `work(*args)` in a fork that dies before operation `at`; None: not at all."""
-        self.pipe.send((work, args, at, torn))
+    def warm(self, work: Callable[..., Any], *args: Any) -> None:
+        """Runs `work(*args)` in the helper itself, so that its children need not load anything."""
+        self._ask(work, args, None)
+
+    def run(self, work: Callable[..., Any], *args: Any, at: int = -1, torn: bool = False) -> Death:
+        """Runs `work(*args)` in a fork that dies before operation `at`, or does not die."""
+        return Death(*self._ask(work, args, (at, torn)))
+
+    def _ask(self, *job: Any) -> tuple[bool, list[tuple[str, ...]]]:
+        self.pipe.send(job)
         killed, answer = self.pipe.recv()
         if isinstance(answer, str):
             raise RuntimeError(answer)
-        return Death(killed, answer)
+        return killed, answer
 
 
 def _serve(pipe: Connection) -> None:
-    import data.prepare  # noqa: F401
-
-    assert "torch" not in sys.modules
     while True:
         try:
-            job = pipe.recv()
+            work, args, when = pipe.recv()
         except EOFError:
             return
+        if when is None:
+            work(*args)
+            pipe.send((False, []))
+            continue
         reading, writing = os.pipe()
         child = os.fork()
         if not child:
-            _child(writing, *job)
+            _child(writing, work, args, *when)
         os.close(writing)
         with os.fdopen(reading, "rb") as file:
             answer = file.read()
         status = os.waitpid(child, 0)[1]
-        pipe.send((os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, pickle.loads(answer or NOTHING)))
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        pipe.send((killed, pickle.loads(answer) if answer else []))
 
 
-def _child(answer: int, work: Callable[..., Any], args: tuple[Any, ...], at: int | None, torn: bool) -> None:
+def _child(answer: int, work: Callable[..., Any], args: tuple[Any, ...], at: int, torn: bool) -> None:
     write, said = os.write, b""
     try:
         operations = Operations(at, torn)
@@ -186,6 +202,3 @@ def _child(answer: int, work: Callable[..., Any], args: tuple[Any, ...], at: int
         while said:
             said = said[write(answer, said) :]
         os._exit(0)
-
-
-NOTHING = pickle.dumps([])

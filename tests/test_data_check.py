@@ -1,18 +1,25 @@
 """Whatever happens to a file of a dataset is found and named; what its own bytes can mend is mended, byte for byte."""
 
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 
-from data import index, shards
+from data import image, index, latents, shards
 from data.check import check
+from data.folder import held
 from data.generations import publish
+from data.h264 import encode
 from data.index import SCHEMA, Index
 from data.layout import layout
+from data.prepare import PrepareOptions, prepare
+from data.rebuild import as_stored, json_of
 from data.repair import repair
-from data.shards import digest_of
+from data.shards import Sample, digest_bytes, digest_of, uid_of
+from data.synth import draw, synth
 from parallel.errors import InputError
 from tests.datasets import CONFIG, add, copy, make, read_all, tree, webdataset_keys
 
@@ -82,6 +89,7 @@ def test_a_tar_cut_at_every_block(whole, tmp_path, step):
         assert kinds(found) == Counter({"short shard": 1, "cut sample": len(lost)}) - Counter()
         assert kinds(check(ill, deep=False)) == {"short shard": 1}
         done = mended(ill)
+        assert kinds(done.findings) == kinds(found)
         assert [entry["sample"] for entry in done.lost] == lost
         assert read_all(ill) == [uid for uid in uids if uid not in lost]
         if not lost:
@@ -349,3 +357,88 @@ def test_what_is_no_dataset_is_refused(tmp_path, whole):
         with pytest.raises(InputError, match="a dataset is a folder with shards"):
             repair(place)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_what_was_lost_comes_again_with_its_source(tmp_path, files):
+    """The source is read again, its other clips are found to be there, and none of them is written over."""
+    synth(tmp_path / "in", 4, seed=0, size=16)
+    shots = np.concatenate([draw(colour, "square", "up", (0, 0, 0, 0), 12, 16) for colour in ("red", "blue")])
+    (tmp_path / "in" / "clip-00001.mp4").write_bytes(encode(shots, Fraction(8)))
+    out, options = tmp_path / "out", PrepareOptions(workers=0, shard_files=files)
+    prepare(tmp_path / "in", out, options)
+    before, rows = read_all(out), Index.open(out).table.to_pylist()
+    row = next(row for row in rows if row["file"] == "clip-00001.mp4")
+    data = bytearray((out / row["shard"]).read_bytes())
+    data[row["media_offset"] + 99] ^= 1
+    (out / row["shard"]).write_bytes(data)
+    assert [entry["sample"] for entry in mended(out).lost] == [row["uid"]]
+    again = prepare(tmp_path / "in", out, options)
+    assert (again.kept, again.skipped) == (1, 3)
+    assert sorted(read_all(out)) == sorted(before)
+    assert check(out) == []
+    assert prepare(tmp_path / "in", out, options).kept == 0
+
+
+def test_a_writer_at_work_is_not_damage(ill):
+    with held(ill):
+        add(ill, (6, 7))
+        shards.write_bytes(ill / "shards" / f"{'0' * 32}.tar", b"about to be committed")
+        assert check(ill) == []
+    assert kinds(check(ill)) == {"unpublished": 1, "stray file": 1}
+
+
+def test_latents_images_and_text_alone(tmp_path):
+    """Whatever we store is told by its tar alone."""
+    moments = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 1, 2, 2)
+    parts = {
+        "npy": latents.encode(moments, "float32")[0],
+        "png": image.encode(np.zeros((16, 16, 3), np.uint8)),
+        "": b"",
+    }
+    out = tmp_path / "out"
+    rows = []
+    for media, data in parts.items():
+        digest = digest_bytes(data) if media else ""
+        slices = latents.slices(data) if media == "npy" else None
+        tables = (
+            {"slice_rows": slices.rows, "slice_offsets": slices.offsets, "slice_hashes": slices.hashes}
+            if slices
+            else {}
+        )
+        facts = dict.fromkeys(("media_offset", "media_size", "start", "stop", "fps"), 0)
+        sizes = {"frames": 1, "height": 16, "width": 16, "media": media, "media_hash": digest, "file": f"{media}.tar"}
+        rows.append({**facts, **sizes, **tables, "uid": uid_of(digest, media), "caption": media, "caption_long": ""})
+    rows = as_stored(rows)
+    samples = [
+        Sample(r["uid"], {"json": json_of(r), **({r["media"]: parts[r["media"]]} if r["media"] else {})}) for r in rows
+    ]
+    written = shards.write_shard(out, "0" * 32, samples)
+    for row, places in zip(rows, written.parts, strict=True):
+        row["shard"] = written.path
+        for suffix, part in places.items():
+            which = "json" if suffix == "json" else "media"
+            row.update({f"{which}_offset": part.offset, f"{which}_size": part.size, f"{which}_hash": part.hash})
+    record = {
+        "config": CONFIG,
+        "inputs": [{"file": "a"}],
+        "source": "1" * 32,
+        "index": index.write_rows(out, "0" * 32, rows),
+    }
+    shards.commit(out, "0" * 32, {**record, "size": written.size, "hash": written.hash})
+    publish(out, digest_of(CONFIG))
+    assert check(out, decode=True) == []
+    whole = tree(out)
+    (out / rows[0]["shard"]).write_bytes(bytes([255]) + whole[rows[0]["shard"]][1:])
+    (out / "index" / f"{'0' * 32}.parquet").unlink()
+    assert kinds(check(out)) == {"missing index": 1, "changed shard": 1, "changed header": 1, "bad sample": 1}
+    (out / rows[0]["shard"]).write_bytes(whole[rows[0]["shard"]])
+    assert mended(out).lost == []
+    assert tree(out) == whole
+    data = bytearray(whole[rows[0]["shard"]])
+    data[rows[0]["media_offset"] + rows[0]["slice_offsets"][1]] ^= 1
+    data[rows[1]["json_offset"]] ^= 1
+    (out / rows[0]["shard"]).write_bytes(data)
+    assert [f.sample for f in check(out)] == [rows[0]["uid"], rows[1]["uid"]]
+    assert [entry["sample"] for entry in mended(out).lost] == [rows[0]["uid"]]
+    assert len(read_all(out)) == 2

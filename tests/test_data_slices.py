@@ -42,9 +42,10 @@ def assert_parts_equal(clip, ranks, size=None):
 @pytest.mark.parametrize(
     ("name", "ranks"),
     [
-        ("bikes.mp4", (3, 8)),
-        ("nasa_13013.mp4", range(1, 9)),
+        ("bikes.mp4", (8,)),
+        ("nasa_13013.mp4", (1, 2, 3, 5)),
         ("bigbuckbunny.mp4", (3,)),
+        pytest.param("nasa_13013.mp4", range(1, 9), marks=pytest.mark.slow),
         pytest.param("bikes.mp4", range(1, 9), marks=pytest.mark.slow),
         pytest.param("bigbuckbunny.mp4", range(1, 9), marks=pytest.mark.slow),
     ],
@@ -232,6 +233,15 @@ def test_long_shots_without_restarts_are_cut_into_equal_parts(tmp_path):
     assert payloads(copied.data) == payloads(path)
     encoded = cut_into_clips(path, CutOptions(max_gop=49)).kept[0]
     assert encoded.slices.rows == (0, 12, 24, 36, 48), "its stretches between restarts were too long"
+
+
+def test_a_copy_that_shows_something_else_is_not_kept(tmp_path, monkeypatch):
+    film = calm(12, 48, 64)
+    path = write(tmp_path / "a.mp4", film)
+    other = video.encode(calm(12, 48, 64, seed=1), Fraction(30))
+    monkeypatch.setattr(clips, "remux", lambda *_: other)
+    (clip,) = cut_into_clips(path).kept
+    assert np.abs(video.decode(clip.data).astype(int) - film).mean() < 4
 
 
 def test_where_parts_begin():

@@ -248,6 +248,17 @@ def test_each_frame_of_an_uneven_rate_is_what_was_on_screen(tmp_path):
     assert {clip.fps for clip in cut.kept} == {Fraction(30)}
 
 
+def test_parts_of_an_uneven_rate(tmp_path):
+    film = calm(40, 32, 32)
+    path = write(tmp_path / "a.mkv", film, steps=[1] * 15 + [9] + [1] * 24)
+    whole = cut_into_clips(path).kept
+    assert [(c.start, c.stop, c.frames) for c in whole] == [(0, 40, 48)]
+    parts = cut_into_clips(path, CutOptions(max_frames=20)).kept
+    assert [(c.start, c.stop, c.frames) for c in parts] == [(0, 16, 16), (15, 24, 16), (24, 40, 16)]
+    joined = np.concatenate([video.decode(c.data) for c in parts])
+    assert np.abs(joined.astype(int) - video.decode(whole[0].data)).mean() < 3
+
+
 def test_rates():
     even = [0, 33, 67, 100, 133, 167, 200]  # milliseconds, rounded
     assert rates.rate_of(even, Fraction(1, 1000), Fraction(30)) == (30, True)
@@ -256,6 +267,9 @@ def test_rates():
     assert rates.rate_of([5], Fraction(1, 1000), None) == (1, True)
     ntsc = [1001 * row for row in range(500)]
     assert rates.rate_of(ntsc, Fraction(1, 30000), None) == (Fraction(30000, 1001), True)
+    assert rates.rate_of([0, 5000, 10000], Fraction(1), None) == (Fraction(1, 5000), True)
+    assert rates.rate_of([0, 1, 4, 5, 8], Fraction(1, 10), None) == (5, True)
+    assert rates.rate_of([0, 1, 2, 12, 13, 14, 24], Fraction(1, 10), None) == (Fraction(5, 2), False)
     gap = [*range(50), *range(100, 150)]
     assert rates.rate_of(gap, Fraction(1, 25), Fraction(100, 8)) == (25, False)
     burst = [*range(50), 5000]

@@ -1,23 +1,15 @@
-"""A job that kills its process costs that job; every other result comes, in order."""
+"""A job that kills its process, hangs or eats memory costs that job; every other result comes, in order."""
 
 import os
 import signal
+import threading
 import time
+from functools import partial
 
 import pytest
 
-from data.workers import Died, Workers
-
-
-def work(job: int) -> int:
-    if job < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.01 * (job % 3))
-    return job * job
-
-
-def fail(job: int) -> int:
-    raise ValueError(f"job {job}")
+from data.workers import AHEAD_JOBS, Died, Limits, TimedOut, TooLarge, Workers, fair_memory
+from tests.jobs import EAT, HANG, fail, process_id, wait_for_many, work
 
 
 def test_in_this_process_and_in_others():
@@ -32,6 +24,27 @@ def test_a_job_that_kills_its_process_is_reported_and_the_others_are_done():
         assert list(workers.map(work, [1, -1, 2, 3, -2, 4])) == [1, Died(-1), 4, 9, Died(-2), 16]
 
 
+def test_jobs_over_a_limit_are_killed_and_the_others_are_done():
+    with Workers(1, Limits(seconds=1)) as workers:
+        one, lost, two = workers.map(work, [1, HANG, 2])
+    assert (one, lost, two) == (1, TimedOut(HANG, 1), 4)
+    assert lost.reason == "not done within 1 s"
+    with Workers(1, Limits(seconds=30, memory=700 << 20)) as workers:
+        one, lost, two = workers.map(work, [1, EAT, 2])
+    assert (one, lost, two) == (1, TooLarge(EAT, 700 << 20), 4)
+    assert lost.reason == "took more than 0.684 GiB of memory"
+
+
+def test_a_slow_job_does_not_keep_the_other_workers_waiting(tmp_path):
+    """They go on ahead of the reader, a bounded number of jobs."""
+    jobs = [(tmp_path / str(n), n) for n in range(200)]
+    with Workers(2) as workers:
+        results = workers.map(partial(wait_for_many, most=2 * AHEAD_JOBS), jobs)
+        assert next(results) >= 20
+        assert list(results) == list(range(1, 200))
+    assert not (tmp_path / "too many").exists()
+
+
 def test_an_exception_comes_to_the_reader():
     with Workers(1) as workers, pytest.raises(ValueError, match="job 3"):
         list(workers.map(fail, [3]))
@@ -43,6 +56,7 @@ def test_the_reader_may_leave_while_jobs_run():
         results = workers.map(time.sleep, [0, 60, 60, 60, 60])
         assert next(results) is None
     assert time.monotonic() - before < 30
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("workers")]
 
 
 def test_a_worker_that_dies_between_two_jobs_is_replaced():
@@ -53,5 +67,5 @@ def test_a_worker_that_dies_between_two_jobs_is_replaced():
         assert other != pid
 
 
-def process_id(_: int) -> int:
-    return os.getpid()
+def test_memory_is_shared_out():
+    assert fair_memory(1) >= fair_memory(2) >= fair_memory(10_000) == 1 << 30
