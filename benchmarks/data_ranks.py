@@ -2,7 +2,8 @@
 
 Each rank is a forked process. A loader is built, set to a state and asked for its first batch; the slowest rank counts,
 imports and process groups do not. One epoch is read on RANKS ranks, its state saved at 10, 50 and 90 %; then each state
-is resumed on 4, 2 and 3 ranks. After 50 % the rest of the epoch is read too, and what came twice or never is counted.
+is resumed on 4, 2 and 3 ranks. After 50 %, in the first round, the rest of the epoch is read too, and what came twice
+or never is counted.
 """
 
 from __future__ import annotations
@@ -61,30 +62,33 @@ class Loader(Protocol):
 
 
 def serve(loader: Loader, folder: str, samples: int) -> None:
-    """Writes the dataset, then answers each line of the standard input with one round, as a line of JSON."""
+    """Writes the dataset, reads most of an epoch, then answers each line of the standard input with a line of JSON."""
     together(1, _write, loader, folder, samples)  # by itself: threads that it starts would be lost in forks
     print(json.dumps({"name": loader.name, "version": loader.version}), flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(one_round(loader, folder, samples)), flush=True)
-
-
-def one_round(loader: Loader, folder: str, samples: int) -> dict[str, Any]:
-    """Seconds to the first batch by "share ranks", and what was lost and what came twice by ranks, or why not."""
     steps = [int(samples * share) // STEP_SAMPLES for share in SHARES]
     saved = together(RANKS, _begin, loader, folder, RANKS, steps)
+    for number, _ in enumerate(sys.stdin):
+        print(json.dumps(one_round(loader, folder, samples, saved, steps, number == 0)), flush=True)
+
+
+def one_round(
+    loader: Loader, folder: str, samples: int, saved: list[Any], steps: list[int], to_the_end: bool
+) -> dict[str, Any]:
+    """Seconds to the first batch by "share ranks"; by ranks what was lost and what came twice, or why it cannot be."""
     seconds: dict[str, float] = {}
     exact: dict[str, Any] = {}
     for number, share in enumerate(SHARES):
         states = [states[number] for states, _ in saved]
-        seen = [i for _, batches in saved for batch in batches[: steps[number]] for i in batch]
+        counted = to_the_end and share == COUNTED
         for ranks in AGAIN:
             try:
-                found = together(ranks, _resume, loader, folder, ranks, loader.convert(states, ranks), share == COUNTED)
+                found = together(ranks, _resume, loader, folder, ranks, loader.convert(states, ranks), counted)
             except (ValueError, RuntimeError) as error:
                 exact[str(ranks)] = str(error).splitlines()[-1]
                 continue
             seconds[f"{share:g} {ranks}"] = max(first for first, _ in found)
-            if share == COUNTED:
+            if counted:
+                seen = [i for _, batches in saved for batch in batches[: steps[number]] for i in batch]
                 times = Counter(seen + [i for _, ids in found for i in ids])
                 twice = sum(n - 1 for n in times.values())
                 exact[str(ranks)] = {"lost": samples - len(times), "twice": twice}

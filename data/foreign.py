@@ -161,8 +161,8 @@ def joined(found: Iterable[Group]) -> tuple[list[Group], list[str]]:
     apart = again = 0
     for group in found:
         same = kept.setdefault(group.key, [])
-        other = next((g for g in same if not (g.parts.keys() & group.parts.keys() or g.wrong or group.wrong)), None)
-        if other is not None:
+        other = same[-1] if same else None
+        if other and not (other.wrong or group.wrong or other.parts.keys() & group.parts.keys()):
             other.parts.update(group.parts)
             apart += 1
         else:

@@ -84,7 +84,8 @@ def _media(file: int, found: Candidate) -> dict[str, Any]:
     if found.media is None:
         return {**empty, **nothing}
     if not 0 < found.media.size <= LARGEST_MEDIA:
-        raise InputError("a media part has bytes, and fits into memory", f"{found.media.size} bytes", "leave it out")
+        said = f"{found.media.name} has {found.media.size} bytes"
+        raise InputError("a media part has bytes, and fits into memory", said, "leave it out")
     data = read_part(file, found.media)
     columns = {"media_offset": found.media.offset, "media_size": len(data), "media_hash": digest_bytes(data)}
     if found.suffix in IMAGES:

@@ -153,7 +153,7 @@ def _guessed(one: Diagnosis, commits: Mapping[str, Record]) -> dict[str, Any]:
     alike = (r["config"] for r in commits.values() if ("import" in r["config"]) != ours)
     config = next(alike, {} if ours else {"import": 0, "allow_missing_captions": True})
     tally = Tally(len({row["file"] for row in one.rows}), len(one.rows), len(one.rows))
-    record = {"config": config, "inputs": [], "tally": tally.as_json(), "left_out": []}
+    record: dict[str, Any] = {"config": config, "inputs": [], "tally": tally.as_json(), "left_out": []}
     told = told_by(job.dataset, job.shard, record)
     known = {position(row) for row in one.rows}
     there = [*map(position, told.rows), *(wrong.offset for wrong in told.wrong)]

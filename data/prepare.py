@@ -257,8 +257,10 @@ def _nothing_usable(source: str, summary: Summary) -> InputError:
         remedy = f"loosen {first.kind}"
     elif first.stage in ("list", "fetch"):
         remedy = "check that this machine reaches the files and may read them"
+    kinds = Counter(one.kind for one in summary.rejected).most_common()
+    told = f" ({', '.join(f'{kind}: {times}' for kind, times in kinds)})" if len(kinds) > 1 else ""
     return InputError(
         "a source has a video that can be used",
-        f"{summary.files} files, the first is {first.file}: {first.reason}",
+        f"{summary.files} files, the first is {first.file}: {first.reason}{told}",
         remedy,
     )

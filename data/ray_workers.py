@@ -10,6 +10,7 @@ is no room yet join when there is. Places that jobs name must be reached by the 
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ class Sandbox:
     """Runs on a node: one worker process and its limits."""
 
     def __init__(self, limits: Limits, actors_here: int) -> None:
+        vars(sys.modules["__main__"]).pop("__file__", None)  # or a worker would import all of Ray's own script first
         self.workers = Workers(1, limits if limits.memory else replace(limits, memory=fair_memory(actors_here)))
 
     def ready(self) -> bool:
@@ -134,6 +136,7 @@ class RayWorkers:
         except self.ray.exceptions.RayError as error:
             if actor in self.placed:
                 self.placed.discard(actor)
+                self.ray.kill(actor, no_restart=True)  # should it live
                 self._start()  # in its place
             elif not self.placed and not self.starting:
                 reason = " ".join(str(error).split())[-300:]

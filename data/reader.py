@@ -86,6 +86,11 @@ class Reader:
         first, last = slices.covering(begin, end)
         return slices.offsets[0] + slices.offsets[last] - slices.offsets[first]
 
+    def shares(self, row: int, end: int, begin: int) -> bool:
+        """Whether a stretch that ends before `end` and a later one from `begin` on need a slice in common."""
+        slices = self.index.slices(row)
+        return slices is None or slices.covering(begin, begin + 1)[0] <= slices.covering(end - 1, end)[0]
+
     def close(self) -> None:
         """Closes the shards; they open again when they are read."""
         with self._lock:

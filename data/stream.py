@@ -32,6 +32,9 @@ from parallel.random import key_of
 __all__ = ["Pack", "Piece", "Sampling", "Stream"]
 
 
+Span = tuple[int, int, int]  # a document's position in the pack, and its tokens [start, stop)
+
+
 @dataclass(frozen=True, eq=False)
 class Piece:
     """A stretch of one document's tokens and what they are made of: frames or latents.
@@ -184,13 +187,19 @@ class Stream:
                 part.
         """
         spans = local_spans([document.tokens for document in pack.documents], ranges)
-        pieces = self._threads.map if self._threads else map
-        return list(pieces(lambda span: self._piece(pack, span, on_error), spans))
+        groups = self._groups(pack, spans)
+        mapped = self._threads.map if self._threads else map
+        read = mapped(lambda group: self._pieces(pack, [spans[i] for i in group], on_error), groups)
+        found = {
+            i: piece for group, pieces in zip(groups, read, strict=True) for i, piece in zip(group, pieces, strict=True)
+        }
+        return [found[i] for i in range(len(spans))]
 
     def bytes_of(self, pack: Pack, ranges: Ranges) -> int:
         """Bytes that `read` of the same arguments would read from the shards."""
         spans = local_spans([document.tokens for document in pack.documents], ranges)
-        return sum(self.reader.bytes_of(pack.rows[span[0]], *self._stored(pack, span)[1:]) for span in spans)
+        together = [[spans[i] for i in group] for group in self._groups(pack, spans)]
+        return sum(self.reader.bytes_of(pack.rows[group[0][0]], *self._reach(pack, group)) for group in together)
 
     def close(self) -> None:
         """Closes the shards; they open again when they are read."""
@@ -221,26 +230,44 @@ class Stream:
         assert grid is not None, f"row {row} was left out"
         return Document(uid, key_of(self.seed, epoch, uid), index.caption(row, self.caption), grid)
 
-    def _piece(
-        self, pack: Pack, span: tuple[int, int, int], on_error: Callable[[int, InputError], None] | None
-    ) -> Piece:
-        number, start, stop = span
-        row = pack.rows[number]
-        first, begin, end = self._stored(pack, span)
-        as_latents, reader = self.latents[row], self.reader
+    def _groups(self, pack: Pack, spans: list[Span]) -> list[list[int]]:
+        """Positions of spans, those together that share a slice: it is read and decoded once, and what lies between."""
+        groups: list[list[int]] = []
+        for i in sorted(range(len(spans)), key=lambda i: spans[i]):
+            before = spans[groups[-1][-1]] if groups else None
+            if before is not None and before[0] == spans[i][0]:
+                row, (_, begin, _) = pack.rows[before[0]], self._stored(pack, spans[i])
+                if self.reader.shares(row, self._stored(pack, before)[2], begin):
+                    groups[-1].append(i)
+                    continue
+            groups.append([i])
+        return groups
+
+    def _reach(self, pack: Pack, spans: list[Span]) -> tuple[int, int]:
+        """What is stored under spans of one document, from the first to the last."""
+        stored = [self._stored(pack, span) for span in spans]
+        return min(begin for _, begin, _ in stored), max(end for _, _, end in stored)
+
+    def _pieces(self, pack: Pack, spans: list[Span], on_error: Callable[[int, InputError], None] | None) -> list[Piece]:
+        """Of spans of one document that are read together."""
+        number, reader = spans[0][0], self.reader
+        row, (low, high) = pack.rows[number], self._reach(pack, spans)
+        as_latents = bool(self.latents[row])
         try:
-            if as_latents:
-                return Piece(number, start, stop, first, None, reader.latents(row, begin, end))
-            return Piece(number, start, stop, first, reader.frames(row, begin, end))
+            whole = reader.latents(row, low, high) if as_latents else reader.frames(row, low, high)
         except InputError as error:
             if on_error is None:
                 raise
             on_error(number, error)
-        if as_latents:
-            return Piece(number, start, stop, first, None, reader.zeros(row, begin, end))
-        return Piece(number, start, stop, first, reader.black(row, begin, end))
+            whole = reader.zeros(row, low, high) if as_latents else reader.black(row, low, high)
+        step, pieces = 1 if as_latents else self.sampling.stride, []
+        for span in spans:
+            first, begin, end = self._stored(pack, span)
+            part = whole[(begin - low) // step : -(-(end - low) // step)]
+            pieces.append(Piece(*span, first, *((None, part) if as_latents else (part, None))))
+        return pieces
 
-    def _stored(self, pack: Pack, span: tuple[int, int, int]) -> tuple[int, int, int]:
+    def _stored(self, pack: Pack, span: Span) -> tuple[int, int, int]:
         """What tokens of a document are made of: the first frame or latent frame, counted as taken, and those stored,
         [begin, end).
         """

@@ -19,8 +19,10 @@ from data.prepare import PrepareOptions, prepare
 from data.rebuild import as_stored, json_of
 from data.repair import repair
 from data.shards import Sample, digest_bytes, digest_of, uid_of
+from data.slices import Slices
 from data.synth import draw, synth
 from parallel.errors import InputError
+from tests import datasets
 from tests.datasets import CONFIG, add, copy, make, read_all, tree, webdataset_keys
 
 WEBDATASET = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -328,15 +330,21 @@ def test_damage_beside_damage_that_was_left_out(ill):
     assert shard not in shards.commits(ill)
 
 
-def test_what_does_not_decode_is_left_out(ill):
-    shard = first(ill)
-    rows = rows_of(ill, shard)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.examine.video.stream_frames", lambda data: iter(()))
-        found = check(ill, decode=True)
-        assert kinds(found) == {"undecodable": 4}
-        assert found[0].what == "0 frames, the index says 30"
-        assert found[0].sample in {row["uid"] for row in rows}
+@pytest.mark.parametrize(
+    ("column", "what"), [("frames", "30 frames, the index says 31"), ("width", "a frame of 16 x 16")]
+)
+def test_what_does_not_decode_as_stated_is_left_out(tmp_path, monkeypatch, column, what):
+    """Wrong from the first, in the shard and in the index alike: only decoding tells."""
+    right = datasets._row
+    monkeypatch.setattr(datasets, "_row", lambda n: {**right(n), **({column: right(n)[column] + 1} if n == 1 else {})})
+    ill = make(tmp_path / "ill")
+    assert check(ill) == []
+    (found,) = check(ill, decode=True)
+    assert (found.kind, found.sample, found.part) == ("undecodable", right(1)["uid"], "mp4")
+    assert found.what.startswith(what)
+    assert [entry["sample"] for entry in repair(ill, decode=True).lost] == [found.sample]
+    assert check(ill, decode=True) == []
+    assert len(read_all(ill)) == 3
 
 
 def test_what_cannot_be_read_is_not_dropped(ill, whole, monkeypatch):
@@ -400,12 +408,8 @@ def test_latents_images_and_text_alone(tmp_path):
     rows = []
     for media, data in parts.items():
         digest = digest_bytes(data) if media else ""
-        slices = latents.slices(data) if media == "npy" else None
-        tables = (
-            {"slice_rows": slices.rows, "slice_offsets": slices.offsets, "slice_hashes": slices.hashes}
-            if slices
-            else {}
-        )
+        slices = latents.slices(data) if media == "npy" else Slices((), (), ())
+        tables = {"slice_rows": slices.rows, "slice_offsets": slices.offsets, "slice_hashes": slices.hashes}
         facts = dict.fromkeys(("media_offset", "media_size", "start", "stop", "fps"), 0)
         sizes = {"frames": 1, "height": 16, "width": 16, "media": media, "media_hash": digest, "file": f"{media}.tar"}
         rows.append({**facts, **sizes, **tables, "uid": uid_of(digest, media), "caption": media, "caption_long": ""})

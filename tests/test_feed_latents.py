@@ -30,7 +30,7 @@ from parallel.geometry import Geometry
 from parallel.packed import Ranges
 from parallel.split import contiguous, zigzag
 from tests.encoders import Means
-from tests.runs import config, train
+from tests.runs import MODEL, config, train
 
 PER_FRAME, CAUSAL = "kl", "wan"
 
@@ -76,11 +76,11 @@ def encoded(source, vaes, tmp_path_factory) -> dict[str, Path]:
     return {name: root / name for name in (*vaes, "bf16")}
 
 
-def feed_of(dataset: Path, vae: Path | None, **changes) -> Feed:
+def feed_of(dataset: Path, vae: Path | None, patch: tuple[int, ...] = (1, 2, 2), **changes) -> Feed:
     codec = {"kind": "diffusers", "path": str(vae)} if vae else {"kind": "pixel"}
     data = {"dataset": str(dataset), "pack_tokens": 4000, "frames": None, "size": None, **changes.pop("data", {})}
     settings = config(
-        Path("unused"), dataset, **{"dtype": "float32", "codec": codec, "model__patch": [1, 2, 2], **changes}
+        Path("unused"), dataset, **{"dtype": "float32", "codec": codec, "model": {**MODEL, "patch": patch}, **changes}
     )
     settings = settings.model_copy(update={"data": type(settings.data).model_validate(data)})
     return build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
@@ -96,11 +96,11 @@ def values(feed: Feed, pack: Pack, ranges: Ranges) -> torch.Tensor:
     return torch.cat([feed._empty(), *(feed._values(pack, piece) for piece in pieces)])
 
 
-@pytest.mark.parametrize("patch", [[1, 2, 2], [3, 1, 2]], ids=str)
+@pytest.mark.parametrize("patch", [(1, 2, 2), (3, 1, 2)], ids=str)
 @pytest.mark.parametrize("name", [PER_FRAME, CAUSAL])
 def test_whole_clips_are_those_on_the_fly_on_every_cut(source, vaes, encoded, name, patch):
-    now = feed_of(source, vaes[name], model__patch=patch)
-    stored = feed_of(encoded[name], vaes[name], model__patch=patch)
+    now = feed_of(source, vaes[name], patch=patch)
+    stored = feed_of(encoded[name], vaes[name], patch=patch)
     assert stream_of(stored).lengths.tolist() == stream_of(now).lengths.tolist()
     (pack,), _ = stream_of(stored).packs(Cursor(), 1)
     (twin,), _ = stream_of(now).packs(Cursor(), 1)
@@ -144,9 +144,7 @@ def test_windows_in_time(source, vaes, encoded):
 
 
 def test_cells_that_fill_no_token_are_cut_off_evenly(source, vaes, encoded):
-    now, stored = (
-        feed_of(dataset, vaes[PER_FRAME], model__patch=[1, 3, 2]) for dataset in (source, encoded[PER_FRAME])
-    )
+    now, stored = (feed_of(dataset, vaes[PER_FRAME], patch=(1, 3, 2)) for dataset in (source, encoded[PER_FRAME]))
     (pack,), _ = stream_of(stored).packs(Cursor(), 1)
     assert {document.grid for document in pack.documents} == {(9, 2, 4)}
     whole = values(stored, pack, ((0, pack.tokens),)).split([d.tokens for d in pack.documents])
@@ -203,7 +201,7 @@ def test_what_does_not_fit_the_latents_is_refused(source, vaes, encoded, monkeyp
     assert "codec.path=FOLDER" in refused(
         "made by AutoencoderKLWan [0-9a-f]{32}, the run has AutoencoderKL ", vae=PER_FRAME
     )
-    refused("the run has the pixel codec", vae="", model__patch=[1, 4, 4])
+    refused("the run has the pixel codec", vae="", patch=(1, 4, 4))
     refused(r"stride 1\n.*data.stride=2", data={"stride": 2})
     assert "--size 32x32" in refused(r"6 clips in .* do not, one is 16 x 16", data={"size": [32, 32]})
     assert stream_of(feed_of(encoded[CAUSAL], vaes[CAUSAL], data={"size": [16, 16]})).lengths.min() > 0
@@ -251,7 +249,9 @@ def test_the_command(source, vaes, encoded, tmp_path):
 @pytest.mark.slow
 def test_a_run_on_latents(vaes, encoded, tmp_path):
     codec = {"kind": "diffusers", "path": str(vaes[CAUSAL])}
-    settings = config(tmp_path, encoded[CAUSAL], mesh={"ring": 2}, codec=codec, model__patch=[1, 2, 2], steps=3)
+    settings = config(
+        tmp_path, encoded[CAUSAL], mesh={"ring": 2}, codec=codec, model={**MODEL, "patch": [1, 2, 2]}, steps=3
+    )
     data = settings.data.model_copy(update={"frames": None, "size": None})
     lines = train(settings.model_copy(update={"data": data}))
     assert len(lines) == 3
