@@ -1,9 +1,9 @@
 """Loaders on several ranks, stopped and resumed: the part that ours and its peers share. Standard library alone.
 
-Each rank is a forked process. A loader is built, set to a state and asked for its first batch; the slowest rank counts,
-imports and process groups do not. One epoch is read on RANKS ranks, its state saved at 10, 50 and 90 %; then each state
-is resumed on 4, 2 and 3 ranks. After 50 %, in the first round, the rest of the epoch is read too, and what came twice
-or never is counted.
+Each rank is a forked process. A loader is built, set to a state and asked for its first batch. The slowest rank counts;
+imports and process groups do not, nor do CPU-seconds of worker processes. One epoch is read on RANKS ranks, its state
+saved at 10, 50 and 90 %; then each state is resumed on 4, 2 and 3 ranks. After 50 %, in the first round, the rest of
+the epoch is read too, and what came twice or never is counted.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class Loader(Protocol):
 def serve(loader: Loader, folder: str, samples: int) -> None:
     """Writes the dataset, reads most of an epoch, then answers each line of the standard input with a line of JSON."""
     together(1, _write, loader, folder, samples)  # by itself: threads that it starts would be lost in forks
-    print(json.dumps({"name": loader.name, "version": loader.version}), flush=True)
     steps = [int(samples * share) // STEP_SAMPLES for share in SHARES]
     saved = together(RANKS, _begin, loader, folder, RANKS, steps)
+    print(json.dumps({"name": loader.name, "version": loader.version}), flush=True)
     for number, _ in enumerate(sys.stdin):
         print(json.dumps(one_round(loader, folder, samples, saved, steps, number == 0)), flush=True)
 
@@ -74,8 +74,10 @@ def serve(loader: Loader, folder: str, samples: int) -> None:
 def one_round(
     loader: Loader, folder: str, samples: int, saved: list[Any], steps: list[int], to_the_end: bool
 ) -> dict[str, Any]:
-    """Seconds to the first batch by "share ranks"; by ranks what was lost and what came twice, or why it cannot be."""
-    seconds: dict[str, float] = {}
+    """Of the slowest rank seconds and CPU-seconds to the first batch, by "share ranks"; by ranks what was lost and what
+    came twice, or why it cannot be.
+    """
+    seconds: dict[str, tuple[float, float]] = {}
     exact: dict[str, Any] = {}
     for number, share in enumerate(SHARES):
         states = [states[number] for states, _ in saved]
@@ -86,10 +88,10 @@ def one_round(
             except (ValueError, RuntimeError) as error:
                 exact[str(ranks)] = str(error).splitlines()[-1]
                 continue
-            seconds[f"{share:g} {ranks}"] = max(first for first, _ in found)
+            seconds[f"{share:g} {ranks}"] = max(wall for wall, _, _ in found), max(cpu for _, cpu, _ in found)
             if counted:
                 seen = [i for _, batches in saved for batch in batches[: steps[number]] for i in batch]
-                times = Counter(seen + [i for _, ids in found for i in ids])
+                times = Counter(seen + [i for _, _, ids in found for i in ids])
                 twice = sum(n - 1 for n in times.values())
                 exact[str(ranks)] = {"lost": samples - len(times), "twice": twice}
     return {"seconds": seconds, "exact": exact}
@@ -115,17 +117,17 @@ def _begin(rank: int, loader: Loader, folder: str, ranks: int, steps: list[int])
 
 def _resume(
     rank: int, loader: Loader, folder: str, ranks: int, states: list[Any], to_the_end: bool
-) -> tuple[float, list[int]]:
-    """Seconds to the first batch, and the ids of it or of all that follow."""
+) -> tuple[float, float, list[int]]:
+    """Seconds and CPU-seconds to the first batch, and the ids of it or of all that follow."""
     loader.join(rank, ranks)
     gc.collect()  # a fork pays once for pages that it writes to, and some loaders begin with this
-    began = time.perf_counter()
+    began = time.perf_counter(), time.process_time()
     batches = loader.load(folder, rank, ranks, states[rank]).batches
     ids = list(next(batches))
-    seconds = time.perf_counter() - began
+    wall, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
     if to_the_end:
         ids += [i for batch in batches for i in batch]
-    return seconds, ids
+    return wall, cpu, ids
 
 
 def together(ranks: int, work: Callable[..., Any], *given: Any) -> list[Any]:

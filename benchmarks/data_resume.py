@@ -93,6 +93,8 @@ def measure(place: Path, rounds: int, samples: int, pythons: list[str]) -> tuple
                 commands |= {n: [python, "-W", "ignore", "-m", "benchmarks.data_peers", n] for n in which}
     servers = {name: _Server(command, place / name.replace(" ", "-"), samples) for name, command in commands.items()}
     try:
+        for server in servers.values():
+            server.begin()
         for _ in range(rounds):
             for server in servers.values():
                 server.ask()
@@ -109,15 +111,10 @@ def _rows(rounds: dict[str, list[dict[str, Any]]], samples: int) -> list[Row]:
     for share in SHARES:
         for ranks in AGAIN:
             key = f"{share:g} {ranks}"
-            seconds = {
-                n: [r["seconds"][key] for r in found] for n, found in rounds.items() if key in found[0]["seconds"]
-            }
-            medians = {name: statistics.median(found) for name, found in seconds.items()}
-            what = f"at {100 * share:g} %, on {ranks} ranks"
-            peers = ", ".join(f"{name} {figure:.2f}" for name, figure in medians.items() if name != "ours")
-            peer = medians.get("streaming")
-            ratio = medians["ours"] / peer if peer else None
-            rows.append(Row(part, what, "seconds", medians["ours"], peer, ratio, None, "below", peers, seconds))
+            able = {name: found for name, found in rounds.items() if key in found[0]["seconds"]}
+            for number, unit in enumerate(("seconds", "CPU-seconds of a rank")):
+                taken = {name: [r["seconds"][key][number] for r in found] for name, found in able.items()}
+                rows.append(_row(part, f"at {100 * share:g} %, on {ranks} ranks", unit, taken))
     for name, found in rounds.items():
         for ranks, exact in sorted(found[0]["exact"].items()):
             told = exact if isinstance(exact, str) else f"{exact['lost']} lost, {exact['twice']} twice"
@@ -126,6 +123,14 @@ def _rows(rounds: dict[str, list[dict[str, Any]]], samples: int) -> list[Row]:
             what = f"{name}: {RANKS} ranks, at 50 % on to {ranks}"
             rows.append(Row(part, what, "samples lost or twice", cast(float, wrong), None, wrong, goal, "below", told))
     return rows
+
+
+def _row(part: str, what: str, unit: str, taken: dict[str, list[float]]) -> Row:
+    """Ours beside MosaicML's; the others in words."""
+    medians = {name: statistics.median(found) for name, found in taken.items()}
+    ours, peer = medians.pop("ours"), medians.get("streaming")
+    told = ", ".join(f"{name} {median:.2f}" for name, median in medians.items())
+    return Row(part, what, unit, ours, peer, ours / peer if peer else None, None, "below", told, taken)
 
 
 class _Server:
@@ -138,8 +143,12 @@ class _Server:
             self.process = subprocess.Popen(
                 [*command, str(folder), str(samples)], stdin=pipe, stdout=pipe, stderr=log, text=True, cwd=HOME
             )
-        self.about = self._answer()
+        self.about: dict[str, Any] = {}
         self.rounds: list[dict[str, Any]] = []
+
+    def begin(self) -> None:
+        """Waits until it is ready."""
+        self.about = self._answer()
 
     def ask(self) -> None:
         """One round."""

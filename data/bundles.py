@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def _samples(
                 yield Unusable(label, "text alone", "text alone: longreel data import takes such samples")
                 continue
             label = readable(f"{name}/{one.key}.{one.suffix}")
-            caption = captioned(label, lambda one=one: _caption(one, read))  # type: ignore[misc]
+            caption = captioned(label, partial(_caption, one, read))
             if isinstance(caption, Unusable):
                 yield caption
             else:

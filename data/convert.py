@@ -55,7 +55,7 @@ def convert(todo: Todo, cut: CutOptions, filters: Filters, previews: bool = True
                 clips = cut_into_clips(path, cut)
                 size = _source_size(path, clips, cut, filters)
             except InputError as error:
-                reason = error.value.removeprefix(f"{path}: ")
+                reason = error.value.removeprefix(f"{path}: ").rpartition(" bytes in memory: ")[2]
                 return _refused(todo, "read", UNUSABLE, reason)
     except FetchError as error:
         return _refused(todo, "fetch", NOT_FETCHED if error.answered else NO_ANSWER, str(error), again=True)

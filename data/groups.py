@@ -102,7 +102,8 @@ class Writer:
             group: the files.
             results: of `convert`, in the same order; taken one at a time.
         """
-        shard_id = digest_of(self.config, [(item.file.name, item.identity, item.file.caption) for item in group])
+        files = [(item.file.name, item.identity, item.file.caption) for item in group]
+        shard_id = shards.free_id(self.dataset, digest_of(self.config, files))  # one may be lost and on record
         batch = _Batch(self)
         shard = shards.write_shard(self.dataset, shard_id, batch.samples(group, results))
         if shard is None:

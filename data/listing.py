@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from urllib.parse import urljoin
 
 from data import remote
 from data.ahead import ahead
@@ -31,6 +30,7 @@ from data.captions import (
     sidecars_of,
 )
 from data.remote import RemoteFile
+from data.scratch import scratch
 from data.sources import (
     BAD_CAPTION,
     IMAGE_SUFFIXES,
@@ -134,7 +134,7 @@ def _local(source: Path, given: Path | None, leave_out: Path | None, need_captio
     if source.is_dir():
         return _folder(source, Words(find_captions(source, given), need_captions), leave_out)
     if source.suffix.lower() in TABLE_SUFFIXES:
-        return _table(source, str(source), str(source.parent), given, need_captions)
+        return _table(source, str(source), given, need_captions)
     words = Words(find_captions(source.parent, given), need_captions)
     look = partial(_look_here, words, source.parent, source.name)
     return Listing([look], None if source.suffix.lower() == TAR_SUFFIX else 1)
@@ -153,17 +153,16 @@ def _folder(folder: Path, words: Words, leave_out: Path | None) -> Listing:
     return _listing(problems, names, lambda name: partial(_look_here, words, folder, name), ignored)
 
 
-def _table(file: Path, origin: str, folder: str, given: Path | None, need_captions: bool) -> Listing:
-    """Of paths relative to `folder` (a path or a URL), and of URLs."""
+def _table(file: Path, origin: str, given: Path | None, need_captions: bool) -> Listing:
+    """Of paths relative to the folder of `origin` (a path or a URL), and of URLs."""
     table = read_table(file, captions=need_captions and given is None)
     if not len(table):
         raise InputError("a source has videos", f"{origin}: no rows", "add a row per video")
     for scheme in table.schemes():
         remote.filesystem(f"{scheme}://")
-    base = Path(folder) if not remote.is_url(folder) else Path()
-    captions = find_captions(base, given) if given is not None else Captions(origin)
+    captions = find_captions(Path(origin).parent, given) if given is not None else Captions(origin)
     words = Words(captions, need_captions)
-    looks: Iterable[Look] = (partial(_look_at_row, words, folder, row) for row in table)
+    looks: Iterable[Look] = (partial(_look_at_row, words, origin, row) for row in table)
     return Listing(looks, None if table.any_ends_with(TAR_SUFFIX) else len(table))
 
 
@@ -172,7 +171,7 @@ def _remote(source: str, given: Path | None, need_captions: bool) -> Listing:
     if suffix in TABLE_SUFFIXES:
         with _local_copy(source) as file:
             assert file is not None
-            return _table(file, source, urljoin(source, "."), given, need_captions)
+            return _table(file, source, given, need_captions)
     words = Words(find_captions(Path(), given) if given is not None else Captions(source), need_captions)
     if suffix in MEDIA_SUFFIXES or suffix == TAR_SUFFIX:
         look = partial(_look_there, words, RemoteFile(name, source, None, ""), {})
@@ -227,15 +226,15 @@ def _look_there(words: Words, file: RemoteFile, beside: Mapping[str, RemoteFile]
     return [caption if isinstance(caption, Unusable) else SourceFile(file.name, place, caption)]
 
 
-def _look_at_row(words: Words, folder: str, row: Row, ignored: Counter[str]) -> Found:
+def _look_at_row(words: Words, origin: str, row: Row, ignored: Counter[str]) -> Found:
     """At a row of a table; what it says goes before what stands beside its file."""
-    far = remote.is_url(row.path) or remote.is_url(folder)
+    far = remote.is_url(row.path) or remote.is_url(origin)
     name = row.path if far else str(PurePosixPath(row.path))
     if any(row.captions.values()):
         words = Words(Captions(words.captions.origin, {name: row.captions}), words.needed)
     if far:
-        return _look_there(words, RemoteFile(name, urljoin(folder, name), None, ""), {}, ignored)
-    return _look_here(words, Path(folder), name, ignored)
+        return _look_there(words, RemoteFile(name, remote.beside(origin, name), None, ""), {}, ignored)
+    return _look_here(words, Path(origin).parent, name, ignored)
 
 
 def _without_pictures(names: list[str]) -> tuple[list[str], Counter[str]]:
@@ -260,7 +259,7 @@ def _local_copy(file: str | None) -> Iterator[Path | None]:
     if file is None or not remote.is_url(file):
         yield Path(file) if file is not None else None
         return
-    with remote.scratch() as folder:
+    with scratch() as folder:
         path = folder / remote.name_of(file)
         try:
             remote.fetch(file, path)

@@ -15,7 +15,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -30,9 +30,10 @@ from data.folder import check_place, held
 from data.generations import publish
 from data.groups import Writer, converted, into_groups
 from data.ledger import Ledger
-from data.listing import find
+from data.listing import Listing, find
 from data.outcome import Outcome, Rejection, Tally
 from data.pending import Pending
+from data.scratch import sweep
 from data.shards import digest_of
 from data.workers import LEAST_MEMORY, Limits, Pool, Workers, available_cores, fair_memory
 from parallel.errors import InputError
@@ -90,7 +91,7 @@ class Summary:
 
     Attributes:
         files: found, whether they were in the dataset already or not.
-        skipped: of them, in the dataset already.
+        skipped: of them, done by an earlier run, whether a clip was kept or not.
         tally: of the others.
         dataset: of all files that made the dataset, this run's and those of earlier runs.
         limits: what may cost clips, in the order in which it is looked at, and in words.
@@ -150,14 +151,33 @@ def prepare(
     listing = find(str(source), options.captions, out, not options.allow_missing_captions)
     with held(out):
         shards.sweep(out)
-        remote.sweep()
         config = _config(options)
-        outcome = Outcome()
         ledger = Ledger.read(out, config, options.filters.near_duplicates is not None)
-        earlier = replace(ledger.tally)
-        progress = _Progress(on_progress, outcome)
-        pending = Pending(listing, options.limit, ledger, outcome, progress)
-        progress.total = pending.total
+        summary = _write(out, config, options, listing, ledger, on_progress, make_pool)
+        if not summary.kept and not summary.skipped:
+            raise _nothing_usable(str(source), summary)
+        publish(out, digest_of(config))
+        shards.quarantine(out, (one.as_json() for one in summary.rejected))
+    summary.seconds = time.monotonic() - began
+    return summary
+
+
+def _write(
+    out: Path,
+    config: dict[str, Any],
+    options: PrepareOptions,
+    listing: Listing,
+    ledger: Ledger,
+    on_progress: Callable[[Progress], None] | None,
+    make_pool: MakePool | None,
+) -> Summary:
+    """Converts what is to be done, and writes and commits its shards."""
+    outcome = Outcome()
+    progress = _Progress(on_progress, outcome)
+    pending = Pending(listing, options.limit, ledger, outcome, progress)
+    progress.total = pending.total
+    sweep()
+    try:
         pool, todo = _pool(iter(pending), options, make_pool)
         with pool:
             work = partial(convert, cut=options.cut, filters=options.filters, previews=options.previews)
@@ -165,14 +185,21 @@ def prepare(
             groups = into_groups(todo, options.shard_bytes, options.shard_files)
             for group, results in converted(groups, work, pool):
                 writer.write(group, results)
-        remote.sweep()
-        summary = _summary(pending, outcome, earlier, _limits(options))
-        if not summary.kept and not summary.skipped:
-            raise _nothing_usable(str(source), summary)
-        publish(out, digest_of(config))
-        shards.quarantine(out, (one.as_json() for one in summary.rejected))
-    summary.seconds = time.monotonic() - began
-    return summary
+    finally:
+        sweep()
+    ledger.tally.add(outcome.tally)
+    return Summary(
+        files=pending.found,
+        skipped=outcome.skipped,
+        tally=outcome.tally,
+        dataset=ledger.tally,
+        limits=_limits(options),
+        rejected=[one for _, one in sorted(outcome.rejected, key=lambda pair: pair[0])],
+        ignored=listing.ignored,
+        frames=outcome.frames,
+        bytes=outcome.bytes,
+        shards=outcome.shards,
+    )
 
 
 class _Progress:
@@ -218,22 +245,6 @@ def _pool(todo: Iterator[Todo], options: PrepareOptions, make_pool: MakePool | N
     return Workers(processes, Limits(options.timeout, memory)), chain(head, todo)
 
 
-def _summary(pending: Pending, outcome: Outcome, earlier: Tally, limits: dict[str, str]) -> Summary:
-    earlier.add(outcome.tally)
-    return Summary(
-        files=pending.found,
-        skipped=outcome.skipped,
-        tally=outcome.tally,
-        dataset=earlier,
-        limits=limits,
-        rejected=[one for _, one in sorted(outcome.rejected, key=lambda pair: pair[0])],
-        ignored=pending.listing.ignored,
-        frames=outcome.frames,
-        bytes=outcome.bytes,
-        shards=outcome.shards,
-    )
-
-
 def _check(options: PrepareOptions) -> None:
     least = {"workers": 0, "shard_bytes": 1, "shard_files": 1, "limit": 1, "timeout": 1, "memory": LEAST_MEMORY}
     for name, lowest in least.items():
@@ -244,6 +255,8 @@ def _check(options: PrepareOptions) -> None:
 
 
 def _nothing_usable(source: str, summary: Summary) -> InputError:
+    if not summary.rejected:
+        return InputError("a source has videos", f"{source}: no samples in its tars", "look into them with tar -tvf")
     first = summary.rejected[0]
     remedy = "check the files with ffprobe"
     if first.kind == NO_CAPTION:

@@ -1,25 +1,16 @@
 """Files that lie elsewhere: listed, told apart and fetched through fsspec (http, s3, gs, hf and more).
 
-A remote file is fetched by the worker that converts it, into a folder that goes away with it, however it ends:
-
-    <temporary folder>/longreel-<user>/<random>/file.mp4      its folder is locked as long as its process lives
-
-The lock goes with the process, so whoever comes next removes the folders that nobody holds.
+A remote file is fetched by the worker that converts it, three times at most, and whole or not at all.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from parallel.errors import InputError
 
@@ -81,6 +72,11 @@ def is_url(text: str) -> bool:
     return bool(found) and scheme.replace("+", "").replace("-", "").replace(".", "").isalnum()
 
 
+def beside(url: str, name: str) -> str:
+    """The URL of a name that is relative to the folder of `url`; a URL stays itself."""
+    return name if is_url(name) else f"{url.rpartition('/')[0]}/{name}"
+
+
 def suffix_of(url: str) -> str:
     """The suffix of the file that a URL names, in lower case, without its query."""
     return PurePosixPath(urlsplit(url).path).suffix.lower()
@@ -112,6 +108,7 @@ def filesystem(url: str) -> tuple[Any, str]:
                 "simple_links": False,
                 "encoded": True,
             }
+            url = quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # what is not quoted yet; what is may be signed so
         found: tuple[Any, str] = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
         return found
     except ImportError as error:
@@ -266,50 +263,3 @@ def why(error: Exception) -> str:
         return "no answer in time"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder of this process's own, gone at the end, or when somebody comes by after the process was killed."""
-    base = _base()
-    base.mkdir(mode=0o700, exist_ok=True)
-    with _locked(base, fcntl.LOCK_SH):  # not while somebody sweeps: a new folder is not locked yet
-        folder = Path(tempfile.mkdtemp(dir=base))
-        held = os.open(folder, os.O_RDONLY)
-        fcntl.flock(held, fcntl.LOCK_EX)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(held)
-
-
-def sweep() -> None:
-    """Removes what killed processes left in the temporary folder."""
-    base = _base()
-    if not base.is_dir():
-        return
-    with _locked(base, fcntl.LOCK_EX):
-        for folder in base.iterdir():
-            held = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            except BlockingIOError:
-                pass  # in use
-            finally:
-                os.close(held)
-
-
-def _base() -> Path:
-    return Path(tempfile.gettempdir()) / f"longreel-{os.getuid()}"
-
-
-@contextmanager
-def _locked(folder: Path, how: int) -> Iterator[None]:
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(held, how)
-        yield
-    finally:
-        os.close(held)

@@ -13,6 +13,7 @@ from blake3 import blake3
 
 from data import remote
 from data.captions import Caption
+from data.scratch import scratch, sweep
 from data.shards import digest_of
 
 VIDEO_SUFFIXES = frozenset(
@@ -146,8 +147,8 @@ def brought(place: Place, tries: int = remote.TRIES) -> Iterator[Path]:
 
 @contextmanager
 def _copy(place: Place) -> Iterator[Path]:
-    remote.sweep()  # after a process that was killed over its limits
-    with remote.scratch() as folder:
+    sweep()  # after a process that was killed over its limits
+    with scratch() as folder:
         yield folder / f"file{place.suffix}"
 
 
@@ -205,11 +206,11 @@ def files_in(folder: Path, leave_out: Path | None = None) -> Iterator[str | Unus
     while waiting or links:
         name = waiting.pop() if waiting else links.pop()
         here = os.path.join(folder, name)
-        found = os.stat(here)
-        if (found.st_dev, found.st_ino) in seen or (name and os.path.realpath(here) == outside):
-            continue
-        seen.add((found.st_dev, found.st_ino))
         try:
+            found = os.stat(here)
+            if (found.st_dev, found.st_ino) in seen or (name and os.path.realpath(here) == outside):
+                continue
+            seen.add((found.st_dev, found.st_ino))
             entries = sorted(os.scandir(here), key=lambda entry: entry.name)
         except OSError as error:
             if not name:

@@ -10,6 +10,7 @@ from launcher import checkpoint
 from launcher.config import RunConfig
 from launcher.folder import RunFolder
 from launcher.hardware import cores, gpus, ranks_here
+from launcher.provenance import refuse_other_codec
 from launcher.streams import open_curriculum
 from models.latents import open_codec
 from parallel.errors import InputError
@@ -43,12 +44,13 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
         InputError: something cannot work.
     """
     _check_mesh(config, ranks_here() if ranks_available is None else ranks_available)
-    geometry = open_codec(config.codec, config.model.patch).geometry
+    codec = open_codec(config.codec, config.model.patch)
     found, broken = checkpoint.newest(RunFolder(config.out).checkpoints)
     state = found.state if found else None
     if found is not None:
         checkpoint.refuse_changes(found, config)
-    curriculum = open_curriculum(config, geometry, state.datasets if state else ())
+    curriculum = open_curriculum(config, codec.geometry, state.datasets if state else ())
+    refuse_other_codec(curriculum, codec)
     if state is not None:
         curriculum.verify(state.position)
     at = curriculum.segment(state.step if state else 0)

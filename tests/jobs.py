@@ -58,7 +58,7 @@ def convert_but_hang(todo: Any, **options: Any) -> Any:
 
 def hold_scratch() -> None:
     """A file in a folder that goes when this process does."""
-    from data.remote import scratch
+    from data.scratch import scratch
 
     with scratch() as folder:
         (folder / "file").touch()

@@ -306,8 +306,9 @@ def test_the_first_files_only(tmp_path):
     assert column(out, "file") == [f"clip-{n:05d}.mp4" for n in range(5)]
 
 
-def test_a_table_of_urls_and_paths(tmp_path):
+def test_a_table_of_urls_and_paths(tmp_path, monkeypatch):
     """What is committed is not asked for again, what is absent is told, what only failed this time comes later."""
+    monkeypatch.setattr("data.remote.FIRST_WAIT_SECONDS", 0.01)
     fill(tmp_path / "web", a=mp4(0), b=mp4(1), twin=mp4(0))
     fill(tmp_path, here=mp4(2))
     with served(tmp_path / "web") as server:
@@ -366,6 +367,8 @@ def test_inputs_that_cannot_work(tmp_path):
     for wrong in ({"limit": 0}, {"workers": -1}, {"timeout": 0}, {"timeout": float("nan")}, {"memory": 5}):
         with pytest.raises(InputError, match=f"{next(iter(wrong))} is at least"):
             prepare(source, tmp_path / "out", PrepareOptions(**wrong))
+    with pytest.raises(InputError, match="no samples in its tars"):
+        prepare(tar_of(tmp_path / "empty.tar"), tmp_path / "out", HERE)
     with pytest.raises(InputError, match="max_black is 0 to 1"):
         prepare(source, tmp_path / "out", PrepareOptions(filters=Filters(max_black=2)))
 

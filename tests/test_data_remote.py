@@ -8,7 +8,8 @@ import time
 import pytest
 
 from data import remote
-from data.remote import FetchError, fetch, read, scratch, sweep
+from data.remote import FetchError, fetch, read
+from data.scratch import scratch, sweep
 from parallel.errors import InputError
 from tests.jobs import hold_scratch
 from tests.stores import served

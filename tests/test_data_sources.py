@@ -228,12 +228,12 @@ def test_a_page_of_files_behind_http(tmp_path):
 
 
 def test_tables_captions_and_single_files_behind_http(tmp_path):
-    fill(tmp_path, "in/a.mp4", "in/b.mp4")
-    (tmp_path / "in" / "list.jsonl").write_text('{"path": "a.mp4", "caption": "ay"}\n')
+    fill(tmp_path, "in/a ü.mp4", "in/b.mp4")
+    (tmp_path / "in" / "list.jsonl").write_text('{"path": "a ü.mp4", "caption": "ay"}\n')
     (tmp_path / "words.json").write_text('{"b.mp4": "bee"}')
     with served(tmp_path) as server:
         (one,) = find(server.url + "/in/list.jsonl")
-        assert (one.name, one.caption, content(one)) == ("a.mp4", ("ay", ""), b"in/a.mp4")
+        assert (one.name, one.caption, content(one)) == ("a ü.mp4", ("ay", ""), "in/a ü.mp4".encode())
         (one,) = find(server.url + "/in/b.mp4", captions=server.url + "/words.json")
         assert (one.name, one.caption, content(one)) == ("b.mp4", ("bee", ""), b"in/b.mp4")
         with pytest.raises(InputError, match="can be fetched"):
