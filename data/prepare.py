@@ -246,11 +246,14 @@ def _pool(todo: Iterator[Todo], options: PrepareOptions, make_pool: MakePool | N
 
 
 def _check(options: PrepareOptions) -> None:
-    least = {"workers": 0, "shard_bytes": 1, "shard_files": 1, "limit": 1, "timeout": 1, "memory": LEAST_MEMORY}
+    least = {"workers": 0, "shard_bytes": 1, "shard_files": 1, "limit": 1, "timeout": 1}
     for name, lowest in least.items():
         value = getattr(options, name)
         if value is not None and not value >= lowest:
             raise InputError(f"{name} is at least {lowest}", str(value), f"give {lowest} or more")
+    if options.memory is not None and not options.memory >= LEAST_MEMORY:
+        least_memory, found = (f"{size / 2**30:.3g} GiB" for size in (LEAST_MEMORY, options.memory))
+        raise InputError(f"memory is at least {least_memory}", found, f"give {least_memory} or more")
     options.filters.check()
 
 

@@ -73,7 +73,7 @@ class TimedOut(Lost[JobT]):
     @property
     def reason(self) -> str:
         """For people."""
-        return f"not done within {self.seconds:g} s"
+        return f"not done within {self.seconds:g} s: raise the timeout"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class TooLarge(Lost[JobT]):
     @property
     def reason(self) -> str:
         """For people."""
-        return f"took more than {self.limit / 2**30:.3g} GiB of memory"
+        return f"took more than {self.limit / 2**30:.3g} GiB of memory: raise the limit"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def config(out: Path, dataset: Path, **changes: Any) -> RunConfig:
         "zero": {"stage": 0},
         # 5 clips of 7 x 4 x 4 or 8 x 4 x 4 tokens are no multiple of anything; two packs a step
         "data": {"dataset": str(dataset), "pack_tokens": 700, "packs_per_step": 2, "frames": 7, "size": [32, 32]},
-        "model": MODEL,
+        "model": deepcopy(MODEL),
         "objective": {"kind": "rectified_flow", "first_frame": 0.3},
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2, "weight_decay": 0.01},
         "checkpoint": {"every": 100},

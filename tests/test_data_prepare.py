@@ -270,7 +270,7 @@ def test_a_file_that_hangs_is_rejected_and_tried_again(tmp_path):
     assert (lost.file, lost.kind, lost.reason, lost.again) == (
         "hangs.mp4",
         "took too long",
-        "not done within 1 s",
+        "not done within 1 s: raise the timeout",
         True,
     )
     first = tree(out)

@@ -28,11 +28,11 @@ def test_jobs_over_a_limit_are_killed_and_the_others_are_done():
     with Workers(1, Limits(seconds=1)) as workers:
         one, lost, two = workers.map(work, [1, HANG, 2])
     assert (one, lost, two) == (1, TimedOut(HANG, 1), 4)
-    assert lost.reason == "not done within 1 s"
+    assert lost.reason == "not done within 1 s: raise the timeout"
     with Workers(1, Limits(seconds=30, memory=700 << 20)) as workers:
         one, lost, two = workers.map(work, [1, EAT, 2])
     assert (one, lost, two) == (1, TooLarge(EAT, 700 << 20), 4)
-    assert lost.reason == "took more than 0.684 GiB of memory"
+    assert lost.reason == "took more than 0.684 GiB of memory: raise the limit"
 
 
 def test_a_slow_job_does_not_keep_the_other_workers_waiting(tmp_path):
