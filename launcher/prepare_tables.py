@@ -64,13 +64,8 @@ def _lines(summary: Summary) -> Iterator[tuple[str, str, str, str, str]]:
         yield row.name, f"{row.count:,}", lost, share, why
         before = row.count
     yield "frames", f"{summary.frames:,}", "", "", ""
-    yield (
-        "megabytes",
-        f"{summary.bytes / 1e6:,.1f}",
-        "",
-        "",
-        f"in {summary.shards:,} shard{'' if summary.shards == 1 else 's'}",
-    )
+    shards = "1 shard" if summary.shards == 1 else f"{summary.shards:,} shards"
+    yield "megabytes", f"{summary.bytes / 1e6:,.1f}", "", "", f"in {shards}"
     rate = summary.tally.found / summary.seconds if summary.seconds else 0.0
     yield "seconds", f"{summary.seconds:,.1f}", "", "", f"{rate:,.1f} files/s"
 
