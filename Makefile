@@ -65,6 +65,7 @@ lint: $(READY)
 bench: $(READY)
 	@$(BIN)/python -m benchmarks.train
 	@$(BIN)/python -m benchmarks.attention
+	@$(BIN)/python -m benchmarks.data
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -110,12 +110,13 @@ class Index:
 
     def shard(self, row: int) -> Path:
         """The tar."""
-        return self.folders[bisect_right(self.starts, row) - 1] / self._text("shard", row)
+        codes, paths = self._shards
+        return paths[bisect_right(self.starts, row) - 1][int(codes[row])]
 
     def part(self, row: int, which: Literal["media", "json"] = "media") -> Part:
         """Where the bytes of one part lie."""
-        offset, size, digest = (self.table[f"{which}_{name}"][row].as_py() for name in ("offset", "size", "hash"))
-        return Part(offset, size, digest)
+        offsets, sizes = self._places[which]
+        return Part(int(offsets[row]), int(sizes[row]), self._text(f"{which}_hash", row))
 
     def slices(self, row: int) -> Slices | None:
         """The slice table of the media part; None if it can only be read whole."""
@@ -139,6 +140,22 @@ class Index:
             last, mine = manifest.latest(folder), manifest.latest(folder, digest)
             if last is not None and mine is not None and last.generation > mine.generation:
                 yield folder, mine.generation
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Ints, Ints]]:
+        """Offsets and sizes of all parts: read for every sample, and slow to get from Arrow one by one."""
+        columns = {which: (self.table[f"{which}_offset"], self.table[f"{which}_size"]) for which in ("media", "json")}
+        return {which: (offset.to_numpy(), size.to_numpy()) for which, (offset, size) in columns.items()}
+
+    @cached_property
+    def _shards(self) -> tuple[Ints, list[list[Path]]]:
+        """For each row a number, and for each dataset the tar of each number."""
+        column = self.table["shard"]
+        column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        whole = column.unify_dictionaries().combine_chunks()
+        whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
+        names = whole.dictionary.to_pylist()
+        return whole.indices.to_numpy(), [[folder / name for name in names] for folder in self.folders]
 
     def _text(self, column: str, row: int) -> str:
         return str(self.table[column][row].as_py())

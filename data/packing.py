@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
-from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +28,10 @@ def best_fit_decreasing(lengths: Ints, capacity: int) -> tuple[Ints, Ints]:
         lengths: [n], each 1 to `capacity`.
         capacity: of a bin, below 2^31.
     """
-    order = np.argsort(-lengths, kind="stable")
+    # One sort of (length, position) as whole numbers: half the time of a stable sort of lengths.
+    order = np.sort(((np.int64(1 << 31) - lengths) << 32) | np.arange(len(lengths))) & 0xFFFFFFFF
     falling = lengths[order]
-    negative, total = (-falling).tolist(), [0, *accumulate(falling.tolist())]
+    negative, total = (-falling).tolist(), np.concatenate(([0], np.cumsum(falling))).tolist()
     free: list[int] = []
     run_bins: list[int] = []
     run_starts: list[int] = []
@@ -53,10 +53,13 @@ def best_fit_decreasing(lengths: Ints, capacity: int) -> tuple[Ints, Ints]:
         item = fits
         if room:
             insort(free, room << 32 | index)
-    bin_of = np.repeat(np.array(run_bins, np.int64), np.diff([*run_starts, n]))
-    by_bin = np.argsort(bin_of, kind="stable")
-    starts = np.concatenate(([0], np.cumsum(np.bincount(bin_of, minlength=bins))))
-    return order[by_bin], starts
+    bin_of, firsts = np.array(run_bins, np.int64), np.array([*run_starts, n], np.int64)
+    by_bin = np.argsort(bin_of, kind="stable")  # of runs: far fewer than items
+    sizes = np.diff(firsts)[by_bin]
+    ends = np.cumsum(sizes)
+    items = np.repeat(firsts[by_bin] - (ends - sizes), sizes) + np.arange(n)
+    starts = np.concatenate(([0], ends[np.flatnonzero(np.diff(bin_of[by_bin], append=bins))]))
+    return order[items], starts
 
 
 def arrange(costs: Floats, head: int, step: int, key: int) -> Ints:
