@@ -45,7 +45,7 @@ def decode(data: bytes, size: tuple[int, int] | None = None) -> Frames:
     except InputError:
         raise
     except UnidentifiedImageError as error:
-        raise _bad(data, "it is none") from error
+        raise _bad(data, "not a picture that can be read") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, ImageCms.PyCMSError) as error:
         raise _bad(data, str(error)) from error
     if size is not None and picture.size != size[::-1]:

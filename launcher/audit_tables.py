@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import groupby
 
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from launcher.audit import Audit, Seen
+from launcher.audit import Audit, Epoch, Seen
 
 SHOWN = 10  # of a long list
 
@@ -22,9 +23,12 @@ def found_table(found: Audit) -> list[RenderableType]:
         ("lost", False), ("twice", False), ("", True),
     ):  # fmt: skip
         table.add_column(name, justify="left" if of_text else "right", overflow="fold")
-    for e in found.epochs:
+    for (segment, dataset, *_), alike in groupby(found.epochs, _shown):
+        epochs = list(alike)
+        first, last, e = epochs[0].number, epochs[-1].number, epochs[0]
         counts = (f"{e.samples:,}", f"{len(e.seen):,}", f"{e.lost:,}", f"{e.again:,}")
-        table.add_row(str(e.segment), escape(e.dataset), str(e.number), *counts, "" if e.over else "not over")
+        numbers = f"{first} to {last}" if last > first else str(first)
+        table.add_row(str(segment), escape(dataset), numbers, *counts, "" if e.over else "not over")
     lines: list[RenderableType] = [table]
     lines += _some("no record of step", [str(step) for step in found.missing])
     lines += _some("step", [f"{step}: {what}" for step, what in found.different])
@@ -34,6 +38,11 @@ def found_table(found: Audit) -> list[RenderableType]:
     told = "[green]every step saw what its plan says; nothing lost, nothing twice[/]"
     lines.append(told if found.clean else "[red]the record is not what the plan says[/]")
     return lines
+
+
+def _shown(e: Epoch) -> tuple[int, str, int, int, int, int, bool]:
+    """What a row says: epochs that are alike share one."""
+    return e.segment, e.dataset, e.samples, len(e.seen), e.lost, e.again, e.over
 
 
 def step_table(step: int, seen: Sequence[Seen]) -> Table:
