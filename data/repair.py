@@ -94,6 +94,12 @@ def _check_any_left(records: Survey, broken: Mapping[str, Diagnosis]) -> None:
     if missing and len(missing) == len(records.jobs):
         found = f"{records.dataset / SHARDS} has none of {len(missing)}"
         raise InputError("a dataset that is repaired has shards", found, "mount the disk, or prepare anew")
+    if records.jobs and len(broken) == len(records.jobs) and all(is_gone(one) for one in broken.values()):
+        lost = sum(len(one.lost) for one in broken.values())
+        found = f"{records.dataset}: all {lost} in {len(broken)} shards are damaged; nothing was changed"
+        raise InputError(
+            "a dataset that is repaired keeps samples", found, "restore shards from a copy, or prepare anew"
+        )
 
 
 def _across(records: Survey, broken: dict[str, Diagnosis]) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """Whatever happens to a file of a dataset is found and named; what its own bytes can mend is mended, byte for byte."""
 
+import os
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -156,6 +157,13 @@ def test_a_missing_shard_leaves_its_samples_out_and_a_missing_disk_nothing(ill, 
     publish(ill, digest_of(CONFIG))
     assert sorted(read_all(ill)) == sorted(read_all(whole))
     assert check(ill) == []
+    for tar in (ill / "shards").iterdir():
+        tar.chmod(0o644)
+        os.truncate(tar, 300)
+    before = tree(ill)
+    with pytest.raises(InputError, match=r"shards are damaged; nothing was changed"):
+        repair(ill)
+    assert tree(ill) == before
     for tar in (ill / "shards").iterdir():
         tar.unlink()
     before = tree(ill)
