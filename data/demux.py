@@ -16,6 +16,7 @@ from typing import Any
 import av
 
 from data.scan import Scan, broken
+from data.unreadable import why_unreadable
 
 Source = Path | bytes
 
@@ -27,12 +28,13 @@ INDEXED = ("mov", "matroska")  # demuxers that seek by an index of packets
 @contextmanager
 def opened(source: Source) -> Iterator[tuple[Any, Any]]:
     """The container and its chosen video stream: the one with most pixels, then most frames, then the first."""
-    name, file = name_of(source), io.BytesIO(source) if isinstance(source, bytes) else str(source)
-    with told(name), av.open(file, metadata_errors="replace") as container:
+    name = name_of(source)
+    with _container(source, name) as container, told(name):
         streams = candidates(container)
         if not streams:
             kinds = sorted({s.type for s in container.streams})
-            raise broken(name, f"no video stream (it has: {', '.join(kinds) or 'nothing'})")
+            why = None if kinds else why_unreadable(source)
+            raise broken(name, why or f"no video stream (it has: {', '.join(kinds) or 'nothing'})")
         stream = max(streams, key=lambda s: (s.height * s.width, s.frames, -s.index))
         stream.codec_context.thread_count = 1
         stream.thread_type = "NONE"
@@ -40,11 +42,22 @@ def opened(source: Source) -> Iterator[tuple[Any, Any]]:
         yield container, stream
 
 
+def _container(source: Source, name: str) -> Any:
+    try:
+        return av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), metadata_errors="replace")
+    except (av.error.FFmpegError, OSError) as error:
+        said = error.strerror or str(error)
+        why = why_unreadable(source)
+        raise broken(name, why or f"no kind of video that FFmpeg knows, or damaged ({said})") from error
+
+
 @contextmanager
 def told(name: str) -> Iterator[None]:
     """What FFmpeg and the system complain of, as an InputError."""
     try:
         yield
+    except av.error.InvalidDataError as error:
+        raise broken(name, f"damaged ({error.strerror})") from error
     except (av.error.FFmpegError, EOFError) as error:
         raise broken(name, getattr(error, "strerror", None) or str(error)) from error
     except OSError as error:

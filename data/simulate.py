@@ -24,7 +24,7 @@ class Simulation:
         fill: tokens of the packs over their room.
         least_fill: of the emptiest window.
         imbalance: time of all steps over what it would be with even replicas: each step waits for its slowest.
-        worst: the same of the worst step.
+        worst: the same of the worst step; the last one of the epoch, which may be a part, does not count.
         ghosts: packs of no weight that fill up replicas with fewer.
         pack_tokens_of_a_rank: largest part of a pack that a rank holds.
         seek_seconds: to the packs of any step, median.
@@ -67,7 +67,8 @@ def simulate(
             loads = np.array([step[share].sum() for share in shares])
             ghosts += sum(max(map(len, shares)) - len(share) for share in shares)
             slowest, mean, steps = slowest + loads.max(), mean + loads.mean(), steps + 1
-            worst = max(worst, float(loads.max() / loads.mean()))
+            if len(step) == plan.packs_per_step:
+                worst = max(worst, float(loads.max() / loads.mean()))
         if on_progress:
             on_progress(at + 1, plan.windows)
     total = int(plan.lengths.sum())

@@ -8,26 +8,20 @@ Train is not used: it takes 9 to 17 s more to the first step, and its elastic mo
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from launcher.cluster import connect
 from launcher.config import RunConfig
 from launcher.hardware import cores, gpus
 from launcher.processes import GRACE_SECONDS
 from launcher.ranks import End, Where, run_reporting
 from parallel.errors import InputError
 
-CONNECT_SECONDS = 10.0
+OBJECT_BYTES = 128 << 20  # ranks send each other nothing by Ray's object store
 PLACE_SECONDS = 60.0
-TOKEN_FILE = "~/.ray/auth_token"
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "0"}
 
 
 class ActorRanks:
@@ -39,33 +33,7 @@ class ActorRanks:
     """
 
     def __init__(self, address: str | None, ranks: int) -> None:
-        os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
-        if address is None:
-            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # "no cluster": listen on loopback only, as on macOS
-        else:
-            check_address(address)
-            os.environ.update(use_token(os.environ))
-        import ray
-
-        self.ray, self.address = ray, address
-        settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "namespace": "longreel"}
-        if address is None:
-            settings.update(
-                address="local",
-                num_cpus=max(ranks, cores()),
-                include_dashboard=False,
-                object_store_memory=128 << 20,
-            )
-            os.environ.setdefault("RAY_enable_worker_prestart", "0")  # idle workers would take our cores
-        else:
-            settings.update(address=address)
-        # Whoever stops a job may signal all of its processes: only the launcher listens, and then asks the ranks. Ray's
-        # own processes and the ranks inherit the mask.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        try:
-            ray.init(**settings)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.ray, self.address = connect(address, max(ranks, cores()), OBJECT_BYTES), address
         self.group: Any = None
         self.actors: list[Any] = []
         self.pending: dict[Any, int] = {}
@@ -191,46 +159,3 @@ class _Rank:
 
     def stop(self) -> None:
         self.asked.set()
-
-
-def check_address(address: str, seconds: float = CONNECT_SECONDS) -> None:
-    """Make sure that a Ray head answers at host:port, which `ray.init` itself would wait minutes for.
-
-    Raises:
-        InputError: it is no address, nobody listens, or what listens is no Ray head.
-    """
-    remedy = "start one with: ray start --head --port=6379, or leave --address out for an embedded Ray"
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise InputError("the address of a Ray head is host:port", address, remedy)
-    try:
-        socket.create_connection((host, int(port)), timeout=seconds).close()
-    except (OSError, OverflowError) as error:
-        raise InputError("a Ray head answers at --address", f"{address}: {error}", remedy) from None
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"{host}:{port}"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=2 * seconds, env=use_token(os.environ))
-    except subprocess.TimeoutExpired:
-        found = f"{address}: something listens, but gives no Ray answer within {2 * seconds:g} s"
-        raise InputError("a Ray head answers at --address", found, remedy) from None
-    if answer.returncode != 0 and "token" in answer.stderr.lower():
-        raise InputError(
-            "a cluster with token authentication is given its token",
-            f"{address}: refused ours, or we have none",
-            f"copy {TOKEN_FILE} from the head to this machine and every node, or name it in RAY_AUTH_TOKEN_PATH",
-        )
-    if answer.returncode != 0:
-        reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1][:300]
-        raise InputError("a Ray head answers at --address", f"{address}: {reason}", remedy)
-
-
-def use_token(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment in which Ray's client shows its token, if there is one.
-
-    `ray start --head` asks for the token that an earlier `ray.init()` wrote to the home folder; clients do not show it
-    unless they are told to. A cluster that asks for none does not mind.
-    """
-    has_token = "RAY_AUTH_TOKEN" in environment or "RAY_AUTH_TOKEN_PATH" in environment
-    if "RAY_AUTH_MODE" not in environment and (has_token or Path(TOKEN_FILE).expanduser().exists()):
-        return {**environment, "RAY_AUTH_MODE": "token"}
-    return dict(environment)

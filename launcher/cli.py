@@ -112,7 +112,8 @@ def train(
         processes = context(config.zero.stage)  # begins to load torch and DeepSpeed while we check
         code = go(config, lambda: ProcessRanks(processes), console, ranks_here())
     else:
-        from launcher.actors import ActorRanks, check_address
+        from launcher.actors import ActorRanks
+        from launcher.cluster import check_address
 
         if address is not None:
             check_address(address)

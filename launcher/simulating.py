@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,7 @@ WORDS = {
     "fill": "packs are full to",
     "least_fill": "emptiest window",
     "imbalance": "cost of the dearest replica, over the mean",
-    "worst": "the same, worst step",
+    "worst": "the same, worst whole step",
     "ghosts": "ghost packs",
     "pack_tokens_of_a_rank": "tokens of a pack on a rank",
     "seek_seconds": "seconds to seek to any step",
@@ -101,7 +102,7 @@ def table_of(found: dict[str, Any]) -> Table:
 
 def _text(name: str, value: float) -> str:
     if name in ("fill", "least_fill", "share_of_a_rank"):
-        return f"{100 * value:.2f} %"
+        return f"{math.floor(10_000 * value) / 100:.2f} %"  # never rounded up to a full 100
     if name in ("imbalance", "worst"):
         return f"{value:.4f}"
     return f"{value:,.4f}" if name == "seek_seconds" else f"{value:,.1f}" if name == "seconds" else f"{value:,.0f}"

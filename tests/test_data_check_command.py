@@ -59,7 +59,7 @@ def test_import(tmp_path: Path) -> None:
     assert "in.tar/b" in flat
     said = json.loads(longreel("data", "import", tmp_path / "in.tar", "--out", tmp_path / "out", "--json", code=0))
     assert (said["tars"], said["skipped"], said["kept"]) == (1, 1, 0)
-    assert said["rejected"] == [["in.tar/b", "Invalid data found when processing input"]]
+    assert said["rejected"] == [["in.tar/b", "no video but text"]]
 
 
 def test_wrong_requests(tmp_path: Path) -> None:

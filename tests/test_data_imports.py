@@ -166,7 +166,7 @@ def test_workers_find_the_same(tmp_path):
 
 
 BAD = {
-    "video.mp4": (b"no video", "Invalid data"),
+    "video.mp4": (b"no video", "no video but text"),
     "short.mp4": (clip(1)[:-200], ""),
     "empty.mp4": (b"", "0 bytes"),
     "picture.jpg": (picture("red")[:300], ""),

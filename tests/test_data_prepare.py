@@ -347,7 +347,7 @@ def test_tars_are_sources(tmp_path):
 
 def test_inputs_that_cannot_work(tmp_path):
     source = fill(tmp_path / "in", bad=b"no video")
-    with pytest.raises(InputError, match=r"the first is bad\.mp4: Invalid data"):
+    with pytest.raises(InputError, match=r"the first is bad\.mp4: no video but text"):
         prepare(source, tmp_path / "out", HERE)
     assert not (tmp_path / "out").exists()
     brief = fill(tmp_path / "brief", good=mp4(0, frames=5))

@@ -209,10 +209,25 @@ def test_streams_cut_short_give_no_damaged_frame(tmp_path, suffix):
 
 
 def test_what_is_not_a_video(tmp_path):
-    for name, content in {"empty.mp4": b"", "words.mp4": b"this is a text file\n" * 50}.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=name):
-            video.probe(tmp_path / name)
+    film = video.encode(moving(9, 32, 32), Fraction(8))
+    boxes = int.from_bytes(film[:4], "big")  # size of the first
+    refused = {
+        b"": "the file is empty",
+        "wörter\n".encode() * 900: "no video but text",
+        b"PK\x03\x04": "no video but a zip archive",
+        bytes(5000): "zero: it was never written",
+        bytes(range(255, 0, -1)) * 20: "no kind of video that FFmpeg knows",
+        film[: boxes + 99]: f"cut short or damaged: its box 'moov' goes to byte .*, the file to {boxes + 99}",
+        film[: boxes + 5]: f"cut short at {boxes + 5} bytes, within the header of a box",
+        film[:boxes]: "has no box 'moov'",
+        film[:boxes] + bytes(8) + film[boxes + 8 :]: f"damaged at byte {boxes}",
+    }
+    for content, why in refused.items():
+        (tmp_path / "film.mp4").write_bytes(content)
+        with pytest.raises(InputError, match=rf"film\.mp4: .*{why}"):
+            video.probe(tmp_path / "film.mp4")
+        with pytest.raises(InputError, match=why):
+            video.probe(content)
     with pytest.raises(InputError, match="No such file"):
         video.probe(tmp_path / "absent.mp4")
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:

@@ -47,7 +47,7 @@ def test_the_closing_table_and_the_funnel(source, tmp_path):
         "after max_seconds 6",
     ]
     assert lines[5].startswith("kept ")
-    assert "30 │ broken 0[red].mp4: Invalid data" in done.output
+    assert "30 │ broken 0[red].mp4: no video but text" in done.output
     assert f"{out}/quarantine/" in done.output
     assert f"{out}/funnel.png" in done.output
     before = (out / "funnel.png").read_bytes()
