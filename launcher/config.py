@@ -196,6 +196,7 @@ class OptimizerConfig(Section):
         eps: of AdamW.
         weight_decay: on matrices only.
         clip: largest global norm of the gradient; 0 never clips.
+        ema: decay of the moving average of the weights, which samples are drawn with, such as 0.999; 0 keeps none.
     """
 
     learning_rate: float = Field(default=1e-4, gt=0)
@@ -206,6 +207,7 @@ class OptimizerConfig(Section):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float = Field(default=1.0, ge=0)
+    ema: Share = 0.0
 
     def adam(self) -> AdamW:
         """As the engine takes it."""
@@ -218,22 +220,58 @@ class CheckpointConfig(Section):
     Attributes:
         every: steps between two checkpoints; the last step is always saved.
         keep: newest checkpoints to keep.
+        keep_every: also keep those of every so many steps, for ever; none keeps the newest alone.
+        to: where checkpoints lie: a folder that all machines see, or an object store such as s3://bucket/runs/mine;
+            none: checkpoints/ in the run folder.
+        wait: write while training waits, instead of behind its back.
     """
 
     every: int = Field(default=100, ge=1)
     keep: int = Field(default=3, ge=1)
+    keep_every: int | None = Field(default=None, ge=1)
+    to: str | None = None
+    wait: bool = False
 
 
 class RestartConfig(Section):
-    """What to do when a rank dies.
+    """What to do when a rank dies or hangs, or a node goes away.
 
     Attributes:
         limit: restarts in a row without a new checkpoint before the run is given up.
-        timeout_seconds: how long ranks wait for each other before the step is called hung.
+        timeout_seconds: how long ranks wait for each other within a step before they give up by themselves.
+        silence_seconds: a rank whose process does not answer for so long is taken for stopped or cut off.
+        hang_seconds: so long no rank may get on before the one that is behind is named and all are restarted; none: ten
+            times the slowest of the last steps, at least 20 s; ten minutes for start and first step.
+        elastic: on a cluster, go on with the largest mesh that fits when nodes are lost, and grow back.
+        patience_seconds: how long to wait for lost nodes to come back before going on with fewer.
     """
 
     limit: int = Field(default=3, ge=0)
     timeout_seconds: float = Field(default=600, gt=0)
+    silence_seconds: float = Field(default=10, gt=0)
+    hang_seconds: float | None = Field(default=None, gt=0)
+    elastic: bool = True
+    patience_seconds: float = Field(default=5, ge=0)
+
+
+class FaultConfig(Section):
+    """A fault that a rank does to itself, for `longreel drill` and tests: once in the life of a run.
+
+    Attributes:
+        kind: "kill" (SIGKILL), "pause" (SIGSTOP), "raise" (an exception), "memory" (provokes the memory
+            killer of kernel or Ray), "slow" (sleeps), "nan" (a loss that is not finite), "terminate" (SIGTERM to the launcher),
+            "full" (writes of checkpoints fail as on a full disk), "tear" (killed while it writes a checkpoint).
+        rank: that it strikes.
+        step: in which.
+        phase: at the beginning of which.
+        seconds: how long it lasts, where that has a meaning.
+    """
+
+    kind: Literal["kill", "pause", "raise", "memory", "slow", "nan", "terminate", "full", "tear"]
+    rank: int = Field(default=0, ge=0)
+    step: int = Field(ge=1)
+    phase: Literal["data", "agree", "forward", "backward", "update", "save"] = "forward"
+    seconds: float = Field(default=5, gt=0)
 
 
 class SampleConfig(Section):
@@ -280,6 +318,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     restart: RestartConfig = RestartConfig()
     sample: SampleConfig = SampleConfig()
+    faults: tuple[FaultConfig, ...] = ()
 
     @field_validator("out")
     @classmethod

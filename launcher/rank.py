@@ -23,6 +23,7 @@ from launcher.config import OptimizerConfig, RunConfig
 from launcher.feed import CHECKSUM, Batch, Feed, Problem
 from launcher.folder import RunFolder, only_writer
 from launcher.journal import Journal
+from launcher.pulse import Pulse
 from launcher.streams import open_curriculum
 from models.kinds import build, build_objective
 from models.latents import open_codec
@@ -59,16 +60,23 @@ class Outcome:
     stopped: bool
 
 
-def run(config: RunConfig, place: RankPlace, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
+def run(
+    config: RunConfig,
+    place: RankPlace,
+    should_stop: Callable[[], bool] = lambda: False,
+    pulse: Pulse | None = None,
+) -> Outcome:
     """Train from the newest checkpoint, or from the start, to `config.steps`.
 
     Args:
         config: of the run; paths are the same on every rank.
         place: of this rank.
         should_stop: asked once a step; if it says so on any rank, all save a checkpoint and end.
+        pulse: told how far this rank is.
     """
-    folder = RunFolder(config.out)
+    folder, pulse = RunFolder(config.out), pulse or Pulse()
     with meet(config, place) as device, only_writer(folder.root, place.rank):
+        pulse.enter("load", 0)
         found = find_checkpoint(config, folder)
         feed = build_feed(config, place, device, found.state if found else None)
         engine = build_engine(config, feed, device)
@@ -80,8 +88,10 @@ def run(config: RunConfig, place: RankPlace, should_stop: Callable[[], bool] = l
         stopped = False
         while state.step < config.steps and not stopped:
             begin = time.perf_counter()
+            pulse.enter("data", state.step + 1)
             batch = next(batches)
             waited = time.perf_counter() - begin
+            pulse.enter("agree", state.step + 1)
             weight, stopped, problems = agree(batch, should_stop(), config.mesh.mesh(), device)
             if problems:
                 unreadable |= {problem.uid for problem in problems}
@@ -90,7 +100,7 @@ def run(config: RunConfig, place: RankPlace, should_stop: Callable[[], bool] = l
                 batch = feed.without(batch, problems)
                 weight, stopped, _ = agree(batch, stopped, config.mesh.mesh(), device)
             rate = learning_rate(config.optimizer, state.step, config.steps)
-            loss, norm = train_step(engine, feed, batch, weight, rate, device)
+            loss, norm = train_step(engine, feed, batch, weight, rate, device, pulse)
             state = TrainState(batch.position, feed.datasets(batch.position))
             refuse_nonsense(state.step, loss, norm, batch)
             journal.write(
@@ -99,8 +109,10 @@ def run(config: RunConfig, place: RankPlace, should_stop: Callable[[], bool] = l
             )  # fmt: skip
             if state.step % config.checkpoint.every == 0 or state.step == config.steps or stopped:
                 begin = time.perf_counter()
+                pulse.enter("save", state.step)
                 saved = checkpoint.save(folder.checkpoints, state, engine, config)
                 journal.event("checkpoint", step=state.step, path=str(saved), seconds=time.perf_counter() - begin)
+        pulse.enter("end", state.step)
         batches.close()
         journal.close()
         engine.destroy()
@@ -244,15 +256,19 @@ def refuse_many(unreadable: Collection[str], problems: Sequence[Problem], most: 
 
 
 def train_step(
-    engine: Engine, feed: Feed, batch: Batch, weight: float, rate: float, device: torch.device
+    engine: Engine, feed: Feed, batch: Batch, weight: float, rate: float, device: torch.device, pulse: Pulse
 ) -> tuple[float, float]:
     """One update; gives loss and gradient norm of the whole step."""
     loss = torch.zeros((), dtype=torch.float64, device=device)
+    step = batch.position.step
     for micro in batch.micro_steps:
+        pulse.enter("forward", step)
         prediction = engine.forward(micro.prepared.packed, micro.plans)
         part, _ = feed.objective.loss(prediction, micro.prepared)
+        pulse.enter("backward", step)
         engine.backward(part / weight)
         loss += part.detach()
+    pulse.enter("update", step)
     dist.all_reduce(loss)
     return float(loss) / weight, engine.step(rate)
 
