@@ -258,9 +258,9 @@ class FaultConfig(Section):
     """A fault that a rank does to itself, for `longreel drill` and tests: once in the life of a run.
 
     Attributes:
-        kind: "kill" (SIGKILL), "pause" (SIGSTOP), "raise" (an exception), "memory" (provokes the memory
-            killer of kernel or Ray), "slow" (sleeps), "nan" (a loss that is not finite), "terminate" (SIGTERM to the launcher),
-            "full" (writes of checkpoints fail as on a full disk), "tear" (killed while it writes a checkpoint).
+        kind: "kill" (SIGKILL), "pause" (SIGSTOP), "raise" (an exception), "memory" (provokes the memory killer),
+            "slow" (sleeps), "nan" (a loss that is not finite), "terminate" (SIGTERM to the launcher), "full" (writes of
+            checkpoints fail as on a full disk), "tear" (killed while it writes a checkpoint).
         rank: that it strikes.
         step: in which.
         phase: at the beginning of which.
