@@ -16,7 +16,8 @@ import torch
 
 from data.curriculum import Position
 from launcher.config import load
-from launcher.rank import DTYPES, RankPlace, build_feed, learning_rate
+from launcher.meeting import RankPlace
+from launcher.rank import DTYPES, build_feed, learning_rate
 from models.flow import Prepared
 from models.kinds import build
 

@@ -16,7 +16,8 @@ from typing import Any
 from data.curriculum import Curriculum, Position
 from data.plan import Cursor
 from data.stream import Pack, Stream
-from launcher import checkpoint
+from launcher.checkpoints.reading import newest, trusting
+from launcher.checkpoints.storage import open_storage
 from launcher.config import RunConfig, load
 from launcher.folder import RunFolder, read_lines
 from launcher.journal import record_of
@@ -204,7 +205,7 @@ def _opened(run: Path) -> tuple[RunConfig, RunFolder]:
 def _curriculum(config: RunConfig, folder: RunFolder) -> Curriculum:
     """With the datasets as the run knows them."""
     geometry = open_codec(config.codec, config.model.patch).geometry
-    found, _ = checkpoint.newest(folder.checkpoints, verify=False)
+    found, _ = newest(open_storage(folder.checkpoints, config.checkpoint.to), trusting)
     return open_curriculum(config, geometry, found.state.datasets if found else ())
 
 

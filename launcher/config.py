@@ -243,6 +243,7 @@ class RestartConfig(Section):
         hang_seconds: so long no rank may get on before the one that is behind is named and all are restarted; none: ten
             times the slowest of the last steps, at least 20 s; ten minutes for start and first step.
         elastic: on a cluster, go on with the largest mesh that fits when nodes are lost, and grow back.
+        verify: compare the first steps after a resume with what they were before.
         patience_seconds: how long to wait for lost nodes to come back before going on with fewer.
     """
 
@@ -251,6 +252,7 @@ class RestartConfig(Section):
     silence_seconds: float = Field(default=10, gt=0)
     hang_seconds: float | None = Field(default=None, gt=0)
     elastic: bool = True
+    verify: bool = True
     patience_seconds: float = Field(default=5, ge=0)
 
 

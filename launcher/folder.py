@@ -15,7 +15,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,28 +108,36 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield fields
 
 
-def keep_steps(path: Path, last: int) -> int:
+def keep_steps(path: Path, last: int) -> tuple[int, list[dict[str, Any]]]:
     """Rewrite metrics.jsonl with the steps up to `last`: what came after it is done again. Atomic.
 
     Returns:
-        how many lines up to `last` are missing, because they could not be read or were never written.
+        how many lines up to `last` are missing, because they could not be read or were never written; and the lines
+        after it, which are gone from the file.
     """
     if not path.exists():
-        return last
-    kept = [fields for fields in read_lines(path) if fields.get("step", last + 1) <= last]
+        return last, []
+    found = [fields for fields in read_lines(path) if "step" in fields]
+    kept = [fields for fields in found if fields["step"] <= last]
     write_whole(path, "".join(json.dumps(fields) + "\n" for fields in kept).encode())
-    return last - len(kept)
+    return last - len(kept), [fields for fields in found if fields["step"] > last]
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all, also after a power cut."""
+def write_whole(path: Path, data: bytes | Iterable[bytes | bytearray | memoryview]) -> None:
+    """Write a file, from one or more chunks, that is there whole or not at all, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb", buffering=0) as file:
+            for chunk in (data,) if isinstance(data, bytes) else data:
+                view = memoryview(chunk)
+                while view:  # the system may take a part of a large chunk
+                    view = view[file.write(view) :]
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     flush_folder(path.parent)
 
 

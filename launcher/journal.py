@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import resource
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,7 +14,10 @@ import torch
 
 from launcher.feed import Batch, Problem
 from launcher.folder import RunFolder, append_line, keep_steps
+from launcher.proof import DiffersError, Proof
 
+RECENT = 3  # steps that a checkpoint tells of
+TOLD = ("step", "loss", "grad_norm", "samples", "chain")
 MAX_IDS = 64  # a step of more samples is recorded by a digest of their ids
 CURVES = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "seconds", "data_seconds", "memory_bytes")
 
@@ -21,13 +25,22 @@ CURVES = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "seconds", 
 class Journal:
     """The record of one run, continued after `step`."""
 
-    def __init__(self, folder: RunFolder, step: int, rank: int) -> None:
+    def __init__(self, folder: RunFolder, step: int, rank: int, layout: str, proof: Proof | None) -> None:
         self.folder, self.step, self.writes = folder, step, rank == 0
+        self.layout, self.proof = layout, proof
+        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self._tensorboard: Any = None
         if self.writes:
-            missing = keep_steps(folder.metrics, step)
+            missing, after = keep_steps(folder.metrics, step)
             if missing:
                 folder.record("gap", missing=missing, step=step)
+            if proof is not None:
+                proof.expect(after)
+
+    @property
+    def recent(self) -> tuple[dict[str, Any], ...]:
+        """What a checkpoint tells of the last steps."""
+        return tuple(self._recent)
 
     def write(self, step: int, batch: Batch, **figures: float) -> None:
         """One step. `figures` hold loss, grad_norm, learning_rate, seconds, data_seconds, flops."""
@@ -42,9 +55,12 @@ class Journal:
             "cursor": asdict(batch.position.cursor),
             "chain": batch.position.chain,
             "memory_bytes": peak_memory(),
+            "layout": self.layout,
             "time": time.time(),
         }
         append_line(self.folder.metrics, line)
+        self._recent.append({name: line[name] for name in TOLD})
+        self._prove(line)
         for name in CURVES:
             self._curves().add_scalar(name, line[name], step)
 
@@ -62,6 +78,16 @@ class Journal:
         """Flush TensorBoard."""
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+    def _prove(self, line: dict[str, Any]) -> None:
+        verdict = self.proof.see(line) if self.proof is not None else None
+        if verdict is None:
+            return
+        assert self.proof is not None
+        told = {"checkpoint": self.proof.checkpoint, **asdict(verdict)}
+        self.event("verified" if verdict.difference is None else "differs", **told)
+        if verdict.difference is not None:
+            raise DiffersError(f"resumed from {self.proof.checkpoint}, {verdict.difference}")
 
     def _curves(self) -> Any:
         if self._tensorboard is None:  # after the first step: the import takes a second

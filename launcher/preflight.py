@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data.stream import Stream
-from launcher import checkpoint
+from launcher.checkpoints.changes import changed_settings, refuse_changes
+from launcher.checkpoints.reading import newest, trusting
+from launcher.checkpoints.storage import open_storage
 from launcher.config import RunConfig
 from launcher.folder import RunFolder
 from launcher.hardware import cores, gpus, ranks_here
@@ -45,17 +47,17 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
     """
     _check_mesh(config, ranks_here() if ranks_available is None else ranks_available)
     codec = open_codec(config.codec, config.model.patch)
-    found, broken = checkpoint.newest(RunFolder(config.out).checkpoints)
+    found, broken = newest(open_storage(RunFolder(config.out).checkpoints, config.checkpoint.to), trusting)
     state = found.state if found else None
     if found is not None:
-        checkpoint.refuse_changes(found, config)
+        refuse_changes(found, config)
     curriculum = open_curriculum(config, codec.geometry, state.datasets if state else ())
     refuse_other_codec(curriculum, codec)
     if state is not None:
         curriculum.verify(state.position)
     at = curriculum.segment(state.step if state else 0)
     notes = [f"checkpoint {name} is broken and will be passed over: {reason}" for name, reason in broken]
-    changed = checkpoint.changed_settings(found, config) if found is not None else []
+    changed = changed_settings(found, config) if found is not None else []
     if found is not None and changed:
         notes.append(f"changed since step {found.state.step}: {'; '.join(changed)}")
     for stream in curriculum.streams[at:]:

@@ -21,8 +21,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from data.video import encode
-from launcher import checkpoint
-from launcher.checkpoint import Checkpoint
+from launcher.checkpoints.manifest import name_of
+from launcher.checkpoints.reading import Checkpoint, newest, one
+from launcher.checkpoints.storage import open_storage
 from launcher.config import RunConfig, load
 from launcher.folder import RunFolder, write_whole
 from launcher.hardware import memory
@@ -32,8 +33,10 @@ from models.kinds import build, build_objective
 from models.latents import open_codec
 from models.patches import unpatchify
 from models.sampler import sample
+from parallel.ema import EMA
 from parallel.errors import InputError
 from parallel.random import key_of
+from parallel.zero import Fragment
 
 Frames = npt.NDArray[np.uint8]
 SMALLEST_SHOWN = 128  # pixels on the shorter side of what is written; smaller videos are shown enlarged
@@ -143,19 +146,15 @@ def open_run(run: Path, step: int | None = None) -> tuple[RunConfig, Checkpoint]
     if not folder.config.exists():
         raise InputError("a run folder holds config.yaml", f"{run} does not", "give the `out` folder of a run")
     config = load(folder.config)
+    storage = open_storage(folder.checkpoints, config.checkpoint.to)
     if step is None:
-        found, _ = checkpoint.newest(folder.checkpoints)
+        found, _ = newest(storage)
         if found is None:
             raise InputError(
                 "samples come from a checkpoint", f"{run} has none yet", "train at least one checkpoint.every"
             )
         return config, found
-    path = folder.checkpoints / checkpoint.name_of(step)
-    try:
-        return config, Checkpoint(path, checkpoint.check(path))
-    except ValueError as error:
-        there = ", ".join(p.name for p in sorted(folder.checkpoints.glob("step-*"))) or "none"
-        raise InputError("a checkpoint is there and whole", f"{path}: {error}", f"there are: {there}") from None
+    return config, one(storage, name_of(step))
 
 
 def with_defaults(request: Request, config: RunConfig) -> Settled:
@@ -190,13 +189,11 @@ def with_defaults(request: Request, config: RunConfig) -> Settled:
 
 
 def load_model(config: RunConfig, found: Checkpoint, channels: int, device: torch.device) -> VideoDiT:
-    """The model with the checkpoint's weights."""
+    """The model with the checkpoint's weights: their moving average, if the run kept one."""
     model = build(config.model, channels, config.seed, DTYPES[config.dtype]).to(device).eval()
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensors in found.parameters(("master",)):
-            parameters.pop(name).copy_(tensors["master"])
-    assert not parameters, f"not in the checkpoint: {sorted(parameters)}"
+    key = EMA if EMA in found.manifest.keys else "master"
+    parameters = {name: parameter.data.view(-1) for name, parameter in model.named_parameters()}
+    found.fill([Fragment(name, 0, {"master": flat, key: flat}) for name, flat in parameters.items()], (key,))
     return model
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -53,8 +53,33 @@ class AdamW:
         return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, eps=self.eps, fused=True)
 
 
+@dataclass(frozen=True)
+class Fragment:
+    """What a rank holds of one parameter: some elements of it, in the order of the flattened parameter.
+
+    Attributes:
+        name: of the parameter.
+        start: first element.
+        tensors: [elements] by `STATE_NAMES`, the engine's own memory: writing to them changes the engine.
+    """
+
+    name: str
+    start: int
+    tensors: dict[str, Tensor]
+
+    @property
+    def stop(self) -> int:
+        """After the last element."""
+        return self.start + len(self.tensors["master"])
+
+    def cut(self, start: int, stop: int) -> Fragment:
+        """The same of elements [start, stop)."""
+        tensors = {key: t[start - self.start : stop - self.start] for key, t in self.tensors.items()}
+        return Fragment(self.name, start, tensors)
+
+
 class Engine(Protocol):
-    """A model with its optimiser, spread over all ranks. Every method is collective."""
+    """A model with its optimiser, spread over all ranks. `forward` to `refresh` and `destroy` are collective."""
 
     module: nn.Module
 
@@ -67,11 +92,14 @@ class Engine(Protocol):
     def step(self, learning_rate: float) -> float:
         """Update from the gradients of the micro-steps so far; gives their global norm before clipping."""
 
-    def export(self, mine: set[str]) -> dict[str, dict[str, Tensor]]:
-        """Whole `STATE_NAMES` tensors of the parameters named in `mine`, on CPU, whatever rank holds them."""
+    def held(self) -> list[Fragment]:
+        """All state on this rank, in the model's order. Valid as long as the engine is."""
 
-    def restore(self, state: Iterator[tuple[str, dict[str, Tensor]]], updates: int) -> None:
-        """Take over every parameter's state from `state` (in the model's order), after `updates` steps."""
+    def owned(self) -> list[Fragment]:
+        """What of `held` this rank answers for: over all ranks, every element of every parameter once."""
+
+    def refresh(self, updates: int) -> None:
+        """Make model and optimiser follow what was written to `held`, the state after `updates` steps."""
 
     def destroy(self) -> None:
         """Free buffers and hooks; the engine is of no use afterwards."""
@@ -154,23 +182,25 @@ class PlainEngine:
         self.flat_gradient.zero_()
         return norm
 
-    def export(self, mine: set[str]) -> dict[str, dict[str, Tensor]]:
+    def held(self) -> list[Fragment]:
         """See `Engine`."""
-        found = {}
+        found = []
         for name, master in self.masters.items():
-            if name in mine:
-                state = self.optimizer.state.get(master) or {k: torch.zeros_like(master) for k in STATE_NAMES[1:]}
-                found[name] = {k: (master if k == "master" else state[k]).detach().cpu().clone() for k in STATE_NAMES}
+            if not self.optimizer.state[master]:  # before the first step
+                moments = {key: torch.zeros_like(master) for key in STATE_NAMES[1:]}
+                self.optimizer.state[master] = {"step": torch.tensor(0.0), **moments}
+            state = {"master": master.detach(), **self.optimizer.state[master]}
+            found.append(Fragment(name, 0, {key: state[key].view(-1) for key in STATE_NAMES}))
         return found
 
-    def restore(self, state: Iterator[tuple[str, dict[str, Tensor]]], updates: int) -> None:
+    def owned(self) -> list[Fragment]:
+        """See `Engine`. As all ranks hold the same, each answers for as many elements."""
+        return _share(self.held(), dist.get_rank(), dist.get_world_size())
+
+    def refresh(self, updates: int) -> None:
         """See `Engine`."""
-        for name, tensors in state:
-            master = self.masters[name]
-            with torch.no_grad():
-                master.copy_(tensors["master"])
-            moments = {k: tensors[k].to(master, copy=True) for k in STATE_NAMES[1:]}  # updated in place
-            self.optimizer.state[master] = {"step": torch.tensor(float(updates)), **moments}
+        for state in self.optimizer.state.values():
+            state["step"] = torch.tensor(float(updates))
         self._masters_to_model()
 
     def destroy(self) -> None:
@@ -226,34 +256,52 @@ class DeepSpeedEngine:
         self.engine.step()
         return float(self.engine.get_global_grad_norm())
 
-    def export(self, mine: set[str]) -> dict[str, dict[str, Tensor]]:
+    def held(self) -> list[Fragment]:
         """See `Engine`."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
+        if not self.optimizer.optimizer.state:  # before the first step
+            self._make_moments()
         self._link_moments()
-        found = {}
-        for name, parameter in self.module.named_parameters():
-            # collective: every rank asks for every parameter, and keeps its own
-            tensors = {"master": safe_get_full_fp32_param(parameter)}
-            for key in STATE_NAMES[1:]:
-                tensors[key] = safe_get_full_optimizer_state(parameter, key)
-            if name in mine:
-                found[name] = {k: v.detach().cpu().clone().view(_shape(parameter)) for k, v in tensors.items()}
-        return found
+        of = self._partition if self.stage == 3 else self._fragment
+        found = [of(name, parameter) for name, parameter in self.module.named_parameters()]
+        return [fragment for fragment in found if fragment is not None]
 
-    def restore(self, state: Iterator[tuple[str, dict[str, Tensor]]], updates: int) -> None:
+    def owned(self) -> list[Fragment]:
+        """See `Engine`. No two ranks hold the same."""
+        return self.held()
+
+    def refresh(self, updates: int) -> None:
         """See `Engine`."""
-        self._make_moments()
-        self._link_moments()
-        parameters = dict(self.module.named_parameters())
-        for name, tensors in state:
-            exact = {k: v.to(parameters[name].device, torch.float32) for k, v in tensors.items()}
-            write = _write_partition if self.stage == 3 else _write_fragments
-            write(parameters[name], exact)
         if self.stage < 3:
             self.optimizer.update_lp_params()
+        else:
+            parameters: dict[str, Any] = dict(self.module.named_parameters())
+            for fragment in self.held():  # the model's own copy does not follow by itself
+                master = fragment.tensors["master"]
+                parameters[fragment.name].ds_tensor.data[: len(master)].copy_(master)
         for moments in self.optimizer.optimizer.state.values():
             moments["step"] = torch.tensor(float(updates))
+
+    def _fragment(self, name: str, parameter: Any) -> Fragment | None:
+        """Stages 1 and 2: the stretch of a parameter that lies in this rank's part of the flattened group."""
+        found = parameter._hp_mapping
+        if found is None:
+            return None
+        tensors = {"master": found.get_hp_fragment(), **{k: found.get_hp_fragment(k) for k in STATE_NAMES[1:]}}
+        return Fragment(name, found.lp_fragment_address.start, {k: t.detach() for k, t in tensors.items()})
+
+    def _partition(self, name: str, parameter: Any) -> Fragment | None:
+        """Stage 3: this rank's part of each parameter, without the padding at the end."""
+        size = parameter.ds_tensor.numel()
+        start = size * dist.get_rank()
+        numel = min(size, parameter.ds_numel - start)
+        if numel <= 0:
+            return None
+        tensors = {}
+        for key in STATE_NAMES:  # `safe_get_local_*` may give a copy, and fails to write where the size does not divide
+            of_optimizer = None if key == "master" else key
+            whole, _ = self.optimizer._get_fp32_opt_state_partition(parameter, False, of_optimizer)
+            tensors[key] = whole.detach()[:numel]
+        return Fragment(name, start, tensors)
 
     def destroy(self) -> None:
         """See `Engine`."""
@@ -278,29 +326,18 @@ class DeepSpeedEngine:
             self.optimizer.optimizer.state[partition] = {"step": torch.tensor(0.0), **moments}
 
 
-def _write_fragments(parameter: Tensor, exact: dict[str, Tensor]) -> None:
-    """Stages 1 and 2: overwrite what this rank holds of a parameter's state."""
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-    safe_set_full_fp32_param(parameter, exact["master"])
-    for key in STATE_NAMES[1:]:
-        safe_set_full_optimizer_state(parameter, exact[key], key)
-
-
-def _write_partition(parameter: Any, exact: dict[str, Tensor]) -> None:
-    """Stage 3: the same, for this rank's padded partition (`safe_set_full_*` fails where the size does not divide)."""
-    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
-    size, rank, world = parameter.ds_tensor.numel(), dist.get_rank(), dist.get_world_size()
-    mine = {}
-    for key, tensor in exact.items():
-        padded = tensor.new_zeros(size * world)
-        padded[: tensor.numel()] = tensor.flatten()
-        mine[key] = padded[size * rank : size * (rank + 1)]
-    safe_set_local_fp32_param(parameter, mine["master"])
-    for key in STATE_NAMES[1:]:
-        safe_set_local_optimizer_state(parameter, mine[key], key)
-    parameter.ds_tensor.data.copy_(mine["master"])  # the model's own copy does not follow by itself
+def _share(fragments: Sequence[Fragment], rank: int, ranks: int) -> list[Fragment]:
+    """Elements laid end to end and cut into as many equal stretches as there are ranks: that of `rank`."""
+    total = sum(f.stop - f.start for f in fragments)
+    first, last = total * rank // ranks, total * (rank + 1) // ranks
+    found, before = [], 0
+    for fragment in fragments:
+        size = fragment.stop - fragment.start
+        start, stop = max(first - before, 0), min(last - before, size)
+        if start < stop:
+            found.append(fragment.cut(fragment.start + start, fragment.start + stop))
+        before += size
+    return found
 
 
 def _shape(parameter: Tensor) -> torch.Size:

@@ -23,7 +23,8 @@ from data.clips import CutOptions
 from data.curriculum import Position
 from data.prepare import PrepareOptions, prepare
 from launcher.feed import CHECKSUM, Feed
-from launcher.rank import RankPlace, build_feed
+from launcher.meeting import RankPlace
+from launcher.rank import build_feed
 from parallel.mesh import Groups, Mesh
 from tests.runs import MODEL, config
 

@@ -22,7 +22,8 @@ from data.synth import synth
 from launcher.cli import app
 from launcher.encoding import open_encoder
 from launcher.feed import Feed
-from launcher.rank import RankPlace, build_feed
+from launcher.meeting import RankPlace
+from launcher.rank import build_feed
 from models.latents import identity_of
 from models.patches import patchify
 from parallel.errors import InputError

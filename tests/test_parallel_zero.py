@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from parallel.ema import EMA, Ema
 from parallel.errors import InputError
-from parallel.zero import STATE_NAMES, AdamW, Engine, Offload, engine_for
+from parallel.zero import STATE_NAMES, AdamW, Engine, Fragment, Offload, engine_for
 from tests.worlds import run_world
 
 State = dict[str, dict[str, Tensor]]
@@ -37,12 +38,34 @@ def train(engine: Engine, rank: int, world: int, steps: range, dtype: torch.dtyp
     return curve
 
 
+def export(engine: Engine, fragments: list[Fragment] | None = None) -> State:
+    """Whole tensors of what the ranks own, flattened; every element must be there once."""
+    mine = [(f.name, f.start, {k: t.clone() for k, t in f.tensors.items()}) for f in fragments or engine.owned()]
+    parts: list[list[tuple[str, int, dict[str, Tensor]]]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, mine)
+    found: State = {}
+    for name, parameter in engine.module.named_parameters():
+        of_name = sorted(((start, t) for part in parts for n, start, t in part if n == name), key=lambda f: f[0])
+        found[name] = {k: torch.cat([t[k] for _, t in of_name]) for k in of_name[0][1]}
+        starts = [start for start, _ in of_name]
+        assert starts == [0, *torch.tensor([len(t["master"]) for _, t in of_name]).cumsum(0).tolist()[:-1]]
+        assert len(found[name]["master"]) == getattr(parameter, "ds_numel", parameter.numel())
+    return found
+
+
+def load(engine: Engine, state: State) -> None:
+    for fragment in engine.held():
+        for key, tensor in fragment.tensors.items():
+            tensor.copy_(state[fragment.name][key][fragment.start : fragment.stop])
+    engine.refresh(10)
+
+
 def run(
     rank: int, world: int, stage: int, dtype: torch.dtype, clip: float, offload: Offload = "nothing"
 ) -> tuple[list[tuple[float, float]], State]:
     engine = engine_for(model(dtype), AdamW(clip=clip, weight_decay=0.1), stage, MICRO_STEPS, offload)
     curve = train(engine, rank, world, range(20), dtype)
-    return curve, engine.export({n for n, _ in engine.module.named_parameters()})
+    return curve, export(engine)
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +115,14 @@ def hand_over(
 ) -> tuple[list[float], State]:
     """Ten steps from the start, or from `state`; and the state afterwards."""
     engine = engine_for(model(dtype), AdamW(weight_decay=0.1), stage, MICRO_STEPS, offload)
-    names = [n for n, _ in engine.module.named_parameters()]
     if state is not None:
-        engine.restore(((n, state[n]) for n in names), 10)
-        back = engine.export(set(names))
-        for name in names:
+        load(engine, state)
+        back = export(engine)
+        for name in state:
             for key in STATE_NAMES:
                 assert torch.equal(back[name][key], state[name][key]), f"{key} of {name} changed on the way"
     curve = train(engine, rank, world, range(10, 20) if state else range(10), dtype)
-    return [loss for loss, _ in curve], engine.export(set(names))
+    return [loss for loss, _ in curve], export(engine)
 
 
 @pytest.mark.parametrize(("stage", "offload"), [(2, "optimizer"), (3, "parameters")])
@@ -132,3 +154,25 @@ def test_state_moves_between_stages_and_worlds() -> None:
     for world, stage in ((1, 0), (3, 1), (2, 3), (1, 3)):
         got, _ = run_world(world, hand_over, world, stage, state, torch.float32)[0]
         assert got == pytest.approx(want, rel=1e-6), f"stage {stage} on {world} ranks"
+
+
+def average(rank: int, world: int, stage: int, dtype: torch.dtype) -> tuple[State, dict[str, Tensor]]:
+    """Ten steps with an average; and what it should be, from the whole weights after each step."""
+    engine = engine_for(model(dtype), AdamW(), stage, MICRO_STEPS)
+    ema = Ema(engine, 0.8)
+    expected = {name: state["master"] for name, state in export(engine).items()}
+    for step in range(10):
+        train(engine, rank, world, range(step, step + 1), dtype)
+        ema.update()
+        for name, state in export(engine).items():
+            expected[name] = 0.8 * expected[name] + 0.2 * state["master"]
+    return export(engine, ema.fragments), expected
+
+
+@pytest.mark.parametrize(("world", "stage"), [(1, 0), (3, 0), (3, 1), (3, 2), (3, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_average_follows_the_weights(world: int, stage: int, dtype: torch.dtype) -> None:
+    for state, expected in run_world(world, average, world, stage, dtype):
+        for name, want in expected.items():
+            assert not torch.equal(state[name][EMA], state[name]["master"])
+            torch.testing.assert_close(state[name][EMA], want, rtol=1e-6, atol=1e-7)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from data.curriculum import Position
 from launcher.config import RunConfig
-from launcher.rank import RankPlace, agree, build_engine, build_feed
+from launcher.meeting import RankPlace
+from launcher.rank import Words, agree, build_engine, build_feed
 from parallel.zero import PlainEngine
 from tests.runs import config, train
 from tests.worlds import run_world
@@ -96,10 +97,10 @@ def first_gradient(rank: int, settings: RunConfig) -> dict[str, Tensor]:
     feed = build_feed(settings, RankPlace(rank, mesh.ranks, rank, mesh.ranks, ""), torch.device("cpu"))
     engine = build_engine(settings, feed, torch.device("cpu"))
     batch = feed.batch(Position())
-    weight, _, _ = agree(batch, False, mesh, torch.device("cpu"))
+    agreed = agree(batch, Words(False, False, 0), mesh, torch.device("cpu"))
     for micro in batch.micro_steps:
         part, _ = feed.objective.loss(engine.forward(micro.prepared.packed, micro.plans), micro.prepared)
-        engine.backward(part / weight)
+        engine.backward(part / agreed.weight)
     if isinstance(engine, PlainEngine):
         torch.distributed.all_reduce(engine.flat_gradient)
         return engine.gradients
@@ -123,10 +124,11 @@ def test_the_gradient_is_not_trivial(tmp_path: Path, dataset: Path) -> None:
     """The comparison above would hold for a loss of nothing: later gradients reach every parameter."""
     settings = config(tmp_path, dataset, steps=4, checkpoint__every=4)
     train(settings)
-    from launcher.checkpoint import newest
+    from launcher.checkpoints.reading import newest
+    from launcher.checkpoints.storage import LocalStorage
     from launcher.folder import RunFolder
 
-    found, _ = newest(RunFolder(tmp_path).checkpoints)
+    found, _ = newest(LocalStorage(RunFolder(tmp_path).checkpoints))
     assert found is not None
-    still = [n for n, state in found.parameters() if not state["exp_avg"].abs().sum() > 0]
+    still = [n for n in found.manifest.shapes if not found.parameter(n, "exp_avg").abs().sum() > 0]
     assert still == []

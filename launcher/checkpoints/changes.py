@@ -1,0 +1,73 @@
+"""What a resumed run may change of what it began with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from launcher.checkpoints.reading import Checkpoint
+from launcher.config import DataConfig, RunConfig
+from parallel.errors import InputError
+
+KEPT_DATA = (
+    "pack_tokens",
+    "packs_per_step",
+    "frames",
+    "size",
+    "stride",
+    "window",
+    "caption",
+    "weights",
+)  # settings that decide what is in a pack
+
+
+def refuse_changes(checkpoint: Checkpoint, config: RunConfig) -> None:
+    """A resumed run keeps what its state depends on; segments of data that have not begun may change.
+
+    Raises:
+        InputError: the model, codec, objective, seed or packing differ from the checkpoint's.
+    """
+    changes = _changes(checkpoint, config, ("seed", "codec", "model", "objective"))
+    step = checkpoint.state.step
+    before = _segment(DataConfig.model_validate(checkpoint.manifest.config["data"]), step)
+    changes += list(_differences("data", before, _segment(config.data, step)))
+    if changes:
+        raise InputError(
+            "a run resumes with the model and data that it began with",
+            f"{checkpoint.where}: {'; '.join(changes)}",
+            "set it back, add data.segments for the steps to come, or start another run with out=FOLDER",
+        )
+
+
+def changed_settings(checkpoint: Checkpoint, config: RunConfig) -> list[str]:
+    """Settings that a resumed run may change, and did: the curve from here on is not that of the old ones."""
+    return _changes(checkpoint, config, ("dtype", "optimizer"))
+
+
+def _segment(data: DataConfig, step: int) -> dict[str, Any]:
+    """What decides the data around `step`: the settings of the segment that the step before it was of."""
+    at = max(0, sum(start < step for start in data.starts) - 1)
+    merged = data.merged()[at]
+    weights = list((merged.weights or {}).values())
+    settings = merged.model_dump(mode="json") | {"weights": weights if len(weights) > 1 else None}
+    return {"segment begins": data.starts[at], **{key: settings[key] for key in KEPT_DATA}}
+
+
+def _changes(checkpoint: Checkpoint, config: RunConfig, keys: Sequence[str]) -> list[str]:
+    before, now = checkpoint.manifest.config, config.model_dump(mode="json")
+    return [c for key in keys for c in _differences(key, _get(before, key), _get(now, key))]
+
+
+def _get(settings: Mapping[str, Any], key: str) -> Any:
+    here: Any = settings
+    for name in key.split("."):
+        here = here.get(name) if isinstance(here, Mapping) else None
+    return here
+
+
+def _differences(key: str, before: Any, now: Any) -> Iterator[str]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in sorted(before.keys() | now.keys()):
+            yield from _differences(f"{key}.{name}", before.get(name), now.get(name))
+    elif before != now:
+        yield f"{key}: {before} became {now}"

@@ -1,0 +1,196 @@
+"""Where the checkpoints of a run lie: a folder that all machines see, or an object store through fsspec."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from data.remote import filesystem
+from launcher.folder import flush_folder, write_whole
+
+MANIFEST = "manifest.json"
+PREFIX = "step-"
+Chunk = bytes | bytearray | memoryview
+
+
+class Storage(Protocol):
+    """Folders of files, each committed as a whole. A name is that of a folder, such as step-00000100.
+
+    All may raise OSError, or what a store's driver raises.
+    """
+
+    def where(self, name: str) -> str:
+        """For messages: the path or URL of a checkpoint."""
+
+    def names(self) -> list[str]:
+        """Committed checkpoints, oldest first."""
+
+    def files(self, name: str) -> dict[str, int]:
+        """Files of a committed checkpoint and their sizes in bytes."""
+
+    def read(self, name: str, file: str, start: int = 0, stop: int | None = None) -> bytearray:
+        """Bytes [start, stop) of a file of a committed checkpoint."""
+
+    def free(self) -> int | None:
+        """Bytes that there is room for; None if nobody knows."""
+
+    def write(self, name: str, file: str, chunks: Iterable[Chunk]) -> None:
+        """Write a file of a checkpoint that is not committed yet, and make it survive a power cut."""
+
+    def commit(self, name: str, files: Iterable[str], manifest: bytes) -> None:
+        """Make these files a checkpoint, in the place of a broken one of the same name."""
+
+    def abandon(self) -> None:
+        """Give back the room of what was written and not committed, if that is quickly done."""
+
+    def remove(self, name: str) -> None:
+        """Remove a committed checkpoint; at no moment does a part of it look whole."""
+
+
+def open_storage(folder: Path, to: str | None = None) -> Storage:
+    """The checkpoints in `folder`, or in `to`, a path or a URL, if that is given.
+
+    Raises:
+        InputError: a URL of a kind that is not known, or whose driver is not installed.
+    """
+    if to is None or "://" not in to:
+        return LocalStorage(folder if to is None else Path(to))
+    return RemoteStorage(to)
+
+
+class LocalStorage:
+    """See `Storage`: a folder, on a disk or a file system that all machines share."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def where(self, name: str) -> str:
+        """See `Storage`."""
+        return str(self.root / name)
+
+    def names(self) -> list[str]:
+        """See `Storage`."""
+        return sorted(path.name for path in self.root.glob(f"{PREFIX}*"))
+
+    def files(self, name: str) -> dict[str, int]:
+        """See `Storage`."""
+        return {path.name: path.stat().st_size for path in (self.root / name).iterdir()}
+
+    def read(self, name: str, file: str, start: int = 0, stop: int | None = None) -> bytearray:
+        """See `Storage`."""
+        path = self.root / name / file
+        data = bytearray((path.stat().st_size if stop is None else stop) - start)
+        with path.open("rb", buffering=0) as opened:
+            opened.seek(start)
+            view, done = memoryview(data), 0
+            while done < len(data):
+                count = opened.readinto(view[done:])
+                if not count:
+                    raise EOFError(f"{path}: ends at byte {start + done}")
+                done += count
+        return data
+
+    def free(self) -> int | None:
+        """See `Storage`."""
+        there = next(path for path in (self.root, *self.root.parents) if path.exists())
+        return shutil.disk_usage(there).free
+
+    def write(self, name: str, file: str, chunks: Iterable[Chunk]) -> None:
+        """See `Storage`."""
+        write_whole(self._pending(name) / file, chunks)
+
+    def commit(self, name: str, files: Iterable[str], manifest: bytes) -> None:
+        """See `Storage`."""
+        pending, final, kept = self._pending(name), self.root / name, set(files)
+        for path in pending.iterdir():
+            if path.name not in kept:  # of an earlier try on another mesh
+                path.unlink()
+        write_whole(pending / MANIFEST, [manifest])
+        aside = self._aside(name)
+        shutil.rmtree(aside, ignore_errors=True)
+        if final.exists():
+            final.rename(aside)
+        pending.rename(final)
+        flush_folder(self.root)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """See `Storage`."""
+        for path in self.root.glob(f".{PREFIX}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def remove(self, name: str) -> None:
+        """See `Storage`."""
+        aside = self._aside(name)
+        shutil.rmtree(aside, ignore_errors=True)
+        (self.root / name).rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _pending(self, name: str) -> Path:
+        return self.root / f".{name}.tmp"
+
+    def _aside(self, name: str) -> Path:
+        return self.root / f".{name}.old"
+
+
+class RemoteStorage:
+    """See `Storage`: an object store. Objects appear whole, so a checkpoint is one that has its manifest."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self.store, self.root = filesystem(self.url)
+
+    def where(self, name: str) -> str:
+        """See `Storage`."""
+        return f"{self.url}/{name}"
+
+    def names(self) -> list[str]:
+        """See `Storage`."""
+        folders = [entry.rpartition("/")[2] for entry in self._list(self.root)]
+        found = [name for name in folders if name.startswith(PREFIX)]
+        return sorted(name for name in found if self.store.exists(f"{self.root}/{name}/{MANIFEST}"))
+
+    def files(self, name: str) -> dict[str, int]:
+        """See `Storage`."""
+        return {path.rpartition("/")[2]: int(size or 0) for path, size in self._list(f"{self.root}/{name}").items()}
+
+    def read(self, name: str, file: str, start: int = 0, stop: int | None = None) -> bytearray:
+        """See `Storage`."""
+        return bytearray(self.store.cat_file(f"{self.root}/{name}/{file}", start=start, end=stop))
+
+    def free(self) -> int | None:
+        """See `Storage`."""
+        return None
+
+    def write(self, name: str, file: str, chunks: Iterable[Chunk]) -> None:
+        """See `Storage`."""
+        self.store.makedirs(f"{self.root}/{name}", exist_ok=True)
+        with self.store.open(f"{self.root}/{name}/{file}", "wb") as opened:
+            for chunk in chunks:
+                opened.write(chunk)
+
+    def commit(self, name: str, files: Iterable[str], manifest: bytes) -> None:
+        """See `Storage`."""
+        kept = {*files, MANIFEST}
+        for path in self._list(f"{self.root}/{name}"):
+            if path.rpartition("/")[2] not in kept:  # of an earlier try on another mesh
+                self.store.rm_file(path)
+        self.store.pipe_file(f"{self.root}/{name}/{MANIFEST}", manifest)
+
+    def abandon(self) -> None:
+        """See `Storage`. Without a manifest it is no checkpoint, and the next one of its step takes its place."""
+
+    def remove(self, name: str) -> None:
+        """See `Storage`."""
+        with suppress(FileNotFoundError):
+            self.store.rm_file(f"{self.root}/{name}/{MANIFEST}")
+        self.store.rm(f"{self.root}/{name}", recursive=True)
+
+    def _list(self, path: str) -> dict[str, Any]:
+        try:
+            return {entry["name"].rstrip("/"): entry["size"] for entry in self.store.ls(path, detail=True)}
+        except FileNotFoundError:
+            return {}

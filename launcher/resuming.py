@@ -1,0 +1,122 @@
+"""From a run folder to the state that training goes on from, and the saver of those to come. All of it collective."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from data.curriculum import Position
+from launcher.checkpoints.changes import changed_settings, refuse_changes
+from launcher.checkpoints.manifest import Manifest, TrainState, layout_of, verify
+from launcher.checkpoints.part import Part
+from launcher.checkpoints.reading import Checkpoint, newest
+from launcher.checkpoints.saver import Keep, Saver
+from launcher.checkpoints.storage import Storage
+from launcher.config import RunConfig
+from launcher.feed import Feed
+from launcher.folder import RunFolder
+from launcher.journal import Journal
+from launcher.proof import Proof, distrusted
+from parallel.ema import EMA, Ema
+from parallel.zero import STATE_NAMES, Engine
+
+PACKAGES = ("torch", "deepspeed", "ray", "safetensors", "longreel")  # whose versions a checkpoint tells
+
+
+def find_checkpoint(config: RunConfig, folder: RunFolder, storage: Storage) -> Checkpoint | None:
+    """The newest whole checkpoint, the same for all ranks, each of which compares the hashes of its share of the files.
+
+    Raises:
+        InputError: none is whole, or the config changes what the state depends on.
+    """
+    found: list[Any] = [None, None, [], None]
+    if dist.get_rank() == 0:
+        doubts = distrusted(folder) if config.restart.verify else {}
+        try:
+            checkpoint, broken = newest(storage, lambda s, n, m: doubts.get(n) or _verified_by_all(s, n, m))
+            found = [checkpoint.name, checkpoint.manifest, broken, None] if checkpoint else [None, None, broken, None]
+        except Exception as error:  # every rank must hear of it, or the others would wait
+            found[3] = error
+        _send(None)
+    else:
+        while (asked := _receive()) is not None:
+            _verify_share(storage, *asked)
+    dist.broadcast_object_list(found)
+    name, manifest, broken, failure = found
+    if failure is not None:
+        raise failure
+    if dist.get_rank() == 0:
+        for passed_over, reason in broken:
+            folder.record("fallback", checkpoint=passed_over, reason=reason)
+    if name is None:
+        return None
+    checkpoint = Checkpoint(storage, name, manifest)
+    refuse_changes(checkpoint, config)
+    return checkpoint
+
+
+def resume(folder: RunFolder, found: Checkpoint | None, feed: Feed, engine: Engine, ema: Ema | None) -> TrainState:
+    """The state to go on from; parameters, moments and average are restored."""
+    if found is None:
+        return TrainState(Position(), ())
+    state = found.state
+    feed.curriculum.verify(state.position)
+    found.fill(engine.held(), STATE_NAMES)
+    engine.refresh(state.step)
+    if ema is not None and EMA in found.manifest.keys:
+        found.fill(ema.fragments, (EMA,))
+    elif ema is not None:
+        ema.restart()
+    if dist.get_rank() == 0:
+        folder.record("resume", step=state.step, checkpoint=found.name, layout=found.manifest.layout)
+    return state
+
+
+def proof_of(config: RunConfig, found: Checkpoint | None, device: torch.device) -> Proof | None:
+    """What compares the first steps after a resume with what they were; None if there is nothing to compare."""
+    settings = config.model_dump(mode="json")
+    if found is None or not config.restart.verify or changed_settings(found, config):
+        return None
+    exact = device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
+    return Proof(found.name, layout_of(settings), exact, config.dtype)
+
+
+def saver_for(config: RunConfig, storage: Storage, engine: Engine, ema: Ema | None, journal: Journal) -> Saver:
+    """What saves this engine, and its average if there is one."""
+    settings = config.model_dump(mode="json")
+    shapes = {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in engine.module.named_parameters()}
+    versions = {name: version(name) for name in PACKAGES}
+
+    def manifest(state: TrainState, parts: Sequence[Part], recent: Sequence[dict[str, Any]]) -> Manifest:
+        return Manifest(state, settings, layout_of(settings), versions, tuple(recent), shapes, tuple(parts))
+
+    fragments = ema.fragments if ema is not None else engine.owned()
+    keep = Keep(config.checkpoint.keep, config.checkpoint.keep_every)
+    return Saver(storage, fragments, manifest, keep, journal.event)
+
+
+def _verified_by_all(storage: Storage, name: str, manifest: Manifest) -> str | None:
+    _send((name, manifest))
+    return _verify_share(storage, name, manifest)
+
+
+def _verify_share(storage: Storage, name: str, manifest: Manifest) -> str | None:
+    """What any rank found wrong with the parts that it compared."""
+    mine = verify(storage, name, manifest.parts[dist.get_rank() :: dist.get_world_size()])
+    found: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return next((reason for reason in found if reason is not None), None)
+
+
+def _send(asked: tuple[str, Manifest] | None) -> None:
+    dist.broadcast_object_list([asked])
+
+
+def _receive() -> tuple[str, Manifest] | None:
+    asked: list[tuple[str, Manifest] | None] = [None]
+    dist.broadcast_object_list(asked)
+    return asked[0]
