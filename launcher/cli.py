@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from launcher.cli_checkpoint import app as checkpoint_app
 from launcher.cli_data import app as data_app
 from launcher.cli_prepare import prepare
 from parallel.errors import InputError
@@ -29,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 REFUSALS = (
     errno.EACCES,

@@ -224,6 +224,7 @@ class CheckpointConfig(Section):
         to: where checkpoints lie: a folder that all machines see, or an object store such as s3://bucket/runs/mine;
             none: checkpoints/ in the run folder.
         wait: write while training waits, instead of behind its back.
+        retry_seconds: after which a save that failed is tried again; twice as long after each failure, to 300 s.
     """
 
     every: int = Field(default=100, ge=1)
@@ -231,6 +232,7 @@ class CheckpointConfig(Section):
     keep_every: int | None = Field(default=None, ge=1)
     to: str | None = None
     wait: bool = False
+    retry_seconds: float = Field(default=5, gt=0)
 
 
 class RestartConfig(Section):

@@ -96,7 +96,7 @@ def saver_for(config: RunConfig, storage: Storage, engine: Engine, ema: Ema | No
 
     fragments = ema.fragments if ema is not None else engine.owned()
     keep = Keep(config.checkpoint.keep, config.checkpoint.keep_every)
-    return Saver(storage, fragments, manifest, keep, journal.event)
+    return Saver(storage, fragments, manifest, keep, config.checkpoint.retry_seconds, journal.event)
 
 
 def _verified_by_all(storage: Storage, name: str, manifest: Manifest) -> str | None:

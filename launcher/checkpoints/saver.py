@@ -30,7 +30,7 @@ from launcher.checkpoints.storage import Storage
 from parallel.zero import Fragment
 
 IDLE, BUSY, WRITTEN, FAILED = range(4)  # a rank's word
-FIRST_WAIT, LONGEST_WAIT = 5.0, 300.0  # seconds before a failed save is tried again; doubled each time
+LONGEST_WAIT = 300.0  # seconds before a failed save is tried again
 LAST_TRIES = 5  # of the save that ends a run, with waits of 1, 2, 4, 8 s
 SPARE_BYTES = 1 << 20  # that a disk keeps for the records of a run
 
@@ -67,6 +67,7 @@ class Saver:
         fragments: what this rank answers for; the engine's own memory.
         make_manifest: from (state, parts, recent lines), on rank 0.
         keep: which checkpoints stay.
+        retry_seconds: after which a save that failed is due again; doubled with each failure.
         on_event: told "checkpoint" and "unsaved", with their fields, on rank 0.
     """
 
@@ -76,10 +77,11 @@ class Saver:
         fragments: Sequence[Fragment],
         make_manifest: Callable[[TrainState, Sequence[Part], Sequence[dict[str, Any]]], Manifest],
         keep: Keep,
+        retry_seconds: float,
         on_event: Callable[..., None],
     ) -> None:
         self.storage, self.fragments, self.make_manifest, self.keep = storage, fragments, make_manifest, keep
-        self.on_event, self.rank = on_event, dist.get_rank()
+        self.retry_seconds, self.on_event, self.rank = retry_seconds, on_event, dist.get_rank()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._save: _Save | None = None
         self._commit: Future[dict[str, Any]] | None = None
@@ -154,15 +156,10 @@ class Saver:
             UnsavedError: `state` could not be saved after several tries.
         """
         self._wait()
-        self._hear_commit(wait=True)
         for number in range(LAST_TRIES if state is not None else 0):
             assert state is not None
             self.begin(state, recent)
-            self._wait()
-            self._hear_commit(wait=True)
-            fine = [self._failures == 0]
-            dist.broadcast_object_list(fine)
-            if fine[0]:
+            if self._wait():
                 return
             if number + 1 < LAST_TRIES:
                 time.sleep(2.0**number)
@@ -173,12 +170,17 @@ class Saver:
         """Let the thread end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _wait(self) -> None:
+    def _wait(self) -> bool:
+        """Until no save is under way; whether the last one was committed, which all ranks hear."""
         while self._save is not None:
             self._save.written.exception()
             words: list[int] = [IDLE] * dist.get_world_size()
             dist.all_gather_object(words, self.word())
             self.settle(words)
+        self._hear_commit(wait=True)
+        fine = [self._failures == 0]
+        dist.broadcast_object_list(fine)
+        return fine[0]
 
     def _no_room(self) -> str | None:
         """What rank 0 sees of the room for all parts, if it is too little; the same on all ranks."""
@@ -235,7 +237,7 @@ class Saver:
 
     def _tell_failure(self, step: int, error: BaseException) -> None:
         self._failures += 1
-        wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self._failures - 1))
+        wait = min(LONGEST_WAIT, self.retry_seconds * 2 ** (self._failures - 1))
         self._retry_at = time.monotonic() + wait
         full = getattr(error, "errno", None) == errno.ENOSPC
         self.on_event("unsaved", step=step, reason=_words(error), cause="full" if full else "store", again_in=wait)

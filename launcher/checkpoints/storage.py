@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -141,7 +141,7 @@ class RemoteStorage:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self.store, self.root = filesystem(self.url)
+        self._connected: tuple[Any, str] | None = filesystem(self.url)
 
     def where(self, name: str) -> str:
         """See `Storage`."""
@@ -149,17 +149,20 @@ class RemoteStorage:
 
     def names(self) -> list[str]:
         """See `Storage`."""
-        folders = [entry.rpartition("/")[2] for entry in self._list(self.root)]
-        found = [name for name in folders if name.startswith(PREFIX)]
-        return sorted(name for name in found if self.store.exists(f"{self.root}/{name}/{MANIFEST}"))
+        with self._connection() as (store, root):
+            folders = [entry.rpartition("/")[2] for entry in _list(store, root)]
+            found = [name for name in folders if name.startswith(PREFIX)]
+            return sorted(name for name in found if store.exists(f"{root}/{name}/{MANIFEST}"))
 
     def files(self, name: str) -> dict[str, int]:
         """See `Storage`."""
-        return {path.rpartition("/")[2]: int(size or 0) for path, size in self._list(f"{self.root}/{name}").items()}
+        with self._connection() as (store, root):
+            return {path.rpartition("/")[2]: int(size or 0) for path, size in _list(store, f"{root}/{name}").items()}
 
     def read(self, name: str, file: str, start: int = 0, stop: int | None = None) -> bytearray:
         """See `Storage`."""
-        return bytearray(self.store.cat_file(f"{self.root}/{name}/{file}", start=start, end=stop))
+        with self._connection() as (store, root):
+            return bytearray(store.cat_file(f"{root}/{name}/{file}", start=start, end=stop))
 
     def free(self) -> int | None:
         """See `Storage`."""
@@ -167,30 +170,46 @@ class RemoteStorage:
 
     def write(self, name: str, file: str, chunks: Iterable[Chunk]) -> None:
         """See `Storage`."""
-        self.store.makedirs(f"{self.root}/{name}", exist_ok=True)
-        with self.store.open(f"{self.root}/{name}/{file}", "wb") as opened:
-            for chunk in chunks:
-                opened.write(chunk)
+        with self._connection() as (store, root):
+            store.makedirs(f"{root}/{name}", exist_ok=True)
+            with store.open(f"{root}/{name}/{file}", "wb") as opened:
+                for chunk in chunks:
+                    opened.write(chunk)
 
     def commit(self, name: str, files: Iterable[str], manifest: bytes) -> None:
         """See `Storage`."""
         kept = {*files, MANIFEST}
-        for path in self._list(f"{self.root}/{name}"):
-            if path.rpartition("/")[2] not in kept:  # of an earlier try on another mesh
-                self.store.rm_file(path)
-        self.store.pipe_file(f"{self.root}/{name}/{MANIFEST}", manifest)
+        with self._connection() as (store, root):
+            for path in _list(store, f"{root}/{name}"):
+                if path.rpartition("/")[2] not in kept:  # of an earlier try on another mesh
+                    store.rm_file(path)
+            store.pipe_file(f"{root}/{name}/{MANIFEST}", manifest)
 
     def abandon(self) -> None:
         """See `Storage`. Without a manifest it is no checkpoint, and the next one of its step takes its place."""
 
     def remove(self, name: str) -> None:
         """See `Storage`."""
-        with suppress(FileNotFoundError):
-            self.store.rm_file(f"{self.root}/{name}/{MANIFEST}")
-        self.store.rm(f"{self.root}/{name}", recursive=True)
+        with self._connection() as (store, root):
+            with suppress(FileNotFoundError):
+                store.rm_file(f"{root}/{name}/{MANIFEST}")
+            store.rm(f"{root}/{name}", recursive=True)
 
-    def _list(self, path: str) -> dict[str, Any]:
+    @contextmanager
+    def _connection(self) -> Iterator[tuple[Any, str]]:
+        """The store and the path in it. After a failure it is connected anew: some drivers keep what is dead."""
+        if self._connected is None:
+            self._connected = filesystem(self.url)
         try:
-            return {entry["name"].rstrip("/"): entry["size"] for entry in self.store.ls(path, detail=True)}
-        except FileNotFoundError:
-            return {}
+            yield self._connected
+        except Exception:
+            type(self._connected[0]).clear_instance_cache()
+            self._connected = None
+            raise
+
+
+def _list(store: Any, path: str) -> dict[str, Any]:
+    try:
+        return {entry["name"].rstrip("/"): entry["size"] for entry in store.ls(path, detail=True)}
+    except FileNotFoundError:
+        return {}

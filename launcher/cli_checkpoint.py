@@ -1,0 +1,183 @@
+"""`longreel checkpoint`: list, verify, show and export what a run has saved."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from parallel.errors import InputError
+
+if TYPE_CHECKING:
+    from launcher.checkpoints.reading import Checkpoint
+    from launcher.checkpoints.storage import Storage
+
+app = typer.Typer(help="What a run has saved: list, verify, show, export.", no_args_is_help=True)
+
+Run = Annotated[str, typer.Argument(help="A run folder, or a folder or URL of checkpoints.")]
+Step = Annotated[int | None, typer.Option(help="Of which step; the newest if not given.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
+
+
+@app.command("list")
+def list_(run: Run, json_: Json = False) -> None:
+    """Every checkpoint of a run: size, layout, and whether its files are there; `verify` compares their hashes too.
+
+    Example: longreel checkpoint list runs/mine
+    """
+    from launcher.checkpoints.reading import trusting
+
+    rows = _looked_at(_storage(run), trusting)
+    if json_:
+        print(json.dumps(rows, indent=1))
+        return
+    if not rows:
+        Console().print("no checkpoints", highlight=False)
+        return
+    _print(rows)
+
+
+@app.command()
+def verify(run: Run, json_: Json = False) -> None:
+    """Read every file of every checkpoint and compare its hash; exit code 1 if one is broken.
+
+    Example: longreel checkpoint verify runs/mine
+    """
+    from launcher.checkpoints.reading import by_hash
+
+    rows = _looked_at(_storage(run), by_hash)
+    if json_:
+        print(json.dumps(rows, indent=1))
+    else:
+        _print(rows)
+    if any(row["problem"] for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(run: Run, step: Step = None, json_: Json = False) -> None:
+    """What a checkpoint holds: the moment, what wrote it, its parameters and their sizes.
+
+    Example: longreel checkpoint show runs/mine --step 200
+    """
+    found = _open(run, step)
+    manifest = found.manifest
+    numel = sum(math.prod(shape) for shape in manifest.shapes.values())
+    told: dict[str, Any] = {
+        "step": manifest.state.step,
+        "where": found.where,
+        "layout": manifest.layout,
+        "parameters": len(manifest.shapes),
+        "elements": numel,
+        "of each": list(manifest.keys),
+        "parts": len(manifest.parts),
+        "bytes": manifest.size,
+        "versions": manifest.versions,
+        "epoch": manifest.state.position.cursor.epoch,
+        "last losses": [line["loss"] for line in manifest.recent],
+    }
+    if json_:
+        print(json.dumps({**told, "shapes": manifest.shapes}, indent=1))
+        return
+    table = Table(show_header=False)
+    for name, value in told.items():
+        table.add_row(name, _text(value))
+    Console().print(table)
+
+
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="The file to write, such as model.safetensors.")],
+    step: Step = None,
+    averaged: Annotated[
+        bool | None, typer.Option("--ema/--no-ema", help="The moving average; by default if the run kept one.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bf16.")] = "float32",
+    json_: Json = False,
+) -> None:
+    """Weights alone, as one safetensors file that any program reads: a third of a checkpoint or less.
+
+    Example: longreel checkpoint export runs/mine --out model.safetensors --dtype bf16
+    """
+    from launcher.checkpoints.export import export as go
+
+    found = _open(run, step)
+    told = go(found, out, averaged, dtype)
+    if json_:
+        print(json.dumps(told))
+        return
+    what = "moving average" if told["tensor"] == "ema" else "weights"
+    size = f"{told['bytes'] / 1e6:,.1f} MB"
+    Console().print(f"{out}: {what} of step {told['step']}, {told['tensors']} tensors, {size}", highlight=False)
+
+
+def _storage(run: str) -> Storage:
+    """The checkpoints of a run folder, or those that lie in this folder or at this URL themselves."""
+    from launcher.checkpoints.storage import open_storage
+    from launcher.config import load
+    from launcher.folder import RunFolder
+
+    if "://" in run:
+        return open_storage(Path(), run)
+    path = Path(run)
+    if RunFolder(path).config.is_file():
+        return open_storage(RunFolder(path).checkpoints, load(RunFolder(path).config).checkpoint.to)
+    if not path.is_dir():
+        raise InputError("checkpoints lie in a run folder", f"{run} is no folder", "give the run's out")
+    return open_storage(path)
+
+
+def _open(run: str, step: int | None) -> Checkpoint:
+    from launcher.checkpoints.manifest import name_of
+    from launcher.checkpoints.reading import newest, one
+
+    storage = _storage(run)
+    if step is not None:
+        return one(storage, name_of(step))
+    found, _ = newest(storage)
+    if found is None:
+        raise InputError("a run has saved something", f"{run} has no checkpoint yet", "train at least checkpoint.every")
+    return found
+
+
+def _looked_at(storage: Storage, check: Any) -> list[dict[str, Any]]:
+    """One row a checkpoint, oldest first."""
+    from launcher.checkpoints.manifest import BrokenError, open_manifest
+
+    rows: list[dict[str, Any]] = []
+    for name in storage.names():
+        try:
+            manifest = open_manifest(storage, name)
+        except BrokenError as error:
+            rows.append({"name": name, "problem": str(error)})
+            continue
+        row = {"name": name, "step": manifest.state.step, "bytes": manifest.size, "parts": len(manifest.parts)}
+        rows.append({**row, "layout": manifest.layout, "problem": check(storage, name, manifest)})
+    return rows
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    table = Table()
+    for column in ("checkpoint", "MB", "parts"):
+        table.add_column(column, justify="left" if column == "checkpoint" else "right", no_wrap=True)
+    table.add_column("written on")
+    table.add_column("problem", overflow="fold")
+    for row in rows:
+        size = f"{row['bytes'] / 1e6:,.1f}" if "bytes" in row else ""
+        problem = f"[red]{row['problem']}[/]" if row["problem"] else "none"
+        table.add_row(row["name"], size, str(row.get("parts", "")), row.get("layout", ""), problem)
+    Console().print(table)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {version}" for name, version in value.items())
+    if isinstance(value, list):
+        return ", ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in value)
+    return f"{value:,}" if isinstance(value, int) else str(value)

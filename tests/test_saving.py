@@ -1,0 +1,295 @@
+"""Saving costs training nothing but a copy; what fails is told, tried again, and leaves the checkpoint before it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from data.curriculum import Position
+from launcher.checkpoints.manifest import Manifest, TrainState
+from launcher.checkpoints.part import Part
+from launcher.checkpoints.reading import newest
+from launcher.checkpoints.saver import BUSY, Keep, Saver, UnsavedError
+from launcher.checkpoints.storage import Chunk, LocalStorage, open_storage
+from launcher.config import to_yaml
+from launcher.folder import RunFolder, read_lines
+from launcher.processes import free_port
+from parallel.zero import STATE_NAMES, Fragment
+from tests.runs import config
+from tests.worlds import run_world
+
+NUMEL = 50
+Break = Callable[[], Any]
+
+
+class Stubborn(LocalStorage):
+    """Fails with these errors, one at each write of rank 1; then works. Writes wait for `gate`."""
+
+    def __init__(self, root: Path, errors: Iterable[OSError] = (), gate: threading.Event | None = None) -> None:
+        super().__init__(root)
+        self.errors, self.gate = list(errors), gate
+
+    def write(self, name: str, file: str, chunks: Iterable[Chunk]) -> None:
+        if self.gate is not None:
+            self.gate.wait(60)
+        if dist.get_rank() == 1 and self.errors and file != "manifest.json":
+            raise self.errors.pop(0)
+        super().write(name, file, chunks)
+
+
+def fragment_of(rank: int, world: int) -> Fragment:
+    start, stop = NUMEL * rank // world, NUMEL * (rank + 1) // world
+    return Fragment("w", start, {key: torch.arange(float(start), float(stop)) for key in STATE_NAMES})
+
+
+def saver_on(storage: LocalStorage, rank: int, told: list[dict[str, Any]], keep: Keep | None = None) -> Saver:
+    def manifest(state: TrainState, parts: Any, recent: Any) -> Manifest:
+        kept: tuple[Part, ...] = tuple(parts)
+        return Manifest(state, {}, "layout", {}, tuple(recent), {"w": (NUMEL,)}, kept)
+
+    def tell(event: str, **fields: Any) -> None:
+        told.append({"event": event, **fields})
+
+    fragments = [fragment_of(rank, dist.get_world_size())]
+    return Saver(storage, fragments, manifest, keep or Keep(2), 0.01, tell if rank == 0 else lambda *_, **__: None)
+
+
+def state(step: int) -> TrainState:
+    return TrainState(Position(step), ())
+
+
+def settle(saver: Saver) -> bool:
+    """What a step does; gives whether a save is due."""
+    words: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(words, (saver.word(), saver.is_due()))
+    saver.settle([word for word, _ in words])
+    return bool(words[0][1])
+
+
+def saves_while_it_goes_on(rank: int, root: Path) -> list[dict[str, Any]]:
+    told: list[dict[str, Any]] = []
+    gate = threading.Event()
+    storage = Stubborn(root, gate=gate)
+    saver = saver_on(storage, rank, told)
+    values = saver.fragments[0].tensors["master"]
+    before = values.clone()
+    saver.begin(state(1))
+    saver.wait_copied()
+    values += 1000  # the next update; what is written must be the moment before it
+    assert saver.word() == BUSY
+    for step in range(2, 5):
+        settle(saver)
+        saver.begin(state(step))  # while the first is under way: due when it has ended
+    assert told == []
+    assert storage.names() == []
+    gate.set()
+    saver.finish()
+    assert saver.is_due()
+    found, _ = newest(storage)
+    assert found is not None
+    assert found.state.step == 1
+    assert torch.equal(found.parameter("w", "master")[saver.fragments[0].start :][: len(before)], before)
+    dist.barrier()
+    saver.finish(state(5))
+    saver.close()
+    dist.barrier()
+    return told
+
+
+def test_training_goes_on_while_it_writes(tmp_path: Path) -> None:
+    told = run_world(3, saves_while_it_goes_on, tmp_path)[0]
+    assert [(event["event"], event["step"]) for event in told] == [("checkpoint", 1), ("checkpoint", 5)]
+    assert LocalStorage(tmp_path).names() == ["step-00000001", "step-00000005"]
+
+
+def fails_and_comes_back(rank: int, root: Path) -> list[dict[str, Any]]:
+    told: list[dict[str, Any]] = []
+    errors = [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EIO, "Input/output error")]
+    storage = Stubborn(root, errors)
+    LocalStorage(root)
+    saver = saver_on(storage, rank, told)
+    storage.errors = []
+    saver.finish(state(1))
+    storage.errors = errors
+    saver.begin(state(2))
+    for step in range(3, 500):
+        if settle(saver):
+            saver.begin(state(step))
+        time.sleep(0.005)
+        found, broken = newest(storage)
+        assert found is not None, "the old checkpoint must stay"
+        assert broken == []
+        dist.barrier()
+        last = [step if found.state.step > 1 else 0]
+        dist.broadcast_object_list(last)
+        if last[0]:
+            break
+    saver.finish()
+    saver.close()
+    dist.barrier()
+    return told
+
+
+def test_what_fails_is_told_and_tried_again(tmp_path: Path) -> None:
+    told = run_world(2, fails_and_comes_back, tmp_path)[0]
+    assert [event["event"] for event in told] == ["checkpoint", "unsaved", "unsaved", "checkpoint"]
+    assert [event["cause"] for event in told[1:3]] == ["full", "store"]
+    assert told[1]["reason"] == "No space left on device"
+    assert told[2]["again_in"] == 2 * told[1]["again_in"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"step-{told[i]['step']:08d}" for i in (0, 3)]
+
+
+def the_last_one_fails(rank: int, root: Path) -> str:
+    saver = saver_on(Stubborn(root, [OSError(errno.EIO, "away")] * 99), rank, [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", lambda _: None)
+        try:
+            saver.finish(state(9))
+        except UnsavedError as error:
+            return str(error)
+    return "saved"
+
+
+def test_the_last_save_is_tried_several_times_and_then_the_run_fails(tmp_path: Path) -> None:
+    for said in run_world(2, the_last_one_fails, tmp_path):
+        assert "step 9, the last, could not be saved" in said
+    assert LocalStorage(tmp_path).names() == []
+
+
+def keeps(rank: int, root: Path) -> list[str]:
+    storage = LocalStorage(root)
+    saver = saver_on(storage, rank, [], Keep(2, every=4))
+    for step in range(1, 11):
+        saver.finish(state(step))
+    dist.barrier()
+    return storage.names()
+
+
+def test_which_checkpoints_stay(tmp_path: Path) -> None:
+    assert run_world(2, keeps, tmp_path)[0] == [f"step-{step:08d}" for step in (4, 8, 9, 10)]
+
+
+# --- Real disks and stores, whole runs ------------------------------------------------------------------------------
+
+
+def start(file: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "launcher", "train", str(file), *overrides, "--no-ray"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def events(out: Path, name: str) -> list[dict[str, Any]]:
+    return [event for event in read_lines(RunFolder(out).events) if event["event"] == name]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+    return found
+
+
+def trained_through(
+    tmp_path: Path, dataset: Path, to: str, breaks: Callable[[], Any], mends: Callable[[], Any]
+) -> None:
+    """A run whose storage goes away after the first checkpoint and comes back after two failed saves."""
+    out, steps = tmp_path / "run", 400
+    run = config(out, dataset, steps=steps, dtype="float32", zero__stage=2, mesh={"ring": 2})
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(run))
+    process = start(file, f"checkpoint={{to: '{to}', every: 4, retry_seconds: 0.5, keep: 2}}")
+    wait_for(lambda: events(out, "checkpoint"))
+    breaks()
+    wait_for(lambda: len(events(out, "unsaved")) >= 2)
+    seen = len(list(read_lines(RunFolder(out).metrics)))
+    wait_for(lambda: len(list(read_lines(RunFolder(out).metrics))) > seen)  # training goes on
+    saved = len(events(out, "checkpoint"))
+    mends()
+    wait_for(lambda: len(events(out, "checkpoint")) > saved)
+    process.terminate()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert "is not saved, training goes on" in output
+
+
+def test_a_full_disk(tmp_path: Path, dataset: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small disk is mounted by root alone")
+    filler = disk / "filler"
+
+    def fill() -> None:
+        with filler.open("wb", buffering=0) as file:
+            while file.write(bytes(1 << 16)) == 1 << 16:  # the last one is cut short, as no room is left
+                pass
+
+    try:
+        trained_through(tmp_path, dataset, str(disk / "checkpoints"), fill, filler.unlink)
+        first = events(tmp_path / "run", "unsaved")[0]
+        assert first["cause"] == "full"
+        found, broken = newest(LocalStorage(disk / "checkpoints"))
+        assert found is not None
+        assert broken == []
+        assert found.state.step == len(list(read_lines(RunFolder(tmp_path / "run").metrics)))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+class FtpServer:
+    """A store on a network of its own kind, which can go away and come back."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.port = root, free_port()
+        logging.getLogger("pyftpdlib").setLevel(logging.ERROR)
+        self.up()
+
+    @property
+    def url(self) -> str:
+        return f"ftp://127.0.0.1:{self.port}/checkpoints"
+
+    def up(self) -> None:
+        from pyftpdlib.authorizers import DummyAuthorizer
+        from pyftpdlib.handlers import FTPHandler
+        from pyftpdlib.servers import ThreadedFTPServer
+
+        authorizer = DummyAuthorizer()
+        authorizer.add_anonymous(str(self.root), perm="elradfmw")
+        handler = type("Handler", (FTPHandler,), {"authorizer": authorizer})
+        self.server = ThreadedFTPServer(("127.0.0.1", self.port), handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"handle_exit": False}, daemon=True)
+        self.thread.start()
+
+    def down(self) -> None:
+        self.server.close_all()
+        self.thread.join(10)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")  # the server's
+def test_an_unreachable_store(tmp_path: Path, dataset: Path) -> None:
+    (tmp_path / "store").mkdir()
+    server = FtpServer(tmp_path / "store")
+    try:
+        trained_through(tmp_path, dataset, server.url, server.down, server.up)
+        first = events(tmp_path / "run", "unsaved")[0]
+        assert first["cause"] == "store"
+        found, broken = newest(open_storage(tmp_path, server.url))
+        assert found is not None
+        assert broken == []
+        assert found.state.step == len(list(read_lines(RunFolder(tmp_path / "run").metrics)))
+    finally:
+        server.down()
+        os.sync()
