@@ -1,27 +1,76 @@
-"""Ranks as Ray actors in a placement group: embedded in this machine by default, or on a cluster.
+"""Ranks under Ray: embedded in this machine by default, or on a cluster.
 
-Ray places, starts and watches them; restarting and resuming is ours (`train.py`), because the resume point must be a
-scan of our own commits. One bundle holds the ranks of one ulysses group, so they share a node; rings cross nodes. Ray
-Train is not used: it takes 9 to 17 s more to the first step, and its elastic mode knows no layout.
+Ray places them, tells of dead machines and ends them with the job; restarting and resuming is ours (`supervisor.py`),
+because the resume point must be a scan of our own commits. One bundle holds the ranks of one ulysses group, so they
+share a node; rings cross nodes. On each node an actor has the ranks as its children (`host.py`). Ray Train is not used:
+it takes 9 to 17 s more to the first step, and its elastic mode knows no layout.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
-import socket
-import threading
+import signal
 import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-from launcher.cluster import connect
+from launcher.cluster import HEAD_SECONDS, HeadWatch, connect, head_gone, resolved
 from launcher.config import RunConfig
 from launcher.hardware import cores, gpus
-from launcher.processes import GRACE_SECONDS
-from launcher.ranks import End, Where, run_reporting
+from launcher.host import Host, Look, slay, spy
+from launcher.nodes import alive, check_nodes
+from launcher.placing import Nodes
+from launcher.pulse import Beat
+from launcher.ranks import (
+    HOST,
+    LINK,
+    NODE,
+    End,
+    HeadGoneError,
+    LostError,
+    Seat,
+    Where,
+    is_bad,
+    is_echo,
+    settled,
+)
 from parallel.errors import InputError
+from parallel.mesh import Mesh
 
 OBJECT_BYTES = 128 << 20  # ranks send each other nothing by Ray's object store
-PLACE_SECONDS = 60.0
+START_SECONDS = 120.0  # for a host to start, which loads torch
+ANSWER_SECONDS = 5.0  # for a host that is there already
+LOOK_SECONDS = 1.0
+LATE_SECONDS = 3.0  # after which a host that gave no look is asked after
+KILL_SECONDS = 3.0
+STACK_SECONDS = 20.0
+LEAST_LEASE = 30.0  # seconds after which a rank that is cut off from the launcher leaves
+AWAY = "its machine does not answer: it died, or the link to it is cut"
+DEAF = "the Ray worker on its machine does not answer"
+
+
+@dataclass
+class _Place:
+    """A host, and what was last heard of it.
+
+    Attributes:
+        pids: of its ranks.
+        pending: the look that was asked for.
+        heard: when it last gave one.
+        lost: it will give no more.
+    """
+
+    actor: Any
+    node: str
+    name: str
+    ranks: list[int]
+    pids: dict[int, int]
+    pending: Any = None
+    heard: float = 0.0
+    lost: bool = False
 
 
 class ActorRanks:
@@ -33,129 +82,306 @@ class ActorRanks:
     """
 
     def __init__(self, address: str | None, ranks: int) -> None:
-        self.ray, self.address = connect(address, max(ranks, cores()), OBJECT_BYTES), address
-        self.group: Any = None
-        self.actors: list[Any] = []
-        self.pending: dict[Any, int] = {}
-        self.ends: dict[int, End] = {}
-        self.first_failure = float("inf")
+        self.address, self.cpus = address, max(ranks, cores())
+        self.ray: Any = None
+        self.nodes: Nodes
+        self.places: list[_Place] = []
+        self.mesh: Mesh | None = None
+        self.handles: list[int] = []  # of the ranks of an embedded Ray, for the day when Ray is gone
+        self.known: set[str] = set()  # nodes that were looked at
+        self.head: HeadWatch | None = None
+        self.gone = False  # Ray itself: the head of the cluster, or what is embedded
+        self._forget()
+        self._connect()
 
     def start(self, config: RunConfig) -> list[Where]:
         """See `Ranks`."""
+        if self.ray is None:
+            self._connect()
+        self._forget()
         mesh = config.mesh.mesh()
-        self._place(mesh.ranks // mesh.ulysses, mesh.ulysses, str(mesh))
-        remote = self.ray.remote(_Rank)
-        local = {"num_cpus": 1, "num_gpus": 1 if self._uses_gpus() else 0, "max_concurrency": 3}
-        self.actors = [
-            remote.options(**local, **self._spot(rank // mesh.ulysses)).remote() for rank in range(mesh.ranks)
-        ]
-        found: list[tuple[str, int]] = self.ray.get([a.where.remote() for a in self.actors])
-        nodes = [node for node, _ in found]
-        address = self.ray.get(self.actors[0].meeting_point.remote(self.address is None))
-        self.ends, self.pending, self.first_failure = {}, {}, float("inf")
-        for rank, actor in enumerate(self.actors):
-            local_rank, local_world = nodes[:rank].count(nodes[rank]), nodes.count(nodes[rank])
-            self.pending[actor.run.remote(config, rank, mesh.ranks, local_rank, local_world, address)] = rank
-        return [Where(rank, node, pid) for rank, (node, pid) in enumerate(found)]
+        try:
+            self._look_at_nodes(config)
+            if mesh != self.mesh or not self._all_answer():
+                self._dismiss()
+                self._make_hosts(mesh, config.zero.stage)
+            return self._seat(config, mesh)
+        except self.ray.exceptions.RayError as error:
+            self._dismiss()
+            raise LostError(_words(error)) from None
 
     def poll(self, seconds: float) -> list[End] | None:
         """See `Ranks`."""
-        ready, _ = self.ray.wait(list(self.pending), num_returns=1, timeout=seconds) if self.pending else ([], [])
-        for reference in ready:
-            rank = self.pending.pop(reference)
+        if self.head is not None and self.head.silent > HEAD_SECONDS:
+            self.gone = True
+            raise HeadGoneError(*head_gone(resolved(self.address or ""), self.head.silent).args)
+        looks = self._ask()
+        if looks:
+            self.ray.wait(list(looks), num_returns=1, timeout=seconds)
+            for ready in self.ray.wait(list(looks), num_returns=len(looks), timeout=0)[0]:
+                self._take(looks[ready])
+        else:
+            time.sleep(seconds)
+        self._look_after_ray()
+        running = sum(len(place.ranks) for place in self.places)
+        if not settled(self.ends, running, time.monotonic() - self.first_failure):
+            return None
+        if all(is_echo(end) for end in self.ends if is_bad(end)):
+            self._find_lost()
+        return self.ends
+
+    def beats(self) -> dict[int, Beat | None]:
+        """See `Ranks`."""
+        taken = dict(self.heard)
+        self.heard.clear()
+        ended = {end.rank for end in self.ends}
+        return {rank: taken.get(rank) for place in self.places for rank in place.ranks if rank not in ended}
+
+    def last(self, rank: int) -> Beat | None:
+        """See `Ranks`."""
+        return self.seen.get(rank)
+
+    def state(self, rank: int) -> str:
+        """See `Ranks`."""
+        place = self._place_of(rank)
+        if not place.lost and time.monotonic() - place.heard < LATE_SECONDS:
+            return self.states.get(rank, "unknown")
+        return AWAY if self._away(place) else DEAF
+
+    def stacks(self, ranks: Sequence[int]) -> dict[int, str]:
+        """See `Ranks`."""
+        asked, told = {}, {}
+        for place in self.places:
+            mine = [rank for rank in place.ranks if rank in ranks]
+            if not mine:
+                continue
+            if self._away(place):
+                told.update(dict.fromkeys(mine, AWAY))
+            elif time.monotonic() - place.heard < LATE_SECONDS:
+                asked[place.actor.stacks.remote(mine)] = mine
+            else:
+                pids = {rank: place.pids[rank] for rank in mine}
+                asked[self.ray.remote(spy).options(**self.nodes.beside(place.node)).remote(pids)] = mine
+        ready, late = self.ray.wait(list(asked), num_returns=len(asked), timeout=STACK_SECONDS) if asked else ([], [])
+        for answer in ready:
             try:
-                self.ends[rank] = self.ray.get(reference)
+                told.update(self.ray.get(answer))
             except self.ray.exceptions.RayError as error:
-                said = " ".join(str(error).split())
-                self.ends[rank] = End(rank, "died", message=said.rpartition("Worker exit detail: ")[2])
-            if self.ends[rank].how not in ("done", "stopped"):
-                self.first_failure = min(self.first_failure, time.monotonic())
-        if not self.pending or time.monotonic() > self.first_failure + GRACE_SECONDS:
-            return [self.ends[r] for r in sorted(self.ends)]
-        return None
+                told.update({rank: _words(error) for rank in asked[answer]})
+        told.update({rank: f"no answer in {STACK_SECONDS:g} s" for answer in late for rank in asked[answer]})
+        return told
+
+    def rooms(self) -> tuple[int, ...] | None:
+        """See `Ranks`."""
+        return self.nodes.rooms() if self.address is not None else None
 
     def stop(self) -> None:
         """See `Ranks`."""
-        for actor in self.actors:
-            actor.stop.remote()
+        for place in self.places:
+            place.actor.stop.remote()
 
     def kill(self) -> None:
-        """See `Ranks`."""
-        for actor in self.actors:
-            self.ray.kill(actor, no_restart=True)
-        if self.group is not None:
-            self.ray.util.remove_placement_group(self.group)
-        self.actors, self.pending, self.group = [], {}, None
+        """See `Ranks`. Hosts stay, for the next attempt, if all of them did as they were told."""
+        if self.gone:
+            self._leave()
+            return
+        for place in self.places:
+            place.actor.strike.remote()
+        done = [place.actor.kill.remote() for place in self.places]
+        try:
+            self.ray.get(done, timeout=KILL_SECONDS)
+        except self.ray.exceptions.RayError:  # of the first that is not there
+            self._dismiss()
+        self._forget()
 
     def close(self) -> None:
         """See `Ranks`."""
         self.kill()
-        self.ray.shutdown()
+        if self.ray is not None:
+            self._dismiss()
+            self.ray.shutdown()
+        if self.head is not None:
+            self.head.close()
 
-    def _place(self, bundles: int, ulysses: int, mesh: str) -> None:
-        bundle = {"CPU": float(ulysses)}
-        if self._uses_gpus():
-            bundle["GPU"] = float(ulysses)
-        total = self.ray.cluster_resources()
-        short = [f"{total.get(k, 0):g} {k}" for k, n in bundle.items() if total.get(k, 0) < n * bundles]
-        if short:
-            raise InputError(
-                f"a mesh of {mesh} takes {' and '.join(f'{n * bundles:g} {k}' for k, n in bundle.items())}",
-                f"the cluster has {', '.join(short)}",
-                "a smaller mesh, or more nodes",
-            )
-        self.group = self.ray.util.placement_group([bundle] * bundles, strategy="PACK")
-        if not self.group.wait(PLACE_SECONDS):
-            raise InputError(
-                f"a ulysses group of {ulysses} ranks lies on one node, and there is room for {bundles} of them",
-                f"not placed within {PLACE_SECONDS:g} s on nodes of {self._node_sizes()}",
-                "wait for other jobs to end, or fewer mesh.ulysses and more mesh.ring",
-            )
+    def _connect(self) -> None:
+        self.ray, self.gone = connect(self.address, self.cpus, OBJECT_BYTES), False
+        if self.address is not None:
+            self.head = HeadWatch(resolved(self.address))
+        self.ray._private.worker._worker_logs_enabled = False  # what happened is told by events, and not twice
+        on_gpus = bool(gpus()) if self.address is None else self.ray.cluster_resources().get("GPU", 0) > 0
+        self.nodes = Nodes(self.ray, self.address is None, on_gpus)
 
-    def _spot(self, bundle: int) -> dict[str, Any]:
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+    def _forget(self) -> None:
+        """What the last attempt said."""
+        self.ends: list[End] = []
+        self.heard: dict[int, Beat | None] = {}
+        self.seen: dict[int, Beat] = {}
+        self.states: dict[int, str] = {}
+        self.first_failure = float("inf")
+        for handle in self.handles:
+            os.close(handle)
+        self.handles = []
+        for place in self.places:
+            place.pending = None
 
-        return {
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
-        }
+    def _look_at_nodes(self, config: RunConfig) -> None:
+        """Once for each node. If the run had begun before, a node that cannot be used is left out.
 
-    def _uses_gpus(self) -> bool:
-        return bool(gpus()) if self.address is None else self.ray.cluster_resources().get("GPU", 0) > 0
+        Raises:
+            InputError: at the first start, a node cannot be used.
+        """
+        if self.address is None:
+            return
+        try:
+            self.known.update(check_nodes(self.ray, config, self.known | self.nodes.shunned))
+        except InputError:
+            if not self.known:
+                raise
+            self.nodes.shunned |= alive(self.ray).keys() - self.known
 
-    def _node_sizes(self) -> str:
-        alive = [n["Resources"] for n in self.ray.nodes() if n["Alive"]]
-        return ", ".join(f"{r.get('CPU', 0):g} CPU {r.get('GPU', 0):g} GPU" for r in alive)
+    def _all_answer(self) -> bool:
+        try:
+            self.ray.get([place.actor.where.remote() for place in self.places], timeout=ANSWER_SECONDS)
+        except self.ray.exceptions.RayError:
+            return False
+        return bool(self.places)
+
+    def _make_hosts(self, mesh: Mesh, stage: int) -> None:
+        """One on each node; with GPUs one in each bundle, which then sees its own."""
+        found = self.nodes.take(mesh)
+        homes: dict[tuple[str, int], list[int]] = {}
+        for bundle, node in enumerate(found):
+            homes.setdefault((node, bundle if self.nodes.gpus else 0), []).append(bundle)
+        remote, launcher = self.ray.remote(Host), os.getpid() if self.address is None else 0
+        takes = {"num_cpus": mesh.ulysses, "num_gpus": mesh.ulysses if self.nodes.gpus else 0, "max_concurrency": 3}
+        actors = [
+            remote.options(**takes, scheduling_strategy=self.nodes.spot(bundles[0])).remote(stage, launcher)
+            for bundles in homes.values()
+        ]
+        told = self.ray.get([actor.where.remote() for actor in actors], timeout=START_SECONDS)
+        for actor, bundles, (node, name) in zip(actors, homes.values(), told, strict=True):
+            ranks = [b * mesh.ulysses + i for b in bundles for i in range(mesh.ulysses)]
+            self.places.append(_Place(actor, node, name, ranks, {}))
+        self.mesh = mesh
+
+    def _seat(self, config: RunConfig, mesh: Mesh) -> list[Where]:
+        """Start the ranks."""
+        first, embedded = self._place_of(0), self.address is None
+        address = self.ray.get(first.actor.meeting_point.remote(embedded), timeout=START_SECONDS)
+        node_of = {rank: place.node for place in self.places for rank in place.ranks}
+        nodes = [node_of[rank] for rank in range(mesh.ranks)]
+        seats = [Seat(r, mesh.ranks, nodes[:r].count(nodes[r]), nodes.count(nodes[r]), address) for r in node_of]
+        lease = None if embedded else max(LEAST_LEASE, 3 * config.restart.silence_seconds)
+        started = [p.actor.start.remote(config, [s for s in seats if s.rank in p.ranks], lease) for p in self.places]
+        for place, pids in zip(self.places, self.ray.get(started, timeout=START_SECONDS), strict=True):
+            place.pids, place.heard = pids, time.monotonic()
+        found = [Where(rank, p.node, p.name, p.pids[rank]) for p in self.places for rank in p.ranks]
+        if embedded:
+            with suppress(OSError):  # one may have died already
+                self.handles = [os.pidfd_open(where.pid) for where in found]
+        return sorted(found, key=lambda where: where.rank)
+
+    def _ask(self) -> dict[Any, _Place]:
+        """Looks that are pending; hosts that gave theirs are asked again."""
+        ended = {end.rank for end in self.ends}
+        for place in self.places:
+            if place.pending is None and not place.lost and not ended.issuperset(place.ranks):
+                place.pending = place.actor.look.remote(LOOK_SECONDS)
+        return {place.pending: place for place in self.places if place.pending is not None}
+
+    def _take(self, place: _Place) -> None:
+        answer, place.pending = place.pending, None
+        try:
+            look: Look = self.ray.get(answer)
+        except self.ray.exceptions.ActorUnavailableError:
+            time.sleep(0.1)  # the line to it broke: Ray will find out whether it lives
+            return
+        except self.ray.exceptions.RayError as error:
+            self._lose(place, error)
+            return
+        place.heard = time.monotonic()
+        self.heard.update({rank: beat for rank, beat in look.beats.items() if beat is not None})
+        self.seen.update(look.last)
+        self.states.update(look.states)
+        self._note(look.ends)
+
+    def _note(self, ends: Sequence[End]) -> None:
+        self.ends += ends
+        if any(is_bad(end) for end in ends):
+            self.first_failure = min(self.first_failure, time.monotonic())
+
+    def _lose(self, place: _Place, error: Exception | None) -> None:
+        """A host is gone, and its ranks with it."""
+        place.lost = True
+        for_memory = isinstance(error, self.ray.exceptions.OutOfMemoryError)
+        sign = HOST if for_memory or self.address is None else self.nodes.trouble(place.node) or HOST
+        if isinstance(error, self.ray.exceptions.NodeDiedError) or (error and "node has died" in str(error)):
+            sign = LINK if sign == LINK else NODE
+        said = f"the Ray worker on {place.name}: {_words(error)}" if error is not None else "Ray itself died"
+        message = {NODE: f"its machine {place.name} went away", LINK: f"{place.name} does not answer"}.get(sign, said)
+        ended, ends = {end.rank for end in self.ends}, []
+        for rank in place.ranks:
+            if rank not in ended:
+                at = self.seen.get(rank)
+                step, phase = (at.step, at.phase) if at else (0, None)
+                ends.append(End(rank, "died", step, message, phase=phase, sign=sign, for_memory=for_memory))
+        self._note(ends)
+
+    def _find_lost(self) -> None:
+        """Ranks only say that they lost their peers: which machines do not answer?"""
+        for place in self.places:
+            late = time.monotonic() - place.heard > LATE_SECONDS
+            if late and not place.lost and self._away(place):
+                self._lose(place, None)
+
+    def _away(self, place: _Place) -> bool:
+        return self.address is not None and bool(self.nodes.trouble(place.node))
+
+    def _look_after_ray(self) -> None:
+        """An embedded Ray dies as a machine does, and its workers would learn of it late."""
+        if self.address is not None or not self.places or self.places[0].lost:
+            return
+        node = self.ray._private.worker._global_node
+        dead = [name for name, _ in node.dead_processes() if name in ("raylet", "gcs_server")] if node else []
+        if dead:
+            self.gone = True
+            for place in self.places:
+                self._lose(place, None)
+
+    def _place_of(self, rank: int) -> _Place:
+        return next(place for place in self.places if rank in place.ranks)
+
+    def _leave(self) -> None:
+        """Ask Ray for nothing any more: a call would wait for minutes, or end this process.
+
+        Ranks of an embedded Ray are killed from here; on a cluster they leave when their lease is over.
+        """
+        self._strike()
+        self.places, self.mesh = [], None
+        self._forget()
+        if self.address is None:
+            self.ray.shutdown()
+        else:
+            atexit.unregister(self.ray._private.worker.shutdown)
+        self.ray = None
+
+    def _strike(self) -> None:
+        for handle in self.handles:
+            with suppress(OSError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+
+    def _dismiss(self) -> None:
+        """End hosts and ranks, and hold no places."""
+        self._strike()
+        for place in self.places:
+            if self.address is not None and place.pids and not self._away(place):
+                self.ray.remote(slay).options(**self.nodes.beside(place.node)).remote(list(place.pids.values()))
+            self.ray.kill(place.actor, no_restart=True)
+        self.nodes.give_back()
+        self.places, self.mesh = [], None
 
 
-class _Rank:
-    """The actor of one rank."""
-
-    def __init__(self) -> None:
-        self.asked = threading.Event()
-
-    def where(self) -> tuple[str, int]:
-        """Node and process."""
-        import ray
-
-        return str(ray.get_runtime_context().get_node_id()), os.getpid()
-
-    def meeting_point(self, loopback: bool) -> str:
-        """An address on this node that all ranks reach, and a port that is free now."""
-        import ray
-
-        host = "127.0.0.1" if loopback else ray.util.get_node_ip_address()
-        with socket.socket() as s:
-            s.bind((host, 0))
-            return f"{host}:{s.getsockname()[1]}"
-
-    def run(self, config: RunConfig, rank: int, world: int, local_rank: int, local_world: int, address: str) -> End:
-        def work() -> tuple[int, bool]:
-            from launcher.rank import RankPlace, run
-
-            outcome = run(config, RankPlace(rank, world, local_rank, local_world, address), self.asked.is_set)
-            return outcome.step, outcome.stopped
-
-        return run_reporting(config, rank, work)
-
-    def stop(self) -> None:
-        self.asked.set()
+def _words(error: Exception) -> str:
+    """What Ray says, without the many causes that it thinks of."""
+    said = " ".join(str(error).split())
+    return said.rpartition("Worker exit detail: ")[2].partition(" Some common causes")[0][:500]

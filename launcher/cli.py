@@ -17,8 +17,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from launcher.cli_checkpoint import app as checkpoint_app
+from launcher.cli_cluster import cluster, list_, logs, status, stop, submit
 from launcher.cli_data import app as data_app
+from launcher.cli_drill import drill
 from launcher.cli_prepare import prepare
+from launcher.cli_why import why
 from parallel.errors import InputError
 
 app = typer.Typer(
@@ -239,3 +242,8 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if not (x and height.isdigit() and width.isdigit()):
         raise InputError("a size is HEIGHTxWIDTH", f"--size {text}", "--size 256x256")
     return int(height), int(width)
+
+
+for command in (why, drill, submit, status, logs, stop, cluster):
+    app.command(context_settings={"allow_interspersed_args": True})(command)
+app.command("list")(list_)

@@ -262,16 +262,17 @@ class FaultConfig(Section):
     """A fault that a rank does to itself, for `longreel drill` and tests: once in the life of a run.
 
     Attributes:
-        kind: "kill" (SIGKILL), "pause" (SIGSTOP), "raise" (an exception), "memory" (provokes the memory killer),
-            "slow" (sleeps), "nan" (a loss that is not finite), "terminate" (SIGTERM to the launcher), "full" (writes of
-            checkpoints fail as on a full disk), "tear" (killed while it writes a checkpoint).
+        kind: "kill" (SIGKILL), "pause" (SIGSTOP), "raise" (an exception), "memory" (provokes the memory killer), "cut"
+            (its connections to the other ranks are shut down), "slow" (sleeps), "nan" (a loss that is not finite),
+            "terminate" (SIGTERM to the launcher), "full" (writes of checkpoints fail as on a full disk), "tear" (killed
+            while it writes a checkpoint).
         rank: that it strikes.
         step: in which.
         phase: at the beginning of which.
         seconds: how long it lasts, where that has a meaning.
     """
 
-    kind: Literal["kill", "pause", "raise", "memory", "slow", "nan", "terminate", "full", "tear"]
+    kind: Literal["kill", "pause", "raise", "memory", "cut", "slow", "nan", "terminate", "full", "tear"]
     rank: int = Field(default=0, ge=0)
     step: int = Field(ge=1)
     phase: Literal["data", "agree", "forward", "backward", "update", "save"] = "forward"

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from launcher.cluster import interface_towards
+
 
 @dataclass(frozen=True)
 class RankPlace:
@@ -48,6 +50,8 @@ def meet(place: RankPlace, timeout: timedelta) -> Iterator[torch.device]:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_world))
         if host in ("127.0.0.1", "localhost"):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # listen on loopback only
+        elif device_name := interface_towards(host):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", device_name)
     store = meeting_store(place, timeout)
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=timeout)
     try:

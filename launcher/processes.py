@@ -1,8 +1,7 @@
 """Ranks as plain processes on this machine (`--no-ray`).
 
 On CPU they are forked from a server that loads torch and DeepSpeed once, while the command checks its input; with a
-GPU they are spawned, because CUDA does not survive a fork. A pipe to each rank carries "stop" one way and the End the
-other; when the launcher dies, however, its side closes and the rank leaves at once.
+GPU they are spawned, because CUDA does not survive a fork.
 """
 
 from __future__ import annotations
@@ -11,18 +10,25 @@ import multiprocessing
 import os
 import signal
 import socket
-import threading
 import time
-from multiprocessing.connection import Connection, wait
+from collections.abc import Sequence
 from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess
 
+from launcher.children import Children
 from launcher.config import RunConfig
 from launcher.hardware import gpus
-from launcher.ranks import End, Where, run_reporting
+from launcher.pulse import Beat
+from launcher.ranks import End, Seat, Where, is_bad, settled
 
-GRACE_SECONDS = 5.0  # for the other ranks to say what they saw, once one has failed
-PRELOAD = ["torch._dynamo", "deepspeed", "deepspeed.runtime.zero.stage3", "launcher.rank"]
+ANSWER_SECONDS = 0.5  # for a beat
+TELL_SECONDS = 2.0  # for a rank to tell its stacks, before py-spy looks
+PRELOAD = [
+    "torch._dynamo",
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # what initialize() imports, for two to four seconds
+    "deepspeed.runtime.zero.stage3",
+    "launcher.rank",
+]
 
 
 def context(stage: int) -> BaseContext:
@@ -35,10 +41,12 @@ def context(stage: int) -> BaseContext:
     from multiprocessing.forkserver import ensure_running
 
     # Whoever stops a job may signal all of its processes: only the launcher listens, and then asks the ranks. What is
-    # ignored stays ignored in the server and in the ranks that it forks.
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    ensure_running()
-    signal.signal(signal.SIGTERM, before)
+    # blocked stays blocked in the server and in the ranks that it forks.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return server
 
 
@@ -46,98 +54,61 @@ class ProcessRanks:
     """See `Ranks`."""
 
     def __init__(self, processes: BaseContext) -> None:
-        self.context = processes
-        self.pipes: dict[Connection, int] = {}
-        self.processes: list[BaseProcess] = []
-        self.ends: dict[int, End] = {}
+        self.children = Children(processes, os.getpid())
+        self.ends: list[End] = []
         self.first_failure = float("inf")
 
     def start(self, config: RunConfig) -> list[Where]:
         """See `Ranks`."""
-        ranks, address = config.mesh.mesh().ranks, f"127.0.0.1:{free_port()}"
-        self.pipes, self.processes, self.ends, self.first_failure = {}, [], {}, float("inf")
-        for rank in range(ranks):
-            here, there = self.context.Pipe()
-            process = self.context.Process(  # type: ignore[attr-defined]
-                target=_rank, args=(there, config, rank, ranks, address), name=f"longreel-rank-{rank}"
-            )
-            process.start()
-            there.close()
-            self.pipes[here] = rank
-            self.processes.append(process)
-        return [Where(rank, socket.gethostname(), process.pid or 0) for rank, process in enumerate(self.processes)]
+        world, address = config.mesh.mesh().ranks, f"127.0.0.1:{free_port()}"
+        self.ends, self.first_failure = [], float("inf")
+        pids = self.children.start(config, [Seat(rank, world, rank, world, address) for rank in range(world)])
+        host = socket.gethostname()
+        return [Where(rank, host, host, pid) for rank, pid in pids.items()]
 
     def poll(self, seconds: float) -> list[End] | None:
         """See `Ranks`."""
-        waiting = [p for p, rank in self.pipes.items() if rank not in self.ends]
-        for pipe in wait(waiting, timeout=seconds):
-            assert isinstance(pipe, Connection)
-            rank = self.pipes[pipe]
-            try:
-                self.ends[rank] = pipe.recv()
-            except (EOFError, OSError):
-                self.ends[rank] = End(rank, "died", message=self._cause(rank))
-            if self.ends[rank].how not in ("done", "stopped"):
-                self.first_failure = min(self.first_failure, time.monotonic())
-        if len(self.ends) == len(self.pipes) or time.monotonic() > self.first_failure + GRACE_SECONDS:
-            return [self.ends[r] for r in sorted(self.ends)]
+        self.children.hear(seconds)
+        new = self.children.take_ends()
+        self.ends += new
+        if any(is_bad(end) for end in new):
+            self.first_failure = min(self.first_failure, time.monotonic())
+        clear = settled(self.ends, len(self.children.ranks), time.monotonic() - self.first_failure)
+        return self.ends if clear else None
+
+    def beats(self) -> dict[int, Beat | None]:
+        """See `Ranks`."""
+        asked = self.children.ask()
+        self.children.hear(ANSWER_SECONDS, lambda: not self.children.owe(asked))
+        return self.children.take_beats()
+
+    def last(self, rank: int) -> Beat | None:
+        """See `Ranks`."""
+        return self.children.last(rank)
+
+    def state(self, rank: int) -> str:
+        """See `Ranks`."""
+        return self.children.state(rank)
+
+    def stacks(self, ranks: Sequence[int]) -> dict[int, str]:
+        """See `Ranks`."""
+        return self.children.stacks(ranks, TELL_SECONDS)
+
+    def rooms(self) -> tuple[int, ...] | None:
+        """See `Ranks`."""
         return None
 
     def stop(self) -> None:
         """See `Ranks`."""
-        for pipe in self.pipes:
-            try:
-                pipe.send("stop")
-            except OSError:
-                continue  # it has ended already
+        self.children.stop()
 
     def kill(self) -> None:
         """See `Ranks`."""
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.join()
-        for pipe in self.pipes:
-            pipe.close()
-        self.pipes, self.processes = {}, []
+        self.children.kill()
 
     def close(self) -> None:
         """See `Ranks`."""
         self.kill()
-
-    def _cause(self, rank: int) -> str:
-        process = self.processes[rank]
-        process.join(1)
-        code = process.exitcode
-        if code is not None and code < 0:
-            return f"killed by {signal.Signals(-code).name}"
-        return f"exit code {code}"
-
-
-def _rank(pipe: Connection, config: RunConfig, rank: int, ranks: int, address: str) -> None:
-    """A rank's process."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # they are for the launcher, which then asks
-    asked = threading.Event()
-    threading.Thread(target=_listen, args=(pipe, asked), daemon=True).start()
-
-    def work() -> tuple[int, bool]:
-        from launcher.rank import RankPlace, run
-
-        outcome = run(config, RankPlace(rank, ranks, rank, ranks, address), asked.is_set)
-        return outcome.step, outcome.stopped
-
-    pipe.send(run_reporting(config, rank, work))
-    os._exit(0)  # DeepSpeed and gloo sometimes abort at interpreter exit, after the work is done
-
-
-def _listen(pipe: Connection, asked: threading.Event) -> None:
-    while True:
-        try:
-            if pipe.recv() == "stop":
-                asked.set()
-        except (EOFError, OSError):
-            os._exit(1)  # the launcher is gone
 
 
 def free_port() -> int:

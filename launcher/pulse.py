@@ -1,14 +1,23 @@
-"""How far a rank is: the step and the phase that it is in, and since when. Written by its loop, read by its watcher."""
+"""How far a rank is: the step and the phase that it is in, and since when. Written by its loop, read by its watcher.
+
+rank's loop --enter--> Pulse --beat, when asked--> watcher        a stopped rank does not answer
+                         |
+                         +--> Board: memory that outlives the rank, so that a kill leaves its last word
+"""
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Phase = Literal["start", "load", "data", "agree", "forward", "backward", "update", "save", "end"]
 PHASES: tuple[Phase, ...] = ("start", "load", "data", "agree", "forward", "backward", "update", "save", "end")
+WORD = struct.Struct("=qqqdq")  # turns, step, phase, since when, turns again: a word half written is seen
+BOARD_BYTES = WORD.size
+TRIES = 100
 
 
 @dataclass(frozen=True)
@@ -33,19 +42,32 @@ class Pulse:
 
     Args:
         on_enter: called with (phase, step) at each beat, before it counts; the fault kit strikes here.
+        board: `BOARD_BYTES` of memory shared with the watcher, where each beat is written down.
     """
 
-    def __init__(self, on_enter: Callable[[Phase, int], None] | None = None) -> None:
-        self.on_enter = on_enter
+    def __init__(self, on_enter: Callable[[Phase, int], None] | None = None, board: Any = None) -> None:
+        self.on_enter, self.board = on_enter, board
         self._now: tuple[int, Phase, float, int] = (0, "start", time.monotonic(), 0)
 
     def enter(self, phase: Phase, step: int) -> None:
         """The rank begins with `phase` of `step`."""
         if self.on_enter is not None:
             self.on_enter(phase, step)
-        self._now = (step, phase, time.monotonic(), self._now[3] + 1)
+        turns, now = self._now[3] + 1, time.monotonic()
+        self._now = (step, phase, now, turns)
+        if self.board is not None:
+            WORD.pack_into(self.board, 0, turns, step, PHASES.index(phase), now, turns)
 
     def read(self) -> Beat:
         """Where the rank is now."""
         step, phase, since, turns = self._now
         return Beat(step, phase, time.monotonic() - since, turns)
+
+
+def last_word(board: Any) -> Beat:
+    """Where the rank was that wrote on this board; it may be dead."""
+    for _ in range(TRIES):
+        turns, step, phase, since, again = WORD.unpack_from(board, 0)
+        if turns == again:
+            break
+    return Beat(step, PHASES[phase], time.monotonic() - since if turns else 0.0, turns)

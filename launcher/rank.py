@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from launcher import faults
 from launcher.checkpoints.manifest import TrainState, layout_of
 from launcher.checkpoints.saver import Saver
 from launcher.checkpoints.storage import open_storage
@@ -93,7 +94,7 @@ def run(
     timeout = timedelta(seconds=config.restart.timeout_seconds)
     with meet(place, timeout) as device, only_writer(folder.root, place.rank):
         pulse.enter("load", 0)
-        storage = open_storage(folder.checkpoints, config.checkpoint.to)
+        storage = faults.storage(config, place.rank, open_storage(folder.checkpoints, config.checkpoint.to))
         found = find_checkpoint(config, folder, storage)
         feed = build_feed(config, place, device, found.state if found else None)
         engine = build_engine(config, feed, device)
@@ -104,6 +105,7 @@ def run(
         journal = Journal(folder, state.step, place.rank, layout, proof_of(config, found, device))
         saver = saver_for(config, storage, engine, ema, journal)
         batches = feed.batches(state.position)
+        poisoned = faults.poisoned(config, place.rank)
         unreadable: set[str] = set()
         stopped = False
         while state.step < config.steps and not stopped:
@@ -121,7 +123,7 @@ def run(
                 journal.problems(state.step + 1, agreed.problems)
                 batch = feed.without(batch, agreed.problems)
                 agreed = agree(batch, replace(words, stop=agreed.stop, due=agreed.due), config.mesh.mesh(), device)
-            loss = gradients(engine, feed, batch, agreed.weight, device, pulse)
+            loss = gradients(engine, feed, batch, agreed.weight, device, pulse, poisoned)
             rate = learning_rate(config.optimizer, state.step, config.steps)
             saver.wait_copied()
             pulse.enter("update", state.step + 1)
@@ -129,7 +131,7 @@ def run(
             if ema is not None:
                 ema.update()
             state = TrainState(batch.position, feed.datasets(batch.position))
-            refuse_nonsense(state.step, loss, norm, batch)
+            refuse_nonsense(state.step, loss, norm, batch, journal)
             stopped = agreed.stop
             journal.write(
                 state.step, batch, loss=loss, grad_norm=norm, learning_rate=rate,
@@ -219,13 +221,23 @@ def refuse_many(unreadable: Collection[str], problems: Sequence[Problem], most: 
         )
 
 
-def gradients(engine: Engine, feed: Feed, batch: Batch, weight: float, device: torch.device, pulse: Pulse) -> float:
+def gradients(
+    engine: Engine,
+    feed: Feed,
+    batch: Batch,
+    weight: float,
+    device: torch.device,
+    pulse: Pulse,
+    poisoned: Callable[[int], bool] = lambda step: False,
+) -> float:
     """Add up the gradients of one step; gives the loss of the whole of it."""
     loss, step = torch.zeros((), dtype=torch.float64, device=device), batch.position.step
     for micro in batch.micro_steps:
         pulse.enter("forward", step)
         prediction = engine.forward(micro.prepared.packed, micro.plans)
         part, _ = feed.objective.loss(prediction, micro.prepared)
+        if poisoned(step):
+            part = part * math.nan  # the fault kit
         pulse.enter("backward", step)
         engine.backward(part / weight)
         loss += part.detach()
@@ -244,9 +256,10 @@ def learning_rate(config: OptimizerConfig, done: int, steps: int) -> float:
     return config.learning_rate * (config.final_ratio + (1 - config.final_ratio) * share)
 
 
-def refuse_nonsense(step: int, loss: float, norm: float, batch: Batch) -> None:
+def refuse_nonsense(step: int, loss: float, norm: float, batch: Batch, journal: Journal) -> None:
     """Stop before a broken update is saved."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
+        journal.event("nonsense", step=step, loss=str(loss), grad_norm=str(norm), samples=list(batch.samples))
         raise FloatingPointError(f"step {step}: loss {loss}, gradient norm {norm}; samples {list(batch.samples)[:8]}")
 
 

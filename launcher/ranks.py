@@ -1,22 +1,65 @@
 """The ranks of a run as seen from outside: start them, hear how each ended, stop or kill them.
 
-Two ways to have ranks, plain processes (`processes.py`) and Ray actors (`actors.py`), and one way to run in them:
-`run_reporting`, which turns whatever happens to a rank into an `End`.
+Two ways to have ranks, plain processes (`processes.py`) and processes under Ray actors (`actors.py`), and one way to
+run in them: `run_reporting`, which turns whatever happens to a rank into an `End`.
 """
 
 from __future__ import annotations
 
+import errno
+import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
 
 from launcher.config import RunConfig
+from launcher.pulse import Beat, Phase, Pulse
 from parallel.errors import InputError
 
+NODE, LINK, HOST = "node", "link", "host"  # a rank's machine died, or cannot be reached; its Ray worker died
+LOST = (NODE, LINK, HOST)
 How = Literal["done", "stopped", "refused", "failed", "died"]
-BY_BLAME: tuple[How, ...] = ("refused", "died", "failed")  # what came first, when a fault took all ranks with it
-ECHOES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+GRACE_SECONDS = 5.0  # for the others to say what they saw, when the first word is only that a peer is gone
+PROMPT_SECONDS = 0.3  # for the others to say what they saw, when the first word tells why
+ECHOES = (  # of torch.distributed when a peer is gone; the peer is what matters
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "Timed out waiting",
+    "imed out after",
+    "failed to recv",
+    "Application timeout caused pair closure",
+    "Socket Timeout",
+    "The client socket has",
+    "ncclRemoteError",
+    "NCCL communicator was aborted",
+    "collective operation timeout",
+)
+SPEAKERS = ("gloo", "nccl", "NCCL", "TCPStore", "c10d", "DistNetworkError", "DistStoreError", "DistBackendError")
+
+
+class NoRoomError(InputError):
+    """The cluster has too few free places for the mesh."""
+
+
+class HeadGoneError(InputError):
+    """The head of a cluster does not answer any more."""
+
+
+class LostError(RuntimeError):
+    """Machines or workers went away while ranks were being started: what says which."""
+
+
+class Seat(NamedTuple):
+    """Where a rank sits: the fields of `meeting.RankPlace`, which takes torch to import."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    address: str
 
 
 @dataclass(frozen=True)
@@ -26,9 +69,13 @@ class End:
     Attributes:
         rank: which.
         how: "refused" is an InputError, "failed" an exception, "died" an end without a word.
-        step: the last one, if it is known.
+        step: the last one, or the one in which it happened.
         message: a traceback, the signal, or empty.
         refusal: rule, value and remedy of an InputError.
+        phase: in which it happened.
+        sign: the name of the exception ("OSError ENOSPC"), the signal ("SIGKILL"), "exit code 3", or one of LOST.
+        time: when it happened, on the clock of its machine.
+        for_memory: whether the kernel's memory killer, or Ray's, struck there.
     """
 
     rank: int
@@ -36,14 +83,26 @@ class End:
     step: int = 0
     message: str = ""
     refusal: tuple[str, str, str] | None = None
+    phase: Phase | None = None
+    sign: str = ""
+    time: float = field(default_factory=time.time)
+    for_memory: bool = False
 
 
 @dataclass(frozen=True)
 class Where:
-    """A rank's process, for py-spy, kill and the record of the run."""
+    """A rank's process, for py-spy, kill and the record of the run.
+
+    Attributes:
+        rank: which.
+        node: Ray's name of the machine; that of the machine itself without Ray.
+        host: the machine as people call it.
+        pid: of the process on it.
+    """
 
     rank: int
     node: str
+    host: str
     pid: int
 
 
@@ -51,40 +110,96 @@ class Ranks(Protocol):
     """All ranks of one attempt."""
 
     def start(self, config: RunConfig) -> list[Where]:
-        """Start them; says where each of them is."""
+        """Start them; says where each of them is.
+
+        Raises:
+            NoRoomError: the cluster has too few places for the mesh.
+            LostError: machines went away meanwhile; trying again may help.
+            InputError: they cannot run there.
+        """
 
     def poll(self, seconds: float) -> list[End] | None:
-        """Wait at most so long; all ends once there is nothing more to wait for, else None."""
+        """Wait at most so long; the ends, the first first, once there is nothing more to wait for, else None.
+
+        Raises:
+            HeadGoneError: there is nobody to ask.
+        """
+
+    def beats(self) -> dict[int, Beat | None]:
+        """Where each rank is; None for one that did not answer since the last call. Blocks for a second at most."""
+
+    def last(self, rank: int) -> Beat | None:
+        """Where a rank was when it was last seen, alive or dead; None if nobody knows."""
+
+    def state(self, rank: int) -> str:
+        """What its machine says of a rank's process, such as "T (stopped)", or that the machine does not answer."""
+
+    def stacks(self, ranks: Sequence[int]) -> dict[int, str]:
+        """What the threads of these ranks are doing: told by themselves, or seen from outside."""
+
+    def rooms(self) -> tuple[int, ...] | None:
+        """Ranks that each node has room for, those that run here included; None where that cannot change."""
 
     def stop(self) -> None:
         """Ask for a checkpoint and an end after the current step."""
 
     def kill(self) -> None:
-        """End them now."""
+        """End them now, stopped ones too."""
 
     def close(self) -> None:
         """Give everything back."""
 
 
-def run_reporting(config: RunConfig, rank: int, work: Callable[[], tuple[int, bool]]) -> End:
+def run_reporting(rank: int, work: Callable[[], tuple[int, bool]], pulse: Pulse) -> End:
     """Run `work`, which gives (last step, stopped), and say how it ended."""
     try:
         step, stopped = work()
         return End(rank, "stopped" if stopped else "done", step)
     except InputError as error:
-        return End(rank, "refused", message=str(error), refusal=(error.rule, error.value, error.remedy))
-    except BaseException:  # it is reported, not swallowed: the supervisor decides
-        return End(rank, "failed", message=traceback.format_exc())
+        at = pulse.read()
+        refusal = (error.rule, error.value, error.remedy)
+        return End(rank, "refused", at.step, str(error), refusal, at.phase, "InputError")
+    except BaseException as error:  # it is reported, not swallowed: the supervisor decides
+        at = pulse.read()
+        return End(rank, "failed", at.step, traceback.format_exc(), None, at.phase, sign_of(error))
+
+
+def sign_of(error: BaseException) -> str:
+    """The name of an exception, with the system's name of its number if it has one."""
+    number = errno.errorcode.get(getattr(error, "errno", None) or 0, "")
+    return f"{type(error).__name__} {number}".strip()
+
+
+def is_bad(end: End) -> bool:
+    """Whether the attempt failed with it."""
+    return end.how not in ("done", "stopped")
+
+
+def is_echo(end: End) -> bool:
+    """Whether a rank only says that it lost its peers."""
+    words = any(echo in end.message for echo in ECHOES)
+    return end.how == "failed" and words and any(speaker in end.message for speaker in SPEAKERS)
 
 
 def culprit(ends: Sequence[End]) -> End | None:
     """The rank that the others fell over; None if all ended well.
 
-    A rank that was refused or died without a word comes before one that only lost its peer.
+    A refusal comes first, then whatever happened first, and last of all those that only lost their peers.
     """
-    for how in BY_BLAME:
-        found = [e for e in ends if e.how == how]
-        own = [e for e in found if not any(echo in e.message for echo in ECHOES)]
-        if own or found:
-            return (own or found)[0]
-    return None
+    bad = [end for end in ends if is_bad(end)]
+    return min(bad, key=lambda e: (e.how != "refused", is_echo(e), e.time, e.rank), default=None)
+
+
+def settled(ends: Sequence[End], ranks: int, seconds: float) -> bool:
+    """Whether it is clear how an attempt ended.
+
+    Args:
+        ends: so far.
+        ranks: that run.
+        seconds: since the first of them ended badly.
+    """
+    if len(ends) == ranks:
+        return True
+    bad = [end for end in ends if is_bad(end)]
+    told = any(not is_echo(end) for end in bad)
+    return bool(bad) and seconds >= (PROMPT_SECONDS if told else GRACE_SECONDS)

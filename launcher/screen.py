@@ -7,7 +7,9 @@ On a terminal it is a progress bar; in a log file, a line every few seconds.
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from launcher.folder import RunFolder
+from launcher.stacks import alike
 
 SECONDS_BETWEEN_LINES = 10.0
+CALLS = 8  # of a stack that are shown
+Event = dict[str, Any]
+Line = tuple[str, str]  # a colour, and the text
 
 
 class Tail:
@@ -29,19 +35,28 @@ class Tail:
         self.inode = path.stat().st_ino if path.exists() else 0
 
     def read(self) -> list[dict[str, Any]]:
-        """New whole lines."""
-        if not self.path.exists():
+        """New whole lines; none while the file cannot be read, which is for those to tell who write it."""
+        try:
+            with open(self.path, "rb") as file:
+                stat = os.fstat(file.fileno())
+                if self.inode and stat.st_ino != self.inode:
+                    self.offset = stat.st_size  # rewritten on resume: what it holds was shown before
+                self.inode = stat.st_ino
+                file.seek(self.offset)
+                data = file.read()
+        except OSError:
             return []
-        stat = self.path.stat()
-        if self.inode and stat.st_ino != self.inode:
-            self.offset = stat.st_size  # rewritten on resume: what it holds was shown before
-        self.inode = stat.st_ino
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
         self.offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        return [fields for line in whole.splitlines() if isinstance(fields := _parsed(line), dict)]
+
+
+def _parsed(line: bytes) -> Any:
+    """What a line holds; nothing if a kill or a full disk broke it."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 class Screen:
@@ -61,10 +76,17 @@ class Screen:
 
     def update(self) -> None:
         """Show what is new."""
+        told: dict[int, str] = {}
         for event in self.events.read():
+            if event.get("event") == "stacks":
+                told[event["rank"]] = event["text"]
             text = describe(event)
             if text:
                 self.console.print(text, highlight=False, soft_wrap=True)
+        for calls, ranks in alike(told, CALLS).items():
+            who = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+            text = "\n".join([f"stack of {who}:", *(f"    {line}" for line in calls.splitlines())])
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         for line in self.metrics.read():
             self._step(line)
 
@@ -91,17 +113,75 @@ class Screen:
 
 def describe(event: dict[str, Any]) -> str:
     """A line for a person; empty for events that are no news."""
-    name = event.get("event")
-    if name == "resume":
-        return f"resumed from step {event['step']} ({event['checkpoint']})"
-    if name == "fallback":
-        return f"[yellow]checkpoint {event['checkpoint']} is broken and was passed over: {escape(event['reason'])}[/]"
-    if name == "failure":
-        return f"[red]rank {event['rank']} {event['how']} after step {event['step']}: {escape(event['reason'])}[/]"
-    if name == "gap":
-        return (
-            f"[yellow]metrics.jsonl lacks {event['missing']} of the lines of steps 1 to {event['step']}: not drawn[/]"
-        )
-    if name == "restart":
-        return f"restarting all ranks ({event['attempt']} of {event['limit']})"
-    return ""
+    line = LINES.get(event.get("event", ""))
+    if line is None:
+        return ""
+    colour, text = line(event)
+    return f"[{colour}]{escape(text)}[/]" if colour and text else escape(text)
+
+
+def _failure(event: Event) -> Line:
+    if event.get("how") == "hung":
+        return "", ""  # its hang was told
+    where = _where(event)
+    if "words" not in event:
+        return "red", f"{where} {event['how']} after step {event['step']}: {event['reason']}"
+    when = f" (in {event['phase']} of step {event['step']})" if event.get("phase") else ""
+    return "red", f"{where} {event['words']}{when}"
+
+
+def _hang(event: Event) -> Line:
+    kinds = {
+        "silent": "gives no sign",
+        "behind": "stands still while the others wait",
+        "all": "stands still, and so do all others",
+    }
+    at = f"in {event['phase']} of step {event['step']}, for {event['seconds']:.0f} s"
+    return "red", f"{_where(event)} {kinds[event['kind']]} {at}; its process: {event['state']}"
+
+
+def _unsaved(event: Event) -> Line:
+    again = f"; tried again in {event['again_in']:.0f} s" if "again_in" in event else ""
+    return "yellow", f"step {event['step']} was not saved: {event['reason']}{again}; training goes on"
+
+
+def _restart(event: Event) -> Line:
+    return "", f"restarting all ranks ({event['attempt']} of {event['limit']})"
+
+
+def _verified(event: Event) -> Line:
+    steps = event["steps"] if isinstance(event["steps"], int) else len(event["steps"])
+    return "", f"resume verified: {event['identical']} of {steps} steps identical"
+
+
+def _nonsense(event: Event) -> Line:
+    told = f"loss {event.get('loss')}, gradient norm {event.get('grad_norm')}"
+    return "yellow", f"step {event['step']} is not finite: {told}"
+
+
+def _where(event: Event) -> str:
+    rank, host = event.get("rank", -1), event.get("host")
+    return f"rank {rank}{f' on {host}' if host else ''}" if rank is not None and rank >= 0 else "the run"
+
+
+LINES: dict[str, Callable[[Event], Line]] = {
+    "resume": lambda e: ("", f"resumed from step {e['step']} ({e['checkpoint']})"),
+    "fallback": lambda e: ("yellow", f"checkpoint {e['checkpoint']} is broken and was passed over: {e['reason']}"),
+    "gap": lambda e: (
+        "yellow",
+        f"metrics.jsonl lacks {e['missing']} of the lines of steps 1 to {e['step']}: not drawn",
+    ),
+    "failure": _failure,
+    "hang": _hang,
+    "unsaved": _unsaved,
+    "restart": _restart,
+    "mesh": lambda e: ("yellow", f"mesh {e['from']} -> {e['to']}: {e['reason']}"),
+    "verified": _verified,
+    "differs": lambda e: ("red", f"a step done again gave other numbers: {e.get('difference') or e.get('step')}"),
+    "nonsense": _nonsense,
+    "unreadable": lambda e: ("yellow", f"sample {e['sample']} cannot be read and counts nothing: {e['reason']}"),
+    "fault": lambda e: (
+        "magenta",
+        f"fault kit: {e['kind']} of rank {e['rank']}, in {e['phase']} of step {e['step']}",
+    ),
+}

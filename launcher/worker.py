@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from launcher.causes import cause_of, last_line
+from launcher.children import pulse_of
 from launcher.config import load, to_yaml
 from launcher.folder import RunFolder, make_run_folder, write_whole
-from launcher.ranks import run_reporting
+from launcher.ranks import End, is_echo, run_reporting
 from launcher.train import DONE, FAILED, REFUSED, STOPPED, absolute
 from parallel.errors import InputError
 
@@ -70,19 +73,34 @@ def main(arguments: list[str]) -> int:
         RunFolder(config.out).record("start", steps=config.steps, mesh=str(mesh))
 
     def work() -> tuple[int, bool]:
-        from launcher.rank import RankPlace, run
+        from launcher.meeting import RankPlace
+        from launcher.rank import run
 
         address = f"{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MASTER_PORT', '29500')}"
-        outcome = run(config, RankPlace(**place, address=address), asked.is_set)
+        outcome = run(config, RankPlace(**place, address=address), asked.is_set, pulse)
         return outcome.step, outcome.stopped
 
-    end = run_reporting(config, place["rank"], work)
+    pulse = pulse_of(config, place["rank"], 0)
+    end = run_reporting(place["rank"], work, pulse)
     if end.message:
         print(f"error: {end.message}" if end.refusal else end.message, file=sys.stderr)
+        tell(RunFolder(config.out), end)
     elif place["rank"] == 0:
         RunFolder(config.out).record("stop" if end.how == "stopped" else "done", step=end.step)
         print(f"{config.out}: {end.how} at step {end.step}")
     return {"done": DONE, "stopped": STOPPED, "refused": REFUSED}.get(end.how, FAILED)
+
+
+def tell(folder: RunFolder, end: End) -> None:
+    """Record why this rank failed, for `longreel why`; one that only lost its peers has nothing to tell."""
+    if is_echo(end):
+        return
+    cause = cause_of(end)
+    folder.record(
+        "failure", rank=end.rank, host=socket.gethostname(), pid=os.getpid(), how=end.how, cause=cause.kind,
+        step=end.step, phase=end.phase, reason=last_line(end), words=cause.words, remedy=cause.remedy,
+        trace=end.message,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.runs import config
 
 STEPS = 14
 RAY = pytest.param(True, id="ray")
+STARTED: list[subprocess.Popen[str]] = []
 PLAIN = pytest.param(False, id="processes")
 
 
@@ -35,9 +37,22 @@ def settings(out: Path, dataset: Path) -> Path:
 
 def start(file: Path, ray: bool, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "launcher", "train", str(file), *overrides, "--ray" if ray else "--no-ray"]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
+    STARTED.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def no_leftovers() -> Iterator[None]:
+    """What a test that failed has left running is killed."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    STARTED.clear()
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:

@@ -1,0 +1,193 @@
+"""From the evidence of a failure to its cause, in words, and what to do: a cause instead of "actor died".
+
+a rank's End    an exception, a signal, an exit code          --+
+a Hang          who stands still, and what its machine says     +--cause_of--> kind, words, remedy
+counters        kills of the kernel's memory killer           --+
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from launcher.ranks import HOST, LINK, NODE, End, is_echo
+from launcher.watchdog import Hang
+
+Kind = Literal[
+    "killed", "memory", "hang", "exception", "nonsense", "full", "store", "data", "node", "link", "stopped", "input"
+]
+CAUSES: tuple[Kind, ...] = (
+    "killed", "memory", "hang", "exception", "nonsense", "full", "store", "data", "node", "link", "stopped", "input",
+)  # fmt: skip
+CRASHES = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGSYS", "SIGTRAP")
+MEMORY_ERRORS = ("MemoryError", "OutOfMemoryError")
+MEMORY_WORDS = ("can't allocate memory", "Cannot allocate memory")
+STORE_ERRORS = (
+    "UnsavedError",
+    "ConnectionError",
+    "ConnectTimeout",
+    "EndpointConnectionError",
+    "ClientError",
+    "HttpError",
+)
+FULL = ("ENOSPC", "EDQUOT")
+STORAGE_NUMBERS = ("EIO", "ESTALE", "EROFS", "ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "ECONNREFUSED", "ENODEV")
+FEWER_BYTES = "fewer data.pack_tokens, a longer mesh.ring, a higher zero.stage, or zero.offload"
+GROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why it happened.
+
+    Attributes:
+        kind: one of CAUSES.
+        words: a sentence without a subject, such as "was killed by SIGKILL from outside".
+        remedy: what to do or type.
+        lasting: it would happen again after a restart.
+    """
+
+    kind: Kind
+    words: str
+    remedy: str
+    lasting: bool = False
+
+
+def cause_of(end: End | None, hang: Hang | None = None, state: str = "") -> Cause:
+    """Why an attempt failed.
+
+    Args:
+        end: of the rank that the others fell over, if it ended.
+        hang: if nobody ended, who stands still.
+        state: what its machine says of a rank that stands still (`Ranks.state`).
+    """
+    if hang is not None:
+        return _of_hang(hang, state)
+    assert end is not None, "a failure has a rank that ended, or one that hangs"
+    if end.how == "refused":
+        return _of_refusal(end)
+    return _of_death(end) if end.how == "died" else _of_exception(end)
+
+
+def _of_hang(hang: Hang, state: str) -> Cause:
+    where = f"in {hang.phase} of step {hang.step}"
+    if hang.kind == "silent" and state.startswith("T"):
+        words = f"was stopped (SIGSTOP, or a debugger) {where} and gave no sign for {hang.seconds:.0f} s"
+        return Cause("hang", words, "find out who stops processes on that machine; the run went on without it")
+    if hang.kind == "silent" and "answer" in state:
+        words = f"gave no sign for {hang.seconds:.0f} s {where}: {state}"
+        return Cause("link", words, "look at the network and the power of that machine")
+    if hang.kind == "silent":
+        words = f"gave no sign for {hang.seconds:.0f} s {where}, its process is {state}"
+        return Cause("hang", words, "its stack says what keeps it")
+    if hang.kind == "behind":
+        words = f"stood still {where} for {hang.seconds:.0f} s while the others waited for it"
+        if hang.phase == "data":
+            return Cause(
+                "hang", words, "it waits for its data: look at the storage of data.dataset as that machine sees it"
+            )
+        return Cause("hang", words, "its stack says what keeps it")
+    words = f"and all others stood still at one place, {hang.phase} of step {hang.step}, for {hang.seconds:.0f} s"
+    return Cause("hang", words, "compare the stacks: a rank that is not in a collective keeps the others waiting")
+
+
+def _of_refusal(end: End) -> Cause:
+    assert end.refusal is not None
+    rule, value, remedy = end.refusal
+    about_data = "longreel data" in remedy or "data." in remedy or "sample" in rule
+    return Cause("data" if about_data else "input", f"refused: {rule}; found: {value}", remedy, lasting=True)
+
+
+def _of_death(end: End) -> Cause:
+    if end.for_memory:
+        return Cause("memory", f"was killed for memory: {_first_line(end.message)}", f"less memory: {FEWER_BYTES}")
+    if end.sign == NODE:
+        return Cause("node", "died with its machine", "look at that machine; the run goes on without it")
+    if end.sign == LINK:
+        return Cause("link", "cannot be reached: the link to its machine is cut", "look at the network of that machine")
+    if end.sign == HOST:
+        words = f"lost what held it: {end.message}"
+        return Cause(
+            "killed", words, "look who ends processes on that machine: a batch system, a person, a memory limit"
+        )
+    if end.sign in CRASHES:
+        return Cause("exception", f"crashed with {end.sign} in native code", "the stack below says where")
+    if end.sign.startswith("SIG"):
+        remedy = "look who ends processes on that machine: a batch system, a person, a limit"
+        return Cause("killed", f"was killed by {end.sign} from outside", remedy)
+    return Cause("exception", f"ended without a word ({end.sign or end.message})", "its output may say why")
+
+
+def _of_exception(end: End) -> Cause:
+    words = f"failed: {last_line(end)}"
+    name = end.sign.split(" ")[0]
+    if is_echo(end):
+        remedy = "look at the network between the machines; no process of the run died"
+        return Cause("link", f"lost its peers, none of which died: {last_line(end)}", remedy)
+    if name == "FloatingPointError":
+        return Cause("nonsense", words, "try a lower optimizer.learning_rate", lasting=True)
+    if end.sign.endswith(FULL) or "No space left on device" in end.message:
+        return Cause("full", words, "make room; the same command goes on from the last checkpoint", lasting=True)
+    if name in MEMORY_ERRORS or any(words in end.message for words in MEMORY_WORDS):
+        return Cause("memory", f"ran out of memory: {last_line(end)}", f"less memory: {FEWER_BYTES}")
+    if name in STORE_ERRORS or end.sign.endswith(STORAGE_NUMBERS):
+        return Cause("store", words, "look at the storage; the same command goes on from the last checkpoint")
+    return Cause("exception", words, "the traceback says where")
+
+
+def last_line(end: End) -> str:
+    """The last words of a rank."""
+    lines = [line for line in end.message.splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else "no word"
+
+
+def _first_line(text: str) -> str:
+    return (text.splitlines() or [""])[0]
+
+
+def memory_group(pid: int) -> Path | None:
+    """The file that counts what the kernel's memory killer did in the control group of a process; None without one.
+
+    Version 1 has it in memory.oom_control, version 2 in memory.events.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    paths = {names: path for _, names, path in (line.split(":", 2) for line in lines)}
+    for names, root, file in (("memory", GROUPS / "memory", "memory.oom_control"), ("", GROUPS, "memory.events")):
+        path = next((p for n, p in paths.items() if names in n.split(",")), None)
+        if path is None:
+            continue
+        for folder in (root / path.lstrip("/"), root):  # a container sees its own group at the root
+            if _count(folder / file) is not None:
+                return folder / file
+    return None
+
+
+def memory_kills(group: Path | None) -> int:
+    """How often the kernel's memory killer has struck in a control group; on the whole machine if there is none."""
+    found = _count(group) if group is not None else _count(Path("/proc/vmstat"))
+    return found or 0
+
+
+def memory_limit(group: Path | None) -> int | None:
+    """Bytes that the processes of a control group may have together; None for no limit."""
+    if group is None:
+        return None
+    name = "memory.limit_in_bytes" if group.name == "memory.oom_control" else "memory.max"
+    try:
+        limit = int((group.parent / name).read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+    return limit if limit < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") else None
+
+
+def _count(file: Path) -> int | None:
+    try:
+        words = [line.split() for line in file.read_text().splitlines()]
+    except OSError:
+        return None
+    return next((int(word[1]) for word in words if word[0] == "oom_kill"), None)

@@ -1,0 +1,383 @@
+"""Runs as jobs of a Ray cluster: submit, list, look, follow, stop. From any machine that reaches the head's port 8265.
+
+    submit --our code and the checked run--> head: `longreel train run.yaml --address auto`, as a driver of the cluster
+    logs   <--what that prints: rank 0's lines, everybody's errors--
+    stop   --SIGTERM--> it saves a last checkpoint; the same submit goes on from there
+
+The code is shipped from a folder of its own, which holds our packages and the run: Ray would leave out what .gitignore
+names, and pack all that lies beside it. The driver runs with the Python of the `ray` command that started its node, as
+the ranks do: it is asked of the node, because PATH need not have it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import queue
+import re
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.cluster import HEAD_SECONDS, head_gone, no_token, use_token
+from launcher.manifests import DASHBOARD, STOP_SECONDS
+from launcher.room import Node, Room, refuse_too_large, room_for
+from launcher.versions import CODE, HOME
+from parallel.errors import InputError
+
+if TYPE_CHECKING:
+    from launcher.config import RunConfig  # it loads torch, for which nobody who asks for a list should wait
+
+KNOCK_SECONDS = 5.0
+ANSWER_SECONDS = 20.0
+OURS = "longreel"  # in the metadata of a job: that it is ours
+ENDED = ("done", "stopped", "refused", "failed")
+RUN_FILE = "run.yaml"
+NOISE = re.compile(r"^(?:[\d\s,:-]+INFO job_manager\.py|Running entrypoint for job )")
+STEP = re.compile(r"(?:step +|resumed from step |stopped at step )(\d+)")
+# the raylet is the parent of our parent, and knows which Python its workers are started with
+ENTRYPOINT = (
+    r"node=$(sed -n 's/^PPid:[[:space:]]*//p' /proc/$PPID/status); "
+    r"python=$(tr '\0' '\n' < /proc/$node/cmdline | sed -n 's/^--python_worker_command=\([^ ]*\) .*/\1/p'); "
+    rf'exec "${{python:-python3}}" -m launcher train {RUN_FILE} --address auto'
+)
+QUIET_LOGGERS = (  # they tell of uploads and sockets
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run on a cluster.
+
+    Attributes:
+        id: by which it is asked for.
+        state: "starting", "waiting" for room, "running", "done", "stopped" with a checkpoint, "refused", "failed".
+        out: its run folder.
+        mesh: that it asked for.
+        ranks: of that mesh.
+        step: the last that it printed; 0 for none.
+        steps: of the whole run.
+        started: seconds since 1970.
+        ended: the same, none while it goes on.
+        said: its last line.
+    """
+
+    id: str
+    state: str
+    out: str
+    mesh: str
+    ranks: int
+    step: int
+    steps: int
+    started: float
+    ended: float | None
+    said: str
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A run that was handed over."""
+
+    id: str
+    room: Room
+
+
+class Jobs:
+    """The jobs of one cluster.
+
+    Args:
+        address: http://HOST:8265 of its head.
+        open_cluster: whether a cluster that asks nobody for a token will do.
+
+    Raises:
+        InputError: nobody answers, it is no Ray head, our token is refused, or it asks for none.
+    """
+
+    def __init__(self, address: str, open_cluster: bool = False) -> None:
+        self.url = url_of(address)
+        if not knock(self.url) and not (open_cluster or _loopback(self.url)):
+            raise InputError(
+                "a cluster that others can reach asks for a token: else anybody runs code there",
+                f"{self.url} answers everybody",
+                "start Ray as longreel cluster writes it, or --no-token on a network that is closed",
+            )
+        os.environ.update(use_token(os.environ))  # before Ray is imported, which reads it once
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            os.environ.pop(name, None)  # they would win against the address that was given
+        with self._told():
+            from ray.job_submission import JobSubmissionClient
+
+            for name in QUIET_LOGGERS:
+                logging.getLogger(name).setLevel(logging.WARNING)
+            self.client: Any = JobSubmissionClient(self.url)
+            # Ray waits for an answer for ever; none of its settings changes that
+            self.client._do_request = partial(self.client._do_request, timeout=(KNOCK_SECONDS, ANSWER_SECONDS))
+            self.client.list_jobs()
+
+    def submit(self, config: RunConfig) -> Submitted:
+        """Hand a run over.
+
+        Args:
+            config: with absolute paths, on storage that all nodes see.
+
+        Raises:
+            InputError: a job of that run folder goes on, or the mesh fits on no such cluster.
+        """
+        mesh = config.mesh.mesh()
+        others = [job for job in self.all() if job.state not in ENDED]
+        for job in others:
+            if job.out == str(config.out):
+                remedy = f"longreel stop {job.id} --address {self.url}, or give out=FOLDER"
+                raise InputError("one job at a time writes to a run folder", f"{job.out}: job {job.id}", remedy)
+        room = room_for(mesh, self.nodes(), sum(job.ranks for job in others))
+        refuse_too_large(mesh, room)
+        name = f"{re.sub('[^A-Za-z0-9_-]', '-', config.out.name)}-{secrets.token_hex(3)}"
+        about = {"out": str(config.out), "mesh": str(mesh), "ranks": mesh.ranks, "steps": config.steps}
+        with tempfile.TemporaryDirectory(prefix="longreel-") as folder, self._told():
+            stage(config, Path(folder))
+            environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+            self.client.submit_job(
+                entrypoint=ENTRYPOINT,
+                submission_id=name,
+                runtime_env={"working_dir": folder, "env_vars": environment},
+                metadata={OURS: json.dumps(about)},
+            )
+        return Submitted(name, room)
+
+    def all(self, whole: bool = False) -> list[Job]:
+        """Our jobs, the newest first; `whole`: with their steps, for which each log is read."""
+        with self._told():
+            found = [i for i in self.client.list_jobs() if OURS in (i.metadata or {}) and i.submission_id]
+            found.sort(key=lambda i: i.start_time or 0, reverse=True)
+            return [job_of(i, self.client.get_job_logs(i.submission_id) if whole else "") for i in found]
+
+    def get(self, name: str) -> Job:
+        """One job, with its last line.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        with self._told():
+            info = self._info(name)
+            return job_of(info, self.client.get_job_logs(name))
+
+    def logs(self, name: str) -> str:
+        """All that it has printed so far."""
+        with self._told():
+            self._info(name)
+            return "".join(quiet(self.client.get_job_logs(name).splitlines(keepends=True)))
+
+    def follow(self, name: str) -> Iterator[str]:
+        """What it has printed and prints, line by line, until it ends.
+
+        Raises:
+            InputError: no such job, or the head has been gone for HEAD_SECONDS.
+        """
+        with self._told():
+            self._info(name)
+        rest = ""
+        for chunk in self._chunks(name):
+            *lines, rest = (rest + chunk).split("\n")
+            yield from quiet(lines)
+        if rest:
+            yield rest
+
+    def stop(self, name: str) -> Job:
+        """Ask for a last checkpoint and an end; does not wait for it.
+
+        Raises:
+            InputError: no such job.
+        """
+        with self._told():
+            info = self._info(name)
+            if not info.status.is_terminal():
+                self.client.stop_job(name)
+        return self.get(name)
+
+    def wait(self, name: str, seconds: float) -> Job:
+        """The job once it has ended, or after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while (job := self.get(name)).state not in ENDED and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return job
+
+    def nodes(self) -> list[Node]:
+        """Nodes that are alive, with what is placed on them."""
+        from ray.util.state import list_nodes, list_placement_groups
+
+        asking = {"address": self.url, "detail": True, "timeout": int(ANSWER_SECONDS), "limit": 10_000}
+        with self._told():
+            alive = {n.node_id: n for n in list_nodes(**asking) if n.state == "ALIVE"}
+            placed: dict[str, dict[str, float]] = {node: {} for node in alive}
+            for group in list_placement_groups(**asking):
+                for bundle in group.bundles or [] if group.state == "CREATED" else []:
+                    held = placed.get(bundle["node_id"], {})
+                    for kind, amount in bundle["unit_resources"].items():
+                        held[kind] = held.get(kind, 0) + amount
+        return [Node(n.resources_total, placed[i]) for i, n in alive.items()]
+
+    def _info(self, name: str) -> Any:
+        try:
+            return self.client.get_job_info(name)
+        except RuntimeError as error:
+            if "does not exist" not in str(error):
+                raise
+            known = [i.submission_id for i in self.client.list_jobs() if i.submission_id]
+            near = get_close_matches(name, known, n=1, cutoff=0.0)
+            remedy = f"longreel list --address {self.url}" + (f"; the nearest is {near[0]}" if near else "")
+            raise InputError("a job is named by its id", f"{name}: {self.url} knows none", remedy) from None
+
+    def _chunks(self, name: str) -> Iterator[str]:
+        """Pieces of the log as they come, knocking at the head while none come."""
+        pieces, passed_on, skip, heard, broken = self._tail(name), 0, 0, time.monotonic(), False
+        while True:
+            try:
+                piece = pieces.get(timeout=KNOCK_SECONDS)
+            except queue.Empty:
+                piece = ""
+            if piece is None:
+                return
+            if isinstance(piece, str) and piece:
+                fresh, skip = piece[skip:], max(0, skip - len(piece))
+                passed_on, heard = passed_on + len(fresh), time.monotonic()
+                yield fresh
+                continue
+            broken = broken or isinstance(piece, Exception)
+            if _answers(self.url):
+                heard = time.monotonic()
+                if broken:  # only the connection was: from the beginning again, without what was passed on
+                    pieces, skip, broken = self._tail(name), passed_on, False
+            elif time.monotonic() - heard > HEAD_SECONDS - KNOCK_SECONDS:
+                raise head_gone(self.url, time.monotonic() - heard)
+
+    def _tail(self, name: str) -> queue.Queue[str | Exception | None]:
+        """Pieces of the log as a thread hears them; None after the last, an exception if it can hear no more."""
+        pieces: queue.Queue[str | Exception | None] = queue.Queue()
+
+        async def listen() -> None:
+            async for piece in self.client.tail_job_logs(name):
+                pieces.put(piece)
+
+        def run() -> None:
+            try:
+                asyncio.run(listen())
+                pieces.put(None)
+            except Exception as error:  # whatever it is, the thread that prints must hear of it
+                pieces.put(error)
+
+        threading.Thread(target=run, name="job-log", daemon=True).start()
+        return pieces
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turns what Ray's client raises into words for a person."""
+        from ray.exceptions import AuthenticationError
+        from requests import RequestException
+
+        try:
+            yield
+        except AuthenticationError:
+            raise no_token(self.url) from None
+        except (RequestException, ConnectionError):
+            raise head_gone(self.url, ANSWER_SECONDS) from None
+
+
+def url_of(address: str) -> str:
+    """http://HOST:PORT of what a person typed."""
+    url = address.rstrip("/") if "://" in address else f"http://{address.rstrip('/')}"
+    scheme, _, place = url.partition("://")
+    host, _, port = place.rpartition(":")
+    if not host:
+        host, port = place, str(DASHBOARD)
+    if scheme not in ("http", "https") or not host or not port.isdigit():
+        rule = f"jobs are submitted to http://HEAD:{DASHBOARD}"
+        raise InputError(rule, f"--address {address}", f"--address http://HEAD:{DASHBOARD}")
+    return f"{scheme}://{host}:{port}"
+
+
+def knock(url: str) -> bool:
+    """Whether the Ray head there asks for a token.
+
+    Raises:
+        InputError: nobody answers within a few seconds, or not as Ray does.
+    """
+    rule, remedy = (
+        "a Ray head answers at --address",
+        f"--address http://HEAD:{DASHBOARD}, HEAD where its head runs",
+    )
+    try:
+        with urllib.request.urlopen(f"{url}/api/version", timeout=KNOCK_SECONDS) as answer:
+            found = json.load(answer)
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            return True
+        raise InputError(rule, f"{url}: HTTP {error.code}", remedy) from None
+    except HTTPException:
+        raise InputError(rule, f"{url}: something else answers", remedy) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise InputError(rule, f"{url}: {reason}", remedy) from None
+    if "ray_version" not in found:
+        raise InputError(rule, f"{url}: something else answers", remedy)
+    return False
+
+
+def stage(config: RunConfig, folder: Path) -> None:
+    """Our packages and the run, as they are shipped."""
+    from launcher.config import to_yaml
+
+    for package in CODE:
+        shutil.copytree(HOME / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / RUN_FILE).write_text(to_yaml(config))
+
+
+def job_of(info: Any, log: str) -> Job:
+    """What Ray tells of a job, and its log, in our words."""
+    about = json.loads(info.metadata[OURS])
+    lines = list(quiet(log.splitlines()))
+    steps = [int(found[1]) for line in lines if (found := STEP.match(line))]
+    state = {"PENDING": "starting", "RUNNING": "running", "SUCCEEDED": "done", "STOPPED": "stopped"}.get(
+        str(info.status.value), {75: "stopped", 2: "refused"}.get(info.driver_exit_code, "failed")
+    )
+    if state == "running" and lines and lines[-1].startswith("waiting for room"):
+        state = "waiting"
+    said = lines[-1].strip() if lines else (info.message or "").strip().partition("\n")[0]
+    return Job(
+        info.submission_id, state, about["out"], about["mesh"], about["ranks"],
+        steps[-1] if steps else 0, about["steps"],
+        (info.start_time or 0) / 1000, info.end_time and info.end_time / 1000, said,
+    )  # fmt: skip
+
+
+def quiet(lines: Iterator[str] | list[str]) -> Iterator[str]:
+    """Without the lines that Ray writes into a job's log."""
+    return (line for line in lines if not NOISE.match(line))
+
+
+def _answers(url: str) -> bool:
+    try:
+        knock(url)
+    except InputError:
+        return False
+    return True
+
+
+def _loopback(url: str) -> bool:
+    return url.partition("://")[2].rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]")

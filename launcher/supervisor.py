@@ -1,0 +1,317 @@
+"""Who sees a run through: starts its ranks, watches them, says what went wrong, and starts them again.
+
+start -> watch --all done--> 0
+  ^        |--asked to stop, checkpoint saved--> 75
+  |        |--a rank refused its input--> 2
+  |        |--nodes came back: stop with a checkpoint--+
+  +--------+--a rank failed, died or hangs: kill all --+--restarts left, on the mesh that fits the nodes that are left
+                                                       +--none left, or it would happen again--> 1
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rich.console import Console
+
+from launcher import stacks
+from launcher.causes import Cause, cause_of, last_line
+from launcher.checkpoints.reading import newest, trusting
+from launcher.checkpoints.storage import open_storage
+from launcher.config import MeshConfig, RunConfig
+from launcher.folder import RunFolder
+from launcher.ranks import NODE, End, HeadGoneError, LostError, NoRoomError, Ranks, Where, culprit
+from launcher.screen import Screen, describe
+from launcher.watchdog import Hang, Watchdog
+from parallel.errors import InputError
+from parallel.mesh import Mesh
+
+DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
+POLL_SECONDS = 0.2
+BEAT_SECONDS = 1.0
+GROW_SECONDS = 5.0  # between two looks for nodes that came back; two in a row must find them
+EMPTY_SECONDS = 600.0  # to wait for any node at all
+
+
+@dataclass
+class Asked:
+    """How often a person or the system asked to stop."""
+
+    times: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an attempt went.
+
+    Attributes:
+        ends: of the ranks, if they ended by themselves.
+        hang: if one stands still.
+        state: what its machine says of it.
+        cut_short: a person asked to stop at once.
+    """
+
+    ends: Sequence[End] = ()
+    hang: Hang | None = None
+    state: str = ""
+    cut_short: bool = False
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong in an attempt.
+
+    Attributes:
+        end: of the rank to blame; made up for one that hangs.
+        cause: why.
+    """
+
+    end: End
+    cause: Cause
+
+
+class Supervisor:
+    """Sees one run through.
+
+    Args:
+        config: of the run.
+        ranks: how ranks are started here.
+        screen: shows what is recorded.
+        asked: counts requests to stop.
+        console: for a person.
+    """
+
+    def __init__(self, config: RunConfig, ranks: Ranks, screen: Screen, asked: Asked, console: Console) -> None:
+        self.config, self.ranks, self.screen, self.asked, self.console = config, ranks, screen, asked, console
+        self.folder = RunFolder(config.out)
+        self.wanted = config.mesh.mesh()
+        self.mesh = self.wanted
+        self.attempt, self.saved = 0, ""
+        self.starts = 0
+        self.before: tuple[int, str] | None = None
+        self.places: dict[int, Where] = {}
+        self.grows = False
+        self.refused = False  # and it was told
+
+    def run(self) -> int:
+        """Start the ranks until they end well, or too often badly; gives the exit code.
+
+        Raises:
+            InputError: of a rank, or because the ranks cannot be placed.
+        """
+        try:
+            while True:
+                code = self._attempt()
+                if code is not None:
+                    return code
+        except InputError as error:
+            if not self.refused:
+                cause = "node" if isinstance(error, HeadGoneError) else "input"
+                told = {"cause": cause, "words": f"{error.rule}; found: {error.value}", "remedy": error.remedy}
+                self._record("failure", rank=-1, how="refused", step=self.screen.done, reason=error.value, **told)
+            raise
+        finally:
+            self.screen.close()
+
+    def _attempt(self) -> int | None:
+        """One start and its end; the exit code, or None to go on."""
+        self.grows = False
+        try:
+            started = self._start()
+            verdict = self._watch() if started else Verdict(cut_short=True)
+        except LostError as error:
+            verdict = Verdict([End(-1, "died", self.screen.done, str(error), sign=NODE)])
+        self.ranks.kill()
+        self.screen.update()
+        if verdict.cut_short:
+            self._record("stop", step=self.screen.done, reason="killed on request")
+            return FAILED
+        bad = culprit(verdict.ends)
+        if bad is None and verdict.hang is None:
+            return self._ended_well(verdict.ends)
+        failure = self._explain(bad, verdict.hang, verdict.state)
+        return self._after(failure)
+
+    def _start(self) -> bool:
+        """Start the ranks on the mesh that fits; whether they were."""
+        mesh = self._fitting()
+        if mesh is None:
+            return False
+        if mesh != self.mesh:
+            reason = "nodes came back" if mesh.ranks > self.mesh.ranks else "too few nodes are left"
+            self._record("mesh", **{"from": str(self.mesh), "to": str(mesh), "reason": reason})
+        self.mesh = mesh
+        of_mesh = MeshConfig(replica=mesh.replica, ring=mesh.ring, ulysses=mesh.ulysses)
+        try:
+            places = self.ranks.start(self.config.model_copy(update={"mesh": of_mesh}))
+        except NoRoomError as error:
+            if not self.starts:
+                raise
+            raise LostError(str(error)) from None
+        self.starts += 1
+        self.places = {where.rank: where for where in places}
+        told = [asdict(where) for where in places]
+        self._record("ranks", places=told, mesh=str(mesh), attempt=self.starts)
+        return True
+
+    def _fitting(self) -> Mesh | None:
+        """The mesh to start: the wanted one, or after a failure what the nodes that are left have room for.
+
+        None if a person asked to stop while we waited for any.
+        """
+        rooms = self.ranks.rooms() if self.starts and self.config.restart.elastic else None
+        began = time.monotonic()
+        while rooms is not None:
+            mesh, waited = self._largest(rooms), time.monotonic() - began
+            if mesh == self.wanted or (mesh is not None and waited >= self.config.restart.patience_seconds):
+                return mesh
+            if self.asked.times:
+                return None
+            if waited > EMPTY_SECONDS:
+                raise LostError(f"no node had room for a rank for {EMPTY_SECONDS:g} s")
+            time.sleep(POLL_SECONDS)
+            self.screen.update()
+            rooms = self.ranks.rooms()
+        return self.wanted
+
+    def _largest(self, rooms: Sequence[int]) -> Mesh | None:
+        from launcher.elastic import mesh_for
+
+        return mesh_for(self.wanted, self.config.model.heads, self.wanted.ranks, rooms)
+
+    def _watch(self) -> Verdict:
+        """Wait for the ranks; pass on requests to stop, the second of which does not wait for a checkpoint."""
+        watchdog, passed_on = Watchdog(self.config.restart), False
+        next_beat = next_growth = time.monotonic()
+        found_room = 0
+        while True:
+            ends = self.ranks.poll(POLL_SECONDS)
+            self.screen.update()
+            if ends is not None:
+                return Verdict(ends)
+            if self.asked.times > 1:
+                return Verdict(cut_short=True)
+            if self.asked.times and not passed_on:
+                self.screen.console.print("stopping after this step, with a checkpoint (again to stop at once)")
+                self.ranks.stop()
+                passed_on = True
+            now = time.monotonic()
+            if now >= next_beat:
+                next_beat = now + BEAT_SECONDS
+                hang = self._look(watchdog, now)
+                if hang is not None:
+                    return self._tell_hang(hang)
+            if self.mesh != self.wanted and now >= next_growth and not passed_on:
+                next_growth = now + GROW_SECONDS
+                found_room = found_room + 1 if self._can_grow() else 0
+                if found_room > 1:
+                    self.grows = passed_on = True
+                    self.ranks.stop()
+
+    def _look(self, watchdog: Watchdog, now: float) -> Hang | None:
+        beats = self.ranks.beats()
+        quiet = watchdog.quiet(self.config.restart.silence_seconds / 2)
+        running = [r for r in quiet if beats.get(r, True) is None and stacks.runs(self.ranks.state(r))]
+        return watchdog.see(now, beats, running)
+
+    def _can_grow(self) -> bool:
+        rooms = self.ranks.rooms()
+        mesh = self._largest(rooms) if rooms is not None else None
+        return mesh is not None and mesh.ranks > self.mesh.ranks
+
+    def _tell_hang(self, hang: Hang) -> Verdict:
+        """Gather the stacks of all ranks, and record who hangs."""
+        texts = self.ranks.stacks(sorted(self.places))
+        odd = stacks.odd_one_out(texts) if hang.kind == "all" else None
+        if odd is not None:
+            hang = replace(hang, rank=odd, kind="behind")
+        state, at = self.ranks.state(hang.rank), self.ranks.last(hang.rank)
+        if at is not None:
+            hang = replace(hang, step=at.step, phase=at.phase)
+        where = self.places[hang.rank]
+        self._record(
+            "hang", rank=hang.rank, host=where.host, pid=where.pid, step=hang.step, phase=hang.phase,
+            seconds=round(hang.seconds, 1), kind=hang.kind, state=state,
+        )  # fmt: skip
+        for rank, text in sorted(texts.items()):
+            self._record("stacks", rank=rank, text=text)
+        self.screen.update()
+        return Verdict(hang=hang, state=state)
+
+    def _explain(self, bad: End | None, hang: Hang | None, state: str) -> Failure:
+        """Record what went wrong."""
+        cause = cause_of(bad, hang, state)
+        if hang is not None:
+            end = End(hang.rank, "died", hang.step, cause.words, phase=hang.phase)
+            how, reason = "hung", cause.words
+        else:
+            assert bad is not None
+            end, how, reason = bad, bad.how, last_line(bad)
+        where = self.places.get(end.rank)
+        self._record(
+            "failure", rank=end.rank, host=where.host if where else "", pid=where.pid if where else 0, how=how,
+            cause=cause.kind, step=end.step, phase=end.phase, reason=reason, words=cause.words, remedy=cause.remedy,
+            trace=end.message if hang is None else "",
+        )  # fmt: skip
+        self.screen.update()
+        return Failure(end, cause)
+
+    def _ended_well(self, ends: Sequence[End]) -> int | None:
+        stopped = any(end.how == "stopped" for end in ends)
+        if stopped and self.grows and not self.asked.times:
+            return None
+        self._record("stop" if stopped else "done", step=ends[0].step)
+        return STOPPED if stopped else DONE
+
+    def _after(self, failure: Failure) -> int | None:
+        """Whether to try again: None, or the exit code."""
+        end, cause = failure.end, failure.cause
+        if end.refusal is not None:
+            self.refused = True
+            raise InputError(*end.refusal)
+        if self.asked.times:
+            self._record("stop", step=self.screen.done, reason=f"rank {end.rank} {end.how} before it had saved")
+            self.console.print(f"rank {end.rank} {end.how} before it had saved: {last_line(end)}", markup=False)
+            return FAILED
+        fault = (self.screen.done, last_line(end))
+        remedy = cause.remedy if cause.lasting else None
+        if end.how == "failed" and fault == self.before and remedy is None:
+            remedy = "it failed twice at the same step in the same way"
+        self.before = fault
+        if remedy is not None:
+            return self._give_up(end, f"not restarted, because it would happen again: {remedy}")
+        saved = self._newest()
+        self.attempt = 1 if saved not in ("", self.saved) else self.attempt + 1
+        self.saved = saved or self.saved
+        limit = self.config.restart.limit
+        if self.attempt > limit:
+            return self._give_up(end, f"given up after {limit} restarts without a new checkpoint")
+        self._record("restart", attempt=self.attempt, limit=limit, mesh=str(self.mesh))
+        self.screen.update()
+        return None
+
+    def _give_up(self, end: End, why: str) -> int:
+        self.screen.update()
+        self.console.print(end.message, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f"[red]{why}[/]", soft_wrap=True)
+        self.console.print(f"what happened, and what to do: longreel why {self.config.out}", soft_wrap=True)
+        return FAILED
+
+    def _newest(self) -> str:
+        """The name of the newest checkpoint; empty if there is none, or the storage cannot be asked."""
+        try:
+            found = newest(open_storage(self.folder.checkpoints, self.config.checkpoint.to), trusting)[0]
+        except Exception:  # drivers of stores raise what they like; without an answer it counts as no new checkpoint
+            return ""
+        return found.name if found else ""
+
+    def _record(self, event: str, **fields: Any) -> None:
+        """To events.jsonl; on the screen alone if the disk takes nothing."""
+        try:
+            self.folder.record(event, **fields)
+        except OSError as error:
+            told = describe({"event": event, **fields})
+            self.console.print(f"{told} [yellow](not recorded: {error.strerror})[/]", highlight=False, soft_wrap=True)
