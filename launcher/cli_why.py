@@ -59,7 +59,10 @@ def why(
     if json_:
         print(json.dumps({**asdict(story), "run": str(story.run)}))
         return
-    Console().print(render(story, all_), highlight=False)
+    console = Console()
+    console.print(render(story, all_), highlight=False)
+    for line in advice(story):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def render(story: Story, everything: bool = False) -> RenderableType:
@@ -76,11 +79,15 @@ def render(story: Story, everything: bool = False) -> RenderableType:
         parts += ["", *_paragraph(number, incident)]
     if not story.incidents:
         parts += ["", Text("nothing went wrong", style="green")]
-    parts += ["", Text("next", style="bold")]
-    table = Table.grid(padding=(0, 3))
+    return Group(*parts)
+
+
+def advice(story: Story) -> Iterator[Text]:
+    """What to type next; lines that no terminal breaks, so that they can be copied."""
+    yield Text("\nnext", style="bold")
+    width = max((len(command) for command, _ in story.next), default=0)
     for command, reason in story.next:
-        table.add_row(Text(f"  {command}", style="bold cyan"), Text(reason, style="dim"))
-    return Group(*parts, table)
+        yield Text.assemble("  ", (command.ljust(width), "bold cyan"), "   ", (reason, "dim"))
 
 
 def _headline(story: Story) -> Text:

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from launcher import causes
 from launcher.causes import CAUSES, cause_of, memory_group, memory_kills, memory_limit
-from launcher.cli_why import render
+from launcher.cli_why import advice, render
 from launcher.folder import RunFolder, read_lines
 from launcher.ranks import HOST, LINK, NODE, End
 from launcher.screen import describe
@@ -156,6 +156,8 @@ class Record:
 def shown(story: Story, width: int = 100) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(render(story), highlight=False)
+    for line in advice(story):
+        console.print(line, highlight=False, soft_wrap=True)
     return console.export_text()
 
 
@@ -171,7 +173,7 @@ def test_a_run_that_went_well(tmp_path: Path) -> None:
     text = shown(story)
     assert "is done" in text
     assert "nothing went wrong" in text
-    assert f"longreel sample {tmp_path / 'run'}" in text.replace("\n", "")
+    assert f"  longreel sample {tmp_path / 'run'} " in text
 
 
 def test_a_kill_that_cost_two_steps(tmp_path: Path) -> None:
@@ -335,7 +337,7 @@ def test_what_is_shown_fits_any_terminal(tmp_path: Path) -> None:
     record.failure(words="failed: [red]not markup[/]", trace="x[/bold]\n" + "y" * 300)
     for width in (60, 80, 200):
         text = shown(why(tmp_path / "run"), width)
-        assert all(len(line) <= width for line in text.splitlines())
+        assert all(len(line) <= width for line in text.partition("\nnext\n")[0].splitlines())
         assert "[red]not markup[/]" in " ".join(text.split())
 
 
