@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from launcher.ranks import HOST, LINK, NODE, End, is_echo
+from launcher.ranks import HOST, LINK, NODE, UNKNOWN, End, is_echo
 from launcher.watchdog import Hang
 
 Kind = Literal[
@@ -114,6 +114,8 @@ def _of_death(end: End) -> Cause:
         )
     if end.sign in CRASHES:
         return Cause("exception", f"crashed with {end.sign} in native code", "the stack below says where")
+    if end.sign == UNKNOWN:
+        return Cause("killed", f"was {end.message}", "look who ends processes on that machine, and at its memory")
     if end.sign.startswith("SIG"):
         remedy = "look who ends processes on that machine: a batch system, a person, a limit"
         return Cause("killed", f"was killed by {end.sign} from outside", remedy)

@@ -31,11 +31,12 @@ from launcher import stacks
 from launcher.causes import memory_group, memory_kills, memory_limit
 from launcher.config import RunConfig
 from launcher.pulse import BOARD_BYTES, Beat, Pulse, last_word
-from launcher.ranks import End, Seat, run_reporting
+from launcher.ranks import UNKNOWN, End, Seat, run_reporting
 
 DIE_SECONDS = 10.0  # for a process to be gone after SIGKILL; one that waits for a dead network disk may not
 CRASH_BYTES = 1 << 16
 LISTEN_SECONDS = 1.0
+ORPHANED = 255  # what a fork server that is dead itself seems to say of its children
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,9 @@ class Children:
         code, at = child.process.exitcode, last_word(child.board)
         sign = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
         message = f"killed by {sign}" if sign.startswith("SIG") else sign
-        for_memory = sign == "SIGKILL" and memory_kills(child.group) > child.kills
+        if code == ORPHANED:
+            sign, message = UNKNOWN, "killed together with the server that it was forked from"
+        for_memory = sign in ("SIGKILL", UNKNOWN) and memory_kills(child.group) > child.kills
         if for_memory:
             limit = memory_limit(child.group)
             room = f"its control group has {limit:,} bytes" if limit else "the machine had none left"

@@ -208,6 +208,7 @@ def _run(
     config = _config(drill, kind, faults)
     file, log = drill.config.out / f"{kind}.yaml", drill.config.out / f"{kind}.log"
     file.write_text(to_yaml(config))
+    _forget_checkpoints(_storage(config))  # of an earlier drill, where they do not lie in the run folder
     record, deadline = Record(RunFolder(config.out)), time.monotonic() + limit
 
     def start(strike: Callable[[Command], None] | None) -> tuple[int | None, str]:

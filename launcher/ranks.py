@@ -19,6 +19,7 @@ from parallel.errors import InputError
 
 NODE, LINK, HOST = "node", "link", "host"  # a rank's machine died, or cannot be reached; its Ray worker died
 LOST = (NODE, LINK, HOST)
+UNKNOWN = "a signal"  # nobody is left to say which
 How = Literal["done", "stopped", "refused", "failed", "died"]
 GRACE_SECONDS = 5.0  # for the others to say what they saw, when the first word is only that a peer is gone
 PROMPT_SECONDS = 0.3  # for the others to say what they saw, when the first word tells why
@@ -73,7 +74,8 @@ class End:
         message: a traceback, the signal, or empty.
         refusal: rule, value and remedy of an InputError.
         phase: in which it happened.
-        sign: the name of the exception ("OSError ENOSPC"), the signal ("SIGKILL"), "exit code 3", or one of LOST.
+        sign: the name of the exception ("OSError ENOSPC"), the signal ("SIGKILL"), "exit code 3", UNKNOWN, or one of
+            LOST.
         time: when it happened, on the clock of its machine.
         for_memory: whether the kernel's memory killer, or Ray's, struck there.
     """

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from launcher.audit import audit
 from launcher.config import to_yaml
 from launcher.folder import RunFolder, read_lines
+from launcher.why import why
 from tests.runs import config
 
 STEPS = 14
@@ -80,6 +82,16 @@ def pids(out: Path) -> dict[int, int]:
     return {p["rank"]: p["pid"] for p in found[-1]["places"]} if found else {}
 
 
+def first(out: Path, name: str) -> dict[str, Any]:
+    """The first event of a name."""
+    return next(e for e in read_lines(RunFolder(out).events) if e["event"] == name)
+
+
+def next_step(out: Path, moment: float) -> float:
+    """When the first step after a moment was done."""
+    return min(line["time"] for line in lines(out) if line["time"] > moment)
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -129,10 +141,15 @@ def test_a_killed_rank_is_restarted_by_itself(
     os.kill(pids(out)[1], signal.SIGKILL)
     output = finish(process)
     assert curve(out) == undisturbed
-    failure = next(e for e in read_lines(RunFolder(out).events) if e["event"] == "failure")
+    failure = first(out, "failure")
     assert failure["rank"] == 1, failure
     assert failure["how"] == "died", failure
+    assert (failure["cause"], failure["reason"]) == ("killed", "killed by SIGKILL")
     assert "restarting all ranks (1 of 3)" in output
+    assert "(raylet)" not in output, "Ray's own lines are on the screen"
+    assert next_step(out, failure["time"]) - failure["time"] < 15
+    (incident,) = why(out).incidents
+    assert (incident.cause, incident.rank, incident.ended) == ("killed", 1, False)
 
 
 @pytest.mark.parametrize("ray", [PLAIN, RAY])
@@ -194,14 +211,78 @@ def test_too_many_failures_end_the_run(tmp_path: Path, dataset: Path) -> None:
     assert "SIGKILL" in output
 
 
-def test_a_rank_that_hangs_is_noticed(tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]]) -> None:
-    """By the run's own timeout, whichever process group waits for it: DeepSpeed's would wait for half an hour."""
+@pytest.fixture(scope="module")
+def undisturbed_at(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Callable[[int], list[tuple[Any, ...]]]:
+    @cache
+    def at(stage: int) -> list[tuple[Any, ...]]:
+        out = tmp_path_factory.mktemp("undisturbed") / f"zero-{stage}"
+        finish(start(settings(out, dataset), False, f"zero.stage={stage}"))
+        return curve(out)
+
+    return at
+
+
+@pytest.mark.parametrize(("stage", "ray"), [(0, False), (1, False), (2, True), (3, False)])
+def test_a_stopped_rank_is_named_and_all_are_restarted(
+    tmp_path: Path,
+    dataset: Path,
+    undisturbed_at: Callable[[int], list[tuple[Any, ...]]],
+    stage: int,
+    ray: bool,
+) -> None:
+    expected = undisturbed_at(stage)
     out = tmp_path / "run"
-    process = start(settings(out, dataset), False, "restart.timeout_seconds=6")
+    process = start(settings(out, dataset), ray, f"zero.stage={stage}")
+    some_moment(out, seed=stage)
+    stopped, at = pids(out)[1], time.time()
+    os.kill(stopped, signal.SIGSTOP)
+    output = finish(process)
+    hang = first(out, "hang")
+    assert hang["time"] - at < 30
+    assert (hang["rank"], hang["pid"], hang["kind"], hang["state"]) == (1, stopped, "silent", "T (stopped)")
+    told = {e["rank"]: e["text"] for e in read_lines(RunFolder(out).events) if e["event"] == "stacks"}
+    assert told.keys() == {0, 1}
+    assert "run (launcher/rank.py" in told[0]
+    assert "run (launcher/rank.py" in told[1] or "py-spy" in told[1]
+    assert first(out, "failure")["cause"] == "hang"
+    assert "its process: T (stopped)" in output
+    assert "stack of rank" in output
+    assert "restarting all ranks (1 of 3)" in output
+    assert not alive(stopped)
+    assert curve(out) == expected
+    (incident,) = why(out).incidents
+    assert (incident.cause, incident.rank, incident.step) == ("hang", 1, hang["step"])
+
+
+def test_ranks_give_up_by_themselves(tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]]) -> None:
+    """By the run's own timeout, whichever process group waits: DeepSpeed's would wait for half an hour."""
+    out = tmp_path / "run"
+    process = start(settings(out, dataset), False, "restart.timeout_seconds=6", "restart.silence_seconds=1000")
     some_moment(out, seed=2)
     os.kill(pids(out)[1], signal.SIGSTOP)
     assert "restarting all ranks (1 of 3)" in finish(process)
     assert curve(out) == undisturbed
+    failure = first(out, "failure")
+    assert (failure["rank"], failure["cause"]) == (0, "link"), failure
+
+
+@pytest.mark.parametrize("part", ["ray::Host", "raylet"])
+def test_a_dead_part_of_ray_is_told_and_replaced(
+    tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]], part: str
+) -> None:
+    out = tmp_path / "run"
+    process = start(settings(out, dataset), True, "steps=60")
+    some_moment(out, seed=1)
+    before = pids(out)
+    victim = next(p for p in psutil.Process(process.pid).children(recursive=True) if p.name().startswith(part[:15]))
+    victim.kill()
+    output = finish(process)
+    assert curve(out)[:STEPS] == undisturbed
+    failure = first(out, "failure")
+    assert failure["cause"] == "killed", failure
+    assert "lost what held it" in failure["words"]
+    assert "(raylet)" not in output, "Ray's own lines are on the screen"
+    assert not any(alive(pid) for pid in before.values())
 
 
 def test_the_same_failure_twice_is_not_tried_again(tmp_path: Path, dataset: Path) -> None:

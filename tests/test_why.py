@@ -24,7 +24,7 @@ from launcher import causes
 from launcher.causes import CAUSES, cause_of, memory_group, memory_kills, memory_limit
 from launcher.cli_why import advice, render
 from launcher.folder import RunFolder, read_lines
-from launcher.ranks import HOST, LINK, NODE, End
+from launcher.ranks import HOST, LINK, NODE, UNKNOWN, End
 from launcher.screen import describe
 from launcher.watchdog import Hang
 from launcher.why import Incident, Story, why
@@ -51,6 +51,7 @@ def failed(sign: str, message: str = "Traceback ...\nX: y") -> End:
         (End(1, "died", sign="SIGKILL", message="killed by the memory killer", for_memory=True), "memory"),
         (End(1, "died", sign="SIGSEGV", message="Fatal Python error: Segmentation fault"), "exception"),
         (End(1, "died", sign="exit code 3", message="exit code 3"), "exception"),
+        (End(1, "died", sign=UNKNOWN, message="killed together with its server"), "killed"),
         (End(1, "died", sign=NODE), "node"),
         (End(1, "died", sign=LINK), "link"),
         (End(1, "died", sign=HOST, message="the Ray worker on a"), "killed"),
@@ -443,12 +444,25 @@ EATER = """
 import os, sys, time
 group, victim = sys.argv[1:]
 open(group + "/cgroup.procs", "w").write(str(os.getpid()))
-open("/proc/self/oom_score_adj", "w").write("-1000")
 eaten = []
-while os.path.exists(f"/proc/{victim}/fd/0"):
-    eaten.append(bytearray(os.urandom(1 << 20)) * 16)
-    time.sleep(0.01)
+while os.path.exists(f"/proc/{victim}/fd/0"):  # slowly: what is killed needs a moment to give its memory back
+    eaten.append(bytearray(os.urandom(1 << 20)) * 4)
+    time.sleep(0.1)
 """
+
+
+def eat(group: Path, victim: int, out: Path) -> None:
+    """Take memory in `group` until `victim` was killed for it, and give it back."""
+    first = (group / "memory.limit_in_bytes").exists()
+    used = int((group / ("memory.usage_in_bytes" if first else "memory.current")).read_text())
+    limit = group / ("memory.limit_in_bytes" if first else "memory.max")
+    limit.write_text(str(used + (128 << 20)))
+    with subprocess.Popen([sys.executable, "-c", EATER, str(group), str(victim)]) as eater:
+        try:
+            wait_for(lambda: failure_of(out))
+        finally:
+            eater.kill()
+    limit.write_text("-1" if first else "max")
 
 
 def test_a_kill_for_memory_is_told_from_another(tmp_path: Path, dataset: Path) -> None:
@@ -459,21 +473,19 @@ def test_a_kill_for_memory_is_told_from_another(tmp_path: Path, dataset: Path) -
         inside = f'echo $$ > {group}/cgroup.procs; exec "$@"'
         command = [sys.executable, "-m", "launcher", "train", str(file), "steps=40", "--no-ray"]
         process = subprocess.Popen(
-            ["sh", "-c", inside, "sh", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        wait_for(lambda: len(lines(out)) >= 4)
-        victim = pids(out)[1]
-        Path(f"/proc/{victim}/oom_score_adj").write_text("1000")
-        first = (group / "memory.limit_in_bytes").exists()
-        used = int((group / ("memory.usage_in_bytes" if first else "memory.current")).read_text())
-        limit = group / ("memory.limit_in_bytes" if first else "memory.max")
-        limit.write_text(str(used + (128 << 20)))
-        eater = subprocess.Popen([sys.executable, "-c", EATER, str(group), str(victim)])
-        wait_for(lambda: failure_of(out))
-        eater.kill()
-        eater.wait()
-        limit.write_text("-1" if first else "max")
-        output = finish(process)
+            ["sh", "-c", inside, "sh", *command],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+        try:
+            wait_for(lambda: len(lines(out)) >= 4)
+            victim = pids(out)[1]
+            Path(f"/proc/{victim}/oom_score_adj").write_text("1000")
+            eat(group, victim, out)
+            output = finish(process)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
     assert failure_of(out)["cause"] == "memory", failure_of(out)
     assert "killed for memory" in output
     found = last_incident(out, "memory")
