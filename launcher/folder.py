@@ -15,7 +15,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,15 +121,25 @@ def keep_steps(path: Path, last: int) -> int:
     return last - len(kept)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all, also after a power cut."""
+def write_whole(path: Path, data: bytes | Iterable[bytes | bytearray | memoryview]) -> None:
+    """Write a file, from one or more chunks, that is there whole or not at all, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb", buffering=0) as file:
+            for chunk in (data,) if isinstance(data, bytes) else data:
+                view = memoryview(chunk)
+                while view:  # the system may take a part of a large chunk
+                    view = view[file.write(view) :]
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)
+        raise
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     flush_folder(path.parent)
 
 
