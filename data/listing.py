@@ -62,7 +62,8 @@ class Listing:
     Attributes:
         looks: at the entries of the source.
         total: how many files there will be; None while tars are still to be opened.
-        ignored: members of tars, and images beside videos of their name, that are no files to prepare, by suffix.
+        ignored: what is no file to prepare, by suffix: other kinds of files and members of tars, and images beside
+            videos of their name.
     """
 
     looks: Iterable[Look]
@@ -150,6 +151,8 @@ def _folder(folder: Path, words: Words, leave_out: Path | None) -> Listing:
     names, ignored = _without_pictures(sorted(name for name in files if _suffix(name) in SUFFIXES))
     if not names and not problems:
         raise _nothing_in(str(folder), files)
+    known = {*SUFFIXES, *SIDECARS, *TABLE_SUFFIXES}
+    ignored += Counter(_suffix(name).removeprefix(".") or "(no suffix)" for name in files if _suffix(name) not in known)
     return _listing(problems, names, lambda name: partial(_look_here, words, folder, name), ignored)
 
 

@@ -93,13 +93,15 @@ def mix_of(sizes: Sequence[int], weights: Mapping[str, float] | None = None) -> 
     for name, size in zip(names, sizes, strict=True):
         if size < 1:
             raise InputError("a source has samples", f"{name}: none that can be trained on", "leave it out of the mix")
-    if not weights or len(weights) == 1:
+    if not weights:
         return Mix(tuple(sizes))
     wrong = next((f"{name}: {w}" for name, w in weights.items() if not 0 < w < float("inf")), None)
     if wrong is not None:
         raise InputError(
             "a weight is a positive number", wrong, "leave the source out, or give it a weight such as 0.3"
         )
+    if len(weights) == 1:
+        return Mix(tuple(sizes))
     shares = [Fraction(str(w)) for w in weights.values()]
     whole = [int(share * lcm(*(s.denominator for s in shares))) for share in shares]
     whole = [w // gcd(*whole) for w in whole]

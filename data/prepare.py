@@ -96,7 +96,8 @@ class Summary:
         dataset: of all files that made the dataset, this run's and those of earlier runs.
         limits: what may cost clips, in the order in which it is looked at, and in words.
         rejected: in the order of the files, those of earlier runs over the same files included.
-        ignored: members of tars, and images beside videos of their name, that are no files to prepare, by suffix.
+        ignored: what is no file to prepare, by suffix: other kinds of files and members of tars, and images beside
+            videos of their name.
         frames, bytes, shards: that this run wrote.
         seconds: that it took.
     """

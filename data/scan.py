@@ -15,6 +15,7 @@ import numpy as np
 
 from parallel.errors import InputError
 
+MISSING_FRAMES, MISSING_SECONDS = 2, 0.05  # at the end of a stream: the last frame may be shown for longer
 IDR = 5  # ITU-T H.264, table 7-1
 
 
@@ -82,6 +83,23 @@ def scan_packets(packets: Iterable[Any], stream: Any, name: str) -> Scan:
     row_of_restart = np.searchsorted(np.asarray(rows, np.int64), np.asarray([p for p, _ in restarts], np.int64))
     found = sorted((int(row), n) for row, (_, n) in zip(row_of_restart, restarts, strict=True))
     return Scan(tuple(rows), tuple(found), len(rows))
+
+
+def check_declared(scan: Scan, stream: Any, name: str) -> None:
+    """Matroska and WebM tell no number of frames, but how long a stream is: a file that was cut has less.
+
+    Raises:
+        InputError: seconds are missing at the end.
+    """
+    said = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", "").strip())
+    if said is None or len(scan.pts) < 2:
+        return
+    hours, minutes, seconds = said.groups()
+    declared = 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    there = float(scan.pts[-1] * stream.time_base)
+    longest = float(max(np.diff(scan.pts)) * stream.time_base)  # that a frame is shown
+    if there + longest < declared - max(MISSING_FRAMES * longest, MISSING_SECONDS):
+        raise broken(name, f"cut short: its last frame is at {there:.2f} s, it says it is {declared:.2f} s long")
 
 
 def is_restart(packet: bytes, extradata: bytes) -> bool:

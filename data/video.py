@@ -44,7 +44,7 @@ from data.demux import (
 from data.h264 import GOP_FRAMES, encode
 from data.rates import rate_of
 from data.rgb import Frames, Rgb, Turn, check_colours, turn_of
-from data.scan import Scan, broken, scan_packets
+from data.scan import Scan, broken, check_declared, scan_packets
 
 SLOWEST, FASTEST = Fraction(1, 3600), 10_000  # frames a second; beyond, time stamps are damaged
 PADDING = bytes(64)  # AV_INPUT_BUFFER_PADDING_SIZE: decoders may read so far past a packet
@@ -101,6 +101,7 @@ def probe(source: Source) -> Video:
     name = name_of(source)
     with opened(source) as (container, stream):
         scan = scan_packets(container.demux(stream), stream, name)
+        check_declared(scan, stream, name)
         first = next(frames_of(packets_from(source, container, stream, scan, 0, fresh=False), name), None)
         if first is None:
             raise broken(name, "no frame can be decoded")

@@ -48,7 +48,7 @@ def repaired_table(dataset: Path, repaired: Repaired) -> list[RenderableType]:
         table.add_column(name, overflow="fold")
     for file, done in repaired.done[:LISTED]:
         table.add_row(plain(file), plain(done))
-    lines: list[RenderableType] = [table]
+    lines: list[RenderableType] = [table] if repaired.done else []
     if len(repaired.done) > LISTED:
         lines.append(f"and {len(repaired.done) - LISTED:,} more: --json lists all")
     reasons = Counter(entry["reason"] for entry in repaired.lost)

@@ -58,7 +58,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        found = f"{error.filename or 'a file'}: {error.strerror}"
+        at_fault = error.filename2 if error.errno == errno.ENOSPC and error.filename2 else error.filename  # of a copy
+        found = f"{at_fault or 'a file'}: {error.strerror}"
         remedy = "make room" if error.errno == errno.ENOSPC else "give a place that you may write to"
         told = InputError("files can be written where they are asked for", found, remedy)
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(told))}", highlight=False, soft_wrap=True)

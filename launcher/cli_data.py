@@ -224,9 +224,13 @@ def audit(
 def simulate(
     run: Annotated[Path | None, typer.Argument(help="A run, whose dataset and model count; or give --samples.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as for longreel train")] = None,
-    ranks: Annotated[int, typer.Option(min=1, help="In all.")] = 64,
-    sequence: Annotated[int, typer.Option(min=1, help="Ranks that share one sequence (ring x ulysses).")] = 8,
-    packs: Annotated[int, typer.Option(min=1, help="Packs of each replica in a step.")] = 4,
+    ranks: Annotated[int | None, typer.Option(min=1, help="In all; the run's own, or 64.")] = None,
+    sequence: Annotated[
+        int | None, typer.Option(min=1, help="Ranks that share one sequence (ring x ulysses); the run's own, or 8.")
+    ] = None,
+    packs: Annotated[
+        int | None, typer.Option(min=1, help="Packs of each replica in a step; the run's own packs_per_step, or 4.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Synthetic ones, of log-normal lengths.")] = 10_000_000,
     mean: Annotated[float, typer.Option(min=1, help="Tokens of a synthetic sample.")] = 8192,
     sigma: Annotated[float, typer.Option(min=0, help="Spread of the logarithm of their lengths.")] = 1.0,
@@ -239,18 +243,13 @@ def simulate(
     Example: longreel data simulate --ranks 4096 --samples 10000000 --pack-tokens 1048576
     """
     from launcher.bars import Bar
-    from launcher.simulating import simulated, table_of
+    from launcher.simulating import Asked, simulated, table_of
 
-    if ranks % sequence:
-        raise InputError(
-            "ranks are replicas of --sequence ranks each", f"{ranks} ranks, {sequence} each", f"--sequence {ranks}"
-        )
     synthetic = (samples, mean, sigma, pack_tokens, dim)
     console = Console(stderr=json_)
     with Bar(console, "windows") as bar:
-        found = simulated(
-            run, overrides or [], ranks // sequence, sequence, packs, synthetic, lambda d, t: bar.update(d, t, "")
-        )
+        asked = Asked(ranks, sequence, packs)
+        found = simulated(run, overrides or [], asked, synthetic, lambda d, t: bar.update(d, t, ""))
     print(json.dumps(found)) if json_ else console.print(table_of(found))
 
 

@@ -9,6 +9,7 @@ nearest known one. Nothing else in the project reads YAML, environment variables
 from __future__ import annotations
 
 import difflib
+import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -174,6 +175,22 @@ class DataConfig(Section):
                 "for example [{until: 1000, frames: 8}, {frames: 16}]",
             )
         return self
+
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _weights_are_numbers(cls, dataset: object) -> object:
+        rule, remedy = "data.dataset is a folder, or several with their weights", "{FOLDER: 3, FOLDER: 1}"
+        if isinstance(dataset, list):
+            raise InputError(rule, f"a list of {len(dataset)}", remedy)
+        if isinstance(dataset, dict):
+            for name, weight in dataset.items():
+                if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+                    raise InputError("a weight is a positive number", f"{name}: {weight}", remedy)
+            folders = [os.path.realpath(os.path.expanduser(str(name))) for name in dataset]
+            twice = next((n for n, f in zip(dataset, folders, strict=True) if folders.count(f) > 1), None)
+            if twice is not None:
+                raise InputError("a mix names each dataset once", f"{twice} comes twice", "one weight for each folder")
+        return dataset
 
     @field_validator("dataset")
     @classmethod

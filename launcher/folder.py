@@ -135,6 +135,10 @@ def write_whole(path: Path, data: bytes | Iterable[bytes | bytearray | memoryvie
                     view = view[file.write(view) :]
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)
+        raise
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

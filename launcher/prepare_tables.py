@@ -28,7 +28,7 @@ def print_summary(console: Console, summary: Summary, out: Path, funnel: Path | 
             _say(console, f"all {len(summary.rejected):,} with file, rows and reason: {out / QUARANTINE}/")
     if summary.ignored:
         said = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(summary.ignored.items()))
-        _say(console, f"no files to prepare, passed over: {said}")
+        _say(console, f"passed over, because they are no videos or images to prepare: {said}")
     if funnel is not None:
         _say(console, f"{funnel}  the same as a picture, of all that is in the dataset")
     _say(console, f"{out}")

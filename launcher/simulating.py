@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,18 @@ from launcher.config import RunConfig, load
 from launcher.streams import open_curriculum
 from models.latents import open_codec
 from models.schedule import masks_of
+from parallel.errors import InputError
 from parallel.mesh import Mesh
 from parallel.split import balanced
 
 STEPS_READ = 4  # of a run, for the bytes that each rank reads
 
+RANKS, SEQUENCE, PACKS = 64, 8, 4  # without a run
+
 WORDS = {
+    "replicas": "replicas",
+    "sequence": "ranks of a replica",
+    "packs_per_step": "packs of a step, over all replicas",
     "samples": "samples of an epoch",
     "tokens": "tokens",
     "windows": "windows",
@@ -45,29 +52,65 @@ WORDS = {
 }
 
 
+@dataclass(frozen=True)
+class Asked:
+    """On how many ranks; None takes what the run says, or a default without one.
+
+    Attributes:
+        ranks: in all.
+        sequence: that share one sequence.
+        packs: of each replica in a step.
+    """
+
+    ranks: int | None = None
+    sequence: int | None = None
+    packs: int | None = None
+
+    def settled(self, ranks: int, sequence: int) -> tuple[int, int]:
+        """(replicas, ranks of each), with these where nothing was asked.
+
+        Raises:
+            InputError: ranks are not whole replicas.
+        """
+        ranks = self.ranks or (ranks if self.sequence is None else max(ranks, self.sequence))
+        sequence = self.sequence or gcd(ranks, sequence)
+        if ranks % sequence:
+            rule = "ranks are replicas of --sequence ranks each"
+            raise InputError(rule, f"{ranks} ranks, {sequence} each", f"--ranks {-(-ranks // sequence) * sequence}")
+        return ranks // sequence, sequence
+
+
 def simulated(
     run: Path | None,
     overrides: Sequence[str],
-    replicas: int,
-    sequence: int,
-    packs: int,
+    asked: Asked,
     synthetic: tuple[int, float, float, int, int],
     on_progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """The figures by name; those of reading only for a run, whose clips exist."""
-    step = replicas * packs
     if run is None:
         samples, mean, sigma, pack_tokens, dim = synthetic
+        replicas, sequence = asked.settled(RANKS, SEQUENCE)
+        step = replicas * (asked.packs or PACKS)
         lengths = log_normal_lengths(samples, mean, sigma, pack_tokens)
         costs = lengths * (lengths + 6.0 * dim)
         window = window_for(lengths, pack_tokens, step)
         plan = DataPlan(lengths, costs, Mix((samples,)), pack_tokens, step, 0, window)
-        return asdict(simulate(plan, replicas, sequence, on_progress))
+        return told(replicas, sequence, step) | asdict(simulate(plan, replicas, sequence, on_progress))
+    config = load(run, overrides)
+    mesh = config.mesh.mesh()
+    replicas, sequence = asked.settled(mesh.ranks, mesh.ring * mesh.ulysses)
+    step = config.data.packs_per_step if asked.packs is None else replicas * asked.packs
     config = load(run, [*overrides, f"data.packs_per_step={step}"])
     geometry = open_codec(config.codec, config.model.patch).geometry
     curriculum = open_curriculum(config, geometry)
     found = asdict(simulate(curriculum.streams[0].plan, replicas, sequence, on_progress))
-    return found | reading(config, curriculum, replicas, sequence)
+    return told(replicas, sequence, step) | found | reading(config, curriculum, replicas, sequence)
+
+
+def told(replicas: int, sequence: int, step: int) -> dict[str, int]:
+    """What the figures are of."""
+    return {"replicas": replicas, "sequence": sequence, "packs_per_step": step}
 
 
 def reading(config: RunConfig, curriculum: Curriculum, replicas: int, sequence: int) -> dict[str, float]:

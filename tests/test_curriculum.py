@@ -19,8 +19,8 @@ from launcher.audit import audit, step_of
 from launcher.config import RunConfig
 from launcher.feed import Feed
 from launcher.folder import RunFolder, read_lines
-from launcher.preflight import check as preflight
 from launcher.meeting import RankPlace
+from launcher.preflight import check as preflight
 from launcher.rank import build_feed
 from parallel.errors import InputError
 from tests.runs import config, run, train

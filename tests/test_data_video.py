@@ -240,6 +240,17 @@ def test_what_is_not_a_video(tmp_path):
         video.probe(tmp_path / "sound.mp4")
 
 
+def test_matroska_cut_short(tmp_path):
+    """It has no number of frames; FFmpeg reads what is there and says nothing."""
+    write(tmp_path / "whole.mkv", moving(60, 64, 64))
+    data = (tmp_path / "whole.mkv").read_bytes()
+    assert video.probe(tmp_path / "whole.mkv").frames == 60
+    for part in (0.5, 0.9):
+        (tmp_path / "cut.mkv").write_bytes(data[: int(part * len(data))])
+        with pytest.raises(InputError, match=r"cut short: its last frame is at|damaged|packet"):
+            video.probe(tmp_path / "cut.mkv")
+
+
 def test_rows_that_are_not_there_are_an_error():
     data = video.encode(moving(10, 32, 32), Fraction(8))
     for start, stop in [(5, 11), (-1, 3), (6, 5)]:

@@ -90,6 +90,10 @@ def no_worker_started(run: Path) -> bool:
         ("mesh=2", "2 (command line, mesh=2)", "give mesh.replica, mesh.ring, mesh.ulysses"),
         (".steps=2", "'.steps=2'", "steps=20"),
         (f"data.dataset={__file__}", "is a file", "longreel prepare"),
+        ("data.dataset={a: -1}", "a: -1", "{FOLDER: 3, FOLDER: 1}"),
+        ("data.dataset={a: .nan, b: 1}", "a: nan", "{FOLDER: 3, FOLDER: 1}"),
+        ("data.dataset={a: 1, ./b/../a: 5}", "comes twice", "one weight for each folder"),
+        ("data.dataset=[a, b]", "a list of 2", "{FOLDER: 3, FOLDER: 1}"),
     ],
 )
 def test_a_wrong_setting(run: Path, override: str, value: str, remedy: str) -> None:

@@ -19,6 +19,7 @@ KEPT_DATA = (
     "caption",
     "weights",
 )  # settings that decide what is in a pack
+LABELS = {"weights": "dataset, its weights"}  # there is no setting of that name
 
 
 def refuse_changes(checkpoint: Checkpoint, config: RunConfig) -> None:
@@ -50,7 +51,7 @@ def _segment(data: DataConfig, step: int) -> dict[str, Any]:
     merged = data.merged()[at]
     weights = list((merged.weights or {}).values())
     settings = merged.model_dump(mode="json") | {"weights": weights if len(weights) > 1 else None}
-    return {"segment begins": data.starts[at], **{key: settings[key] for key in KEPT_DATA}}
+    return {"segment begins": data.starts[at], **{LABELS.get(key, key): settings[key] for key in KEPT_DATA}}
 
 
 def _changes(checkpoint: Checkpoint, config: RunConfig, keys: Sequence[str]) -> list[str]:
