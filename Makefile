@@ -15,7 +15,7 @@ help:
 	@echo "make test         the tests"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        benchmarks, side by side with a peer"
-	@echo "make soak         long tests: kills at random moments"
+	@echo "make soak         long tests, then half an hour of training under faults"
 
 setup: $(READY)
 
@@ -56,6 +56,7 @@ test: $(READY)
 
 soak: $(READY)
 	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m tests.soak --minutes 30
 
 lint: $(READY)
 	@$(BIN)/ruff check .

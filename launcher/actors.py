@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ LATE_SECONDS = 3.0  # after which a host that gave no look is asked after
 KILL_SECONDS = 3.0
 STACK_SECONDS = 20.0
 LEAST_LEASE = 30.0  # seconds after which a rank that is cut off from the launcher leaves
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 AWAY = "its machine does not answer: it died, or the link to it is cut"
 DEAF = "the Ray worker on its machine does not answer"
 
@@ -108,7 +110,8 @@ class ActorRanks:
             return self._seat(config, mesh)
         except self.ray.exceptions.RayError as error:
             self._dismiss()
-            raise LostError(_words(error)) from None
+            raised = isinstance(error, self.ray.exceptions.RayTaskError) or "creation task" in str(error)
+            raise LostError(_words(error), COLOURS.sub("", str(error)) if raised else "") from None
 
     def poll(self, seconds: float) -> list[End] | None:
         """See `Ranks`."""
@@ -150,25 +153,25 @@ class ActorRanks:
 
     def stacks(self, ranks: Sequence[int]) -> dict[int, str]:
         """See `Ranks`."""
-        asked, told = {}, {}
+        asked: dict[Any, tuple[_Place, list[int]]] = {}
+        told: dict[int, str] = {}
         for place in self.places:
             mine = [rank for rank in place.ranks if rank in ranks]
-            if not mine:
-                continue
             if self._away(place):
                 told.update(dict.fromkeys(mine, AWAY))
             elif time.monotonic() - place.heard < LATE_SECONDS:
-                asked[place.actor.stacks.remote(mine)] = mine
+                asked[place.actor.stacks.remote(mine)] = place, mine
             else:
                 pids = {rank: place.pids[rank] for rank in mine}
-                asked[self.ray.remote(spy).options(**self.nodes.beside(place.node)).remote(pids)] = mine
+                asked[self.ray.remote(spy).options(**self.nodes.beside(place.node)).remote(pids)] = place, mine
         ready, late = self.ray.wait(list(asked), num_returns=len(asked), timeout=STACK_SECONDS) if asked else ([], [])
         for answer in ready:
+            place, mine = asked[answer]
             try:
                 told.update(self.ray.get(answer))
             except self.ray.exceptions.RayError as error:
-                told.update({rank: _words(error) for rank in asked[answer]})
-        told.update({rank: f"no answer in {STACK_SECONDS:g} s" for answer in late for rank in asked[answer]})
+                told.update(dict.fromkeys(mine, _words(error)))
+        told.update({rank: f"no answer in {STACK_SECONDS:g} s" for answer in late for rank in asked[answer][1]})
         return told
 
     def rooms(self) -> tuple[int, ...] | None:

@@ -103,6 +103,8 @@ def _of_refusal(end: End) -> Cause:
 def _of_death(end: End) -> Cause:
     if end.for_memory:
         return Cause("memory", f"was killed for memory: {_first_line(end.message)}", f"less memory: {FEWER_BYTES}")
+    if end.sign == NODE and end.rank < 0:
+        return Cause("node", f"lost machines before its ranks had started: {end.message}", "look at those machines")
     if end.sign == NODE:
         return Cause("node", "died with its machine", "look at that machine; the run goes on without it")
     if end.sign == LINK:

@@ -301,11 +301,9 @@ class Jobs:
 
 def url_of(address: str) -> str:
     """http://HOST:PORT of what a person typed."""
-    url = address.rstrip("/") if "://" in address else f"http://{address.rstrip('/')}"
-    scheme, _, place = url.partition("://")
-    host, _, port = place.rpartition(":")
-    if not host:
-        host, port = place, str(DASHBOARD)
+    scheme, there, place = address.rstrip("/").rpartition("://")
+    host, _, port = place.rpartition(":") if re.search(r":\w*$", place) else (place, "", str(DASHBOARD))
+    scheme = scheme if there else "http"
     if scheme not in ("http", "https") or not host or not port.isdigit():
         rule = f"jobs are submitted to http://HEAD:{DASHBOARD}"
         raise InputError(rule, f"--address {address}", f"--address http://HEAD:{DASHBOARD}")

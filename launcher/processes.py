@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Sequence
 from multiprocessing.context import BaseContext
+from pathlib import Path
 
 from launcher.children import Children
 from launcher.config import RunConfig
@@ -40,6 +41,10 @@ def context(stage: int) -> BaseContext:
     server.set_forkserver_preload(PRELOAD if stage else [m for m in PRELOAD if "deepspeed" not in m])
     from multiprocessing.forkserver import ensure_running
 
+    # The server of Python 3.11 looks for what it loads in PYTHONPATH and the working folder alone. In a worker of Ray
+    # neither is ours, and it would load an installed Longreel instead of the one that Ray brought.
+    paths = [str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     # Whoever stops a job may signal all of its processes: only the launcher listens, and then asks the ranks. What is
     # blocked stays blocked in the server and in the ranks that it forks.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -50,7 +50,16 @@ class HeadGoneError(InputError):
 
 
 class LostError(RuntimeError):
-    """Machines or workers went away while ranks were being started: what says which."""
+    """Machines or workers went away, or failed, while ranks were being started.
+
+    Args:
+        what: happened, in a line.
+        trace: of the exception that a worker raised, if that is what happened.
+    """
+
+    def __init__(self, what: str, trace: str = "") -> None:
+        super().__init__(what)
+        self.trace = trace
 
 
 class Seat(NamedTuple):

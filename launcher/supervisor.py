@@ -23,7 +23,7 @@ from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.storage import open_storage
 from launcher.config import MeshConfig, RunConfig
 from launcher.folder import RunFolder
-from launcher.ranks import NODE, End, HeadGoneError, LostError, NoRoomError, Ranks, Where, culprit
+from launcher.ranks import NODE, End, HeadGoneError, How, LostError, NoRoomError, Ranks, Where, culprit
 from launcher.screen import Screen, describe
 from launcher.watchdog import Hang, Watchdog
 from parallel.errors import InputError
@@ -123,7 +123,9 @@ class Supervisor:
             started = self._start()
             verdict = self._watch() if started else Verdict(cut_short=True)
         except LostError as error:
-            verdict = Verdict([End(-1, "died", self.screen.done, str(error), sign=NODE)])
+            how: How = "failed" if error.trace else "died"
+            end = End(-1, how, self.screen.done, error.trace or str(error), sign="" if error.trace else NODE)
+            verdict = Verdict([end])
         self.ranks.kill()
         self.screen.update()
         if verdict.cut_short:
@@ -224,11 +226,12 @@ class Supervisor:
 
     def _tell_hang(self, hang: Hang) -> Verdict:
         """Gather the stacks of all ranks, and record who hangs."""
+        state = self.ranks.state(hang.rank)
         texts = self.ranks.stacks(sorted(self.places))
         odd = stacks.odd_one_out(texts) if hang.kind == "all" else None
         if odd is not None:
-            hang = replace(hang, rank=odd, kind="behind")
-        state, at = self.ranks.state(hang.rank), self.ranks.last(hang.rank)
+            hang, state = replace(hang, rank=odd, kind="behind"), self.ranks.state(odd)
+        at = self.ranks.last(hang.rank)
         if at is not None:
             hang = replace(hang, step=at.step, phase=at.phase)
         where = self.places[hang.rank]

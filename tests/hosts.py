@@ -214,9 +214,10 @@ class Network:
         return self.hosts[name]
 
     def environment(self, more: Mapping[str, str]) -> dict[str, str]:
-        """Of the processes of every host: this Python first on the path, as in an activated venv."""
+        """Of the processes of every host: this Python first on the path, as in an activated venv, with our code."""
         ours = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        return {**ours, "PATH": f"{BIN}:{ours.get('PATH', '')}", **self.extra, **more}
+        ours["PATH"], ours["PYTHONPATH"] = f"{BIN}:{ours.get('PATH', '')}", str(HOME)
+        return {**ours, **self.extra, **more}
 
 
 class Cluster(Network):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import secrets
 import shutil
 import signal
 import subprocess
@@ -322,6 +323,25 @@ class Soak:
             self.rows["slow link"].reason = "tc is not installed"
         return kinds
 
+    def run(self, stack: ExitStack, where: str, seconds: float) -> None:
+        """Both parts, or the one that is asked for."""
+        reason = f"--where {where}" if where == "here" else why_not()
+        hosts = not reason
+        for kind in HERE if where == "hosts" else ():
+            self.rows[kind].reason = f"--where {where}"
+        for kind in THERE:
+            self.rows[kind].reason = reason
+        if where != "hosts":
+            self.train(self.here(), seconds * 2 / 3 if hosts else seconds)
+        if hosts:
+            try:
+                cluster = stack.enter_context(Cluster(with_token(self.out / "hosts"), ("first", "second", "third")))
+            except TimeoutError as error:
+                for kind in THERE:
+                    self.rows[kind].reason = f"the hosts' cluster did not start: {str(error).splitlines()[0]}"
+                return
+            self.train(self.there(cluster), seconds if where == "hosts" else seconds / 3)
+
     def undisturbed(self) -> Record:
         """The same run with nothing in its way, but for the sample that becomes corrupt at the same step."""
         if self.corrupted_at is not None:
@@ -353,6 +373,14 @@ def flip_in_shard(dataset: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[member.offset_data + 16] ^= 1
     shard.write_bytes(data)
+
+
+def with_token(folder: Path) -> Path:
+    """The folder of a cluster, with its token: workers may be up before the head has made one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "token").touch(0o600)
+    (folder / "token").write_text(secrets.token_hex(32))
+    return folder
 
 
 def mount(folder: Path, stack: ExitStack) -> bool:
@@ -389,6 +417,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30, help="of training under faults; as much again follows")
     parser.add_argument("--seed", type=int, default=0, help="of the schedule")
     parser.add_argument("--out", type=Path, help="folder; a temporary one if not given, removed if all went well")
+    parser.add_argument(
+        "--where", choices=["both", "here", "hosts"], default="both", help="this machine, or hosts on it"
+    )
     asked = parser.parse_args()
     out = asked.out.absolute() if asked.out else Path(tempfile.mkdtemp(prefix="longreel-soak-"))
     out.mkdir(parents=True, exist_ok=True)
@@ -398,22 +429,23 @@ def main() -> int:
         shutil.copytree(out / "data", out / "reference-data")
         soak = Soak(out, asked.seed, mount(out / "disk", stack))
         stack.callback(lambda: soak.job.end() if soak.job is not None else None)
-        on_hosts, seconds = why_not(), asked.minutes * 60
         soak.say(f"{asked.minutes:g} minutes of faults in {out}, seed {asked.seed}")
-        soak.train(soak.here(), seconds if on_hosts else seconds * 2 / 3)
-        for kind in THERE:
-            soak.rows[kind].reason = on_hosts
-        if not on_hosts:
-            (out / "hosts").mkdir()
-            cluster = stack.enter_context(Cluster(out / "hosts", ("first", "second", "third")))
-            soak.train(soak.there(cluster), seconds / 3)
+        broken = ""
+        try:
+            soak.run(stack, asked.where, asked.minutes * 60)
+        except (TimeoutError, RuntimeError) as error:  # what was done until then is still compared
+            broken = f"ended early: {error}"
+            if not soak.record.step:
+                raise
         soak.say(f"{soak.record.step:,} steps are done; now undisturbed")
         different = differences(soak.record, soak.undisturbed())
         clean = audit(out / "run").clean
     equal = "all" if not different else f"{len(different)} are not, the first of step {different[0]}"
     report(soak, equal)
     print("audit: no sample lost or repeated" if clean else "audit: samples lost or repeated")
-    fine = clean and not different and all(row.survived == row.injected for row in soak.rows.values())
+    if broken:
+        print(broken)
+    fine = clean and not broken and not different and all(row.survived == row.injected for row in soak.rows.values())
     if fine and not asked.out:
         shutil.rmtree(out)
     elif not fine:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from launcher.cluster import HeadWatch, check_address, head_gone, interface_towards, resolved
 from launcher.config import to_yaml
 from launcher.folder import RunFolder, read_lines
+from launcher.jobs import knock
 from launcher.processes import free_port
+from parallel.errors import InputError
 from tests.runs import config
 
 
@@ -26,11 +31,20 @@ def environment_of_module() -> Iterator[pytest.MonkeyPatch]:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory, environment_of_module: pytest.MonkeyPatch) -> Iterator[str]:
+def dashboard() -> int:
+    """The port to which jobs go."""
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def head(
+    tmp_path_factory: pytest.TempPathFactory, environment_of_module: pytest.MonkeyPatch, dashboard: int
+) -> Iterator[str]:
     """host:port of a Ray head with 2 CPUs and token authentication, started by Ray's own command."""
     port, log = free_port(), tmp_path_factory.mktemp("ray") / "head.log"
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
-    command += [f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
+    command += [f"--port={port}", "--num-cpus=2", "--dashboard-host=127.0.0.1"]
+    command += [f"--dashboard-port={dashboard}"]
     token = log.with_name("token")
     token.write_text("0" * 64)
     os.chmod(token, 0o600)
@@ -51,8 +65,8 @@ def head(tmp_path_factory: pytest.TempPathFactory, environment_of_module: pytest
     process.wait(30)
 
 
-def longreel(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "launcher", "train", *map(str, arguments)]
+def longreel(*arguments: object, command: str = "train") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launcher", command, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=180)
 
 
@@ -74,3 +88,59 @@ def test_a_run_on_a_cluster(head: str, tmp_path: Path, dataset: Path) -> None:
     assert too_many.returncode == 2
     assert "takes 3 CPU" in too_many.stderr
     assert "the cluster has 2 CPU" in too_many.stderr
+
+
+def test_a_run_is_submitted(head: str, dashboard: int, tmp_path: Path, dataset: Path) -> None:
+    """As a job of the cluster, with its code, from wherever; a stranger cannot."""
+    file, url = tmp_path / "run.yaml", f"http://127.0.0.1:{dashboard}"
+    file.write_text(to_yaml(config(tmp_path / "out", dataset, dtype="float32", zero__stage=1, mesh={"ring": 2})))
+    assert knock(url), "it asks for a token"
+    done = longreel(file, "--address", url, "--follow", command="submit")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "starts at once: takes 2 CPU, 2 of 2 are free" in done.stdout
+    assert "step      5/5  loss " in done.stdout
+    (job,) = json.loads(longreel("--address", url, "--json", command="list").stdout)
+    assert (job["state"], job["out"], job["ranks"]) == ("done", str(tmp_path / "out"), 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+        stranger = longreel("--address", url, command="list")
+    assert stranger.returncode == 2
+    assert "a cluster with token authentication is given its token" in stranger.stderr
+
+
+def test_the_address_of_this_node_s_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.1.2.3:6379")
+    assert (resolved("auto"), resolved("other:1")) == ("10.1.2.3:6379", "other:1")
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr("launcher.cluster.HERE_FILE", str(tmp_path / "ray_current_cluster"))
+    with pytest.raises(InputError, match="no Ray node runs on this machine"):
+        resolved("auto")
+    (tmp_path / "ray_current_cluster").write_text("10.1.2.4:6379\n")
+    assert resolved("auto") == "10.1.2.4:6379"
+
+
+def test_a_head_that_falls_silent_is_noticed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        watch = HeadWatch(f"127.0.0.1:{server.getsockname()[1]}", every=0.1)
+        time.sleep(1)
+        assert watch.silent < 0.9
+    deadline = time.monotonic() + 20
+    while watch.silent < 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert watch.silent >= 1
+    watch.close()
+    assert "not for 25 s" in str(head_gone("head:6379", 25.4))
+
+
+def test_a_place_that_is_no_head_is_told_at_once() -> None:
+    with pytest.raises(InputError, match="refused"):
+        check_address(f"127.0.0.1:{free_port()}")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        threading.Thread(target=lambda: server.accept()[0].close(), daemon=True).start()
+        with pytest.raises(InputError, match="a Ray head answers at --address"):
+            knock(f"http://127.0.0.1:{port}")
+
+
+def test_the_device_towards_an_address() -> None:
+    assert interface_towards("127.0.0.1") == "lo"

@@ -285,8 +285,7 @@ def test_the_slurm_script(tmp_path: Path, dataset: Path) -> None:
             host.boot()
             (tmp_path / f"{host.name}.init").write_text(str(host.pid))
         slurm_says = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3", "SLURM_JOB_NODELIST": " ".join(names)}
-        ours = {"HOSTS": str(tmp_path), "PYTHONPATH": str(HOME)}
-        environment = network.environment({**slurm_says, **ours})
+        environment = network.environment({**slurm_says, "HOSTS": str(tmp_path)})
         environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
         reached = 0
         for attempt, number in enumerate((signal.SIGUSR1, signal.SIGTERM)):

@@ -1,0 +1,167 @@
+"""What `longreel cluster` writes: YAML that parses, scripts that bash takes, and a token asked for by each."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from launcher.cli import app
+from launcher.config import check, to_yaml
+from launcher.manifests import STOP_SECONDS, Machines, Storage, kuberay, plain, slurm
+from parallel.errors import InputError
+from parallel.mesh import Mesh
+from tests.runs import config
+
+MACHINES = Machines(nodes=4, gpus=8, cpus=64, gib=512)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    return to_yaml(config(tmp_path / "it's a run", tmp_path / "dataset", mesh={"ring": 4, "ulysses": 4}))
+
+
+def rayjob(run: str, machines: Machines = MACHINES) -> tuple[dict[str, Any], dict[str, Any]]:
+    text = kuberay("mine", run, machines, "registry/longreel:1", Storage("shared", "/mnt/shared"), "2.60.0")
+    files, job = yaml.safe_load_all(text)
+    assert "&id" not in text
+    return files, job
+
+
+def test_a_rayjob(run: str) -> None:
+    files, job = rayjob(run)
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]
+    assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    assert yaml.safe_load(spec["runtimeEnvYAML"]) == {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
+    head, (workers,) = spec["rayClusterSpec"]["headGroupSpec"], spec["rayClusterSpec"]["workerGroupSpecs"]
+    assert head["rayStartParams"]["num-cpus"] == "0", "no rank runs on the head"
+    assert (workers["replicas"], workers["minReplicas"], workers["maxReplicas"]) == (4, 4, 4)
+    for group, gpus in ((head, None), (workers, "8")):
+        (container,) = group["template"]["spec"]["containers"]
+        resources = container["resources"]
+        assert resources["limits"] == resources["requests"]
+        assert resources["limits"].get("nvidia.com/gpu") == gpus
+        mounted = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+        assert mounted == {"storage": "/mnt/shared", "run": "/etc/longreel", "shm": "/dev/shm"}
+        volumes = {v.pop("name"): v for v in group["template"]["spec"]["volumes"]}
+        assert volumes["storage"] == {"persistentVolumeClaim": {"claimName": "shared"}}
+        assert volumes["run"] == {"configMap": {"name": files["metadata"]["name"]}}
+    assert spec["entrypoint"].split()[:3] == ["longreel", "train", "/etc/longreel/run.yaml"]
+
+
+def test_a_rayjob_holds_the_run_itself(run: str) -> None:
+    files, _ = rayjob(run)
+    assert check(yaml.safe_load(files["data"]["run.yaml"])) == check(yaml.safe_load(run))
+
+
+def test_machines_without_gpus(run: str) -> None:
+    _, job = rayjob(run, Machines(2, 0, 8, 64))
+    assert "nvidia" not in str(job)
+    assert "--gpus-per-node" not in slurm("mine", run, Machines(2, 0, 8, 64), "/bin", "/shared")
+
+
+def test_a_batch_script(run: str) -> None:
+    text = slurm("mine", run, MACHINES, "/opt/my venv/bin", "/shared/it's", ("--partition=gpu",))
+    assert subprocess.run(["bash", "-n"], input=text, text=True, timeout=30, capture_output=True).stderr == ""
+    options = re.findall(r"^#SBATCH (.*)$", text, re.MULTILINE)
+    for option in ("--nodes=4", "--ntasks-per-node=1", "--gpus-per-node=8", "--requeue", "--partition=gpu"):
+        assert option in options
+    lines = text.splitlines()
+    assert lines.index("#SBATCH --partition=gpu") < lines.index("set -euo pipefail"), "later ones are not read"
+    assert "export RAY_AUTH_MODE=token" in text
+    inside = text.partition("<< 'END OF RUN'\n")[2].partition("\nEND OF RUN")[0]
+    assert check(yaml.safe_load(inside)) == check(yaml.safe_load(run))
+
+
+RAY = """#!/usr/bin/env bash
+echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN_PATH $*" >> "$(dirname "$0")/calls"
+[ "$(wc -l < "$(dirname "$0")/calls")" -ge "${CALLS:-1}" ]
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Any:
+    """Runs the script where `ray` writes down what it is asked, and fails until it was asked CALLS times."""
+    (tmp_path / "ray").write_text(RAY)
+    (tmp_path / "ray").chmod(0o755)
+    (tmp_path / "ray.sh").write_text(plain(str(tmp_path)))
+
+    def go(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", str(tmp_path / "ray.sh"), *arguments]
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        return subprocess.run(
+            command, env={**clean, "HOME": str(tmp_path), **environment}, capture_output=True, text=True, timeout=60
+        )
+
+    return go
+
+
+def test_a_head_makes_a_token_of_its_own(machine: Any, tmp_path: Path) -> None:
+    assert machine("head", "--num-gpus=8").returncode == 0
+    token = tmp_path / ".ray" / "auth_token"
+    assert re.fullmatch("[0-9a-f]{64}", token.read_text())
+    assert token.stat().st_mode & 0o777 == 0o600
+    mode, path, *asked = (tmp_path / "calls").read_text().split()
+    assert (mode, path) == ("token", str(token))
+    assert "--head" in asked
+    assert asked.index("--num-gpus=0") < asked.index("--num-gpus=8"), "what is given last counts"
+    before = token.read_text()
+    token.chmod(0o644)
+    assert machine("head").returncode == 0
+    assert (token.read_text(), token.stat().st_mode & 0o777) == (before, 0o600)
+
+
+def test_a_worker_needs_the_token_and_joins_again(machine: Any, tmp_path: Path) -> None:
+    without = machine("worker", "head")
+    assert without.returncode == 2
+    assert "copy" in without.stderr
+    token = tmp_path / "token"
+    token.write_text("0" * 64)
+    again = machine("worker", "head", "--num-cpus=4", CALLS="2", RAY_AUTH_TOKEN_PATH=str(token))
+    assert again.returncode == 0
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 2, "its Ray ended once, as on a node that was cut off"
+    assert calls[0].startswith(f"token {token} start --address=head:6379 --block")
+    assert calls[0].endswith("--num-cpus=4")
+
+
+def test_a_script_without_a_word_says_what_it_takes(machine: Any) -> None:
+    for words in ((), ("worker",), ("tail",)):
+        assert machine(*words).returncode != 0
+
+
+def test_machines_that_are_too_few_are_refused() -> None:
+    Machines(4, 8, 64, 512).refuse_small(Mesh(2, 2, 8))
+    with pytest.raises(InputError, match="--nodes 5"):
+        Machines(4, 8, 64, 512).refuse_small(Mesh(5, 1, 8))
+    with pytest.raises(InputError, match="fewer mesh"):
+        Machines(8, 4, 64, 512).refuse_small(Mesh(1, 1, 8))
+    with pytest.raises(InputError, match="CPUs for 4"):
+        Machines(1, 0, 4, 8).refuse_small(Mesh(5, 1, 1))
+
+
+@pytest.mark.parametrize("kind", ["kuberay", "slurm", "ray"])
+def test_the_command_writes_it(tmp_path: Path, kind: str) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_text(to_yaml(config(tmp_path / "My Run", tmp_path / "dataset", mesh={"ring": 2})))
+    more = ["--image", "longreel:1", "--storage", "shared:/mnt"] if kind == "kuberay" else []
+    command = ["cluster", str(run), "--kind", kind, "--nodes", "2", *more]
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "out").read_text()
+    if kind == "kuberay":
+        assert [d["metadata"]["name"] for d in yaml.safe_load_all(text)] == ["my-run-run", "my-run"]
+        refused = CliRunner().invoke(app, command[:-2])
+        assert isinstance(refused.exception, InputError)
+        assert refused.exception.remedy == "--image registry/longreel:1 --storage shared:/mnt/shared"
+    else:
+        assert subprocess.run(["bash", "-n"], input=text, text=True, timeout=30, capture_output=True).stderr == ""
+        assert str(Path(sys.executable).parent) in text
