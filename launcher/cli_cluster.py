@@ -187,9 +187,10 @@ def cluster(
             raise InputError("pods have an image with longreel and a volume that all of them see", found, example)
         import ray
 
-        text = manifests.kuberay(
-            name, to_yaml(config), machines, image, manifests.Storage(claim, path), str(ray.__version__)
-        )
+        from launcher.jobs import metadata_of
+
+        volume, version = manifests.Storage(claim, path), str(ray.__version__)
+        text = manifests.kuberay(name, to_yaml(config), machines, image, volume, version, metadata_of(config))
     elif kind == "slurm":
         folder, more = str(config.out.parent), tuple(option or ())
         text = manifests.slurm(name, to_yaml(config), machines, binaries, folder, more)

@@ -149,7 +149,6 @@ class Jobs:
         room = room_for(mesh, self.nodes(), sum(job.ranks for job in others))
         refuse_too_large(mesh, room)
         name = f"{re.sub('[^A-Za-z0-9_-]', '-', config.out.name)}-{secrets.token_hex(3)}"
-        about = {"out": str(config.out), "mesh": str(mesh), "ranks": mesh.ranks, "steps": config.steps}
         with tempfile.TemporaryDirectory(prefix="longreel-") as folder, self._told():
             stage(config, Path(folder))
             environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
@@ -157,7 +156,7 @@ class Jobs:
                 entrypoint=ENTRYPOINT,
                 submission_id=name,
                 runtime_env={"working_dir": folder, "env_vars": environment},
-                metadata={OURS: json.dumps(about)},
+                metadata=metadata_of(config),
             )
         return Submitted(name, room)
 
@@ -335,6 +334,13 @@ def knock(url: str) -> bool:
     if "ray_version" not in found:
         raise InputError(rule, f"{url}: something else answers", remedy)
     return False
+
+
+def metadata_of(config: RunConfig) -> dict[str, str]:
+    """What a job is told to remember of its run, by which it is known for ours."""
+    mesh = config.mesh.mesh()
+    about = {"out": str(config.out), "mesh": str(mesh), "ranks": mesh.ranks, "steps": config.steps}
+    return {OURS: json.dumps(about)}
 
 
 def stage(config: RunConfig, folder: Path) -> None:

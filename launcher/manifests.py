@@ -10,6 +10,7 @@ Pure text. In each of them
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,15 @@ class Storage:
     path: str
 
 
-def kuberay(name: str, run: str, machines: Machines, image: str, storage: Storage, ray_version: str) -> str:
+def kuberay(
+    name: str,
+    run: str,
+    machines: Machines,
+    image: str,
+    storage: Storage,
+    ray_version: str,
+    metadata: Mapping[str, str],
+) -> str:
     """A RayJob with its cluster and its run file, for `kubectl apply -f`.
 
     Args:
@@ -91,6 +100,7 @@ def kuberay(name: str, run: str, machines: Machines, image: str, storage: Storag
         image: with Python, Ray and longreel.
         storage: of datasets and run folders.
         ray_version: of the image.
+        metadata: by which `longreel list` knows the job.
     """
     files = {"name": "run", "configMap": {"name": f"{name}-run"}}
     shared = {"name": "storage", "persistentVolumeClaim": {"claimName": storage.claim}}
@@ -137,6 +147,7 @@ def kuberay(name: str, run: str, machines: Machines, image: str, storage: Storag
         "kind": "RayJob",
         "metadata": {"name": name},
         "spec": {
+            "metadata": dict(metadata),
             "entrypoint": "longreel train /etc/longreel/run.yaml --address auto",
             "runtimeEnvYAML": yaml.safe_dump({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}),
             "backoffLimit": 3,
@@ -153,7 +164,8 @@ def kuberay(name: str, run: str, machines: Machines, image: str, storage: Storag
     }
     head = f"""\
 # longreel on KubeRay 1.6 or newer:  kubectl apply -f THIS.yaml
-# Follow it:  kubectl logs -f job/{name}      Stop it with a last checkpoint:  longreel stop, see docs/cluster.md
+# Follow it:  kubectl logs -f job/{name}
+# Stop it with a last checkpoint:  longreel stop, see docs/cluster.md
 # KubeRay makes the token that Ray asks for, as a Secret with the name of the RayCluster:
 #   kubectl get secret CLUSTER -o jsonpath='{{.data.auth_token}}' | base64 -d
 # A job that fails is started again on new pods, and goes on from its last checkpoint.

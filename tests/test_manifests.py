@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from launcher.cli import app
 from launcher.config import check, to_yaml
+from launcher.jobs import OURS, metadata_of
 from launcher.manifests import STOP_SECONDS, Machines, Storage, kuberay, plain, slurm
 from parallel.errors import InputError
 from parallel.mesh import Mesh
@@ -29,7 +31,8 @@ def run(tmp_path: Path) -> str:
 
 
 def rayjob(run: str, machines: Machines = MACHINES) -> tuple[dict[str, Any], dict[str, Any]]:
-    text = kuberay("mine", run, machines, "registry/longreel:1", Storage("shared", "/mnt/shared"), "2.60.0")
+    storage, about = Storage("shared", "/mnt/shared"), metadata_of(check(yaml.safe_load(run)))
+    text = kuberay("mine", run, machines, "registry/longreel:1", storage, "2.60.0", about)
     files, job = yaml.safe_load_all(text)
     assert "&id" not in text
     return files, job
@@ -54,6 +57,7 @@ def test_a_rayjob(run: str) -> None:
         volumes = {v.pop("name"): v for v in group["template"]["spec"]["volumes"]}
         assert volumes["storage"] == {"persistentVolumeClaim": {"claimName": "shared"}}
         assert volumes["run"] == {"configMap": {"name": files["metadata"]["name"]}}
+    assert json.loads(spec["metadata"][OURS])["ranks"] == 16, "longreel list knows it"
     assert spec["entrypoint"].split()[:3] == ["longreel", "train", "/etc/longreel/run.yaml"]
 
 
