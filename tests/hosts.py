@@ -10,7 +10,7 @@ cutting the power. Pulling the cable (`cut`) is another thing: everybody lives a
 
 The switch is a namespace too, so nothing of the machine's own network changes, and two test runs do not meet: names
 carry the process id, addresses repeat. Init leaves when the pipe from the test closes, even by SIGKILL, and takes its
-host along; what names remain are swept by the next run. Three hosts with Ray take about 9 s and 2 GB.
+host along; what names remain are swept by the next run.
 """
 
 from __future__ import annotations
