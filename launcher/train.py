@@ -87,7 +87,10 @@ def absolute(config: RunConfig) -> RunConfig:
     codec = config.codec
     if codec.path is not None:
         codec = codec.model_copy(update={"path": _absolute(codec.path)})
-    return config.model_copy(update={"out": _absolute(config.out), "data": data, "codec": codec})
+    to, saving = config.checkpoint.to, config.checkpoint
+    if to is not None and "://" not in to:
+        saving = saving.model_copy(update={"to": _absolute(to)})
+    return config.model_copy(update={"out": _absolute(config.out), "data": data, "codec": codec, "checkpoint": saving})
 
 
 def _absolute(path: Any) -> Any:
