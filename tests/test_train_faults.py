@@ -266,6 +266,7 @@ def test_ranks_give_up_by_themselves(tmp_path: Path, dataset: Path, undisturbed:
     assert (failure["rank"], failure["cause"]) == (0, "link"), failure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["ray::Host", "raylet"])
 def test_a_dead_part_of_ray_is_told_and_replaced(
     tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]], part: str
