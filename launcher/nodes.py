@@ -1,4 +1,4 @@
-"""The nodes of a Ray cluster: how many ranks each has room for, and what each must have before a run starts on it.
+"""The nodes of a Ray cluster: what each must have before a run starts on it.
 
     launcher --a task on every node--> versions, and what it sees at the run's paths
              writes a file in the run folder; each node reads it, and writes one that the launcher reads
@@ -85,24 +85,6 @@ def alive(ray: Any) -> dict[str, str]:
     """Nodes that are alive, by id, with the names that people know."""
     found = [n for n in ray.nodes() if n["Alive"]]
     return {n["NodeID"]: f"{n['NodeManagerHostname']} ({n['NodeManagerAddress']})" for n in found}
-
-
-def slots(ray: Any, free: bool = False, gpus: bool = False) -> list[int]:
-    """Ranks that each node that is alive has room for.
-
-    Args:
-        ray: the module, connected.
-        free: now, and not in total.
-        gpus: a rank takes a GPU too.
-    """
-    nodes = {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"]}
-    if free:
-        from ray._private.state import available_resources_per_node  # no public call tells it by node
-
-        now = available_resources_per_node()
-        nodes = {node: now.get(node, {}) for node in nodes}
-    takes = ("CPU", "GPU") if gpus else ("CPU",)
-    return [int(min(resources.get(kind, 0) for kind in takes)) for resources in nodes.values()]
 
 
 def paths_of(config: RunConfig) -> Paths:

@@ -66,3 +66,13 @@ def train(settings: RunConfig) -> list[dict[str, Any]]:
     bad = [e.message for e in ends if e.how != "done"]
     assert not bad, "\n".join(bad)
     return list(read_lines(RunFolder(settings.out).metrics))
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    """What a run has recorded of its steps."""
+    return list(read_lines(RunFolder(out).metrics))
+
+
+def events(out: Path, name: str) -> list[dict[str, Any]]:
+    """What has happened to a run, of one kind."""
+    return [event for event in read_lines(RunFolder(out).events) if event["event"] == name]

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 
 from launcher.config import to_yaml
-from launcher.folder import RunFolder, read_lines
 from tests.hosts import Cluster, Host, listed, network, sweep, tell, why_not
-from tests.runs import config, train
+from tests.runs import config, events, lines, train
 
 STEPS = 24
 TRY = "import socket,sys; socket.create_connection((sys.argv[1], 7000), 1).close()"
@@ -142,14 +141,6 @@ def finish(process: subprocess.Popen[str], code: int) -> str:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == code, output
     return output
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    return list(read_lines(RunFolder(out).metrics))
-
-
-def events(out: Path, name: str) -> list[dict[str, Any]]:
-    return [event for event in read_lines(RunFolder(out).events) if event["event"] == name]
 
 
 def curve(out: Path) -> list[tuple[Any, ...]]:

@@ -12,7 +12,7 @@ from launcher.checkpoints.storage import LocalStorage
 from launcher.folder import RunFolder, append_line, read_lines
 from launcher.proof import Proof, distrusted
 from parallel.errors import InputError
-from tests.runs import config, run, train
+from tests.runs import config, events, run, train
 
 LAYOUT = "1 x 1 x 1, ZeRO 0, float64"
 
@@ -56,10 +56,6 @@ def test_one_bit_is_a_difference_on_the_same_layout_alone() -> None:
 
 def test_nothing_to_compare() -> None:
     assert proof([]).see(line(5, 1.0)) is None
-
-
-def events(out: Path, name: str) -> list[dict[str, Any]]:
-    return [event for event in read_lines(RunFolder(out).events) if event["event"] == name]
 
 
 def half_done(out: Path, dataset: Path) -> None:

@@ -27,7 +27,7 @@ from launcher.config import to_yaml
 from launcher.folder import RunFolder, read_lines
 from launcher.processes import free_port
 from parallel.zero import STATE_NAMES, Fragment
-from tests.runs import config
+from tests.runs import config, events
 from tests.worlds import run_world
 
 NUMEL = 50
@@ -187,10 +187,6 @@ def test_which_checkpoints_stay(tmp_path: Path) -> None:
 def start(file: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "launcher", "train", str(file), *overrides, "--no-ray"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def events(out: Path, name: str) -> list[dict[str, Any]]:
-    return [event for event in read_lines(RunFolder(out).events) if event["event"] == name]
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from launcher.config import to_yaml
-from launcher.folder import RunFolder, read_lines
+from launcher.folder import RunFolder
 from launcher.manifests import Machines, slurm
 from launcher.versions import CODE
 from tests.hosts import BIN, HOME, Cluster, Network, why_not
-from tests.runs import config, train
+from tests.runs import config, events, lines, train
 
 STEPS = 16
 LONGREEL = (sys.executable, "-m", "launcher")
@@ -82,14 +82,6 @@ def until(condition: Callable[[], Any], seconds: float = 180) -> Any:
             raise TimeoutError("it did not happen")
         time.sleep(0.1)
     return found
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    return list(read_lines(RunFolder(out).metrics))
-
-
-def events(out: Path, name: str) -> list[dict[str, Any]]:
-    return [event for event in read_lines(RunFolder(out).events) if event["event"] == name]
 
 
 def curve(out: Path) -> list[tuple[Any, ...]]:

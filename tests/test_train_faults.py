@@ -21,7 +21,7 @@ from launcher.audit import audit
 from launcher.config import to_yaml
 from launcher.folder import RunFolder, read_lines
 from launcher.why import why
-from tests.runs import config
+from tests.runs import config, lines
 
 STEPS = 14
 RAY = pytest.param(True, id="ray")
@@ -61,10 +61,6 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     output, _ = process.communicate(timeout=180)
     assert process.returncode == code, output
     return output
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    return list(read_lines(RunFolder(out).metrics))
 
 
 def wait_for(condition: Any, seconds: float = 120) -> Any:
