@@ -13,8 +13,8 @@ import os
 import re
 import signal
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from launcher.ranks import (
     HeadGoneError,
     LostError,
     Seat,
+    Wait,
     Where,
     is_bad,
     is_echo,
@@ -96,28 +97,30 @@ class ActorRanks:
         self._forget()
         self._connect()
 
-    def start(self, config: RunConfig) -> list[Where]:
+    def place(self, config: RunConfig) -> Wait | None:
         """See `Ranks`."""
         if self.ray is None:
             self._connect()
         self._forget()
+        self._look_after_head()
         mesh = config.mesh.mesh()
-        try:
+        with self._losing():
             self._look_at_nodes(config)
-            if mesh != self.mesh or not self._all_answer():
+            if self.places and (mesh != self.mesh or not self._all_answer()):
                 self._dismiss()
+            return None if self.places else self.nodes.hold(mesh)
+
+    def start(self, config: RunConfig) -> list[Where]:
+        """See `Ranks`."""
+        mesh = config.mesh.mesh()
+        with self._losing():
+            if not self.places:
                 self._make_hosts(mesh, config.zero.stage)
             return self._seat(config, mesh)
-        except self.ray.exceptions.RayError as error:
-            self._dismiss()
-            raised = isinstance(error, self.ray.exceptions.RayTaskError) or "creation task" in str(error)
-            raise LostError(_words(error), COLOURS.sub("", str(error)) if raised else "") from None
 
     def poll(self, seconds: float) -> list[End] | None:
         """See `Ranks`."""
-        if self.head is not None and self.head.silent > HEAD_SECONDS:
-            self.gone = True
-            raise HeadGoneError(*head_gone(resolved(self.address or ""), self.head.silent).args)
+        self._look_after_head()
         looks = self._ask()
         if looks:
             self.ray.wait(list(looks), num_returns=1, timeout=seconds)
@@ -174,9 +177,9 @@ class ActorRanks:
         told.update({rank: f"no answer in {STACK_SECONDS:g} s" for answer in late for rank in asked[answer][1]})
         return told
 
-    def rooms(self) -> tuple[int, ...] | None:
+    def rooms(self, in_all: bool = False) -> tuple[int, ...] | None:
         """See `Ranks`."""
-        return self.nodes.rooms() if self.address is not None else None
+        return self.nodes.rooms(in_all) if self.address is not None else None
 
     def stop(self) -> None:
         """See `Ranks`."""
@@ -251,9 +254,8 @@ class ActorRanks:
 
     def _make_hosts(self, mesh: Mesh, stage: int) -> None:
         """One on each node; with GPUs one in each bundle, which then sees its own."""
-        found = self.nodes.take(mesh)
         homes: dict[tuple[str, int], list[int]] = {}
-        for bundle, node in enumerate(found):
+        for bundle, node in enumerate(self.nodes.bundles):
             homes.setdefault((node, bundle if self.nodes.gpus else 0), []).append(bundle)
         remote, launcher = self.ray.remote(Host), os.getpid() if self.address is None else 0
         takes = {"num_cpus": mesh.ulysses, "num_gpus": mesh.ulysses if self.nodes.gpus else 0, "max_concurrency": 3}
@@ -261,7 +263,7 @@ class ActorRanks:
             remote.options(**takes, scheduling_strategy=self.nodes.spot(bundles[0])).remote(stage, launcher)
             for bundles in homes.values()
         ]
-        told = self.ray.get([actor.where.remote() for actor in actors], timeout=START_SECONDS)
+        told = self._answers([actor.where.remote() for actor in actors], [node for node, _ in homes])
         for actor, bundles, (node, name) in zip(actors, homes.values(), told, strict=True):
             ranks = [b * mesh.ulysses + i for b in bundles for i in range(mesh.ulysses)]
             self.places.append(_Place(actor, node, name, ranks, {}))
@@ -270,19 +272,47 @@ class ActorRanks:
     def _seat(self, config: RunConfig, mesh: Mesh) -> list[Where]:
         """Start the ranks."""
         first, embedded = self._place_of(0), self.address is None
-        address = self.ray.get(first.actor.meeting_point.remote(embedded), timeout=START_SECONDS)
+        (address,) = self._answers([first.actor.meeting_point.remote(embedded)], [first.node])
         node_of = {rank: place.node for place in self.places for rank in place.ranks}
         nodes = [node_of[rank] for rank in range(mesh.ranks)]
         seats = [Seat(r, mesh.ranks, nodes[:r].count(nodes[r]), nodes.count(nodes[r]), address) for r in node_of]
         lease = None if embedded else max(LEAST_LEASE, 3 * config.restart.silence_seconds)
         started = [p.actor.start.remote(config, [s for s in seats if s.rank in p.ranks], lease) for p in self.places]
-        for place, pids in zip(self.places, self.ray.get(started, timeout=START_SECONDS), strict=True):
+        for place, pids in zip(self.places, self._answers(started, [p.node for p in self.places]), strict=True):
             place.pids, place.heard = pids, time.monotonic()
         found = [Where(rank, p.node, p.name, p.pids[rank]) for p in self.places for rank in p.ranks]
         if embedded:
             with suppress(OSError):  # one may have died already
                 self.handles = [os.pidfd_open(where.pid) for where in found]
         return sorted(found, key=lambda where: where.rank)
+
+    def _answers(self, asked: list[Any], nodes: list[str]) -> list[Any]:
+        """Of hosts on these nodes. Ray alone would wait long for one whose machine was cut off meanwhile.
+
+        Raises:
+            LostError: one does not come.
+        """
+        deadline, waiting = time.monotonic() + START_SECONDS, asked
+        while waiting and time.monotonic() < deadline:
+            waiting = self.ray.wait(waiting, num_returns=len(waiting), timeout=LOOK_SECONDS)[1]
+            away = [node for answer, node in zip(asked, nodes, strict=True) if answer in waiting and self._gone(node)]
+            if away:
+                break
+        if waiting:
+            self._dismiss()
+            raise LostError(AWAY if away else f"a Ray worker did not start within {START_SECONDS:g} s")
+        found: list[Any] = self.ray.get(asked)
+        return found
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        """What goes wrong with Ray is a loss, after which another attempt may help."""
+        try:
+            yield
+        except self.ray.exceptions.RayError as error:
+            self._dismiss()
+            raised = isinstance(error, self.ray.exceptions.RayTaskError) or "creation task" in str(error)
+            raise LostError(_words(error), COLOURS.sub("", str(error)) if raised else "") from None
 
     def _ask(self) -> dict[Any, _Place]:
         """Looks that are pending; hosts that gave theirs are asked again."""
@@ -338,7 +368,15 @@ class ActorRanks:
                 self._lose(place, None)
 
     def _away(self, place: _Place) -> bool:
-        return self.address is not None and bool(self.nodes.trouble(place.node))
+        return self._gone(place.node)
+
+    def _gone(self, node: str) -> bool:
+        return self.address is not None and bool(self.nodes.trouble(node))
+
+    def _look_after_head(self) -> None:
+        if self.head is not None and self.head.silent > HEAD_SECONDS:
+            self.gone = True
+            raise HeadGoneError(*head_gone(resolved(self.address or ""), self.head.silent).args)
 
     def _look_after_ray(self) -> None:
         """An embedded Ray dies as a machine does, and its workers would learn of it late."""

@@ -130,6 +130,8 @@ def _of_exception(end: End) -> Cause:
     if is_echo(end):
         remedy = "look at the network between the machines; no process of the run died"
         return Cause("link", f"lost its peers, none of which died: {last_line(end)}", remedy)
+    if name == "RewindError":
+        return Cause("nonsense", words, "look at the samples of that step; a lower optimizer.learning_rate may help")
     if name == "FloatingPointError":
         return Cause("nonsense", words, "try a lower optimizer.learning_rate", lasting=True)
     if end.sign.endswith(FULL) or "No space left on device" in end.message:

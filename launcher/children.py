@@ -185,6 +185,9 @@ class Children:
         child.asked = False
         if isinstance(said, Beat):
             child.beat = said
+            group = memory_group(child.process.pid or 0)
+            if group != child.group:  # somebody moved it: what is counted there is of others, up to now
+                child.group, child.kills = group, memory_kills(group)
         else:
             child.told = said.text
 

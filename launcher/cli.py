@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -54,6 +55,7 @@ def main() -> None:
         app()
     except InputError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        _leave_if_head_is_gone(error)
         sys.exit(2)
     except OSError as error:
         if error.errno not in REFUSALS:
@@ -64,6 +66,16 @@ def main() -> None:
         told = InputError("files can be written where they are asked for", found, remedy)
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(told))}", highlight=False, soft_wrap=True)
         sys.exit(2)
+
+
+def _leave_if_head_is_gone(error: InputError) -> None:
+    """Without Ray's farewell, which would end this process by SIGSEGV; nothing is wrong with the input, so with 1."""
+    from launcher.ranks import HeadGoneError
+
+    if isinstance(error, HeadGoneError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 @app.command()

@@ -39,7 +39,7 @@ def submit(
 ) -> None:
     """Train on a Ray cluster, from any machine that reaches its head: ships the code, returns an id.
 
-    Goes on from the newest checkpoint if the run folder holds one. With too little room it waits a minute for it.
+    Goes on from the newest checkpoint if the run folder holds one. Waits for room where other runs hold it.
 
     Example: longreel submit recipes/quickstart.yaml out=/shared/runs/mine --address http://head:8265
     """

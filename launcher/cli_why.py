@@ -33,7 +33,7 @@ CAUSES = {
     "memory": "killed for memory",
     "hang": "a hang",
     "exception": "an exception",
-    "nonsense": "numbers that are not finite",
+    "nonsense": "numbers that are not finite, or spike",
     "full": "a full disk",
     "store": "storage",
     "data": "bad data",

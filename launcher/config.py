@@ -252,6 +252,21 @@ class CheckpointConfig(Section):
     retry_seconds: float = Field(default=5, gt=0)
 
 
+class GuardConfig(Section):
+    """What to do with a step whose loss or gradient is not finite, or whose gradient norm spikes.
+
+    Attributes:
+        policy: "skip" makes no update from it; "rewind" goes back to the newest checkpoint, and makes none from the
+            steps between it and this one either; "end" ends the run.
+        spike: a norm of more than so many times the median of the last 32 updates spikes; none: no norm does.
+        limit: such steps in a row after which the run ends.
+    """
+
+    policy: Literal["skip", "rewind", "end"] = "skip"
+    spike: float | None = Field(default=None, gt=1)
+    limit: int = Field(default=3, ge=1)
+
+
 class RestartConfig(Section):
     """What to do when a rank dies or hangs, or a node goes away.
 
@@ -323,7 +338,7 @@ class RunConfig(Section):
         out: the run folder; everything the run writes is there.
         seed: of the first weights, the order of samples, and every noise.
         dtype: of the model; masters and sums are float32 for bf16.
-        steps: updates of the model.
+        steps: of training; each makes an update of the model, unless `guard` finds it harmful.
     """
 
     out: Path
@@ -338,6 +353,7 @@ class RunConfig(Section):
     objective: ObjectiveConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
     restart: RestartConfig = RestartConfig()
     sample: SampleConfig = SampleConfig()
     faults: tuple[FaultConfig, ...] = ()

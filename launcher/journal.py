@@ -14,6 +14,7 @@ import torch
 
 from launcher.feed import Batch, Problem
 from launcher.folder import RunFolder, append_line, keep_steps
+from launcher.guard import Guard, unchanged
 from launcher.proof import DiffersError, Proof
 
 RECENT = 3  # steps that a checkpoint tells of
@@ -25,7 +26,7 @@ CURVES = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "seconds", 
 class Journal:
     """The record of one run, continued after `step`."""
 
-    def __init__(self, folder: RunFolder, step: int, rank: int, layout: str, proof: Proof | None) -> None:
+    def __init__(self, folder: RunFolder, step: int, rank: int, layout: str, guard: Guard, proof: Proof | None) -> None:
         self.folder, self.step, self.writes = folder, step, rank == 0
         self.layout, self.proof = layout, proof
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
@@ -35,7 +36,7 @@ class Journal:
             if missing:
                 folder.record("gap", missing=missing, step=step)
             if proof is not None:
-                proof.expect(after)
+                proof.expect(unchanged(after, guard))
 
     @property
     def recent(self) -> tuple[dict[str, Any], ...]:
@@ -43,7 +44,7 @@ class Journal:
         return tuple(self._recent)
 
     def write(self, step: int, batch: Batch, **figures: float) -> None:
-        """One step. `figures` hold loss, grad_norm, learning_rate, seconds, data_seconds, flops."""
+        """One step. `figures` hold loss, grad_norm, updated, learning_rate, seconds, data_seconds, flops."""
         if not self.writes:
             return
         line = {

@@ -19,7 +19,7 @@ from launcher.children import Children
 from launcher.config import RunConfig
 from launcher.hardware import gpus
 from launcher.pulse import Beat
-from launcher.ranks import End, Seat, Where, is_bad, settled
+from launcher.ranks import End, Seat, Wait, Where, is_bad, settled
 
 ANSWER_SECONDS = 0.5  # for a beat
 TELL_SECONDS = 2.0  # for a rank to tell its stacks, before py-spy looks
@@ -63,6 +63,10 @@ class ProcessRanks:
         self.ends: list[End] = []
         self.first_failure = float("inf")
 
+    def place(self, config: RunConfig) -> Wait | None:
+        """See `Ranks`."""
+        return None
+
     def start(self, config: RunConfig) -> list[Where]:
         """See `Ranks`."""
         world, address = config.mesh.mesh().ranks, f"127.0.0.1:{free_port()}"
@@ -99,7 +103,7 @@ class ProcessRanks:
         """See `Ranks`."""
         return self.children.stacks(ranks, TELL_SECONDS)
 
-    def rooms(self) -> tuple[int, ...] | None:
+    def rooms(self, in_all: bool = False) -> tuple[int, ...] | None:
         """See `Ranks`."""
         return None
 

@@ -66,9 +66,10 @@ class Proof:
         if was is None:
             return None
         self.steps.append(line["step"])
-        same = all(was.get(key) == line[key] for key in (*COMPARED, "samples"))
+        same = all(_same(was.get(key), line[key]) for key in (*COMPARED, "samples"))
         near = was.get("samples") == line["samples"] and all(
-            math.isclose(was.get(key, math.nan), line[key], rel_tol=self.near) for key in COMPARED
+            _same(was.get(key), line[key]) or math.isclose(was.get(key, math.nan), line[key], rel_tol=self.near)
+            for key in COMPARED
         )
         self.identical += same
         self.close += near
@@ -104,8 +105,15 @@ def distrusted(folder: RunFolder) -> dict[str, str]:
     return found
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Equal, or both not a number."""
+    return bool(one == other or (one != one and other != other))
+
+
 def _difference(was: dict[str, Any], now: dict[str, Any]) -> str:
     if was.get("samples") != now["samples"]:
         return f"step {now['step']} had other samples"
-    told = ", ".join(f"{key} {was.get(key)!r}, now {now[key]!r}" for key in COMPARED if was.get(key) != now[key])
+    told = ", ".join(
+        f"{key} {was.get(key)!r}, now {now[key]!r}" for key in COMPARED if not _same(was.get(key), now[key])
+    )
     return f"step {now['step']}: {told}"

@@ -13,11 +13,13 @@ import torch.distributed as dist
 
 from launcher import faults
 from launcher.checkpoints.manifest import TrainState, layout_of
+from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.saver import Saver
-from launcher.checkpoints.storage import open_storage
-from launcher.config import OptimizerConfig, RunConfig
+from launcher.checkpoints.storage import Storage, open_storage
+from launcher.config import GuardConfig, OptimizerConfig, RunConfig
 from launcher.feed import CHECKSUM, Batch, Feed, Problem
 from launcher.folder import RunFolder, only_writer
+from launcher.guard import Guard, RewindError, add_window, windows_of
 from launcher.journal import Journal
 from launcher.meeting import RankPlace, meet, set_timeouts
 from launcher.pulse import Pulse
@@ -102,7 +104,8 @@ def run(
         set_timeouts(timeout)
         layout = layout_of(config.model_dump(mode="json"))
         state = resume(folder, found, feed, engine, ema)
-        journal = Journal(folder, state.step, place.rank, layout, proof_of(config, found, device))
+        guard = Guard(config.guard, windows_of(folder))
+        journal = Journal(folder, state.step, place.rank, layout, guard, proof_of(config, found, device))
         saver = saver_for(config, storage, engine, ema, journal)
         batches = feed.batches(state.position)
         poisoned = faults.poisoned(config, place.rank)
@@ -127,14 +130,18 @@ def run(
             rate = learning_rate(config.optimizer, state.step, config.steps)
             saver.wait_copied()
             pulse.enter("update", state.step + 1)
-            norm = engine.step(rate)
-            if ema is not None:
+            most = guard.most(state.step + 1, loss, state.updates)
+            norm = engine.step(rate, most)
+            if ema is not None and norm <= most:
                 ema.update()
-            state = TrainState(batch.position, feed.datasets(batch.position))
-            refuse_nonsense(state.step, loss, norm, batch, journal)
+            trouble = guard.trouble(state.step + 1, loss, norm, state.updates)
+            updates = guard.after(state.updates, norm, norm <= most, bool(trouble))
+            state = TrainState(batch.position, feed.datasets(batch.position), updates)
+            if trouble:
+                answer_trouble(trouble, guard.config, state, batch, journal, storage)
             stopped = agreed.stop
             journal.write(
-                state.step, batch, loss=loss, grad_norm=norm, learning_rate=rate,
+                state.step, batch, loss=loss, grad_norm=norm, updated=norm <= most, learning_rate=rate,
                 seconds=time.perf_counter() - begin, data_seconds=waited, flops=flops(engine, config, batch),
             )  # fmt: skip
             last = stopped or state.step == config.steps
@@ -256,11 +263,30 @@ def learning_rate(config: OptimizerConfig, done: int, steps: int) -> float:
     return config.learning_rate * (config.final_ratio + (1 - config.final_ratio) * share)
 
 
-def refuse_nonsense(step: int, loss: float, norm: float, batch: Batch, journal: Journal) -> None:
-    """Stop before a broken update is saved."""
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        journal.event("nonsense", step=step, loss=str(loss), grad_norm=str(norm), samples=list(batch.samples))
-        raise FloatingPointError(f"step {step}: loss {loss}, gradient norm {norm}; samples {list(batch.samples)[:8]}")
+def answer_trouble(
+    trouble: str, config: GuardConfig, state: TrainState, batch: Batch, journal: Journal, storage: Storage
+) -> None:
+    """What `guard.policy` says about a step that made no update, because something was wrong with it.
+
+    Raises:
+        RewindError: the run goes back.
+        FloatingPointError: it ends.
+    """
+    ends = config.policy == "end" or (config.policy == "skip" and state.updates.skipped >= config.limit)
+    does = "end" if ends else config.policy
+    journal.event("nonsense", step=state.step, reason=trouble, policy=does, samples=list(batch.samples))
+    told = f"step {state.step} {trouble}; samples {list(batch.samples)[:8]}"
+    if ends:
+        in_a_row = f", the {state.updates.skipped}. in a row" if state.updates.skipped > 1 else ""
+        raise FloatingPointError(f"{told}{in_a_row}")
+    if config.policy == "rewind":
+        saved = [0]
+        if dist.get_rank() == 0:
+            found = newest(storage, trusting)[0]
+            saved = [found.state.step if found else 0]
+            add_window(journal.folder, (saved[0] + 1, state.step))
+        dist.broadcast_object_list(saved)  # none fails, and has all killed, before the window is written
+        raise RewindError(f"{told}; back to step {saved[0]}, and no update from there to here")
 
 
 def flops(engine: Engine, config: RunConfig, batch: Batch) -> float:

@@ -42,7 +42,7 @@ SPEAKERS = ("gloo", "nccl", "NCCL", "TCPStore", "c10d", "DistNetworkError", "Dis
 
 
 class NoRoomError(InputError):
-    """The cluster has too few free places for the mesh."""
+    """The cluster has too few places for the mesh."""
 
 
 class HeadGoneError(InputError):
@@ -60,6 +60,28 @@ class LostError(RuntimeError):
     def __init__(self, what: str, trace: str = "") -> None:
         super().__init__(what)
         self.trace = trace
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Places for a run that others hold.
+
+    Attributes:
+        needs: of each kind of resource.
+        free: now.
+        total: when nobody else is there.
+    """
+
+    needs: dict[str, int]
+    free: dict[str, int]
+    total: dict[str, int]
+
+    def __str__(self) -> str:
+        kinds = [
+            f"{number} {kind}, {self.free[kind]} of {self.total[kind]} {'is' if self.free[kind] == 1 else 'are'} free"
+            for kind, number in self.needs.items()
+        ]
+        return f"waiting for room: takes {' and '.join(kinds)}; starts by itself"
 
 
 class Seat(NamedTuple):
@@ -120,13 +142,21 @@ class Where:
 class Ranks(Protocol):
     """All ranks of one attempt."""
 
+    def place(self, config: RunConfig) -> Wait | None:
+        """Hold places for the mesh, which `start` will use; None once they are held. Blocks for a second or two.
+
+        Raises:
+            NoRoomError: the cluster has too few places, whoever holds them.
+            LostError: machines went away meanwhile; trying again may help.
+            HeadGoneError: there is nobody to ask.
+            InputError: a machine cannot be used.
+        """
+
     def start(self, config: RunConfig) -> list[Where]:
         """Start them; says where each of them is.
 
         Raises:
-            NoRoomError: the cluster has too few places for the mesh.
             LostError: machines went away meanwhile; trying again may help.
-            InputError: they cannot run there.
         """
 
     def poll(self, seconds: float) -> list[End] | None:
@@ -148,8 +178,12 @@ class Ranks(Protocol):
     def stacks(self, ranks: Sequence[int]) -> dict[int, str]:
         """What the threads of these ranks are doing: told by themselves, or seen from outside."""
 
-    def rooms(self) -> tuple[int, ...] | None:
-        """Ranks that each node has room for, those that run here included; None where that cannot change."""
+    def rooms(self, in_all: bool = False) -> tuple[int, ...] | None:
+        """Ranks that each node has room for, those of this run included; None where that cannot change.
+
+        Args:
+            in_all: also where other runs are.
+        """
 
     def stop(self) -> None:
         """Ask for a checkpoint and an end after the current step."""

@@ -66,7 +66,7 @@ def resume(folder: RunFolder, found: Checkpoint | None, feed: Feed, engine: Engi
     state = found.state
     feed.curriculum.verify(state.position)
     found.fill(engine.held(), STATE_NAMES)
-    engine.refresh(state.step)
+    engine.refresh(state.updates.done)
     if ema is not None and EMA in found.manifest.keys:
         found.fill(ema.fragments, (EMA,))
     elif ema is not None:

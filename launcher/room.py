@@ -64,7 +64,7 @@ class Room:
         free = f"{self.free} of {self.total} {'is' if self.free == 1 else 'are'} free"
         if self.now:
             return f"starts at once: takes {self.takes} {kind}, {free}"
-        return f"waits for room: takes {self.takes} {kind}, {free}; refused after a minute without"
+        return f"waits for room: takes {self.takes} {kind}, {free}; starts by itself"
 
 
 def room_for(mesh: Mesh, nodes: Sequence[Node], asked: int) -> Room:

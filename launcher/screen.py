@@ -155,8 +155,8 @@ def _verified(event: Event) -> Line:
 
 
 def _nonsense(event: Event) -> Line:
-    told = f"loss {event.get('loss')}, gradient norm {event.get('grad_norm')}"
-    return "yellow", f"step {event['step']} is not finite: {told}"
+    does = {"skip": "no update from it", "rewind": "the run goes back to the newest checkpoint", "end": "the run ends"}
+    return "yellow", f"step {event['step']} {event['reason']}: {does[event['policy']]}"
 
 
 def _where(event: Event) -> str:
@@ -175,6 +175,9 @@ LINES: dict[str, Callable[[Event], Line]] = {
     "hang": _hang,
     "unsaved": _unsaved,
     "restart": _restart,
+    "also": lambda e: ("red", f"{_where(e)} {e['how']} as well: {e['reason']}"),
+    "placed": lambda e: ("", f"there is room, after {e['seconds']:.0f} s"),
+    "stop": lambda e: ("", f"stopped at step {e['step']}: checkpoint {e['checkpoint']}" if e.get("checkpoint") else ""),
     "mesh": lambda e: ("yellow", f"mesh {e['from']} -> {e['to']}: {e['reason']}"),
     "verified": _verified,
     "differs": lambda e: ("red", f"a step done again gave other numbers: {e.get('difference') or e.get('step')}"),
@@ -182,6 +185,6 @@ LINES: dict[str, Callable[[Event], Line]] = {
     "unreadable": lambda e: ("yellow", f"sample {e['sample']} cannot be read and counts nothing: {e['reason']}"),
     "fault": lambda e: (
         "magenta",
-        f"fault kit: {e['kind']} of rank {e['rank']}, in {e['phase']} of step {e['step']}",
+        f"fault kit: {e['kind']} of {'the command' if e['rank'] < 0 else 'rank ' + str(e['rank'])}, in {e['phase']} of step {e['step']}",
     ),
 }

@@ -23,7 +23,7 @@ from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.storage import open_storage
 from launcher.config import MeshConfig, RunConfig
 from launcher.folder import RunFolder
-from launcher.ranks import NODE, End, HeadGoneError, How, LostError, NoRoomError, Ranks, Where, culprit
+from launcher.ranks import NODE, End, HeadGoneError, How, LostError, NoRoomError, Ranks, Where, culprit, is_bad, is_echo
 from launcher.screen import Screen, describe
 from launcher.watchdog import Hang, Watchdog
 from parallel.errors import InputError
@@ -120,8 +120,10 @@ class Supervisor:
         """One start and its end; the exit code, or None to go on."""
         self.grows = False
         try:
-            started = self._start()
-            verdict = self._watch() if started else Verdict(cut_short=True)
+            if not self._start():
+                self._record("stop", step=self.screen.done, reason="it had not begun to train")
+                return STOPPED
+            verdict = self._watch()
         except LostError as error:
             how: How = "failed" if error.trace else "died"
             end = End(-1, how, self.screen.done, error.trace or str(error), sign="" if error.trace else NODE)
@@ -135,20 +137,23 @@ class Supervisor:
         if bad is None and verdict.hang is None:
             return self._ended_well(verdict.ends)
         failure = self._explain(bad, verdict.hang, verdict.state)
+        self._tell_others(verdict.ends, failure.end)
         return self._after(failure)
 
     def _start(self) -> bool:
-        """Start the ranks on the mesh that fits; whether they were."""
+        """Start the ranks on the mesh that fits; whether they were, or a person asked to stop while we waited."""
         mesh = self._fitting()
         if mesh is None:
             return False
         if mesh != self.mesh:
-            reason = "nodes came back" if mesh.ranks > self.mesh.ranks else "too few nodes are left"
-            self._record("mesh", **{"from": str(self.mesh), "to": str(mesh), "reason": reason})
+            self._record("mesh", **{"from": str(self.mesh), "to": str(mesh), "reason": self._why_another(mesh)})
         self.mesh = mesh
         of_mesh = MeshConfig(replica=mesh.replica, ring=mesh.ring, ulysses=mesh.ulysses)
+        config = self.config.model_copy(update={"mesh": of_mesh})
         try:
-            places = self.ranks.start(self.config.model_copy(update={"mesh": of_mesh}))
+            if not self._placed(config):
+                return False
+            places = self.ranks.start(config)
         except NoRoomError as error:
             if not self.starts:
                 raise
@@ -160,24 +165,50 @@ class Supervisor:
         return True
 
     def _fitting(self) -> Mesh | None:
-        """The mesh to start: the wanted one, or after a failure what the nodes that are left have room for.
+        """The mesh to start: the wanted one, or after a failure the largest that there is room for.
 
         None if a person asked to stop while we waited for any.
         """
-        rooms = self.ranks.rooms() if self.starts and self.config.restart.elastic else None
+        rooms = self.ranks.rooms() if self.starts else None
         began = time.monotonic()
         while rooms is not None:
             mesh, waited = self._largest(rooms), time.monotonic() - began
-            if mesh == self.wanted or (mesh is not None and waited >= self.config.restart.patience_seconds):
+            smaller_will_do = self.config.restart.elastic and waited >= self.config.restart.patience_seconds
+            if mesh == self.wanted or (mesh is not None and smaller_will_do):
                 return mesh
             if self.asked.times:
                 return None
-            if waited > EMPTY_SECONDS:
-                raise LostError(f"no node had room for a rank for {EMPTY_SECONDS:g} s")
+            if waited > EMPTY_SECONDS and not self._fits_in_all():
+                raise LostError(f"too few nodes came back within {EMPTY_SECONDS:g} s")
             time.sleep(POLL_SECONDS)
             self.screen.update()
             rooms = self.ranks.rooms()
         return self.wanted
+
+    def _placed(self, config: RunConfig) -> bool:
+        """Wait for places that other runs hold; whether we have them, or a person asked to stop."""
+        began, last = time.monotonic(), ""
+        while (wait := self.ranks.place(config)) is not None:
+            if self.asked.times:
+                return False
+            if str(wait) != last:
+                if not last:
+                    self._record("queued", needs=wait.needs, free=wait.free)
+                last = str(wait)
+                self.console.print(last, highlight=False, soft_wrap=True)
+        if last:
+            self._record("placed", seconds=round(time.monotonic() - began, 1))
+        return True
+
+    def _why_another(self, mesh: Mesh) -> str:
+        if mesh.ranks > self.mesh.ranks:
+            return "there is room again"
+        return "other runs hold the room" if self._fits_in_all() else "too few nodes are left"
+
+    def _fits_in_all(self) -> bool:
+        """Whether the wanted mesh would fit if no other runs were there."""
+        rooms = self.ranks.rooms(in_all=True)
+        return rooms is None or self._largest(rooms) == self.wanted
 
     def _largest(self, rooms: Sequence[int]) -> Mesh | None:
         from launcher.elastic import mesh_for
@@ -262,12 +293,24 @@ class Supervisor:
         self.screen.update()
         return Failure(end, cause)
 
+    def _tell_others(self, ends: Sequence[End], blamed: End) -> None:
+        """A line for each other rank that failed by itself; those that only lost their peers have nothing to add."""
+        for end in ends:
+            if end is not blamed and is_bad(end) and not is_echo(end):
+                where = self.places.get(end.rank)
+                host = where.host if where else ""
+                self._record("also", rank=end.rank, host=host, how=end.how, step=end.step, reason=last_line(end))
+        self.screen.update()
+
     def _ended_well(self, ends: Sequence[End]) -> int | None:
         stopped = any(end.how == "stopped" for end in ends)
         if stopped and self.grows and not self.asked.times:
             return None
-        self._record("stop" if stopped else "done", step=ends[0].step)
-        return STOPPED if stopped else DONE
+        if stopped:
+            self._record("stop", step=ends[0].step, checkpoint=self._newest())
+            return STOPPED
+        self._record("done", step=ends[0].step)
+        return DONE
 
     def _after(self, failure: Failure) -> int | None:
         """Whether to try again: None, or the exit code."""

@@ -283,8 +283,9 @@ def _unreadable(event: Event, after: Sequence[Event]) -> Incident:
 def _nonsense(event: Event) -> Incident:
     found = Incident(
         event.get("time", 0.0), "nonsense",
-        f"the step gave numbers that are not finite: loss {event.get('loss')}, gradient norm {event.get('grad_norm')}",
+        f"the step {event.get('reason')}",
         step=event.get("step"), evidence=[f"samples: {event.get('samples')}"],
+        after=POLICIES.get(str(event.get("policy")), ""),
         remedy="try a lower optimizer.learning_rate, or look at these samples: longreel data audit RUN --step STEP",
     )  # fmt: skip
     _place(found)
@@ -328,6 +329,11 @@ def _next(run: Path, state: State, done: int, asked: int, incidents: Sequence[In
     yield again, f"goes on from its last checkpoint to step {asked}" if done else "starts it again"
 
 
+POLICIES = {
+    "skip": "it made no update, and the run went on",
+    "rewind": "the run went back to its newest checkpoint, and made no update from there to this step",
+    "end": "the run ended, and saved nothing of it",
+}
 OTHERS: dict[str, Callable[[Event], Incident]] = {"nonsense": _nonsense, "differs": _differs, "fallback": _fallback}
 
 
@@ -335,6 +341,10 @@ def _who(event: Event) -> str:
     rank = event.get("rank")
     host = f" on {event['host']}" if event.get("host") else ""
     return f"rank {rank}{host}" if rank is not None and rank >= 0 else "the run"
+
+
+def _struck(event: Event) -> str:
+    return "the command" if event.get("rank", 0) < 0 else f"rank {event.get('rank')}"
 
 
 def _started(event: Event) -> str:
@@ -361,12 +371,15 @@ LINES: dict[str, Callable[[Event], str]] = {
     "differs": lambda e: str(e.get("difference", "")),
     "fallback": lambda e: f"{e.get('checkpoint')}: {e.get('reason')}",
     "unsaved": lambda e: f"step {e.get('step')}: {e.get('reason')}",
-    "nonsense": lambda e: f"step {e.get('step')}: loss {e.get('loss')}, gradient norm {e.get('grad_norm')}",
+    "nonsense": lambda e: f"step {e.get('step')} {e.get('reason')}: {e.get('policy')}",
     "hang": lambda e: f"{_who(e)}, {e.get('phase')} of step {e.get('step')}: {e.get('kind')}, {e.get('state')}",
     "failure": lambda e: f"{_who(e)} {e.get('words') or e.get('reason')}",
+    "also": lambda e: f"{_who(e)} {e.get('how')}: {e.get('reason')}",
+    "queued": lambda e: "for " + ", ".join(f"{n} {kind}" for kind, n in e.get("needs", {}).items()),
+    "placed": lambda e: f"after {e.get('seconds')} s",
     "restart": lambda e: f"{e.get('attempt')} of {e.get('limit')} without a new checkpoint",
     "mesh": lambda e: f"{e.get('from')} -> {e.get('to')}: {e.get('reason')}",
-    "fault": lambda e: f"on purpose: {e.get('kind')}, rank {e.get('rank')}, {e.get('phase')} of step {e.get('step')}",
+    "fault": lambda e: f"on purpose: {e.get('kind')}, {_struck(e)}, {e.get('phase')} of step {e.get('step')}",
     "gap": lambda e: f"{e.get('missing')} lines of metrics.jsonl are missing",
     "stop": _stopped,
     "done": lambda e: f"step {e.get('step')}",

@@ -11,8 +11,9 @@ Stage 0 is a plain engine in the dtype of the run, the float64 reference. DeepSp
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -48,9 +49,9 @@ class AdamW:
         ]
         return [g for g in groups if g["params"]]
 
-    def build(self, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    def build(self, groups: list[dict[str, Any]]) -> _Guarded:
         """The torch optimiser of these groups; its learning rate is set at every step."""
-        return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, eps=self.eps, fused=True)
+        return _Guarded(groups, lr=0.0, betas=self.betas, eps=self.eps, fused=True)
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,12 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of `loss`, this rank's part of one micro-step of the step's loss."""
 
-    def step(self, learning_rate: float) -> float:
-        """Update from the gradients of the micro-steps so far; gives their global norm before clipping."""
+    def step(self, learning_rate: float, most: float = math.inf) -> float:
+        """Update from the gradients of the micro-steps so far; gives their global norm before clipping.
+
+        There is no update, and the gradients are dropped, if the norm is more than `most` or not a number. A norm that
+        is not finite may be given as infinite.
+        """
 
     def held(self) -> list[Fragment]:
         """All state on this rank, in the model's order. Valid as long as the engine is."""
@@ -167,7 +172,7 @@ class PlainEngine:
             self.gradients[name] += parameter.grad
             parameter.grad = None
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, most: float = math.inf) -> float:
         """See `Engine`."""
         if dist.get_world_size() > 1:
             dist.all_reduce(self.flat_gradient)
@@ -177,8 +182,9 @@ class PlainEngine:
             self.flat_gradient *= self.adam.clip / (norm + 1e-6)  # as torch and DeepSpeed do
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.optimizer.step()
-        self._masters_to_model()
+        if norm <= most:
+            self.optimizer.step()
+            self._masters_to_model()
         self.flat_gradient.zero_()
         return norm
 
@@ -212,6 +218,16 @@ class PlainEngine:
             self.parameters[name].copy_(self.masters[name])
 
 
+class _Guarded(torch.optim.AdamW):
+    """AdamW that makes no update while `may` says so: DeepSpeed knows the norm only between its sum and the update."""
+
+    may: Callable[[], bool] = staticmethod(lambda: True)
+
+    def step(self, closure: Any = None) -> Any:
+        """As torch does, or nothing."""
+        return super().step(closure) if self.may() else None
+
+
 class DeepSpeedEngine:
     """Stages 1 to 3, over all ranks as one data-parallel world; sequence ranks need no special treatment."""
 
@@ -233,9 +249,11 @@ class DeepSpeedEngine:
             # left to itself, initialize() takes the model's dtype here and refuses it
             deepspeed.zero.Init(module=module, config_dict_or_path=config, dtype=torch.float32)
         groups = adam.groups(module.parameters())
+        guarded, self.most = adam.build(groups), math.inf
+        guarded.may = lambda: self._norm() <= self.most
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module,
-            optimizer=adam.build(groups),
+            optimizer=guarded,
             model_parameters=groups,
             dist_init_required=False,
             config=config,
@@ -248,13 +266,19 @@ class DeepSpeedEngine:
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # counts the micro-step
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, most: float = math.inf) -> float:
         """See `Engine`."""
+        self.most = most
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         assert self.engine.is_gradient_accumulation_boundary(), "fewer micro-steps than the engine was made for"
         self.engine.step()
-        return float(self.engine.get_global_grad_norm())
+        return self._norm()
+
+    def _norm(self) -> float:
+        """Of the gradients that the optimiser is about to use, or used last; DeepSpeed says -1 for not finite."""
+        norm = float(self.optimizer._global_grad_norm)
+        return norm if norm >= 0 else math.inf
 
     def held(self) -> list[Fragment]:
         """See `Engine`."""

@@ -233,6 +233,8 @@ class Cluster(Network):
         super().__enter__()
         try:
             self.script.write_text(plain(str(BIN)))
+            self.token.touch(0o600)  # the head would make one, but workers may be up before
+            self.token.write_text(secrets.token_hex(32))
             for name in ("head", *self.workers):
                 self.add(name)
             for name in ("head", *self.workers):

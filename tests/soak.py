@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import secrets
 import shutil
 import signal
 import subprocess
@@ -335,7 +334,7 @@ class Soak:
             self.train(self.here(), seconds * 2 / 3 if hosts else seconds)
         if hosts:
             try:
-                cluster = stack.enter_context(Cluster(with_token(self.out / "hosts"), ("first", "second", "third")))
+                cluster = stack.enter_context(Cluster(self.out / "hosts", ("first", "second", "third")))
             except TimeoutError as error:
                 for kind in THERE:
                     self.rows[kind].reason = f"the hosts' cluster did not start: {str(error).splitlines()[0]}"
@@ -373,14 +372,6 @@ def flip_in_shard(dataset: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[member.offset_data + 16] ^= 1
     shard.write_bytes(data)
-
-
-def with_token(folder: Path) -> Path:
-    """The folder of a cluster, with its token: workers may be up before the head has made one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "token").touch(0o600)
-    (folder / "token").write_text(secrets.token_hex(32))
-    return folder
 
 
 def mount(folder: Path, stack: ExitStack) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -176,3 +179,44 @@ def test_the_average_follows_the_weights(world: int, stage: int, dtype: torch.dt
         for name, want in expected.items():
             assert not torch.equal(state[name][EMA], state[name]["master"])
             torch.testing.assert_close(state[name][EMA], want, rtol=1e-6, atol=1e-7)
+
+
+GUARDED: tuple[tuple[int, torch.dtype, Offload], ...] = (
+    (0, torch.float64, "nothing"),
+    (0, torch.bfloat16, "nothing"),
+    *((stage, dtype, "nothing") for stage in (1, 2, 3) for dtype in (torch.float32, torch.bfloat16)),
+    (2, torch.float32, "optimizer"),
+    (3, torch.bfloat16, "parameters"),
+)
+
+
+def run_guarded(rank: int, world: int) -> list[list[tuple[State, list[float]]]]:
+    """Four steps, the second with a loss that is no number, the third with too large a norm; and the others alone."""
+    return [[guarded_steps(rank, world, *case, steps) for steps in ((0, 1, 2, 3), (0, 3))] for case in GUARDED]
+
+
+def guarded_steps(
+    rank: int, world: int, stage: int, dtype: torch.dtype, offload: Offload, steps: tuple[int, ...]
+) -> tuple[State, list[float]]:
+    engine = engine_for(model(dtype), AdamW(weight_decay=0.1), stage, MICRO_STEPS, offload)
+    norms = []
+    for step in steps:
+        for _ in range(MICRO_STEPS):
+            x = torch.randn(ROWS, 6, generator=torch.Generator().manual_seed(step)).to(dtype)
+            loss = engine.forward(x[rank::world]).float().square().sum()
+            engine.backward(loss * math.nan if step == 1 and rank == 0 else loss)
+        norms.append(engine.step(1e-2, 1e-3 if step == 2 else sys.float_info.max))
+    state = export(engine)
+    engine.destroy()
+    return state, norms
+
+
+def test_no_update_from_what_is_not_finite_or_too_large() -> None:
+    """Masters and moments are as if the step had not been; its norm is told."""
+    for case, ((state, norms), (expected, of_others)) in zip(GUARDED, run_world(2, run_guarded, 2)[0], strict=True):
+        assert [norms[0], norms[3]] == of_others, case
+        assert not math.isfinite(norms[1]), case
+        assert 1e-3 < norms[2] < math.inf, case
+        for name, tensors in expected.items():
+            for key, tensor in tensors.items():
+                assert torch.equal(state[name][key], tensor), (case, name, key)

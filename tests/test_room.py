@@ -48,7 +48,7 @@ def test_room_without_gpus_or_nodes() -> None:
 
 def test_room_in_words() -> None:
     assert str(room_for(Mesh(2, 1, 1), GPUS, 0)) == "starts at once: takes 2 CPU and GPU, 6 of 12 are free"
-    waits = "waits for room: takes 2 CPU and GPU, 1 of 12 is free; refused after a minute without"
+    waits = "waits for room: takes 2 CPU and GPU, 1 of 12 is free; starts by itself"
     assert str(room_for(Mesh(2, 1, 1), GPUS, 11)) == waits
 
 

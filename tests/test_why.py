@@ -258,7 +258,7 @@ def test_bad_data_and_numbers_and_checkpoints(tmp_path: Path) -> None:
     record("fallback", checkpoint="step-00000003", reason="part-00001.safetensors: other bytes")
     for sample in ("a", "b"):
         record("unreadable", step=4, sample=sample, reason="its hash is wrong")
-    record("nonsense", step=5, loss=float("nan"), grad_norm=1.0, samples=["c"])
+    record("nonsense", step=5, reason="is not finite: loss nan", policy="skip", samples=["c"])
     record("differs", checkpoint="step-00000003", steps=[4], identical=0, near=0, difference="step 4: loss 1, now 2")
     record("done", step=20)
     found = why(tmp_path / "run").incidents

@@ -24,20 +24,37 @@ class BrokenError(ValueError):
 
 
 @dataclass(frozen=True)
+class Updates:
+    """Which steps changed the model (`launcher.guard`).
+
+    Attributes:
+        done: how many did.
+        norms: of the gradients of the last of them, the newest last.
+        skipped: steps in a row, up to now, that did not because something was wrong with them.
+    """
+
+    done: int = 0
+    norms: tuple[float, ...] = ()
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
 class TrainState:
     """What a run is besides tensors; rates and noises are functions of it and of the config.
 
     Attributes:
-        position: in the data; its step counts the updates done.
+        position: in the data.
         datasets: digests of those of each segment that has begun.
+        updates: of the model.
     """
 
     position: Position
     datasets: tuple[tuple[str, ...], ...]
+    updates: Updates = Updates()
 
     @property
     def step(self) -> int:
-        """Updates done."""
+        """Steps done."""
         return self.position.step
 
 
@@ -80,6 +97,7 @@ class Manifest:
             "step": self.state.step,
             "position": json.loads(self.state.position.to_json()),
             "datasets": self.state.datasets,
+            "updates": asdict(self.state.updates),
             "config": self.config,
             "layout": self.layout,
             "versions": self.versions,
@@ -106,7 +124,7 @@ class Manifest:
                 raise BrokenError(f"{MANIFEST}: its content is not what was written")
             position = Position.from_json(json.dumps(record["position"]))
             return Manifest(
-                state=TrainState(position, tuple(map(tuple, record["datasets"]))),
+                state=TrainState(position, tuple(map(tuple, record["datasets"])), _updates(record, position.step)),
                 config=record["config"],
                 layout=record["layout"],
                 versions=record["versions"],
@@ -123,6 +141,11 @@ class Manifest:
 def name_of(step: int) -> str:
     """The folder of a step."""
     return f"{PREFIX}{step:08d}"
+
+
+def _updates(record: dict[str, Any], step: int) -> Updates:
+    found = record.get("updates", {"done": step, "norms": (), "skipped": 0})  # all made one before they were counted
+    return Updates(int(found["done"]), tuple(map(float, found["norms"])), int(found["skipped"]))
 
 
 def layout_of(config: Mapping[str, Any]) -> str:

@@ -1,0 +1,100 @@
+"""Steps that would harm the model: their loss or gradient is not finite, or the norm of the gradient spikes.
+
+    norm of the last 32 updates --median--> most --engine.step--> update, or none --> Updates of the checkpoint
+                                                                        |
+    skip     no update from this step; the run goes on, to at most guard.limit such steps in a row
+    rewind   back to the newest checkpoint; from there to this step nothing updates (Chowdhery et al.,
+             arXiv:2204.02311, sec. 5.1): the window lies in windows.json of the run folder
+    end      the run ends before anything is saved
+
+Loss and norm are the same on every rank, so all ranks decide alike, and a resume decides as the run did before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launcher.checkpoints.manifest import Updates
+from launcher.config import GuardConfig
+from launcher.folder import RunFolder, write_whole
+
+NORMS = 32  # of which the median is taken
+LEAST_NORMS = 16  # before which nothing spikes
+NEVER = -1.0  # no norm is so small
+FINITE = sys.float_info.max
+WINDOWS = "windows.json"
+Window = tuple[int, int]  # first and last step
+
+
+class RewindError(RuntimeError):
+    """The run goes back to its newest checkpoint."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Judges the steps of a run.
+
+    Attributes:
+        config: the policy.
+        windows: of steps that make no update.
+    """
+
+    config: GuardConfig
+    windows: tuple[Window, ...] = ()
+
+    def most(self, step: int, loss: float, updates: Updates) -> float:
+        """The gradient norm up to which a step makes an update."""
+        if self.is_in_window(step) or not math.isfinite(loss):
+            return NEVER
+        if self.config.spike is None or len(updates.norms) < LEAST_NORMS:
+            return FINITE
+        return min(FINITE, self.config.spike * statistics.median(updates.norms))
+
+    def is_in_window(self, step: int) -> bool:
+        """Whether a step makes no update because the run was rewound."""
+        return any(first <= step <= last for first, last in self.windows)
+
+    def trouble(self, step: int, loss: float, norm: float, updates: Updates) -> str:
+        """What is wrong with a step that made no update, in words; empty if that was decided before it.
+
+        Args:
+            step: which.
+            loss: of it.
+            norm: of its gradient.
+            updates: before it.
+        """
+        if self.is_in_window(step) or norm <= self.most(step, loss, updates):
+            return ""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return f"is not finite: loss {loss}, gradient norm {norm}"
+        return f"spikes: gradient norm {norm:.4g}, median of the last updates {statistics.median(updates.norms):.4g}"
+
+    def after(self, updates: Updates, norm: float, updated: bool, in_trouble: bool) -> Updates:
+        """What is known after a step."""
+        if updated:
+            return Updates(updates.done + 1, (*updates.norms, norm)[-NORMS:])
+        return Updates(updates.done, updates.norms, updates.skipped + in_trouble)
+
+
+def windows_of(folder: RunFolder) -> tuple[Window, ...]:
+    """Steps of a run that make no update."""
+    path = folder.root / WINDOWS
+    return tuple((int(first), int(last)) for first, last in json.loads(path.read_bytes())) if path.exists() else ()
+
+
+def add_window(folder: RunFolder, window: Window) -> None:
+    """For all resumes to come."""
+    write_whole(folder.root / WINDOWS, json.dumps([*windows_of(folder), window]).encode())
+
+
+def unchanged(lines: Sequence[dict[str, object]], guard: Guard) -> list[dict[str, object]]:
+    """Of steps done before a rewind, those that come out as they did: up to the first without its update."""
+    for index, line in enumerate(lines):
+        if line.get("updated", True) and guard.is_in_window(int(str(line["step"]))):
+            return list(lines[: index + 1])
+    return list(lines)
