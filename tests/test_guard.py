@@ -75,14 +75,8 @@ def test_lines_that_a_rewind_changes_are_not_compared() -> None:
 
 
 def of_ranks(out: Path, dataset: Path, steps: int = 6, **changes: Any) -> Any:
-    usual = {
-        "dtype": "float32",
-        "zero__stage": 2,
-        "mesh": {"ulysses": 2},
-        "checkpoint__every": 3,
-        "optimizer__ema": 0.9,
-    }
-    return config(out, dataset, **{**usual, "steps": steps, **changes})
+    usual = {"dtype": "float32", "zero__stage": 2, "mesh": {"ulysses": 2}, "checkpoint__every": 3}
+    return config(out, dataset, **{**usual, "optimizer__ema": 0.9, "steps": steps, **changes})
 
 
 def nan(*steps: int, rank: int = 1) -> list[dict[str, Any]]:
