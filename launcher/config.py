@@ -276,7 +276,8 @@ class RestartConfig(Section):
         silence_seconds: a rank whose process does not answer for so long is taken for stopped or cut off.
         hang_seconds: so long no rank may get on before the one that is behind is named and all are restarted; none: ten
             times the slowest of the last steps, at least 20 s; ten minutes for start and first step.
-        elastic: on a cluster, go on with the largest mesh that fits when nodes are lost, and grow back.
+        elastic: on a cluster, go on with the largest mesh that fits when nodes are lost, and grow back; else wait for
+            them, for ten minutes at most.
         verify: compare the first steps after a resume with what they were before.
         patience_seconds: how long to wait for lost nodes to come back before going on with fewer.
     """

@@ -11,6 +11,7 @@ A line is appended in one write, so that a kill leaves at most one broken last l
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -86,11 +87,19 @@ def make_run_folder(folder: RunFolder) -> None:
 
 
 def append_line(path: Path, fields: dict[str, Any]) -> None:
-    """One JSON line, in one write."""
+    """One JSON line, in one write.
+
+    Raises:
+        OSError: it was not written, or not whole; the next line begins on a line of its own all the same.
+    """
     line = (json.dumps(fields) + "\n").encode()
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(file, line)
+        size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":  # of a kill, or of a full disk
+            line = b"\n" + line
+        if os.write(file, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(file)
 

@@ -7,14 +7,16 @@ import resource
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from launcher.feed import Batch, Problem
-from launcher.folder import RunFolder, append_line, keep_steps
+from launcher.folder import RunFolder, keep_steps
 from launcher.guard import Guard, unchanged
+from launcher.ledger import AGAIN_SECONDS, Ledger
 from launcher.proof import DiffersError, Proof
 
 RECENT = 3  # steps that a checkpoint tells of
@@ -31,10 +33,12 @@ class Journal:
         self.layout, self.proof = layout, proof
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self._tensorboard: Any = None
+        self._draws_from = 0.0
         if self.writes:
+            self.ledger = Ledger(folder)
             missing, after = keep_steps(folder.metrics, step)
             if missing:
-                folder.record("gap", missing=missing, step=step)
+                self.event("gap", missing=missing, step=step)
             if proof is not None:
                 proof.expect(unchanged(after, guard))
 
@@ -59,11 +63,10 @@ class Journal:
             "layout": self.layout,
             "time": time.time(),
         }
-        append_line(self.folder.metrics, line)
+        self.ledger.append(self.folder.metrics, line)
         self._recent.append({name: line[name] for name in TOLD})
         self._prove(line)
-        for name in CURVES:
-            self._curves().add_scalar(name, line[name], step)
+        self._draw(line)
 
     def problems(self, step: int, problems: Sequence[Problem]) -> None:
         """Samples that a rank could not read: quarantined for this step on all ranks."""
@@ -73,12 +76,26 @@ class Journal:
     def event(self, name: str, **fields: Any) -> None:
         """Something that happened, to events.jsonl."""
         if self.writes:
-            self.folder.record(name, **fields)
+            self.ledger.append(self.folder.events, {"time": time.time(), "event": name, **fields})
 
     def close(self) -> None:
         """Flush TensorBoard."""
+        if not self.writes:
+            return
+        self.ledger.close()
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with suppress(OSError):  # its disk is full, and metrics.jsonl has all points
+                self._tensorboard.close()
+
+    def _draw(self, line: dict[str, Any]) -> None:
+        """Points of the curves; a full disk leaves some out, which metrics.jsonl has."""
+        if time.monotonic() < self._draws_from:
+            return
+        try:
+            for name in CURVES:
+                self._curves(line["step"]).add_scalar(name, line[name], line["step"])
+        except OSError:
+            self._tensorboard, self._draws_from = None, time.monotonic() + AGAIN_SECONDS
 
     def _prove(self, line: dict[str, Any]) -> None:
         verdict = self.proof.see(line) if self.proof is not None else None
@@ -90,11 +107,11 @@ class Journal:
         if verdict.difference is not None:
             raise DiffersError(f"resumed from {self.proof.checkpoint}, {verdict.difference}")
 
-    def _curves(self) -> Any:
+    def _curves(self, step: int) -> Any:
         if self._tensorboard is None:  # after the first step: the import takes a second
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(self.folder.tensorboard), purge_step=self.step + 1)
+            self._tensorboard = SummaryWriter(str(self.folder.tensorboard), purge_step=step)
         return self._tensorboard
 
 

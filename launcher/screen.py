@@ -164,6 +164,10 @@ def _where(event: Event) -> str:
     return f"rank {rank}{f' on {host}' if host else ''}" if rank is not None and rank >= 0 else "the run"
 
 
+def _struck(event: Event) -> str:
+    return f"rank {event['rank']}" if event["rank"] >= 0 else "the command"
+
+
 LINES: dict[str, Callable[[Event], Line]] = {
     "resume": lambda e: ("", f"resumed from step {e['step']} ({e['checkpoint']})"),
     "fallback": lambda e: ("yellow", f"checkpoint {e['checkpoint']} is broken and was passed over: {e['reason']}"),
@@ -185,6 +189,6 @@ LINES: dict[str, Callable[[Event], Line]] = {
     "unreadable": lambda e: ("yellow", f"sample {e['sample']} cannot be read and counts nothing: {e['reason']}"),
     "fault": lambda e: (
         "magenta",
-        f"fault kit: {e['kind']} of {'the command' if e['rank'] < 0 else 'rank ' + str(e['rank'])}, in {e['phase']} of step {e['step']}",
+        f"fault kit: {e['kind']} of {_struck(e)}, in {e['phase']} of step {e['step']}",
     ),
 }
