@@ -15,6 +15,7 @@ from rich.markup import escape
 from launcher import preflight
 from launcher.config import RunConfig, to_yaml
 from launcher.folder import RunFolder, in_use, make_run_folder, write_whole
+from launcher.leftovers import end_leftovers
 from launcher.ranks import Ranks
 from launcher.screen import Screen
 from launcher.supervisor import DONE, FAILED, REFUSED, STOPPED, Asked, Supervisor
@@ -43,6 +44,8 @@ def train(config: RunConfig, make_ranks: Callable[[], Ranks], console: Console, 
     folder = RunFolder(config.out)
     with only_launcher(folder):
         write_whole(folder.config, to_yaml(config).encode())
+        for rank in end_leftovers(folder):
+            console.print(f"[yellow]rank {rank} of an earlier start was stopped and is ended[/]", highlight=False)
         folder.record("start", step=ready.step, steps=config.steps, samples=ready.samples, mesh=str(config.mesh.mesh()))
         ranks = make_ranks()
         try:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import cv2
 import pytest
@@ -79,7 +80,8 @@ def test_a_script_gets_json(source, tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_by_request(source, tmp_path, monkeypatch, how):
     before = signal.getsignal(how)
-    monkeypatch.setattr("data.prepare.convert", lambda *_, **__: os.kill(os.getpid(), how))
+    # another thread may take the signal: the main one learns of it a moment later
+    monkeypatch.setattr("data.prepare.convert", lambda *_, **__: (os.kill(os.getpid(), how), time.sleep(5)))
     done = longreel(source, "--out", tmp_path / "out", "--workers", "0")
     assert done.exit_code == 75
     assert "the same command goes on" in done.output

@@ -156,10 +156,15 @@ def test_a_killed_job_goes_on_where_it_was(
     file = settings(out, dataset)
     process = start(file, ray)
     some_moment(out, seed=2)
+    wait_for(lambda: list(RunFolder(out).checkpoints.glob("step-*")))
+    os.kill(pids(out)[0], signal.SIGSTOP)  # so that it cannot notice
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait(30)
+    assert process.stdout is not None
+    process.stdout.close()  # the stopped rank holds the other side
     output = finish(start(file, ray))  # at once: it waits for ranks that still live
     assert curve(out) == undisturbed
+    assert "rank 0 of an earlier start was stopped and is ended" in output
     assert "resumed from step" in output
     assert not [pid for pid in pids(out).values() if alive(pid)]
 

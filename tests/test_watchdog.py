@@ -441,7 +441,7 @@ def test_how_a_child_died_is_known(tmp_path: Path, dataset: Path) -> None:
         assert (ends[0].how, ends[0].sign, ends[0].phase) == ("died", number.name, "start")
         assert said in ends[0].message
         assert not ends[0].for_memory
-    assert "launcher" in ends[0].message  # the stack of the crash
+    assert "File " in ends[0].message  # the stack of the crash, or what faulthandler could tell of it
 
 
 def test_a_lease_ends_a_rank_that_is_cut_off(tmp_path: Path, dataset: Path) -> None:

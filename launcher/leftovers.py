@@ -1,0 +1,38 @@
+"""Ranks of an earlier start on this machine that were stopped when their launcher was killed, and so cannot leave.
+
+A rank leaves when its launcher is gone; one that is stopped (SIGSTOP, a debugger) does so only once it is continued.
+Until then it holds memory, perhaps a GPU, and the lock on the run's records.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+from launcher.folder import RunFolder, read_lines
+from launcher.stacks import state_of
+
+
+def end_leftovers(folder: RunFolder) -> list[int]:
+    """SIGKILL to stopped ranks of the last start of this run on this machine; gives their ranks.
+
+    To be called by who holds the run folder alone: no other launcher waits for these ranks.
+    """
+    starts = [event for event in read_lines(folder.events) if event["event"] == "ranks"]
+    ended = []
+    for place in starts[-1].get("places", ()) if starts else ():
+        pid, here = place.get("pid", 0), place.get("host") == socket.gethostname()
+        if here and _is_rank(pid) and state_of(pid)[0] in "Tt":
+            os.kill(pid, signal.SIGKILL)
+            ended.append(int(place["rank"]))
+    return ended
+
+
+def _is_rank(pid: int) -> bool:
+    """Whether it is a process of Python's multiprocessing, and not one that got the number since."""
+    try:
+        return b"multiprocessing" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
