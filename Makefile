@@ -26,6 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) torch setuptools wheel
 	@$(PIP) --no-build-isolation -e '.[dev]'
 	@$(BIN)/python -c "import torch, ray, av, launcher"
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true  # on all cores, where pip takes one; some are templates
 	@touch $(READY)
 
 quickstart: $(READY)
