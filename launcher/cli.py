@@ -125,7 +125,8 @@ def train(
     if not ray:
         if address is not None:
             raise InputError("--address is for Ray", f"--no-ray --address {address}", "leave one of them out")
-        from launcher.processes import ProcessRanks, context
+        from launcher.forking import context
+        from launcher.processes import ProcessRanks
 
         processes = context(config.zero.stage)  # begins to load torch and DeepSpeed while we check
         code = go(config, lambda: ProcessRanks(processes), console, ranks_here())

@@ -19,13 +19,15 @@ import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from launcher import stacks
-from launcher.children import Children
-from launcher.config import RunConfig
-from launcher.processes import TELL_SECONDS, context
-from launcher.pulse import Beat
-from launcher.ranks import End, Seat
+from launcher.forking import context
+
+if TYPE_CHECKING:  # they import torch, while it is being loaded in the process that ranks are forked from
+    from launcher.config import RunConfig
+    from launcher.pulse import Beat
+    from launcher.ranks import End, Seat
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ class Host:
     def __init__(self, stage: int, launcher: int) -> None:
         self.turn = threading.Lock()
         with _nobody_main():
-            self.children = Children(context(stage), launcher)
+            processes = context(stage)
+            from launcher.children import Children
+
+            self.children = Children(processes, launcher)
 
     def where(self) -> tuple[str, str]:
         """Ray's name of this machine, and its own."""
@@ -91,7 +96,7 @@ class Host:
     def stacks(self, ranks: Sequence[int]) -> dict[int, str]:
         """See `Ranks`."""
         with self.turn:
-            return self.children.stacks(ranks, TELL_SECONDS)
+            return self.children.stacks(ranks, stacks.TELL_SECONDS)
 
     def stop(self) -> None:
         """See `Ranks`."""

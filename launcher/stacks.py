@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
+TELL_SECONDS = 2.0  # for a rank to tell its own, before py-spy looks
 SPY_SECONDS = 10.0
 STATES = {
     "R": "running",
