@@ -205,6 +205,10 @@ class ActorRanks:
         self.kill()
         if self.ray is not None:
             self._dismiss()
+            if self.address is None:  # its processes do not hear SIGTERM (`connect`): Ray would wait a second for each
+                node = self.ray._private.worker._global_node
+                end = node.kill_all_processes
+                node.kill_all_processes = lambda **_: end(check_alive=False)
             self.ray.shutdown()
         if self.head is not None:
             self.head.close()
