@@ -149,6 +149,10 @@ class FaultyStorage:
         """See `Storage`."""
         return self.inner.read(name, file, start, stop)
 
+    def read_into(self, name: str, file: str, start: int, view: memoryview) -> None:
+        """See `Storage`."""
+        self.inner.read_into(name, file, start, view)
+
     def free(self) -> int | None:
         """See `Storage`."""
         return 0 if self._is_full else self.inner.free()

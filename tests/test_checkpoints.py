@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from data.curriculum import Position
 from launcher.checkpoints.manifest import BrokenError, Manifest, TrainState, name_of, open_manifest, verify
-from launcher.checkpoints.part import file_of, write_part
+from launcher.checkpoints.part import LARGE, file_of, write_part
 from launcher.checkpoints.reading import Checkpoint, newest, one, trusting
 from launcher.checkpoints.storage import LocalStorage, RemoteStorage, Storage, open_storage
 from launcher.folder import RunFolder, read_lines
@@ -63,10 +63,17 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return open_storage(tmp_path / "here", None if request.param == "folder" else f"file://{tmp_path}/there")
 
 
+@pytest.mark.parametrize("large", [LARGE, 12], ids=["through a buffer", "in place"])
 @given(cuts=st.lists(st.integers(0, 45), max_size=5), low=st.integers(0, 35), high=st.integers(0, 35))
 def test_any_elements_are_read_from_any_parts(
-    tmp_path_factory: pytest.TempPathFactory, cuts: list[int], low: int, high: int
+    tmp_path_factory: pytest.TempPathFactory, large: int, cuts: list[int], low: int, high: int
 ) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("launcher.checkpoints.part.LARGE", large)
+        read_anywhere(tmp_path_factory, cuts, low, high)
+
+
+def read_anywhere(tmp_path_factory: pytest.TempPathFactory, cuts: list[int], low: int, high: int) -> None:
     storage = LocalStorage(tmp_path_factory.mktemp("any"))
     manifest = write(storage, 1, cuts)
     found, broken = newest(storage)
@@ -87,12 +94,11 @@ def test_only_the_needed_bytes_are_read(tmp_path: Path, monkeypatch: pytest.Monk
     manifest = write(storage, 1, [20])
     read: list[int] = []
 
-    def count(name: str, file: str, start: int = 0, stop: int | None = None) -> bytearray:
-        data = LocalStorage(tmp_path).read(name, file, start, stop)
-        read.append(len(data))
-        return data
+    def count(name: str, file: str, start: int, view: memoryview) -> None:
+        LocalStorage(tmp_path).read_into(name, file, start, view)
+        read.append(len(view))
 
-    monkeypatch.setattr(storage, "read", count)
+    monkeypatch.setattr(storage, "read_into", count)
     wanted = Fragment("first.weight", 18, {key: torch.zeros(4) for key in STATE_NAMES})
     Checkpoint(storage, "step-00000001", manifest).fill([wanted], STATE_NAMES)
     assert sum(read) == 4 * len(STATE_NAMES) * 4

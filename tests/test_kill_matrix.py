@@ -25,7 +25,6 @@ from launcher.config import to_yaml
 from launcher.folder import RunFolder
 from tests.hosts import Cluster, child, why_not
 from tests.runs import config
-from tests.soak import with_token
 
 STEPS, EVERY, SECONDS = 40, 4, 300
 TEARS, RANKS, COMMANDS, NODES = range(10), range(10, 23), range(23, 36), range(36, 40)
@@ -64,7 +63,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two nodes for two ranks, and a spare one."""
     if why_not():
         pytest.skip(why_not())
-    with Cluster(with_token(tmp_path_factory.mktemp("hosts")), ("first", "second", "third")) as made:
+    with Cluster(tmp_path_factory.mktemp("hosts"), ("first", "second", "third")) as made:
         yield made
 
 

@@ -11,7 +11,7 @@ a part may be too large for; any reader of safetensors opens these files.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -24,6 +24,7 @@ from launcher.checkpoints.storage import Chunk, Storage
 from parallel.zero import Fragment
 
 CHUNK = 16 << 20  # bytes written, hashed or read at a time
+LARGE = 4 << 20  # bytes that are worth a read of their own, without another copy
 DTYPES = {"F32": torch.float32, "F64": torch.float64}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 HEADER_ALIGN = 8
@@ -56,6 +57,10 @@ class Part:
         """As the manifest tells it; KeyError or TypeError if it does not."""
         fragments = tuple((str(name), int(start), int(stop)) for name, start, stop in found["fragments"])
         return Part(**{**found, "keys": tuple(found["keys"]), "fragments": fragments})
+
+
+Room = Callable[[str, str, int, int], Tensor | None]  # parameter, key, first element, element after the last
+_Place = tuple[int, int, str, str, int]  # first byte, byte after the last, parameter, key, first element
 
 
 @dataclass(frozen=True)
@@ -108,9 +113,14 @@ def hash_of(storage: Storage, name: str, part: Part) -> str:
 
 
 def read_part(
-    storage: Storage, name: str, part: Part, wanted: dict[str, tuple[int, int]], keys: Sequence[str]
+    storage: Storage,
+    name: str,
+    part: Part,
+    wanted: dict[str, tuple[int, int]],
+    keys: Sequence[str],
+    room: Room = lambda *_: None,
 ) -> Iterator[Stretch]:
-    """The tensors of a part that are wanted; neighbours in the file are read together.
+    """The tensors of a part that are wanted; small neighbours in the file are read together.
 
     Args:
         storage: where.
@@ -118,22 +128,35 @@ def read_part(
         part: of it.
         wanted: elements [start, stop) by parameter.
         keys: which tensors.
+        room: memory for elements [start, stop) of a parameter's tensor, if there is any: large ones are read there.
     """
     dtype = DTYPES[part.dtype]
-    run: list[tuple[int, int, str, str, int]] = []  # (first byte, byte after the last, parameter, key, first element)
+    run: list[_Place] = []
     for found in _places(part, wanted, keys, dtype.itemsize):
-        if run and (found[0] != run[-1][1] or found[1] - run[0][0] > CHUNK):
-            yield from _read_run(storage, name, part.file, run, dtype)
+        alone = max(found[1] - found[0], run[-1][1] - run[-1][0] if run else 0) >= LARGE
+        if run and (alone or found[0] != run[-1][1] or found[1] - run[0][0] > CHUNK):
+            yield from _read_run(storage, name, part.file, run, dtype, room)
             run = []
         run.append(found)
     if run:
-        yield from _read_run(storage, name, part.file, run, dtype)
+        yield from _read_run(storage, name, part.file, run, dtype, room)
 
 
 def _read_run(
-    storage: Storage, name: str, file: str, run: list[tuple[int, int, str, str, int]], dtype: torch.dtype
+    storage: Storage,
+    name: str,
+    file: str,
+    run: list[_Place],
+    dtype: torch.dtype,
+    room: Room,
 ) -> Iterator[Stretch]:
-    first = run[0][0]
+    first, last, parameter, key, element = run[0]
+    if len(run) == 1:
+        target = room(parameter, key, element, element + (last - first) // dtype.itemsize)
+        if target is not None and target.dtype == dtype and target.device.type == "cpu" and target.is_contiguous():
+            storage.read_into(name, file, first, target.view(torch.uint8).numpy().data)
+            yield Stretch(parameter, key, element, target)
+            return
     data = memoryview(storage.read(name, file, first, run[-1][1]))
     for start, stop, parameter, key, element in run:
         values = torch.frombuffer(data[start - first : stop - first], dtype=dtype)

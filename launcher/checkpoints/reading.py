@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from launcher.checkpoints.manifest import BrokenError, Manifest, TrainState, open_manifest, verify
-from launcher.checkpoints.part import DTYPES, Stretch, read_part
+from launcher.checkpoints.part import DTYPES, Room, Stretch, read_part
 from launcher.checkpoints.storage import Storage
 from parallel.errors import InputError
 from parallel.zero import Fragment
@@ -36,8 +36,10 @@ class Checkpoint:
         """For messages."""
         return self.storage.where(self.name)
 
-    def stretches(self, wanted: Mapping[str, tuple[int, int]], keys: Sequence[str]) -> Iterator[Stretch]:
-        """The elements [start, stop) of each parameter, in pieces, reading little else.
+    def stretches(
+        self, wanted: Mapping[str, tuple[int, int]], keys: Sequence[str], room: Room = lambda *_: None
+    ) -> Iterator[Stretch]:
+        """The elements [start, stop) of each parameter, in pieces, reading little else; see `read_part`.
 
         Raises:
             InputError: the checkpoint has no such parameter, or not so many elements of it.
@@ -48,17 +50,22 @@ class Checkpoint:
                 found = f"{self.where}: {name} is {'not there' if shape is None else f'of shape {shape}'}"
                 raise InputError("a checkpoint holds the parameters of the model", found, "give the config of its run")
         for part in self.manifest.parts:
-            yield from read_part(self.storage, self.name, part, dict(wanted), keys)
+            yield from read_part(self.storage, self.name, part, dict(wanted), keys, room)
 
     def fill(self, fragments: Sequence[Fragment], keys: Sequence[str]) -> None:
         """Overwrite these tensors of the fragments with what the checkpoint holds of them, dtypes converted."""
         by_name = {fragment.name: fragment for fragment in fragments}
         assert len(by_name) == len(fragments), "a rank holds one stretch of a parameter"
+
+        def room(name: str, key: str, start: int, stop: int) -> Tensor:
+            fragment = by_name[name]
+            return fragment.tensors[key][start - fragment.start : stop - fragment.start]
+
         with torch.no_grad():
-            for found in self.stretches({f.name: (f.start, f.stop) for f in fragments}, keys):
-                fragment = by_name[found.name]
-                at = found.start - fragment.start
-                fragment.tensors[found.key][at : at + len(found.values)].copy_(found.values)
+            for found in self.stretches({f.name: (f.start, f.stop) for f in fragments}, keys, room):
+                target = room(found.name, found.key, found.start, found.start + len(found.values))
+                if target.data_ptr() != found.values.data_ptr():
+                    target.copy_(found.values)
 
     def parameter(self, name: str, key: str) -> Tensor:
         """One whole tensor of a parameter."""

@@ -34,6 +34,9 @@ class Storage(Protocol):
     def read(self, name: str, file: str, start: int = 0, stop: int | None = None) -> bytearray:
         """Bytes [start, stop) of a file of a committed checkpoint."""
 
+    def read_into(self, name: str, file: str, start: int, view: memoryview) -> None:
+        """As many bytes as there is room for, from `start` on."""
+
     def free(self) -> int | None:
         """Bytes that there is room for; None if nobody knows."""
 
@@ -81,17 +84,20 @@ class LocalStorage:
 
     def read(self, name: str, file: str, start: int = 0, stop: int | None = None) -> bytearray:
         """See `Storage`."""
-        path = self.root / name / file
-        data = bytearray((path.stat().st_size if stop is None else stop) - start)
+        data = bytearray(((self.root / name / file).stat().st_size if stop is None else stop) - start)
+        self.read_into(name, file, start, memoryview(data))
+        return data
+
+    def read_into(self, name: str, file: str, start: int, view: memoryview) -> None:
+        """See `Storage`."""
+        path, done = self.root / name / file, 0
         with path.open("rb", buffering=0) as opened:
             opened.seek(start)
-            view, done = memoryview(data), 0
-            while done < len(data):
+            while done < len(view):
                 count = opened.readinto(view[done:])
                 if not count:
                     raise EOFError(f"{path}: ends at byte {start + done}")
                 done += count
-        return data
 
     def free(self) -> int | None:
         """See `Storage`."""
@@ -163,6 +169,10 @@ class RemoteStorage:
         """See `Storage`."""
         with self._connection() as (store, root):
             return bytearray(store.cat_file(f"{root}/{name}/{file}", start=start, end=stop))
+
+    def read_into(self, name: str, file: str, start: int, view: memoryview) -> None:
+        """See `Storage`."""
+        view[:] = self.read(name, file, start, start + len(view))
 
     def free(self) -> int | None:
         """See `Storage`."""
