@@ -140,6 +140,7 @@ def rates(rank: int, folder: Path, layers: int, rounds: int) -> dict[str, list[f
     ways = {
         "disk": (lambda place: write_bare(place, rank, mine), lambda place: read_bare(place, rank)),
         "ours": (lambda place: save_ours(engine, place), lambda place: load_ours(engine, place)),
+        "ours, read": (None, lambda place: read_ours(engine, place)),
         "ours, verified": (None, lambda place: load_ours(engine, place, verify=True)),
         "deepspeed": (
             lambda place: engine.engine.save_checkpoint(str(place), tag="one"),
@@ -170,6 +171,13 @@ def save_ours(engine: DeepSpeedEngine, place: Path) -> None:
     saver = saver_of(engine, place, [])
     saver.finish(TrainState(Position(1), ()))
     saver.close()
+
+
+def read_ours(engine: DeepSpeedEngine, place: Path) -> None:
+    """Every byte to where it belongs in the engine's memory, which does not follow it yet."""
+    found, _ = newest(LocalStorage(place), trusting)
+    assert found is not None
+    found.fill(engine.held(), STATE_NAMES)
 
 
 def load_ours(engine: DeepSpeedEngine, place: Path, verify: bool = False) -> None:
