@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -90,18 +91,21 @@ def write_part(storage: Storage, name: str, file: str, fragments: Sequence[Fragm
     keys = tuple(fragments[0].tensors) if fragments else ()
     dtype = NAMES[fragments[0].tensors[keys[0]].dtype] if fragments else "F32"
     header = _header(fragments, keys, dtype)
-    hasher, size = blake3(), 0
 
     def chunks() -> Iterator[Chunk]:
-        nonlocal size
-        for chunk in chain([memoryview(header)], _data(fragments, keys)):
-            hasher.update(chunk)
-            size += len(chunk)
-            yield chunk
+        return chain([memoryview(header)], _data(fragments, keys))
 
-    storage.write(name, file, chunks())
-    stretches = tuple((f.name, f.start, f.stop) for f in fragments)
-    return Part(file, size, hasher.hexdigest(), len(header), dtype, keys, stretches)
+    def digest() -> str:
+        hasher = blake3()
+        for chunk in chunks():
+            hasher.update(chunk)
+        return hasher.hexdigest()
+
+    with ThreadPoolExecutor(1) as pool:  # the disk takes its time, in which the hash is ready
+        hash_ = pool.submit(digest)
+        storage.write(name, file, chunks())
+    size, stretches = sum(map(len, chunks())), tuple((f.name, f.start, f.stop) for f in fragments)
+    return Part(file, size, hash_.result(), len(header), dtype, keys, stretches)
 
 
 def hash_of(storage: Storage, name: str, part: Part) -> str:
