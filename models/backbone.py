@@ -1,0 +1,151 @@
+"""Any causal language model of transformers, over one packed sequence that many ranks hold: its layers, our attention.
+
+    embeddings [tokens, dim], positions in each document
+        |
+    layer of transformers: norms, projections, rotary, MLP        rows alone: nothing crosses a document or a rank
+        |   q, k, v --AttentionInterface--> `attend(q, k, v, plan)`       documents, windows, ring, ulysses
+        |
+    hidden [tokens, dim] --tiled_cross_entropy(lm_head)--> loss           the whole logits never exist
+
+transformers looks up attention by name (`AttentionInterface`) and hands keyword arguments of a call through to it, so
+the plan of a batch travels with the call, and two models, or two batches, do not meet in global state. Its own hook for
+Ulysses is global to the process, and it knows neither rings nor packs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parallel import mask
+from parallel.attention import attend
+from parallel.errors import InputError
+from parallel.mask import Mask
+from parallel.plan import Plan
+from parallel.tiled import TILE_TOKENS, tiled_cross_entropy
+
+NAME = "longreel"
+KINDS = ("llama", "mistral", "qwen2", "qwen3")  # their layers are those of the picture, and a test compares each
+Window = int | None  # keys that a query of a layer sees, itself included; None for all
+Plans = Mapping[Window, Plan]  # of one batch
+
+
+class Backbone(nn.Module):
+    """A causal language model.
+
+    Args:
+        model: `LlamaForCausalLM` or another of `KINDS`, made by `make`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """Those of its layers, each once: a batch needs a plan for each."""
+        return tuple(dict.fromkeys(_windows(self.model.config)))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Words [tokens] int64 -> [tokens, dim]."""
+        found: Tensor = self.model.get_input_embeddings()(tokens)
+        return found
+
+    def hidden(self, embeddings: Tensor, position: Tensor, plans: Plans) -> Tensor:
+        """What the last layer says, [tokens, dim].
+
+        Args:
+            embeddings: [tokens, dim], of the tokens that this rank holds.
+            position: [tokens] int64, inside the document.
+            plans: of this batch, by window.
+        """
+        out = self.model.model(
+            inputs_embeds=embeddings[None], position_ids=position[None], use_cache=False, plans=plans
+        )
+        found: Tensor = out.last_hidden_state[0]
+        return found
+
+    def loss(
+        self, hidden: Tensor, labels: Tensor, weight: Tensor | None = None, tile_tokens: int = TILE_TOKENS
+    ) -> tuple[Tensor, Tensor]:
+        """See `tiled_cross_entropy`; to be called within the forward pass of the module that ZeRO-3 wraps."""
+        return tiled_cross_entropy(hidden, self.model.lm_head.weight, labels, weight, tile_tokens)
+
+
+def make(config: Any, dtype: torch.dtype, seed: int) -> Backbone:
+    """A model of a transformers config, its first numbers a function of `seed` alone.
+
+    Raises:
+        InputError: it is not one of `KINDS`, or has what our attention does not compute.
+    """
+    from transformers import AutoModelForCausalLM
+
+    refuse_unknown(config)
+    register()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made: Any = AutoModelForCausalLM
+        return Backbone(made.from_config(config, attn_implementation=NAME, dtype=dtype))
+
+
+def refuse_unknown(config: Any) -> None:
+    """A language model whose layers we know.
+
+    Raises:
+        InputError: we do not.
+    """
+    if config.model_type not in KINDS:
+        raise InputError(
+            f"a language model is one of: {', '.join(KINDS)}",
+            f"model_type: {config.model_type}",
+            "take one of these, or add it to models/backbone.py and to the test of parity",
+        )
+    if getattr(config, "attention_dropout", 0.0):
+        raise InputError(
+            "attention has no dropout: ranks would each drop others",
+            f"attention_dropout: {config.attention_dropout}",
+            "attention_dropout: 0.0",
+        )
+
+
+def masks_of(windows: Sequence[Window], lengths: Sequence[int]) -> dict[Window, Mask]:
+    """Of packed documents: each token sees those before it in its document, and with a window only the last of them."""
+    return {
+        window: mask.packed(lengths, causal=True)
+        if window is None
+        else mask.stack([mask.window(length, window - 1) for length in lengths])
+        for window in windows
+    }
+
+
+def register() -> None:
+    """Make our attention known to transformers, by a name that no other model asks for."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
+
+
+def _attention(
+    module: nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention_mask: None,
+    *,
+    plans: Plans,
+    scaling: float,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """As transformers calls it: [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim]."""
+    plan = plans[more.get("sliding_window")]
+    q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
+    return attend(q, k, v, plan, scaling)[None], None
+
+
+def _windows(config: Any) -> list[Window]:
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
+    return [window if kind == "sliding_attention" else None for kind in kinds]
