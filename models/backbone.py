@@ -37,7 +37,7 @@ class Backbone(nn.Module):
     """A causal language model.
 
     Args:
-        model: `LlamaForCausalLM` or another of `KINDS`, made by `make`.
+        model: `LlamaForCausalLM` or another of `KINDS`, or a model that has one for its words; made by `make`.
     """
 
     def __init__(self, model: Any) -> None:
@@ -45,9 +45,14 @@ class Backbone(nn.Module):
         self.model = model
 
     @property
+    def decoder(self) -> Any:
+        """Its layers, without the head."""
+        return self.model.model
+
+    @property
     def windows(self) -> tuple[Window, ...]:
         """Those of its layers, each once: a batch needs a plan for each."""
-        return tuple(dict.fromkeys(_windows(self.model.config)))
+        return tuple(dict.fromkeys(_windows(self.decoder.config)))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Words [tokens] int64 -> [tokens, dim]."""
@@ -62,9 +67,7 @@ class Backbone(nn.Module):
             position: [tokens] int64, inside the document.
             plans: of this batch, by window.
         """
-        out = self.model.model(
-            inputs_embeds=embeddings[None], position_ids=position[None], use_cache=False, plans=plans
-        )
+        out = self.decoder(inputs_embeds=embeddings[None], position_ids=position[None], use_cache=False, plans=plans)
         found: Tensor = out.last_hidden_state[0]
         return found
 
