@@ -1,0 +1,172 @@
+"""Conversations about videos and images, as people keep them: LLaVA, ShareGPT, OpenAI messages, captions.
+
+    {"id": "a", "video": "a.mp4", "conversations": [{"from": "human", "value": "<video>\nWhat moves?"},
+                                                     {"from": "gpt", "value": "A red square."}]}
+    {"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "What?"}]},
+                  {"role": "assistant", "content": "A red square."}]}
+
+Whatever the form, a conversation is turns of words and visuals, in the order in which a model sees them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from parallel.errors import InputError
+
+Role = Literal["system", "user", "assistant"]
+Kind = Literal["video", "image"]
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+}
+PLACE = re.compile(r"<(video|image)>\n?")
+REMEDY = "see data/conversations.py, or docs/data.md, for the forms that are known"
+
+
+@dataclass(frozen=True)
+class Visual:
+    """A video or an image in a conversation.
+
+    Attributes:
+        kind: which.
+        name: of its file, as the record has it.
+    """
+
+    kind: Kind
+    name: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says.
+
+    Attributes:
+        role: who.
+        parts: words and visuals, in order.
+    """
+
+    role: Role
+    parts: tuple[str | Visual, ...]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns about visuals; the assistant's are what a model learns to say.
+
+    Attributes:
+        uid: of the record.
+        turns: in order.
+    """
+
+    uid: str
+    turns: tuple[Turn, ...]
+
+    @property
+    def visuals(self) -> tuple[Visual, ...]:
+        """All of them, in order."""
+        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Visual))
+
+
+def conversation_of(record: Mapping[str, Any], uid: str = "") -> Conversation:
+    """The conversation of a record in any of the known forms.
+
+    Args:
+        record: as read from JSON.
+        uid: where it has none.
+
+    Raises:
+        InputError: of no known form; places and files of visuals do not match; nobody answers.
+    """
+    uid = str(record.get("id", record.get("uid", uid)))
+    if isinstance(record.get("conversations"), list):
+        turns = _llava(record, uid)
+    elif isinstance(record.get("messages"), list):
+        turns = _messages(record, uid)
+    else:
+        raise _wrong("a conversation has conversations or messages", uid, f"keys: {', '.join(map(str, record))}")
+    if not any(turn.role == "assistant" and any(turn.parts) for turn in turns):
+        raise _wrong("somebody answers in a conversation", uid, f"{len(turns)} turns, none of the assistant")
+    return Conversation(uid, turns)
+
+
+def caption_of(uid: str, visual: Visual, caption: str, question: str = "Describe this video.") -> Conversation:
+    """A caption as a conversation: a question about the visual, and the caption as the answer."""
+    return Conversation(uid, (Turn("user", (visual, question)), Turn("assistant", (caption,))))
+
+
+def _llava(record: Mapping[str, Any], uid: str) -> tuple[Turn, ...]:
+    files = {kind: list(_files(record.get(kind))) for kind in ("video", "image")}
+    asked = dict.fromkeys(files, 0)
+    turns = []
+    for said in record["conversations"]:
+        role, text = _role(said.get("from"), uid), said.get("value")
+        if not isinstance(text, str):
+            raise _wrong("a turn says something", uid, f"value: {text!r}")
+        parts: list[str | Visual] = []
+        for piece, kind in _pieces(text):
+            if piece:
+                parts.append(piece)
+            if kind is not None:
+                if asked[kind] < len(files[kind]):
+                    parts.append(Visual(kind, files[kind][asked[kind]]))
+                asked[kind] += 1
+        turns.append(Turn(role, tuple(parts)))
+    for name, names in files.items():
+        if asked[name] != len(names):
+            found = f"{asked[name]} times <{name}> in the text, {len(names)} files"
+            raise _wrong(f"a conversation has a place <{name}> for each {name}", uid, found)
+    return tuple(turns)
+
+
+def _messages(record: Mapping[str, Any], uid: str) -> tuple[Turn, ...]:
+    turns = []
+    for message in record["messages"]:
+        content = message.get("content")
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        if not isinstance(content, list):
+            raise _wrong("a message has content", uid, f"content: {content!r}")
+        parts = tuple(_part(part, uid) for part in content)
+        turns.append(Turn(_role(message.get("role"), uid), parts))
+    return tuple(turns)
+
+
+def _part(part: Mapping[str, Any], uid: str) -> str | Visual:
+    kind = part.get("type")
+    if kind == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    if kind in ("video", "image") and isinstance(part.get(kind), str):
+        return Visual(kind, part[kind])
+    raise _wrong("a part is a text, a video or an image, with its words or file", uid, repr(dict(part))[:120])
+
+
+def _pieces(text: str) -> Iterator[tuple[str, Kind | None]]:
+    """Words, and the kind of the visual after them; at the end words alone."""
+    at = 0
+    for found in PLACE.finditer(text):
+        kind: Kind = "video" if found[1] == "video" else "image"
+        yield text[at : found.start()], kind
+        at = found.end()
+    yield text[at:], None
+
+
+def _files(value: Any) -> Sequence[str]:
+    return [value] if isinstance(value, str) else [str(name) for name in value or ()]
+
+
+def _role(name: Any, uid: str) -> Role:
+    if name not in ROLES:
+        raise _wrong(f"a turn is of: {', '.join(ROLES)}", uid, repr(name))
+    return ROLES[name]
+
+
+def _wrong(rule: str, uid: str, found: str) -> InputError:
+    return InputError(rule, f"{uid or 'a record'}: {found}", REMEDY)
