@@ -50,25 +50,37 @@ class Backbone(nn.Module):
         return self.model.model
 
     @property
+    def layer_windows(self) -> tuple[Window, ...]:
+        """Of each layer."""
+        return tuple(_windows(self.decoder.config))
+
+    @property
     def windows(self) -> tuple[Window, ...]:
         """Those of its layers, each once: a batch needs a plan for each."""
-        return tuple(dict.fromkeys(_windows(self.decoder.config)))
+        return tuple(dict.fromkeys(self.layer_windows))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Words [tokens] int64 -> [tokens, dim]."""
         found: Tensor = self.model.get_input_embeddings()(tokens)
         return found
 
-    def hidden(self, embeddings: Tensor, position: Tensor, plans: Plans) -> Tensor:
+    def hidden(self, embeddings: Tensor, position: Tensor, plans: Plans, memory: Any = None) -> Tensor:
         """What the last layer says, [tokens, dim].
 
         Args:
             embeddings: [tokens, dim], of the tokens that this rank holds.
             position: [tokens] int64, inside the document.
             plans: of this batch, by window.
+            memory: keys and values of what was heard before (`models.streaming`).
         """
-        out = self.decoder(inputs_embeds=embeddings[None], position_ids=position[None], use_cache=False, plans=plans)
+        where = {"inputs_embeds": embeddings[None], "position_ids": position[None]}
+        out = self.decoder(**where, past_key_values=memory, use_cache=False, plans=plans)
         found: Tensor = out.last_hidden_state[0]
+        return found
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[tokens, dim] -> [tokens, vocabulary]."""
+        found: Tensor = self.model.lm_head(hidden)
         return found
 
     def loss(
@@ -150,5 +162,6 @@ def _attention(
 
 def _windows(config: Any) -> list[Window]:
     window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
+    usual = ["sliding_attention" if window else "full_attention"] * config.num_hidden_layers
+    kinds = getattr(config, "layer_types", None) or usual
     return [window if kind == "sliding_attention" else None for kind in kinds]
