@@ -232,6 +232,7 @@ class Cluster(Network):
     def __enter__(self) -> Cluster:
         super().__enter__()
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.script.write_text(plain(str(BIN)))
             self.token.touch(0o600)  # the head would make one, but workers may be up before
             self.token.write_text(secrets.token_hex(32))
