@@ -1,0 +1,178 @@
+"""What a run does while it waits for room, and on which mesh it starts again; with ranks that are played."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import launcher.supervisor
+from launcher.config import RunConfig
+from launcher.folder import RunFolder, make_run_folder
+from launcher.pulse import Beat
+from launcher.ranks import End, NoRoomError, Wait, Where
+from launcher.screen import Screen
+from launcher.supervisor import DONE, FAILED, STOPPED, Asked, Supervisor
+from parallel.mesh import Mesh
+from tests.runs import config, events
+
+FULL = Wait({"CPU": 3}, {"CPU": 1}, {"CPU": 3})
+
+
+class Played:
+    """Ranks that end as they are told.
+
+    Args:
+        waits: what `place` says, in turn; then None.
+        ends: of each attempt; when they are used up, all are done.
+        rooms: that are free, asked in turn; the last one stays.
+        total: that there are in all.
+    """
+
+    def __init__(
+        self,
+        waits: Sequence[Wait] = (),
+        ends: Sequence[list[End]] = (),
+        rooms: Sequence[tuple[int, ...]] = ((3,),),
+        total: tuple[int, ...] = (3,),
+    ) -> None:
+        self.waits, self.ends, self.free, self.total = list(waits), list(ends), list(rooms), total
+        self.meshes: list[Mesh] = []
+        self.on_place: Callable[[], None] = lambda: None
+        self.world = 0
+
+    def place(self, config: RunConfig) -> Wait | None:
+        self.on_place()
+        return self.waits.pop(0) if self.waits else None
+
+    def start(self, config: RunConfig) -> list[Where]:
+        self.meshes.append(config.mesh.mesh())
+        self.world = self.meshes[-1].ranks
+        return [Where(rank, "n", "h", 1) for rank in range(self.world)]
+
+    def poll(self, seconds: float) -> list[End] | None:
+        return self.ends.pop(0) if self.ends else [End(rank, "done", 5) for rank in range(self.world)]
+
+    def beats(self) -> dict[int, Beat | None]:
+        return {}
+
+    def last(self, rank: int) -> Beat | None:
+        return None
+
+    def state(self, rank: int) -> str:
+        return "S (sleeping)"
+
+    def stacks(self, ranks: Sequence[int]) -> dict[int, str]:
+        return {}
+
+    def rooms(self, in_all: bool = False) -> tuple[int, ...] | None:
+        if in_all:
+            return self.total
+        return self.free.pop(0) if len(self.free) > 1 else self.free[0]
+
+    def stop(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def supervised(tmp_path: Path, ranks: Played, asked: Asked | None = None, **changes: Any) -> tuple[int, str]:
+    """The exit code, and what was printed."""
+    settings = config(tmp_path / "run", tmp_path, mesh={"replica": 3}, **changes)
+    folder = RunFolder(settings.out)
+    make_run_folder(folder)
+    said = io.StringIO()
+    console = Console(file=said, width=200)
+    screen = Screen(folder, settings.steps, 0, console)
+    return Supervisor(settings, ranks, screen, asked or Asked(), console).run(), said.getvalue()
+
+
+def lost(rank: int = 0, how: Any = "died", sign: str = "SIGKILL", message: str = "killed by SIGKILL") -> End:
+    return End(rank, how, 2, message, sign=sign)
+
+
+def test_a_queue_is_told_once_for_each_change(tmp_path: Path) -> None:
+    more = Wait({"CPU": 3}, {"CPU": 2}, {"CPU": 3})
+    code, said = supervised(tmp_path, Played([FULL, FULL, more]))
+    assert code == DONE
+    assert said.splitlines()[:3] == [
+        "waiting for room: takes 3 CPU, 1 of 3 is free; starts by itself",
+        "waiting for room: takes 3 CPU, 2 of 3 are free; starts by itself",
+        "there is room, after 0 s",
+    ]
+    (queued,) = events(tmp_path / "run", "queued")
+    assert (queued["needs"], queued["free"]) == ({"CPU": 3}, {"CPU": 1})
+    assert len(events(tmp_path / "run", "placed")) == 1
+
+
+def test_a_wait_can_be_stopped(tmp_path: Path) -> None:
+    asked, ranks = Asked(), Played([FULL] * 100)
+    ranks.on_place = lambda: setattr(asked, "times", asked.times + (len(ranks.waits) < 98))
+    code, _ = supervised(tmp_path, ranks, asked)
+    assert code == STOPPED
+    assert not ranks.meshes
+    assert events(tmp_path / "run", "stop")[0]["reason"] == "it had not begun to train"
+
+
+@pytest.mark.parametrize(
+    ("total", "reason"), [((3,), "other runs hold the room"), ((2,), "too few nodes are left")], ids=["held", "gone"]
+)
+def test_after_a_loss_it_goes_on_with_fewer(tmp_path: Path, total: tuple[int, ...], reason: str) -> None:
+    ranks = Played(ends=[[lost()]], rooms=[(2,)], total=total)
+    code, _ = supervised(tmp_path, ranks, restart={"patience_seconds": 0})
+    assert code == DONE
+    assert [mesh.ranks for mesh in ranks.meshes] == [3, 2]
+    (told,) = events(tmp_path / "run", "mesh")
+    assert told["reason"] == reason
+
+
+def test_patience_waits_for_all(tmp_path: Path) -> None:
+    ranks = Played(ends=[[lost()]], rooms=[(2,), (2,), (3,)])
+    assert supervised(tmp_path, ranks, restart={"patience_seconds": 60})[0] == DONE
+    assert [mesh.ranks for mesh in ranks.meshes] == [3, 3]
+
+
+def test_what_is_not_elastic_waits_for_its_nodes(tmp_path: Path) -> None:
+    ranks = Played(ends=[[lost()]], rooms=[(2,)] * 4 + [(3,)], total=(2,))
+    assert supervised(tmp_path, ranks, restart={"patience_seconds": 0, "elastic": False})[0] == DONE
+    assert [mesh.ranks for mesh in ranks.meshes] == [3, 3]
+
+
+def test_nodes_that_never_come_back_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher.supervisor, "EMPTY_SECONDS", 0.1)
+    ranks = Played(ends=[[lost()]], rooms=[(0,)], total=(0,))
+    began = time.monotonic()
+    code, said = supervised(tmp_path, ranks, restart={"limit": 1})
+    assert code == FAILED
+    assert "too few nodes came back within 0.1 s" in said
+    assert time.monotonic() - began < 10
+
+
+def test_others_that_failed_get_a_line_each(tmp_path: Path) -> None:
+    """Not those that only lost their peers."""
+    echo = lost(2, "failed", "RuntimeError", "RuntimeError: [gloo] Connection closed by peer")
+    ends = [lost(), lost(1, "failed", "ValueError", "Traceback\nValueError: it is seven"), echo]
+    code, said = supervised(tmp_path, Played(ends=[ends]))
+    assert code == DONE
+    assert "rank 1 on h failed as well: ValueError: it is seven" in said
+    assert [event["rank"] for event in events(tmp_path / "run", "also")] == [1]
+
+
+def test_room_that_is_gone_at_the_start_is_an_error(tmp_path: Path) -> None:
+    ranks = Played()
+
+    def refuse() -> None:
+        raise NoRoomError("a mesh takes 3 CPU", "the cluster has 2 CPU", "a smaller mesh, or more nodes")
+
+    ranks.on_place = refuse
+    with pytest.raises(NoRoomError):
+        supervised(tmp_path, ranks)
