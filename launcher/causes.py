@@ -145,6 +145,8 @@ def _of_exception(end: End) -> Cause:
 
 def last_line(end: End) -> str:
     """The last words of a rank."""
+    if end.refusal is not None:
+        return f"{end.refusal[0]}; found: {end.refusal[1]}"[:300]
     lines = [line for line in end.message.splitlines() if line.strip()]
     return lines[-1].strip()[:300] if lines else "no word"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from parallel.errors import InputError
@@ -128,9 +129,11 @@ def _storage(run: str) -> Storage:
     path = Path(run)
     if RunFolder(path).config.is_file():
         return open_storage(RunFolder(path).checkpoints, load(RunFolder(path).config).checkpoint.to)
-    if not path.is_dir():
-        raise InputError("checkpoints lie in a run folder", f"{run} is no folder", "give the run's out")
-    return open_storage(path)
+    storage = open_storage(path)
+    if not path.is_dir() or not storage.names():
+        found = f"{run} is no {'run folder, and holds no checkpoints' if path.is_dir() else 'folder'}"
+        raise InputError("checkpoints lie in a run folder", found, "give the run's out")
+    return storage
 
 
 def _open(run: str, step: int | None) -> Checkpoint:
@@ -140,7 +143,9 @@ def _open(run: str, step: int | None) -> Checkpoint:
     storage = _storage(run)
     if step is not None:
         return one(storage, name_of(step))
-    found, _ = newest(storage)
+    found, broken = newest(storage)
+    for name, reason in broken:
+        Console(stderr=True).print(f"[yellow]{name} is broken: {escape(reason)}[/]", highlight=False, soft_wrap=True)
     if found is None:
         raise InputError("a run has saved something", f"{run} has no checkpoint yet", "train at least checkpoint.every")
     return found

@@ -34,6 +34,7 @@ EXAMPLES = {  # of keys without a default that shows their kind
     "data.frames": "16",
     "data.size": "[32,32]",
     "model.patch": "[1,4,4]",
+    "faults": "[{kind: kill, rank: 1, step: 8}]",
     "sample.frames": "16",
     "sample.size": "[32,32]",
 }
@@ -240,6 +241,7 @@ class CheckpointConfig(Section):
         keep_every: also keep those of every so many steps, for ever; none keeps the newest alone.
         to: where checkpoints lie: a folder that all machines see, or an object store such as s3://bucket/runs/mine;
             none: checkpoints/ in the run folder.
+        adopt: if `to` holds checkpoints of another run folder, go on from them, and keep or remove them as ours.
         wait: write while training waits, instead of behind its back.
         retry_seconds: after which a save that failed is tried again; twice as long after each failure, to 300 s.
     """
@@ -248,6 +250,7 @@ class CheckpointConfig(Section):
     keep: int = Field(default=3, ge=1)
     keep_every: int | None = Field(default=None, ge=1)
     to: str | None = None
+    adopt: bool = False
     wait: bool = False
     retry_seconds: float = Field(default=5, gt=0)
 
@@ -367,6 +370,17 @@ class RunConfig(Section):
         return out
 
     @model_validator(mode="after")
+    def _faults_strike(self) -> RunConfig:
+        for fault in self.faults:
+            if fault.rank >= self.mesh.mesh().ranks or fault.step > self.steps:
+                raise InputError(
+                    "a fault strikes a rank and a step of the run",
+                    f"faults: rank {fault.rank} of {self.mesh.mesh().ranks}, step {fault.step} of {self.steps}",
+                    "ranks are counted from 0, steps from 1",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _heads_reach(self) -> RunConfig:
         if self.mesh.ulysses > self.model.heads:
             raise InputError(
@@ -471,6 +485,10 @@ def _first_mistake(error: ValidationError, lines: Mapping[str, str]) -> InputErr
         inside = [k for k in known if k.startswith(key + ".")]
         found = f"{first['input']!r} ({where}){more}"
         return InputError(f"{key} has keys of its own", found, f"give {', '.join(inside)}")
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing" and not field.endswith(key):
+        rule, found = f"each of {key} has {first['loc'][-1]}", f"{first['input']!r} ({where}){more}"
+        return InputError(rule, found, f"for example {key}={_example(key)}")
     if first["type"] == "missing" and key in known_keys():
         return InputError(f"a run has {key}", f"no such key{more}", f"add it, or give {key}=VALUE")
     rule = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -21,8 +21,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from parallel.errors import InputError
+
+IDENTITY = ".id"
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,17 @@ class RunFolder:
         append_line(self.events, {"time": time.time(), "event": event, **fields})
 
 
+def take_id(folder: RunFolder, identity: str) -> None:
+    """Be known as the run whose checkpoints were adopted."""
+    write_whole(folder.root / IDENTITY, identity.encode())
+
+
+def known_id(folder: RunFolder) -> str:
+    """As `run_id`; empty if it was not made yet."""
+    path = folder.root / IDENTITY
+    return path.read_text().strip() if path.exists() else ""
+
+
 def make_run_folder(folder: RunFolder) -> None:
     """Make it, if it is not there.
 
@@ -86,6 +100,14 @@ def make_run_folder(folder: RunFolder) -> None:
         ) from None
 
 
+def run_id(folder: RunFolder) -> str:
+    """What a run folder is known by in its checkpoints, wherever they lie; made when it is first asked for."""
+    path = folder.root / IDENTITY
+    if not path.exists():
+        write_whole(path, uuid4().hex.encode())
+    return path.read_text().strip()
+
+
 def append_line(path: Path, fields: dict[str, Any]) -> None:
     """One JSON line, in one write.
 
@@ -98,7 +120,10 @@ def append_line(path: Path, fields: dict[str, Any]) -> None:
         size = os.fstat(file).st_size
         if size and os.pread(file, 1, size - 1) != b"\n":  # of a kill, or of a full disk
             line = b"\n" + line
-        if os.write(file, line) < len(line):
+        written = os.write(file, line)
+        if written < len(line):
+            if os.fstat(file).st_size == size + written:  # nobody else has added to it
+                os.ftruncate(file, size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(file)

@@ -7,7 +7,8 @@
              arXiv:2204.02311, sec. 5.1): the window lies in windows.json of the run folder
     end      the run ends before anything is saved
 
-Loss and norm are the same on every rank, so all ranks decide alike, and a resume decides as the run did before.
+Loss and norm are the same on every rank, so all ranks decide alike, and a resume decides as the run did before: by
+what is in the checkpoint, and for steps after it by what their lines in metrics.jsonl say.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from launcher.checkpoints.manifest import Updates
 from launcher.config import GuardConfig
@@ -92,9 +94,17 @@ def add_window(folder: RunFolder, window: Window) -> None:
     write_whole(folder.root / WINDOWS, json.dumps([*windows_of(folder), window]).encode())
 
 
-def unchanged(lines: Sequence[dict[str, object]], guard: Guard) -> list[dict[str, object]]:
-    """Of steps done before a rewind, those that come out as they did: up to the first without its update."""
-    for index, line in enumerate(lines):
-        if line.get("updated", True) and guard.is_in_window(int(str(line["step"]))):
-            return list(lines[: index + 1])
-    return list(lines)
+def skipped(lines: Sequence[dict[str, Any]]) -> tuple[Window, ...]:
+    """Steps that made no update before the kill, and are to make none when they are done again, come what may."""
+    return tuple((line["step"], line["step"]) for line in lines if not line.get("updated", True))
+
+
+def unchanged(lines: Sequence[dict[str, Any]], guard: Guard) -> list[dict[str, Any]]:
+    """Of steps that are done again, those that give finite numbers again: up to the first whose update is left out."""
+    kept = []
+    for line in lines:
+        if math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]):
+            kept.append(line)
+        if line.get("updated", True) and guard.is_in_window(line["step"]):
+            break
+    return kept

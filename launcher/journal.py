@@ -28,19 +28,23 @@ CURVES = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "seconds", 
 class Journal:
     """The record of one run, continued after `step`."""
 
-    def __init__(self, folder: RunFolder, step: int, rank: int, layout: str, guard: Guard, proof: Proof | None) -> None:
+    def __init__(self, folder: RunFolder, step: int, rank: int, layout: str, proof: Proof | None) -> None:
         self.folder, self.step, self.writes = folder, step, rank == 0
         self.layout, self.proof = layout, proof
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self._tensorboard: Any = None
         self._draws_from = 0.0
+        self.after: list[dict[str, Any]] = []  # lines of the steps that will be done again
         if self.writes:
             self.ledger = Ledger(folder)
-            missing, after = keep_steps(folder.metrics, step)
+            missing, self.after = keep_steps(folder.metrics, step)
             if missing:
                 self.event("gap", missing=missing, step=step)
-            if proof is not None:
-                proof.expect(unchanged(after, guard))
+
+    def expect(self, guard: Guard) -> None:
+        """Compare the steps that are done again with what they were."""
+        if self.proof is not None:
+            self.proof.expect(unchanged(self.after, guard))
 
     @property
     def recent(self) -> tuple[dict[str, Any], ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data.stream import Stream
-from launcher.checkpoints.changes import changed_settings, refuse_changes
+from launcher.checkpoints.changes import changed_settings, refuse_changes, refuse_foreign
 from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.storage import open_storage
 from launcher.config import RunConfig
@@ -50,6 +50,7 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
     found, broken = newest(open_storage(RunFolder(config.out).checkpoints, config.checkpoint.to), trusting)
     state = found.state if found else None
     if found is not None:
+        refuse_foreign(found, config)
         refuse_changes(found, config)
     curriculum = open_curriculum(config, codec.geometry, state.datasets if state else ())
     refuse_other_codec(curriculum, codec)

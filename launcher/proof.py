@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.checkpoints.reading import DISTRUSTED
 from launcher.folder import RunFolder, read_lines
 from parallel.errors import InputError
 
@@ -91,7 +92,7 @@ def distrusted(folder: RunFolder) -> dict[str, str]:
     found: dict[str, str] = {}
     for event in read_lines(folder.events):
         if event["event"] == "differs":
-            found[event["checkpoint"]] = f"distrusted: {event['difference']}"
+            found[event["checkpoint"]] = f"{DISTRUSTED}{event['difference']}"
         elif event["event"] == "verified":
             found = {}
         elif event["event"] == "checkpoint":

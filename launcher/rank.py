@@ -19,7 +19,7 @@ from launcher.checkpoints.storage import Storage, open_storage
 from launcher.config import GuardConfig, OptimizerConfig, RunConfig
 from launcher.feed import CHECKSUM, Batch, Feed, Problem
 from launcher.folder import RunFolder, only_writer
-from launcher.guard import Guard, RewindError, add_window, windows_of
+from launcher.guard import Guard, RewindError, add_window, skipped, windows_of
 from launcher.journal import Journal
 from launcher.meeting import RankPlace, meet, set_timeouts
 from launcher.pulse import Pulse
@@ -104,8 +104,9 @@ def run(
         set_timeouts(timeout)
         layout = layout_of(config.model_dump(mode="json"))
         state = resume(folder, found, feed, engine, ema)
-        guard = Guard(config.guard, windows_of(folder))
-        journal = Journal(folder, state.step, place.rank, layout, guard, proof_of(config, found, device))
+        journal = Journal(folder, state.step, place.rank, layout, proof_of(config, found, device))
+        guard = guard_for(config, folder, journal)
+        journal.expect(guard)
         saver = saver_for(config, storage, engine, ema, journal)
         batches = feed.batches(state.position)
         poisoned = faults.poisoned(config, place.rank)
@@ -154,6 +155,13 @@ def run(
         journal.close()
         engine.destroy()
     return Outcome(state.step, stopped and state.step < config.steps)
+
+
+def guard_for(config: RunConfig, folder: RunFolder, journal: Journal) -> Guard:
+    """What judges the steps, the same on every rank; rank 0 alone knows what they were before."""
+    windows = [(*windows_of(folder), *skipped(journal.after))]
+    dist.broadcast_object_list(windows)
+    return Guard(config.guard, windows[0])
 
 
 def build_feed(config: RunConfig, place: RankPlace, device: torch.device, state: TrainState | None = None) -> Feed:

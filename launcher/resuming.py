@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from data.curriculum import Position
-from launcher.checkpoints.changes import changed_settings, refuse_changes
+from launcher.checkpoints.changes import changed_settings, refuse_changes, refuse_foreign
 from launcher.checkpoints.manifest import Manifest, TrainState, layout_of, verify
 from launcher.checkpoints.part import Part
 from launcher.checkpoints.reading import Checkpoint, newest
@@ -18,7 +18,7 @@ from launcher.checkpoints.saver import Keep, Saver
 from launcher.checkpoints.storage import Storage
 from launcher.config import RunConfig
 from launcher.feed import Feed
-from launcher.folder import RunFolder
+from launcher.folder import RunFolder, run_id, take_id
 from launcher.journal import Journal
 from launcher.proof import Proof, distrusted
 from parallel.ema import EMA, Ema
@@ -39,6 +39,10 @@ def find_checkpoint(config: RunConfig, folder: RunFolder, storage: Storage) -> C
         try:
             checkpoint, broken = newest(storage, lambda s, n, m: doubts.get(n) or _verified_by_all(s, n, m))
             found = [checkpoint.name, checkpoint.manifest, broken, None] if checkpoint else [None, None, broken, None]
+            if checkpoint is not None:
+                refuse_foreign(checkpoint, config)
+                if config.checkpoint.adopt and checkpoint.manifest.run:
+                    take_id(folder, checkpoint.manifest.run)
         except Exception as error:  # every rank must hear of it, or the others would wait
             found[3] = error
         _send(None)
@@ -90,9 +94,10 @@ def saver_for(config: RunConfig, storage: Storage, engine: Engine, ema: Ema | No
     settings = config.model_dump(mode="json")
     shapes = {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in engine.module.named_parameters()}
     versions = {name: version(name) for name in PACKAGES}
+    run = run_id(RunFolder(config.out)) if dist.get_rank() == 0 else ""  # who commits writes the manifest
 
     def manifest(state: TrainState, parts: Sequence[Part], recent: Sequence[dict[str, Any]]) -> Manifest:
-        return Manifest(state, settings, layout_of(settings), versions, tuple(recent), shapes, tuple(parts))
+        return Manifest(state, settings, layout_of(settings), versions, tuple(recent), shapes, tuple(parts), run)
 
     fragments = ema.fragments if ema is not None else engine.owned()
     keep = Keep(config.checkpoint.keep, config.checkpoint.keep_every)

@@ -152,6 +152,58 @@ def test_every_damaged_file_is_named(tmp_path: Path, file: str, damage: str) -> 
         newest(storage)
 
 
+def link(path: Path) -> None:
+    path.rename(path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+def replaced(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return change
+
+
+STRANGE: dict[str, Callable[[Path], None]] = {
+    "link": link,
+    "folder": replaced(Path.mkdir),
+    "pipe": replaced(os.mkfifo),
+}
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "part-00000.safetensors"])
+@pytest.mark.parametrize("kind", STRANGE)
+def test_what_is_no_file_is_not_opened(tmp_path: Path, file: str, kind: str) -> None:
+    """A link may lead out of the checkpoint, and a pipe would be waited for."""
+    storage = LocalStorage(tmp_path)
+    write(storage, 1, [9])
+    write(storage, 2, [20])
+    STRANGE[kind](tmp_path / "step-00000002" / file)
+    found, broken = newest(storage)
+    assert found is not None
+    assert found.state.step == 1
+    assert broken == [("step-00000002", f"{file}: is no file of its own, but a link, a folder or a pipe")]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 200_000, "is not the JSON that was written"),
+        ("", "is not the JSON that was written"),
+        ("[1]", "is no JSON object"),
+        ("{}", "lacks 'format'"),
+    ],
+    ids=["deep", "empty", "list", "nothing in it"],
+)
+def test_a_manifest_that_is_something_else(tmp_path: Path, text: str, said: str) -> None:
+    storage = LocalStorage(tmp_path)
+    write(storage, 1, [9])
+    (tmp_path / "step-00000001" / "manifest.json").write_text(text)
+    with pytest.raises(BrokenError, match=said):
+        open_manifest(storage, "step-00000001")
+
+
 def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     write(storage, 1, [9])

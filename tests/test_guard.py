@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from launcher.audit import audit
 from launcher.checkpoints.manifest import Updates
 from launcher.config import GuardConfig
 from launcher.folder import RunFolder
-from launcher.guard import FINITE, LEAST_NORMS, NORMS, Guard, add_window, unchanged, windows_of
+from launcher.guard import FINITE, LEAST_NORMS, NORMS, Guard, add_window, skipped, unchanged, windows_of
 from launcher.processes import ProcessRanks
 from launcher.supervisor import DONE
 from launcher.train import train as launch
@@ -68,10 +69,14 @@ def test_windows_are_kept(tmp_path: Path) -> None:
 
 def test_lines_that_a_rewind_changes_are_not_compared() -> None:
     guard = Guard(GuardConfig(), ((4, 5),))
-    before = [{"step": step, "updated": True} for step in (3, 4, 5, 6)]
+    numbers = {"loss": 1.0, "grad_norm": 1.0}
+    before = [{"step": step, "updated": True, **numbers} for step in (3, 4, 5, 6)]
     assert unchanged(before, guard) == before[:2]
-    again = [{"step": step, "updated": step not in (4, 5)} for step in (3, 4, 5, 6)]
+    again = [{"step": step, "updated": step not in (4, 5), **numbers} for step in (3, 4, 5, 6)]
     assert unchanged(again, guard) == again
+    again[2]["loss"] = math.nan
+    assert unchanged(again, guard) == [again[0], again[1], again[3]], "what is not finite need not come again"
+    assert skipped(again) == ((4, 4), (5, 5))
 
 
 def of_ranks(out: Path, dataset: Path, steps: int = 6, **changes: Any) -> Any:
@@ -98,6 +103,20 @@ def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path, dataset: Path) -> 
     assert [line["loss"] for line in one[:3]] == [line["loss"] for line in clean[:3]]
     assert one[4]["loss"] != clean[4]["loss"]
     assert [i.cause for i in why(tmp_path / "two").incidents] == ["nonsense"]
+
+
+def test_a_kill_does_not_bring_an_update_back(tmp_path: Path, dataset: Path) -> None:
+    """A glitch is not there when its step is done again after a kill; the step makes no update all the same."""
+    whole = train(of_ranks(tmp_path / "whole", dataset, steps=8, faults=nan(5)))
+    out = tmp_path / "killed"
+    train(of_ranks(out, dataset, steps=6, faults=nan(5)))
+    shutil.rmtree(RunFolder(out).checkpoints / "step-00000006")  # as if it had been killed before it saved
+    found = train(of_ranks(out, dataset, steps=8, faults=nan(5)))
+    assert [line["updated"] for line in found] == [line["updated"] for line in whole]
+    assert math.isfinite(found[4]["loss"])
+    assert [line["loss"] for line in found[5:]] == [line["loss"] for line in whole[5:]]
+    (verified,) = events(out, "verified")
+    assert verified["steps"] == [4, 6]
 
 
 def test_many_in_a_row_end_the_run(tmp_path: Path, dataset: Path) -> None:

@@ -76,16 +76,8 @@ def test_the_reserve_tells_and_the_rest_is_held(disk: Path) -> None:
     ledger.append(folder.metrics, {"step": len(many) + 1})
     assert not ledger.held
     assert [line["step"] for line in read_lines(folder.metrics)] == list(range(1, len(many) + 2))
-    broken = [line for line in folder.metrics.read_text().splitlines() if line and not whole(line)]
-    assert len(broken) <= 1
-
-
-def whole(line: str) -> bool:
-    try:
+    for line in folder.metrics.read_text().splitlines():  # any reader of JSON lines reads it
         json.loads(line)
-    except ValueError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("disk", [24 << 20], indirect=True)

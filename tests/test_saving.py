@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from data.curriculum import Position
+from launcher import preflight
 from launcher.checkpoints.manifest import Manifest, TrainState
 from launcher.checkpoints.part import Part
 from launcher.checkpoints.reading import newest
@@ -26,8 +27,9 @@ from launcher.checkpoints.storage import Chunk, LocalStorage, open_storage
 from launcher.config import to_yaml
 from launcher.folder import RunFolder, read_lines
 from launcher.processes import free_port
+from parallel.errors import InputError
 from parallel.zero import STATE_NAMES, Fragment
-from tests.runs import config, events
+from tests.runs import config, events, run, train
 from tests.worlds import run_world
 
 NUMEL = 50
@@ -290,3 +292,20 @@ def test_an_unreachable_store(tmp_path: Path, dataset: Path) -> None:
     finally:
         server.down()
         os.sync()
+
+
+def test_checkpoints_of_another_run_are_not_taken(tmp_path: Path, dataset: Path) -> None:
+    """Neither gone on from nor removed, unless the run is told to take them over; then they are its own."""
+    store = tmp_path / "store"
+    of = {"checkpoint": {"every": 2, "to": str(store), "keep": 1}}
+    train(config(tmp_path / "one", dataset, steps=4, **of))
+    with pytest.raises(InputError, match="holds checkpoints of this run alone"):
+        preflight.check(config(tmp_path / "other", dataset, steps=6, **of))
+    (end, *_) = run(config(tmp_path / "other", dataset, steps=6, **of))
+    assert end.how == "refused"
+    assert [path.name for path in store.iterdir()] == ["step-00000004"]
+    adopted = {"checkpoint": {**of["checkpoint"], "adopt": True}}
+    assert preflight.check(config(tmp_path / "other", dataset, steps=6, **adopted)).step == 4
+    train(config(tmp_path / "other", dataset, steps=6, **adopted))
+    assert [path.name for path in store.iterdir()] == ["step-00000006"]
+    train(config(tmp_path / "other", dataset, steps=8, **of))

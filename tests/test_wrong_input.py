@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ import yaml
 from launcher.cli import main
 from launcher.config import to_yaml
 from launcher.folder import RunFolder, read_lines
+from parallel.errors import InputError
 from tests.runs import config, train
 
 
@@ -226,3 +228,18 @@ def test_every_known_key_can_be_overridden(tmp_path: Path, dataset: Path) -> Non
             value = value[name]
         changed = load(file, [f"{key}={json.dumps(value)}"])
         assert changed == load(file), key
+
+
+@pytest.mark.parametrize(
+    ("faults", "value", "remedy"),
+    [
+        ([{"kind": "nan"}], "{'kind': 'nan'}", "faults=[{kind: kill, rank: 1, step: 8}]"),
+        ([{"kind": "kill", "step": 3, "rank": 2}], "rank 2 of 2, step 3 of 5", "ranks are counted from 0"),
+        ([{"kind": "kill", "step": 6}], "rank 0 of 2, step 6 of 5", "steps from 1"),
+    ],
+)
+def test_faults_that_would_not_strike(tmp_path: Path, faults: Any, value: str, remedy: str) -> None:
+    with pytest.raises(InputError) as refused:
+        config(tmp_path, tmp_path, mesh={"ring": 2}, faults=faults)
+    assert value in refused.value.value
+    assert remedy in refused.value.remedy

@@ -7,6 +7,7 @@ from typing import Any
 
 from launcher.checkpoints.reading import Checkpoint
 from launcher.config import DataConfig, RunConfig
+from launcher.folder import RunFolder, known_id
 from parallel.errors import InputError
 
 KEPT_DATA = (
@@ -38,6 +39,22 @@ def refuse_changes(checkpoint: Checkpoint, config: RunConfig) -> None:
             f"{checkpoint.where}: {'; '.join(changes)}",
             "set it back, add data.segments for the steps to come, or start another run with out=FOLDER",
         )
+
+
+def refuse_foreign(checkpoint: Checkpoint, config: RunConfig) -> None:
+    """Checkpoints that lie outside of the run folder are of this run: it goes on from them, and removes old ones.
+
+    Raises:
+        InputError: they are of another run folder, and `checkpoint.adopt` does not say that they shall be ours.
+    """
+    of, ours = checkpoint.manifest.run, known_id(RunFolder(config.out))
+    if config.checkpoint.to is None or config.checkpoint.adopt or not of or of == ours:
+        return
+    raise InputError(
+        "checkpoint.to holds checkpoints of this run alone",
+        f"{checkpoint.where} is of another run folder than {config.out}",
+        "another checkpoint.to, or out= of that run; if its folder is gone, checkpoint.adopt=true to go on for it",
+    )
 
 
 def changed_settings(checkpoint: Checkpoint, config: RunConfig) -> list[str]:

@@ -70,6 +70,7 @@ class Manifest:
         recent: the lines of metrics.jsonl of the last steps.
         shapes: of every parameter, in the model's order.
         parts: the files.
+        run: the identity of the run folder; empty if it was not known.
     """
 
     state: TrainState
@@ -79,6 +80,7 @@ class Manifest:
     recent: tuple[dict[str, Any], ...]
     shapes: dict[str, tuple[int, ...]]
     parts: tuple[Part, ...]
+    run: str = ""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -94,6 +96,7 @@ class Manifest:
         """With a seal: the hash of all that is in it."""
         record = {
             "format": FORMAT,
+            "run": self.run,
             "step": self.state.step,
             "position": json.loads(self.state.position.to_json()),
             "datasets": self.state.datasets,
@@ -116,6 +119,8 @@ class Manifest:
         """
         try:
             record: dict[str, Any] = json.loads(data)
+            if not isinstance(record, dict):
+                raise BrokenError(f"{MANIFEST}: is no JSON object")
             seal = record.pop(SEAL, None)
             found = record["format"]
             if found != FORMAT:
@@ -131,11 +136,16 @@ class Manifest:
                 recent=tuple(record["recent"]),
                 shapes={name: tuple(shape) for name, shape in record["shapes"].items()},
                 parts=tuple(Part.from_json(part) for part in record["parts"]),
+                run=str(record.get("run", "")),
             )
         except BrokenError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BrokenError(f"{MANIFEST}: {error!r}") from None
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+            raise BrokenError(f"{MANIFEST}: is not the JSON that was written") from None
+        except KeyError as error:
+            raise BrokenError(f"{MANIFEST}: lacks {error}") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise BrokenError(f"{MANIFEST}: {error}") from None
 
 
 def name_of(step: int) -> str:
@@ -162,8 +172,9 @@ def open_manifest(storage: Storage, name: str) -> Manifest:
         BrokenError: they are not.
     """
     try:
-        manifest = Manifest.from_json(storage.read(name, MANIFEST))
         sizes = storage.files(name)
+        _check_file(MANIFEST, sizes)
+        manifest = Manifest.from_json(storage.read(name, MANIFEST))
     except OSError as error:
         raise BrokenError(f"{MANIFEST}: {error.strerror or error}") from None
     if name_of(manifest.state.step) != name:
@@ -192,14 +203,21 @@ def _check_parts(parts: Iterable[Part], sizes: Mapping[str, int]) -> None:
             raise BrokenError(f"{MANIFEST}: {part.file!r} lies outside of the checkpoint")
         if not part.file.endswith(".safetensors"):
             raise BrokenError(f"{MANIFEST}: {part.file!r} is no .safetensors file: nothing else is opened")
-        if part.file not in sizes:
-            raise BrokenError(f"{part.file}: is missing")
+        _check_file(part.file, sizes)
         if sizes[part.file] != part.bytes:
             raise BrokenError(f"{part.file}: {sizes[part.file]:,} bytes, not {part.bytes:,}")
         expected.add(part.file)
     strange = sorted(sizes.keys() - expected)
     if strange:
         raise BrokenError(f"{strange[0]}: is no file of this checkpoint, which holds tensors and JSON alone")
+
+
+def _check_file(file: str, sizes: Mapping[str, int]) -> None:
+    """A link may lead anywhere, and a pipe would be waited for."""
+    if file not in sizes:
+        raise BrokenError(f"{file}: is missing")
+    if sizes[file] < 0:
+        raise BrokenError(f"{file}: is no file of its own, but a link, a folder or a pipe")
 
 
 def _check_cover(manifest: Manifest) -> None:

@@ -15,6 +15,7 @@ from launcher.checkpoints.storage import Storage
 from parallel.errors import InputError
 from parallel.zero import Fragment
 
+DISTRUSTED = "distrusted: "  # a reason that is not about the files
 Verify = Callable[[Storage, str, Manifest], str | None]
 
 
@@ -110,7 +111,9 @@ def newest(storage: Storage, check: Verify = by_hash) -> tuple[Checkpoint | None
         raise InputError(
             "a run resumes from a whole checkpoint",
             f"{storage.where('')}: none of {len(broken)} is; {broken[0][0]}: {broken[0][1]}",
-            "bring one back from a copy, or remove the folder to train from the start",
+            "restart.verify=false, to go on with other numbers"
+            if broken[0][1].startswith(DISTRUSTED)
+            else "bring one back from a copy, or remove the folder to train from the start",
         )
     return None, broken
 

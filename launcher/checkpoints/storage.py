@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from launcher.folder import flush_folder, write_whole
 
 MANIFEST = "manifest.json"
 PREFIX = "step-"
+NO_FILE = -1
 Chunk = bytes | bytearray | memoryview
 
 
@@ -29,7 +31,7 @@ class Storage(Protocol):
         """Committed checkpoints, oldest first."""
 
     def files(self, name: str) -> dict[str, int]:
-        """Files of a committed checkpoint and their sizes in bytes."""
+        """Files of a committed checkpoint and their sizes in bytes; less than 0 for what is no file of its own."""
 
     def read(self, name: str, file: str, start: int = 0, stop: int | None = None) -> bytearray:
         """Bytes [start, stop) of a file of a committed checkpoint."""
@@ -80,7 +82,8 @@ class LocalStorage:
 
     def files(self, name: str) -> dict[str, int]:
         """See `Storage`."""
-        return {path.name: path.stat().st_size for path in (self.root / name).iterdir()}
+        found = {path.name: path.lstat() for path in (self.root / name).iterdir()}
+        return {file: status.st_size if stat.S_ISREG(status.st_mode) else NO_FILE for file, status in found.items()}
 
     def read(self, name: str, file: str, start: int = 0, stop: int | None = None) -> bytearray:
         """See `Storage`."""
