@@ -161,11 +161,12 @@ class Jobs:
         return Submitted(name, room)
 
     def all(self, whole: bool = False) -> list[Job]:
-        """Our jobs, the newest first; `whole`: with their steps, for which each log is read."""
+        """Our jobs, the newest first, with the steps of those that run; `whole`: of all, for which each log is read."""
         with self._told():
             found = [i for i in self.client.list_jobs() if OURS in (i.metadata or {}) and i.submission_id]
             found.sort(key=lambda i: i.start_time or 0, reverse=True)
-            return [job_of(i, self.client.get_job_logs(i.submission_id) if whole else "") for i in found]
+            logs = [self.client.get_job_logs(i.submission_id) if whole or not i.end_time else "" for i in found]
+            return [job_of(info, log) for info, log in zip(found, logs, strict=True)]
 
     def get(self, name: str) -> Job:
         """One job, with its last line.
@@ -365,7 +366,7 @@ def job_of(info: Any, log: str) -> Job:
     said = lines[-1].strip() if lines else (info.message or "").strip().partition("\n")[0]
     return Job(
         info.submission_id, state, about["out"], about["mesh"], about["ranks"],
-        steps[-1] if steps else 0, about["steps"],
+        about["steps"] if state == "done" else steps[-1] if steps else 0, about["steps"],
         (info.start_time or 0) / 1000, info.end_time and info.end_time / 1000, said,
     )  # fmt: skip
 
