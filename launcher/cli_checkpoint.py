@@ -1,9 +1,10 @@
-"""`longreel checkpoint`: list, verify, show and export what a run has saved."""
+"""`longreel checkpoint`: list, verify, show and export what a run has saved; import what DeepSpeed has."""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from launcher.checkpoints.reading import Checkpoint
     from launcher.checkpoints.storage import Storage
 
-app = typer.Typer(help="What a run has saved: list, verify, show, export.", no_args_is_help=True)
+app = typer.Typer(help="What a run has saved: list, verify, show, export; and import.", no_args_is_help=True)
 
 Run = Annotated[str, typer.Argument(help="A run folder, or a folder or URL of checkpoints.")]
 Step = Annotated[int | None, typer.Option(help="Of which step; the newest if not given.")]
@@ -116,6 +117,37 @@ def export(
     what = "moving average" if told["tensor"] == "ema" else "weights"
     size = f"{told['bytes'] / 1e6:,.1f} MB"
     Console().print(f"{out}: {what} of step {told['step']}, {told['tensors']} tensors, {size}", highlight=False)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="A universal checkpoint of DeepSpeed: a folder that has zero/.")],
+    run: Annotated[Path, typer.Argument(help="The run that goes on from it, a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example out=runs/mine")] = None,
+    updates: Annotated[int | None, typer.Option(min=0, help="That its moments have seen; read if it tells.")] = None,
+    json_: Json = False,
+) -> None:
+    """Weights and moments that DeepSpeed saved, as the first checkpoint of a run; then train as usual.
+
+    Example: longreel checkpoint import converted/ run.yaml out=runs/mine
+    """
+    from launcher.checkpoints.universal import import_universal
+    from launcher.config import load
+    from launcher.rank import DTYPES
+    from launcher.train import absolute
+    from models.kinds import build
+    from models.latents import open_codec
+
+    config = absolute(load(run, overrides or []))
+    channels = open_codec(config.codec, config.model.patch).geometry.channels
+    model = build(config.model, channels, config.seed, DTYPES[config.dtype])
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    told = import_universal(source, config, shapes, updates)
+    if json_:
+        print(json.dumps(asdict(told)))
+        return
+    size = f"{told.parameters:,} parameters of {told.elements:,} numbers, after {told.updates:,} updates"
+    Console().print(f"{told.where}: {size}", highlight=False, soft_wrap=True)
 
 
 def _storage(run: str) -> Storage:
