@@ -5,7 +5,7 @@
                               step-00000000/part-00000.safetensors, part-00001 ..., manifest.json
 
 A universal checkpoint (Lian et al., arXiv:2406.18820) holds whole tensors by the parameter's name, so any mesh and
-stage can go on from it. Its files are pickles: they are opened with `weights_only`, which builds tensors and calls nothing.
+stage can go on from it. Its files are pickles: they are opened with `weights_only`, which builds tensors alone.
 What else it holds, such as the place in the data, is of its own trainer: this run begins its data at the beginning.
 """
 
