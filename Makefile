@@ -22,7 +22,7 @@ setup: $(READY)
 # Pinned, because a bare `torch` pulls gigabytes of CUDA packages; on a GPU machine install your own build instead.
 $(READY): pyproject.toml constraints.txt
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	@echo "installing packages into $(VENV) (about 90 seconds, once)"
+	@echo "installing packages into $(VENV) (about two minutes, once)"
 	@$(PIP) torch setuptools wheel
 	@$(PIP) --no-build-isolation -e '.[dev]'
 	@$(BIN)/python -c "import torch, ray, av, launcher"
