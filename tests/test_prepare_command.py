@@ -78,8 +78,10 @@ def test_a_script_gets_json(source, tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_by_request(source, tmp_path, monkeypatch, how):
-    before = signal.getsignal(how)
+def test_stopped_by_request(source, tmp_path, monkeypatch, request, how):
+    # a shell starts background jobs with SIGINT ignored, and then nobody can ask for a stop by it
+    before = signal.default_int_handler if how == signal.SIGINT else signal.SIG_DFL
+    request.addfinalizer(lambda was=signal.signal(how, before): signal.signal(how, was))
     # another thread may take the signal: the main one learns of it a moment later
     monkeypatch.setattr("data.prepare.convert", lambda *_, **__: (os.kill(os.getpid(), how), time.sleep(5)))
     done = longreel(source, "--out", tmp_path / "out", "--workers", "0")
