@@ -36,7 +36,7 @@ PART = [b"0123456789", bytes(range(256)), b"end"]
 
 def asking(folder: Path, **fault: Any) -> RunConfig:
     """A run with one fault; its folder is there, no data is needed."""
-    run = config(folder / "run", folder / "dataset", faults=[{"step": 3, **fault}])
+    run = config(folder / "run", folder / "dataset", mesh={"ulysses": 2}, faults=[{"step": 3, **fault}])
     make_run_folder(RunFolder(run.out))
     return run
 
@@ -260,7 +260,8 @@ def written(root: Path, times: dict[int, float], **losses: float) -> Record:
 
 def test_figures_of_a_kill(tmp_path: Path) -> None:
     """Steps 1 to 7 are done, the fault strikes in 8 at 8.5, steps 7 and 8 follow the resume from 6."""
-    run = config(tmp_path / "run", tmp_path, faults=[{"kind": "kill", "rank": 1, "step": 8}])
+    kill = {"kind": "kill", "rank": 1, "step": 8}
+    run = config(tmp_path / "run", tmp_path, mesh={"ulysses": 2}, steps=9, faults=[kill])
     undisturbed = written(tmp_path / "undisturbed", {s: float(s) for s in range(1, 10)})
     record = written(tmp_path / "run", {s: float(s) for s in range(1, 8)})
     append_line(
