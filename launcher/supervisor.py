@@ -121,7 +121,7 @@ class Supervisor:
         self.grows = False
         try:
             if not self._start():
-                self._record("stop", step=self.screen.done, reason="it had not begun to train")
+                self._record("stop", step=self.screen.done, reason="while it waited for room")
                 return STOPPED
             verdict = self._watch()
         except LostError as error:

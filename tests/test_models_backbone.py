@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.backbone import KINDS, make, masks_of
+from models.backbone import KINDS, Backbone, make, masks_of
 from parallel import mask
 from parallel.errors import InputError
 from parallel.mesh import Mesh, join
@@ -93,8 +93,13 @@ def ours(rank: int, kind: str, mesh: Mesh, lengths: Sequence[int] = LENGTHS) -> 
     hidden = backbone.hidden(backbone.embed(tokens), position, plans)
     loss, _ = backbone.loss(hidden, labels, weights(sum(lengths))[mine], tile_tokens=7)
     loss.backward()
-    logits = torch.zeros(sum(lengths), VOCABULARY, dtype=torch.float64)
-    logits[mine] = hidden.detach() @ backbone.model.lm_head.weight.detach().T
+    return of_all_ranks(backbone, hidden, mine, sum(lengths), loss)
+
+
+def of_all_ranks(backbone: Backbone, hidden: Tensor, mine: Tensor, tokens: int, loss: Tensor) -> Found:
+    """Logits of the whole pack; loss and gradients summed."""
+    logits = torch.zeros(tokens, VOCABULARY, dtype=torch.float64)
+    logits[mine] = backbone.logits(hidden.detach()).detach()
     grads = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in backbone.model.named_parameters()}
     total = loss.detach().clone()
     for tensor in (total, logits, *grads.values()):

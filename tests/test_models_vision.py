@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from models.backbone import masks_of
@@ -18,7 +17,7 @@ from parallel.packed import local_spans
 from parallel.plan import plan_for
 from parallel.relayout import next_tokens
 from parallel.split import balanced
-from tests.test_models_backbone import MESHES, SIZES, VOCABULARY, Found, largest
+from tests.test_models_backbone import MESHES, SIZES, Found, largest, of_all_ranks
 from tests.worlds import run_world
 
 IMAGE, PATCH, TOKENS = 12, 4, 9
@@ -91,13 +90,7 @@ def ours(rank: int, kind: str, mesh: Mesh) -> Found:
     hidden = model.hidden(seen, position, plans)
     loss, _ = model.loss(hidden, next_tokens(words[mine], lengths, split, groups), weights[mine], tile_tokens=7)
     loss.backward()
-    logits = torch.zeros(len(words), VOCABULARY, dtype=torch.float64)
-    logits[mine] = hidden.detach() @ model.model.lm_head.weight.detach().T
-    grads = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in model.model.named_parameters()}
-    total = loss.detach().clone()
-    for tensor in (total, logits, *grads.values()):
-        dist.all_reduce(tensor)
-    return logits, float(total), grads
+    return of_all_ranks(model, hidden, mine, len(words), loss)
 
 
 @pytest.fixture(scope="module")

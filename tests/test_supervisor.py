@@ -120,7 +120,7 @@ def test_a_wait_can_be_stopped(tmp_path: Path) -> None:
     code, _ = supervised(tmp_path, ranks, asked)
     assert code == STOPPED
     assert not ranks.meshes
-    assert events(tmp_path / "run", "stop")[0]["reason"] == "it had not begun to train"
+    assert events(tmp_path / "run", "stop")[0]["reason"] == "while it waited for room"
 
 
 @pytest.mark.parametrize(
