@@ -17,9 +17,10 @@ import torch
 from data.curriculum import Position
 from launcher.config import load
 from launcher.meeting import RankPlace
-from launcher.rank import DTYPES, build_feed, learning_rate
+from launcher.rank import build_feed, learning_rate
+from launcher.streams import geometry_of
 from models.flow import Prepared
-from models.kinds import build
+from models.kinds import DTYPES, build
 
 
 def with_new_noise(prepared: Prepared) -> Prepared:
@@ -39,7 +40,7 @@ def main(recipe: Path, steps: int, overrides: list[str]) -> None:
     for _ in range(steps):
         batches.append(feed.batch(position))
         position = batches[-1].position
-    model = build(config.model, feed.codec.geometry.channels, config.seed, DTYPES[config.dtype])
+    model = build(config.model, geometry_of(config).channels, config.seed, DTYPES[config.dtype])
     adam = config.optimizer.adam()
     optimizer = adam.build(adam.groups(model.parameters()))
     seconds = []

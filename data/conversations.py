@@ -38,10 +38,15 @@ class Visual:
     Attributes:
         kind: which.
         name: of its file, as the record has it.
+        begin, end: seconds of it that are seen here; None for its own.
+        watched: after each view the model says that it has nothing to say, or begins to speak.
     """
 
     kind: Kind
     name: str
+    begin: float | None = None
+    end: float | None = None
+    watched: bool = False
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,11 @@ from dataclasses import asdict, dataclass
 from data.plan import Cursor
 from data.shards import digest_bytes
 from data.stream import Pack, Stream
+from data.talk_stream import TalkStream
 from parallel.errors import InputError
 
 START = Cursor()
+AnyStream = Stream | TalkStream
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,14 @@ class Curriculum:
     """
 
     starts: tuple[int, ...]
-    streams: tuple[Stream, ...]
+    streams: tuple[AnyStream, ...]
     packs_per_step: int
 
     def segment(self, step: int) -> int:
         """Which stream the step after `step` steps is of."""
         return bisect_right(self.starts, step) - 1
 
-    def next_step(self, position: Position) -> tuple[Stream, list[Pack], Position]:
+    def next_step(self, position: Position) -> tuple[AnyStream, list[Pack], Position]:
         """The packs of the step after `position`, the stream to read them from, and the position after it."""
         at = self.segment(position.step)
         stream, cursor, chain, mark = self.streams[at], position.cursor, position.chain, position.mark

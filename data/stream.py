@@ -8,7 +8,7 @@ latent frames.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -215,11 +215,15 @@ class Stream:
         if hasattr(self, "reader"):
             self.close()
 
-    def _pack(self, found: Bin) -> Pack:
-        rows = tuple(int(self._rows[sample]) for sample in found.samples)
-        documents = tuple(self._document(*at) for at in zip(rows, found.epochs, strict=True))
+    def pack_of(self, rows: Sequence[int], epochs: Sequence[int], cost: float = 0.0) -> Pack:
+        """The pack of any rows of the index that are not left out, each seen in an epoch."""
+        documents = tuple(self._document(*at) for at in zip(rows, epochs, strict=True))
         starts = tuple(self._start(*at) for at in zip(rows, documents, strict=True))
-        return Pack(rows, documents, starts, found.epochs, float(self.plan.costs[list(found.samples)].sum()))
+        return Pack(tuple(rows), documents, starts, tuple(epochs), cost)
+
+    def _pack(self, found: Bin) -> Pack:
+        rows = [int(self._rows[sample]) for sample in found.samples]
+        return self.pack_of(rows, found.epochs, float(self.plan.costs[list(found.samples)].sum()))
 
     def _start(self, row: int, document: Document) -> int:
         return self.sampling.start(int(self.index.frames[row]), key_of(document.key, "start"), bool(self.latents[row]))

@@ -13,16 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.curriculum import Curriculum, Position
+from data.curriculum import AnyStream, Curriculum, Position
 from data.plan import Cursor
-from data.stream import Pack, Stream
+from data.stream import Pack
 from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.storage import open_storage
 from launcher.config import RunConfig, load
 from launcher.folder import RunFolder, read_lines
 from launcher.journal import record_of
 from launcher.streams import open_curriculum
-from models.latents import open_codec
 from parallel.errors import InputError
 
 
@@ -141,7 +140,7 @@ class Epochs:
         """In order."""
         return [self._epochs[key] for key in sorted(self._epochs)]
 
-    def add(self, segment: int, stream: Stream, packs: list[Pack], after: Position) -> None:
+    def add(self, segment: int, stream: AnyStream, packs: list[Pack], after: Position) -> None:
         """The packs of one step."""
         here = (after.cursor.epoch, after.cursor.window)
         for pack in packs:
@@ -204,12 +203,11 @@ def _opened(run: Path) -> tuple[RunConfig, RunFolder]:
 
 def _curriculum(config: RunConfig, folder: RunFolder) -> Curriculum:
     """With the datasets as the run knows them."""
-    geometry = open_codec(config.codec, config.model.patch).geometry
     found, _ = newest(open_storage(folder.checkpoints, config.checkpoint.to), trusting)
-    return open_curriculum(config, geometry, found.state.datasets if found else ())
+    return open_curriculum(config, found.state.datasets if found else ())
 
 
-def _steps(curriculum: Curriculum, last: int) -> Iterator[tuple[int, Stream, list[Pack], Position]]:
+def _steps(curriculum: Curriculum, last: int) -> Iterator[tuple[int, AnyStream, list[Pack], Position]]:
     position = Position()
     for step in range(1, last + 1):
         stream, packs, position = curriculum.next_step(position)

@@ -133,13 +133,12 @@ def import_(
     """
     from launcher.checkpoints.universal import import_universal
     from launcher.config import load
-    from launcher.rank import DTYPES
+    from launcher.streams import geometry_of
     from launcher.train import absolute
-    from models.kinds import build
-    from models.latents import open_codec
+    from models.kinds import DTYPES, build
 
     config = absolute(load(run, overrides or []))
-    channels = open_codec(config.codec, config.model.patch).geometry.channels
+    channels = geometry_of(config).channels
     model = build(config.model, channels, config.seed, DTYPES[config.dtype])
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     told = import_universal(source, config, shapes, updates)

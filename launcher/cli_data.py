@@ -99,11 +99,11 @@ def _sampling(run: Path | None, overrides: list[str]) -> tuple[Sampling, str]:
         geometry = Geometry(channels=16, stride=(4, 8, 8), patch=(1, 2, 2), causal=True)
         return Sampling(geometry), "codec 4 x 8 x 8, patch 1 x 2 x 2 (yours: --run RUN.yaml)"
     from launcher.config import load
-    from models.latents import open_codec
+    from launcher.streams import geometry_of
 
     config = load(run, overrides)
     data = config.data.merged()[0]
-    sampling = Sampling(open_codec(config.codec, config.model.patch).geometry, data.frames, data.size, data.stride)
+    sampling = Sampling(geometry_of(config), data.frames, data.size, data.stride)
     sampling.check()
     size = f"size {data.size[0]} x {data.size[1]}" if data.size else "sizes as stored"
     return sampling, f"as in {run}: {size}, stride {data.stride}"
@@ -190,6 +190,50 @@ def import_(
 
         summary = import_tars(sources, out, ImportOptions(allow_missing_captions, workers), show)
     print(as_json(summary)) if json_ else print_summary(console, summary, out)
+
+
+@app.command()
+def talks(
+    out: Annotated[Path, typer.Option(help="The folder of talks; what it holds is replaced.")],
+    conversations: Annotated[
+        list[Path] | None, typer.Argument(help="JSON lists, or files with a JSON object a line: LLaVA, messages ...")
+    ] = None,
+    clips: Annotated[
+        Path | None, typer.Option(help="The dataset of their videos and images.")
+    ] = None,
+    tokenizer: Annotated[str, typer.Option(help="A folder as transformers saves it, or bytes.")] = "bytes",
+    captions: Annotated[
+        bool, typer.Option("--captions", help="Also a question about each clip, and its caption as the answer.")
+    ] = False,
+    video_token: Annotated[str, typer.Option(help="The tokenizer's word for a video.")] = "<video>",
+    image_token: Annotated[str, typer.Option(help="The tokenizer's word for an image.")] = "<image>",
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out", help="List unusable records, and go on.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of a table.")] = False,
+) -> None:
+    """Make conversations about clips into tokens, once for a tokenizer: what a video_lm trains on.
+
+    Example: longreel data talks llava.json --clips datasets/mine --tokenizer models/qwen2 --out talks/mine
+    """
+    from data.conversations import Kind
+    from data.talk_writer import write
+    from data.tokenizers import open_tokenizer
+    from launcher.bars import Bar
+    from launcher.talk_tables import as_json, records, table_of
+
+    if not conversations and not captions:
+        raise InputError("talks are made of something", "no file, no --captions", "give CONVERSATIONS, or --captions")
+    console, opened = Console(stderr=json_), open_tokenizer(tokenizer)
+    with Bar(console, "records") as bar:
+        found, total = records(conversations or [], clips if captions else None)
+        places: dict[Kind, str] = {"video": video_token, "image": image_token}
+        told = write(found, opened, out, clips, places, leave_out, lambda done: bar.update(done, total, ""))
+    if json_:
+        print(as_json(told))
+        return
+    for said in table_of(told, out):
+        console.print(said, highlight=False, markup=False, soft_wrap=isinstance(said, str))
 
 
 @app.command()

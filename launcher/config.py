@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from data.mix import mix_of
 from data.sampling import Choice
-from models.kinds import ModelConfig, ObjectiveConfig
+from models.kinds import ModelConfig, ObjectiveConfig, refuse_other_objective
 from models.latents import CodecConfig
 from parallel.errors import InputError
 from parallel.mesh import Mesh
@@ -92,7 +92,7 @@ class SegmentConfig(Section):
 
     Attributes:
         until: the step with which it ends; the last segment has none.
-        dataset, pack_tokens, frames, size, stride, window, caption: as in `data`.
+        dataset, pack_tokens, frames, size, stride, window, caption, positions, rope: as in `data`.
     """
 
     until: int | None = Field(default=None, ge=1)
@@ -103,6 +103,8 @@ class SegmentConfig(Section):
     stride: int | None = Field(default=None, ge=1)
     window: int | None = Field(default=None, ge=1)
     caption: Choice | None = None
+    positions: int | None = Field(default=None, ge=1)
+    rope: dict[str, Any] | None = None
 
 
 class DataConfig(Section):
@@ -119,6 +121,9 @@ class DataConfig(Section):
         caption: the short or the long one, where a sample has both.
         workers: threads of each rank that decode.
         tolerate: samples that may turn out unreadable before the run stops; each counts as weight zero.
+        positions: of a video_lm: the longest document it is trained on; none for what its config says.
+        rope: of a video_lm: rotary frequencies in the words of its config, such as {rope_theta: 1000000}; none for its
+            own. A curriculum raises them as documents get longer.
         segments: a curriculum, such as [{until: 1000, frames: 8}, {frames: 64, pack_tokens: 65536}].
     """
 
@@ -132,6 +137,8 @@ class DataConfig(Section):
     caption: Choice = "short"
     workers: int = Field(default=0, ge=0, le=256)
     tolerate: int = Field(default=16, ge=0)
+    positions: int | None = Field(default=None, ge=1)
+    rope: dict[str, Any] | None = None
     segments: tuple[SegmentConfig, ...] = ()
 
     @property
@@ -381,6 +388,11 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _learns(self) -> RunConfig:
+        refuse_other_objective(self.model, self.objective)
+        return self
+
+    @model_validator(mode="after")
     def _heads_reach(self) -> RunConfig:
         if self.mesh.ulysses > self.model.heads:
             raise InputError(
@@ -450,9 +462,8 @@ def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[s
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        inner = _section_of(field.annotation)
-        if inner is not None:
-            keys += known_keys(inner, f"{prefix}{name}.")
+        for inner in _sections_of(field.annotation):
+            keys += [key for key in known_keys(inner, f"{prefix}{name}.") if key not in keys]
     return keys
 
 
@@ -506,7 +517,8 @@ def _example(key: str) -> str:
     section: type[BaseModel] = RunConfig
     *path, last = key.split(".")
     for name in path:
-        section = _section_of(section.model_fields[name].annotation) or section
+        having = [s for s in _sections_of(section.model_fields[name].annotation) if last in s.model_fields]
+        section = having[0] if having else section
     field = section.model_fields.get(last)
     if field is None:
         return "VALUE"
@@ -515,20 +527,18 @@ def _example(key: str) -> str:
         return f"{choices[0]} (one of {', '.join(map(str, choices))})"
     if isinstance(field.default, bool | int | float | str):
         return str(field.default)
-    inner = _section_of(field.annotation)
-    if inner is not None:
+    for inner in _sections_of(field.annotation):
         return "{" + f"{next(iter(inner.model_fields))}: ..." + "}"
     return EXAMPLES.get(key, "VALUE")
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The settings class inside `X`, `X | None` or `Annotated[X, ...]`."""
+def _sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes inside `X`, `X | Y | None` or `Annotated[X, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        return [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
-        found = [_section_of(a) for a in typing.get_args(annotation)]
-        return next((f for f in found if f is not None), None)
-    return None
+        return [section for a in typing.get_args(annotation) for section in _sections_of(a)]
+    return []
 
 
 def _keys(settings: Mapping[str, Any], prefix: str) -> Iterator[str]:

@@ -1,8 +1,7 @@
 """The feed: this rank's part of each step, made ready in a background thread while the step before is computed.
 
-    position --curriculum--> packs of the step --assign--> mine --read--> frames --codec--> Packed --objective--> noisy
-                                                                          or latents
-                                                              mask, split --> Plan
+    position --curriculum--> packs of the step --assign--> mine --maker--> micro-steps: input, target, plans
+                                                              launcher/clip_maker.py, launcher/talk_maker.py
 
 Packs are dealt to replicas by cost; a replica with one less gets a ghost: the step's smallest sample with weight zero,
 so that every rank does the same number of micro-steps (ZeRO-3 hangs otherwise). At most `AHEAD` steps are held ready.
@@ -22,24 +21,17 @@ from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from data import packing
 from data.curriculum import Curriculum, Position
-from data.stream import Pack, Piece, Stream
-from launcher.provenance import refuse_other_codec
-from models.flow import Prepared, RectifiedFlow
-from models.latents import Codec
-from models.patches import patchify
-from models.schedule import AttentionConfig, area_of, masks_of
-from parallel.geometry import Geometry
+from data.stream import Pack
 from parallel.mesh import Groups
-from parallel.packed import lay_out
-from parallel.plan import Plan, plan_for
+from parallel.packed import Document, Packed
+from parallel.plan import Plan
 from parallel.random import key_of
-from parallel.split import balanced
 
 AHEAD = 2
 CHECKSUM = (1 << 62) - 1
@@ -65,21 +57,61 @@ class Problem:
     reason: str
 
 
+class Ready(Protocol):
+    """What a model is given, and what its objective compares with.
+
+    Attributes:
+        packed: documents and weights of the tokens of this rank.
+    """
+
+    packed: Packed
+
+    @property
+    def input(self) -> Any:
+        """The first argument of the model's forward."""
+
+
 @dataclass(frozen=True)
 class MicroStep:
     """One forward and backward of this rank.
 
     Attributes:
         prepared: input and target.
-        plans: of attention, one a layer.
+        plans: of attention, as the model takes them.
         received: see `Batch`.
         problems: of reading it, by document.
     """
 
-    prepared: Prepared
-    plans: tuple[Plan, ...]
+    prepared: Any  # a `Ready`, which is replaced field by field
+    plans: Any
     received: int
     problems: dict[int, str]
+
+
+class Maker(Protocol):
+    """What makes micro-steps of packs: one for each family of models.
+
+    Attributes:
+        objective: that is learned: its `loss` takes what the model said and what was prepared.
+        groups: of this rank.
+    """
+
+    @property
+    def objective(self) -> Any:
+        """See above."""
+
+    @property
+    def groups(self) -> Groups:
+        """Of this rank."""
+
+    def check(self, curriculum: Curriculum) -> None:
+        """Raises InputError if it cannot be trained on that."""
+
+    def micro_step(self, stream: Any, pack: Pack) -> MicroStep:
+        """The part of this rank."""
+
+    def area(self, document: Document) -> float:
+        """Query-key pairs of one head, in the mean over layers."""
 
 
 @dataclass(frozen=True)
@@ -115,26 +147,23 @@ class Batch:
 class Feed:
     """What it takes to make batches.
 
-    Raises InputError if latents were made by another codec.
+    Raises InputError if the maker cannot make any of this data.
 
     Attributes:
         curriculum: what each step sees.
-        codec: frames to latents.
-        objective: latents to input and target.
-        attention: patterns of the model's layers.
-        groups: of this rank.
-        device: of the tensors.
+        maker: of micro-steps.
     """
 
     curriculum: Curriculum
-    codec: Codec
-    objective: RectifiedFlow
-    attention: tuple[AttentionConfig, ...]
-    groups: Groups
-    device: torch.device
+    maker: Maker
+
+    @property
+    def groups(self) -> Groups:
+        """Of this rank."""
+        return self.maker.groups
 
     def __post_init__(self) -> None:
-        refuse_other_codec(self.curriculum, self.codec)
+        self.maker.check(self.curriculum)
 
     @property
     def micro_steps(self) -> int:
@@ -145,7 +174,7 @@ class Feed:
         """The step after `position`."""
         stream, packs, after = self.curriculum.next_step(position)
         mine = assign(packs, self.groups.mesh.replica, self.groups.place.replica)
-        steps = tuple(self._micro_step(stream, pack) for pack in mine)
+        steps = tuple(self.maker.micro_step(stream, pack) for pack in mine)
         replica = self.groups.place.replica
         problems = [
             Problem(replica, micro, number, d.uid, d.tokens if d.weight else 0, reason)
@@ -164,7 +193,7 @@ class Feed:
             position=after,
             samples=tuple(d.uid for d in documents),
             tokens=sum(d.tokens for d in documents),
-            area=sum(area_of(self.attention, d.grid) for d in documents),
+            area=sum(self.maker.area(d) for d in documents),
         )
 
     def without(self, batch: Batch, problems: Sequence[Problem]) -> Batch:
@@ -219,39 +248,6 @@ class Feed:
         except BaseException as error:  # it belongs to the rank's own thread
             ready.put(error)
 
-    def _micro_step(self, stream: Stream, pack: Pack) -> MicroStep:
-        masks = masks_of(self.attention, [d.grid for d in pack.documents])
-        split = balanced(max(masks, key=lambda mask: mask.area), self.groups.mesh)
-        ranges = split.ranges[self.groups.place.sequence]
-        problems: dict[int, str] = {}
-        pieces = stream.read(pack, ranges, lambda number, error: problems.update({number: error.value}))
-        values = torch.cat([self._empty(), *(self._values(pack, piece) for piece in pieces)]).to(self.device)
-        prepared = self.objective.prepare(lay_out(pack.documents, ranges, values))
-        plans = {id(mask): plan_for(mask, split, self.groups) for mask in masks}
-        received = 0
-        for piece in pieces:
-            document = pack.documents[piece.document]
-            if document.weight and piece.document not in problems:  # a ghost is a copy of what others count
-                received += checksum(document.uid, piece.stop - piece.start)
-        return MicroStep(prepared, tuple(plans[id(mask)] for mask in masks), received, problems)
-
-    def _empty(self) -> Tensor:
-        nothing = torch.zeros(self.codec.geometry.channels, 0, 1, 1)
-        return self.codec.normal(nothing).new_zeros(0, self.codec.geometry.token_dim)
-
-    def _values(self, pack: Pack, piece: Piece) -> Tensor:
-        """Clean tokens [stop - start, token_dim] of a piece."""
-        geometry, grid = self.codec.geometry, pack.documents[piece.document].grid
-        if piece.frames is not None:
-            latents = self.codec.encode(torch.from_numpy(piece.frames))
-            first = first_token(geometry, grid, piece.first_frame)
-        else:
-            assert piece.latents is not None, "a piece has frames or latents"
-            latents = self.codec.normal(torch.from_numpy(piece.latents).transpose(0, 1))
-            first = piece.first_frame // geometry.patch[0] * grid[1] * grid[2]
-        tokens = patchify(latents, geometry.patch)
-        return tokens[piece.start - first : piece.stop - first]
-
 
 def step_aside() -> None:
     """Let this thread have only what the training thread leaves.
@@ -281,6 +277,11 @@ def ghost_of(packs: Sequence[Pack]) -> Pack:
     return Pack(pack.rows[alone], (quiet,), pack.starts[alone], pack.epochs[alone], 0.0)
 
 
+def plans_of(step: MicroStep) -> list[Plan]:
+    """Of attention, whether they come one a layer or by window."""
+    return list(step.plans.values() if isinstance(step.plans, dict) else step.plans)
+
+
 def silenced(step: MicroStep, document: int) -> tuple[MicroStep, int]:
     """The micro-step with weight zero for one document, and how many of its tokens are here."""
     packed = step.prepared.packed
@@ -299,16 +300,9 @@ def checksum(uid: str, tokens: int) -> int:
     return key_of(uid) * tokens & CHECKSUM
 
 
-def first_token(geometry: Geometry, grid: tuple[int, int, int], first_frame: int) -> int:
-    """Position in a document of the first token of frame `first_frame`, which begins a token."""
-    per_token = geometry.stride[0] * geometry.patch[0]
-    assert first_frame % per_token == 0, f"frame {first_frame} begins no token of {per_token} frames"
-    return first_frame // per_token * grid[1] * grid[2]
-
-
 def digest_of(steps: Sequence[MicroStep], packs: Sequence[Pack]) -> int:
     """63 bits of the plans of this replica and of what the step trains on: samples, captions, noise and frames."""
-    plans = [plan.digest for step in steps for plan in step.plans]
+    plans = [plan.digest for step in steps for plan in plans_of(step)]
     text = repr((plans, [(pack.rows, pack.starts, pack.documents) for pack in packs]))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 

@@ -11,7 +11,6 @@ from rich.table import Table
 from data.curriculum import Position
 from launcher.config import RunConfig
 from launcher.streams import open_curriculum
-from models.latents import open_codec
 from models.schedule import masks_of
 from parallel import mask as masks
 from parallel import patterns
@@ -86,8 +85,7 @@ def explained(mask: Mask, split: str, mesh: Mesh, heads: Heads, transport: str) 
 
 def first_pack(config: RunConfig) -> tuple[Mask, Heads]:
     """The largest mask of the first pack that a run trains on, and its heads."""
-    geometry = open_codec(config.codec, config.model.patch).geometry
-    _, (pack, *_), _ = open_curriculum(config, geometry).next_step(Position())
+    _, (pack, *_), _ = open_curriculum(config).next_step(Position())
     size = NUMBER_BYTES[config.dtype]
     heads = Heads(config.model.heads, config.model.heads, config.model.dim // config.model.heads, size, max(4, size))
     found = masks_of(config.model.attention, [document.grid for document in pack.documents])

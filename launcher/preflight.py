@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data.stream import Stream
+from data.talk_stream import TalkStream
 from launcher.checkpoints.changes import changed_settings, refuse_changes, refuse_foreign
 from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.storage import open_storage
 from launcher.config import RunConfig
 from launcher.folder import RunFolder
 from launcher.hardware import cores, gpus, ranks_here
-from launcher.provenance import refuse_other_codec
+from launcher.makers import check_data
 from launcher.streams import open_curriculum
-from models.latents import open_codec
 from parallel.errors import InputError
 
 LEAST_FILL = 0.8  # of a pack, below which the person is told
@@ -46,14 +46,13 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
         InputError: something cannot work.
     """
     _check_mesh(config, ranks_here() if ranks_available is None else ranks_available)
-    codec = open_codec(config.codec, config.model.patch)
     found, broken = newest(open_storage(RunFolder(config.out).checkpoints, config.checkpoint.to), trusting)
     state = found.state if found else None
     if found is not None:
         refuse_foreign(found, config)
         refuse_changes(found, config)
-    curriculum = open_curriculum(config, codec.geometry, state.datasets if state else ())
-    refuse_other_codec(curriculum, codec)
+    curriculum = open_curriculum(config, state.datasets if state else ())
+    check_data(config, curriculum)
     if state is not None:
         curriculum.verify(state.position)
     at = curriculum.segment(state.step if state else 0)
@@ -67,15 +66,15 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
     return Ready(state.step if state else 0, curriculum.streams[at].plan.mix.samples, tuple(notes))
 
 
-def notes_on(stream: Stream) -> Iterator[str]:
+def notes_on(stream: Stream | TalkStream) -> Iterator[str]:
     """What a person should know of a stream: what is left out, what is shorter than asked, packs that stay empty."""
-    index, sampling = stream.index, stream.sampling
+    index, clips = stream.index, stream.clips if isinstance(stream, TalkStream) else stream
     left_out = stream.left_out
     if left_out:
         uid, reason = left_out[0]
         yield f"{len(left_out)} of {len(index)} samples are left out; {uid}: {reason}"
-    longest = int(index.frames.max())
-    if (sampling.frames or 0) * sampling.stride > longest:
+    longest, sampling = (int(clips.index.frames.max()), clips.sampling) if clips is not None else (0, None)
+    if sampling is not None and (sampling.frames or 0) * sampling.stride > longest:
         asked = f"data.frames={sampling.frames} at data.stride={sampling.stride}"
         yield f"{asked} is more than any clip has: clips are taken whole, the longest has {longest} frames"
     window = stream.plan.window_at(0, 0, 0)
@@ -90,13 +89,14 @@ def notes_on(stream: Stream) -> Iterator[str]:
         yield f"{folder} has newer samples: this run goes on with generation {newer}; add data.segments to use them"
 
 
-def refuse_missing_shards(stream: Stream) -> None:
+def refuse_missing_shards(stream: Stream | TalkStream) -> None:
     """Each shard is there and as long as its samples reach: two calls of the system a shard, no reading.
 
     Raises:
         InputError: names the first that is not.
     """
-    for shard, least in stream.index.shards().items():
+    clips = stream.clips if isinstance(stream, TalkStream) else None
+    for shard, least in {**stream.index.shards(), **(clips.index.shards() if clips else {})}.items():
         size = shard.stat().st_size if shard.is_file() else -1
         if size < least:
             found = "is missing" if size < 0 else f"has {size:,} bytes, its samples reach to {least:,}"

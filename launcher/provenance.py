@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from data.curriculum import Curriculum
 from data.latents import makers
+from data.stream import Stream
 from models.latents import Codec
 from parallel.errors import InputError
 
@@ -23,6 +24,7 @@ def refuse_other_codec(curriculum: Curriculum, codec: Codec) -> None:
         InputError: a dataset was made by another, or clips would be shortened that have other latents then.
     """
     for stream in curriculum.streams:
+        assert isinstance(stream, Stream), "talks have no latents"
         for folder, made in makers(stream.index, stream.latents):
             if made != codec.identity:
                 found = f"{folder}: made by {made or 'nobody knows'}, the run has {codec.identity or 'the pixel codec'}"

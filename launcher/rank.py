@@ -21,19 +21,17 @@ from launcher.feed import CHECKSUM, Batch, Feed, Problem
 from launcher.folder import RunFolder, only_writer
 from launcher.guard import Guard, RewindError, add_window, skipped, windows_of
 from launcher.journal import Journal
+from launcher.makers import maker_of
 from launcher.meeting import RankPlace, meet, set_timeouts
 from launcher.pulse import Pulse
 from launcher.resuming import find_checkpoint, proof_of, resume, saver_for
-from launcher.streams import open_curriculum
-from models.kinds import build, build_objective
-from models.latents import open_codec
+from launcher.streams import geometry_of, open_curriculum
+from models.kinds import DTYPES, build
 from parallel.agreement import refuse_differences
 from parallel.ema import Ema
 from parallel.errors import InputError
 from parallel.mesh import Mesh, join
 from parallel.zero import Engine, engine_for
-
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -165,18 +163,16 @@ def guard_for(config: RunConfig, folder: RunFolder, journal: Journal) -> Guard:
 
 
 def build_feed(config: RunConfig, place: RankPlace, device: torch.device, state: TrainState | None = None) -> Feed:
-    """Data, codec and objective of this rank; `state` is that of the checkpoint to go on from."""
-    dtype = DTYPES[config.dtype]
-    codec = open_codec(config.codec, config.model.patch, dtype, device)
-    curriculum = open_curriculum(config, codec.geometry, state.datasets if state else ())
+    """Data and objective of this rank; `state` is that of the checkpoint to go on from."""
+    curriculum = open_curriculum(config, state.datasets if state else ())
     groups = join(config.mesh.mesh(), place.rank, timedelta(seconds=config.restart.timeout_seconds))
-    objective, attention = build_objective(config.objective), config.model.attention
-    return Feed(curriculum, codec, objective, attention, groups, device)
+    return Feed(curriculum, maker_of(config, groups, device))
 
 
 def build_engine(config: RunConfig, feed: Feed, device: torch.device) -> Engine:
     """The model, the same first numbers on every rank, in its ZeRO engine."""
-    model = build(config.model, feed.codec.geometry.channels, config.seed, DTYPES[config.dtype]).to(device)
+    channels = geometry_of(config).channels
+    model = build(config.model, channels, config.seed, DTYPES[config.dtype]).to(device)
     return engine_for(model, config.optimizer.adam(), config.zero.stage, feed.micro_steps, config.zero.offload)
 
 
@@ -249,8 +245,8 @@ def gradients(
     loss, step = torch.zeros((), dtype=torch.float64, device=device), batch.position.step
     for micro in batch.micro_steps:
         pulse.enter("forward", step)
-        prediction = engine.forward(micro.prepared.packed, micro.plans)
-        part, _ = feed.objective.loss(prediction, micro.prepared)
+        prediction = engine.forward(micro.prepared.input, micro.plans)
+        part, _ = feed.maker.objective.loss(prediction, micro.prepared)
         if poisoned(step):
             part = part * math.nan  # the fault kit
         pulse.enter("backward", step)

@@ -27,9 +27,8 @@ from launcher.checkpoints.storage import open_storage
 from launcher.config import RunConfig, load
 from launcher.folder import RunFolder, write_whole
 from launcher.hardware import memory
-from launcher.rank import DTYPES
 from models.dit import VideoDiT
-from models.kinds import build, build_objective
+from models.kinds import DTYPES, build, build_flow
 from models.latents import open_codec
 from models.patches import unpatchify
 from models.sampler import sample
@@ -114,7 +113,7 @@ def draw(
     codec = open_codec(config.codec, config.model.patch, DTYPES[config.dtype], device)
     grid = codec.geometry.grid(asked.frames, *asked.size)
     model = load_model(config, found, codec.geometry.channels, device)
-    objective = build_objective(config.objective)
+    objective = build_flow(config.objective)
     folder = out or RunFolder(run).samples
     folder.mkdir(parents=True, exist_ok=True)
     written, rows = [], []
@@ -194,6 +193,7 @@ def load_model(config: RunConfig, found: Checkpoint, channels: int, device: torc
     key = EMA if EMA in found.manifest.keys else "master"
     parameters = {name: parameter.data.view(-1) for name, parameter in model.named_parameters()}
     found.fill([Fragment(name, 0, {"master": flat, key: flat}) for name, flat in parameters.items()], (key,))
+    assert isinstance(model, VideoDiT), "videos are drawn by a model that draws"
     return model
 
 

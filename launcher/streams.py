@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from data.curriculum import Curriculum
 from data.index import Index
 from data.sampling import Sampling
 from data.stream import Stream
+from data.talk_stream import TalkStream
+from data.talks import Talks
 from launcher.config import DataConfig, RunConfig
-from models.schedule import area_of
+from models.dit import VideoDiTConfig
+from models.latents import open_codec
+from models.schedule import AttentionConfig, area_of
+from models.video_lm import VideoLMConfig
 from parallel.errors import InputError
 from parallel.geometry import Geometry, Grid
 from parallel.random import key_of
 
 
-def open_curriculum(config: RunConfig, geometry: Geometry, digests: Sequence[tuple[str, ...]] = ()) -> Curriculum:
+def open_curriculum(
+    config: RunConfig, digests: Sequence[tuple[str, ...]] = (), geometry: Geometry | None = None
+) -> Curriculum:
     """The streams of a run; reads indexes, no shards.
 
     Args:
         config: of the run.
-        geometry: of its codec and model.
         digests: of the datasets of each segment that has begun: the run stays with these, whatever was added since.
+        geometry: of its codec and model, if it is at hand.
 
     Raises:
         InputError: a dataset is missing or changed, or does not fit the settings.
     """
-    opened: dict[tuple[tuple[Path, ...], tuple[str, ...]], Index] = {}
-    streams = []
+    opened: dict[tuple[tuple[Path, ...], tuple[str, ...]], Any] = {}
+    kind: Any = Talks if isinstance(config.model, VideoLMConfig) else Index
+    geometry = geometry or geometry_of(config)
+    streams: list[Any] = []
     for number, data in enumerate(config.data.merged()):
         folders = tuple(data.folders)
         pinned = digests[number] if number < len(digests) else ()
@@ -36,28 +47,80 @@ def open_curriculum(config: RunConfig, geometry: Geometry, digests: Sequence[tup
             found = f"{len(folders)} datasets in segment {number}, {len(pinned)} when it began"
             raise InputError("a segment that has begun keeps its datasets", found, "set data.dataset back")
         if (folders, pinned) not in opened:
-            newest = [Index.open(f, d) for f, d in zip(folders, pinned or [None] * len(folders), strict=True)]
-            opened[folders, pinned] = Index.join(newest)
-        streams.append(_stream(config, data, number, opened[folders, pinned], geometry))
+            newest = [kind.open(f, d) for f, d in zip(folders, pinned or [None] * len(folders), strict=True)]
+            opened[folders, pinned] = kind.join(newest)
+        make = _talk_stream if kind is Talks else partial(_stream, geometry=geometry)
+        streams.append(make(config, data, _seed(config, number), opened[folders, pinned]))
     return Curriculum(config.data.starts, tuple(streams), config.data.packs_per_step)
 
 
-def _stream(config: RunConfig, data: DataConfig, number: int, index: Index, geometry: Geometry) -> Stream:
-    attention, linear = config.model.attention, 6 * config.model.dim
+def geometry_of(config: RunConfig) -> Geometry:
+    """How frames become tokens of a run: of its codec and patches; for a model that sees, a frame is a token."""
+    if isinstance(config.model, VideoLMConfig):
+        views = config.model.views
+        pixels = views.pixels if views else 1
+        return Geometry(stride=(1, pixels, pixels), patch=(1, 1, 1))
+    return open_codec(config.codec, config.model.patch).geometry
 
-    def cost(grid: Grid) -> float:
-        """Of a forward and backward, in units of 12 x dim x depth: see `launcher.rank.flops`; 12 dim^2 per layer."""
-        return area_of(attention, grid) + linear * grid[0] * grid[1] * grid[2]
 
+def _seed(config: RunConfig, number: int) -> int:
+    return config.seed if number == 0 else key_of(config.seed, "segment", number) >> 1
+
+
+def _cost(attention: Sequence[AttentionConfig], dim: int, grid: Grid) -> float:
+    """Of a forward and backward, in units of 12 x dim x depth: see `launcher.rank.flops`; 12 dim^2 per layer."""
+    return area_of(attention, grid) + 6 * dim * grid[0] * grid[1] * grid[2]
+
+
+def _stream(config: RunConfig, data: DataConfig, seed: int, index: Index, geometry: Geometry) -> Stream:
+    assert isinstance(config.model, VideoDiTConfig), "clips are for models that draw"
     return Stream(
         index,
         Sampling(geometry, data.frames, data.size, data.stride),
         data.pack_tokens,
-        config.seed if number == 0 else key_of(config.seed, "segment", number) >> 1,
+        seed,
         data.window,
         data.packs_per_step,
         data.weights,
-        cost,
+        partial(_cost, config.model.attention, config.model.dim),
         data.caption,
         data.workers,
     )
+
+
+def _talk_stream(config: RunConfig, data: DataConfig, seed: int, talks: Talks) -> TalkStream:
+    model = config.model
+    assert isinstance(model, VideoLMConfig), "talks are for models that speak"
+    attention, dim = model.attention, model.dim
+    return TalkStream(
+        talks,
+        frames_of(config, data, seed, talks),
+        model.views,
+        data.pack_tokens,
+        seed,
+        data.window,
+        data.packs_per_step,
+        data.weights,
+        lambda tokens: _cost(attention, dim, (tokens, 1, 1)),
+        data.positions or model.positions,
+        tuple(sorted((data.rope or {}).items())),
+    )
+
+
+def frames_of(config: RunConfig, data: DataConfig, seed: int, talks: Talks) -> Stream | None:
+    """The clips of talks, a frame a token, scaled to what the model sees; None if it sees nothing, or there are none.
+
+    Raises:
+        InputError: a dataset of clips is missing or changed, or the settings ask for another size.
+    """
+    assert isinstance(config.model, VideoLMConfig), "talks are for models that speak"
+    views = config.model.views
+    if views is None or not talks.clips:
+        return None
+    side = (views.pixels, views.pixels)
+    if data.size not in (None, side):
+        found = f"data.size={list(data.size or ())}, the model sees {views.pixels} x {views.pixels}"
+        raise InputError("frames have the size that the model sees", found, "leave data.size out")
+    clips = Index.join([Index.open(folder, digest) for folder, digest in talks.clips])
+    sampling = Sampling(geometry_of(config), data.frames, side, data.stride)
+    return Stream(clips, sampling, int(clips.frames.max()), seed, workers=data.workers)

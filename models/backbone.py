@@ -14,7 +14,9 @@ Ulysses is global to the process, and it knows neither rings nor packs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,12 +27,14 @@ from parallel.attention import attend
 from parallel.errors import InputError
 from parallel.mask import Mask
 from parallel.plan import Plan
+from parallel.recompute import recompute as recomputed
 from parallel.tiled import TILE_TOKENS, tiled_cross_entropy
 
 NAME = "longreel"
 KINDS = ("llama", "mistral", "qwen2", "qwen3")  # their layers are those of the picture, and a test compares each
 Window = int | None  # keys that a query of a layer sees, itself included; None for all
 Plans = Mapping[Window, Plan]  # of one batch
+Rope = tuple[tuple[str, Any], ...]  # what differs from the config's `rope_parameters`, by name
 
 
 class Backbone(nn.Module):
@@ -38,11 +42,16 @@ class Backbone(nn.Module):
 
     Args:
         model: `LlamaForCausalLM` or another of `KINDS`, or a model that has one for its words; made by `make`.
+        recompute: keep only the input of each layer and its attention for the backward pass, compute the rest again.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, recompute: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.rope: Rope = ()
+        if recompute:
+            for layer in self.decoder.layers:
+                layer.forward = partial(_recomputed, layer.forward)
 
     @property
     def decoder(self) -> Any:
@@ -52,7 +61,7 @@ class Backbone(nn.Module):
     @property
     def layer_windows(self) -> tuple[Window, ...]:
         """Of each layer."""
-        return tuple(_windows(self.decoder.config))
+        return windows_of(self.decoder.config)
 
     @property
     def windows(self) -> tuple[Window, ...]:
@@ -63,6 +72,15 @@ class Backbone(nn.Module):
         """Words [tokens] int64 -> [tokens, dim]."""
         found: Tensor = self.model.get_input_embeddings()(tokens)
         return found
+
+    def turn(self, rope: Rope) -> None:
+        """Use other rotary frequencies from now on: they are no parameters, so a curriculum may change them."""
+        if rope != self.rope:
+            old = self.decoder.rotary_emb
+            config = deepcopy(self.decoder.config)
+            config.rope_parameters = {**self.decoder.config.rope_parameters, **dict(rope)}
+            self.decoder.rotary_emb = type(old)(config).to(old.inv_freq.device)
+            self.rope = rope
 
     def hidden(self, embeddings: Tensor, position: Tensor, plans: Plans, memory: Any = None) -> Tensor:
         """What the last layer says, [tokens, dim].
@@ -90,7 +108,7 @@ class Backbone(nn.Module):
         return tiled_cross_entropy(hidden, self.model.lm_head.weight, labels, weight, tile_tokens)
 
 
-def make(config: Any, dtype: torch.dtype, seed: int) -> Backbone:
+def make(config: Any, dtype: torch.dtype, seed: int, recompute: bool = False) -> Backbone:
     """A model of a transformers config, its first numbers a function of `seed` alone.
 
     Raises:
@@ -103,7 +121,7 @@ def make(config: Any, dtype: torch.dtype, seed: int) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made: Any = AutoModelForCausalLM
-        return Backbone(made.from_config(config, attn_implementation=NAME, dtype=dtype))
+        return Backbone(made.from_config(config, attn_implementation=NAME, dtype=dtype), recompute)
 
 
 def refuse_unknown(config: Any) -> None:
@@ -143,6 +161,11 @@ def register() -> None:
     ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
 
 
+def _recomputed(forward: Callable[..., Tensor], hidden: Tensor, **more: Any) -> Tensor:
+    """A layer, of which only the input and attention are kept; ZeRO's hooks are outside of it, and run once a pass."""
+    return recomputed(partial(forward, **more), hidden) if torch.is_grad_enabled() else forward(hidden, **more)
+
+
 def _attention(
     module: nn.Module,
     q: Tensor,
@@ -160,8 +183,9 @@ def _attention(
     return attend(q, k, v, plan, scaling)[None], None
 
 
-def _windows(config: Any) -> list[Window]:
+def windows_of(config: Any) -> tuple[Window, ...]:
+    """Of each layer of a transformers config."""
     window = getattr(config, "sliding_window", None)
     usual = ["sliding_attention" if window else "full_attention"] * config.num_hidden_layers
     kinds = getattr(config, "layer_types", None) or usual
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -65,6 +65,11 @@ class Prepared:
     packed: Packed
     target: Tensor
 
+    @property
+    def input(self) -> Packed:
+        """What the model is given."""
+        return self.packed
+
 
 def shifted(level: Tensor, shift: float) -> Tensor:
     """Noise levels moved towards noise (Esser et al., eq. 23): a s / (1 + (a - 1) s) with a = sqrt(m / n)."""

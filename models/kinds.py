@@ -8,13 +8,28 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, BeforeValidator
 
-from models import dit
+from models import dit, video_lm
 from models.dit import VideoDiT, VideoDiTConfig
 from models.flow import RectifiedFlow, RectifiedFlowConfig
+from models.masked_token import MaskedToken, MaskedTokenConfig
+from models.next_token import NextToken, NextTokenConfig
+from models.video_lm import VideoLM, VideoLMConfig
 from parallel.errors import InputError
 
-MODELS: dict[str, type[VideoDiTConfig]] = {"video_dit": VideoDiTConfig}
-OBJECTIVES: dict[str, type[RectifiedFlowConfig]] = {"rectified_flow": RectifiedFlowConfig}
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}  # of models, by name
+AnyModelConfig = VideoDiTConfig | VideoLMConfig
+TalkObjectiveConfig = NextTokenConfig | MaskedTokenConfig
+AnyObjectiveConfig = RectifiedFlowConfig | TalkObjectiveConfig
+MODELS: dict[str, type[AnyModelConfig]] = {"video_dit": VideoDiTConfig, "video_lm": VideoLMConfig}
+OBJECTIVES: dict[str, type[AnyObjectiveConfig]] = {
+    "rectified_flow": RectifiedFlowConfig,
+    "next_token": NextTokenConfig,
+    "masked_token": MaskedTokenConfig,
+}
+LEARNS: dict[type[AnyModelConfig], tuple[type[AnyObjectiveConfig], ...]] = {  # what each model can learn
+    VideoDiTConfig: (RectifiedFlowConfig,),
+    VideoLMConfig: (NextTokenConfig, MaskedTokenConfig),
+}
 
 
 def _known(noun: str, kinds: dict[str, Any]) -> BeforeValidator:
@@ -34,15 +49,46 @@ def _known(noun: str, kinds: dict[str, Any]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-ModelConfig = Annotated[VideoDiTConfig, _known("model", MODELS)]
-ObjectiveConfig = Annotated[RectifiedFlowConfig, _known("objective", OBJECTIVES)]
+ModelConfig = Annotated[AnyModelConfig, _known("model", MODELS)]
+ObjectiveConfig = Annotated[AnyObjectiveConfig, _known("objective", OBJECTIVES)]
 
 
-def build(config: VideoDiTConfig, channels: int, seed: int, dtype: torch.dtype) -> VideoDiT:
-    """The model of `config` for latents of `channels`, its first numbers a function of `seed` alone."""
+def refuse_other_objective(model: AnyModelConfig, objective: AnyObjectiveConfig) -> None:
+    """A model learns what it was made for.
+
+    Raises:
+        InputError: this one does not learn that.
+    """
+    kinds = LEARNS[type(model)]
+    if not isinstance(objective, kinds):
+        names = [name for name, kind in OBJECTIVES.items() if kind in kinds]
+        found = f"model.kind: {model.kind}, objective.kind: {objective.kind}"
+        raise InputError(f"a {model.kind} learns: {', '.join(names)}", found, f"objective.kind={names[0]}")
+
+
+def build(config: AnyModelConfig, channels: int, seed: int, dtype: torch.dtype) -> VideoDiT | VideoLM:
+    """The model of `config`, its first numbers a function of `seed` alone.
+
+    Args:
+        config: of the model.
+        channels: of latents, for one that draws.
+        seed: of the first numbers.
+        dtype: of the model.
+    """
+    if isinstance(config, VideoLMConfig):
+        return video_lm.build(config, dtype, seed)
     return dit.build(config, channels, seed, dtype)
 
 
-def build_objective(config: RectifiedFlowConfig) -> RectifiedFlow:
-    """The objective of `config`."""
+def build_flow(config: AnyObjectiveConfig) -> RectifiedFlow:
+    """The objective of a model that draws."""
+    assert isinstance(config, RectifiedFlowConfig), f"{config.kind} draws nothing"
     return RectifiedFlow(config)
+
+
+def build_talk_objective(config: AnyObjectiveConfig) -> NextToken | MaskedToken:
+    """The objective of a model that speaks."""
+    if isinstance(config, MaskedTokenConfig):
+        return MaskedToken(config)
+    assert isinstance(config, NextTokenConfig), f"{config.kind} says nothing"
+    return NextToken(config)

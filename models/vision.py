@@ -1,17 +1,19 @@
 """Language models that see: a vision tower of transformers, a projector, and the words' model with its place for both.
 
-    images, dealt to ranks            [images, 3, height, width]      each rank some of them, whichever words it holds
-        tower, projector              [images x tokens, dim]          nothing crosses an image
+    frames, dealt to ranks            [frames, 3, height, width]      each rank some of them, whichever words it holds
+        tower, projector              [frames, side x side, dim]      nothing crosses a frame
+        averages                      [rows, dim]                     of neighbours, of the frames of a view
         relayout                      the rows whose places are here
-    words of this rank --embed------> [tokens, dim], rows of images replaced --> `Backbone.hidden`
+    words of this rank --embed------> [tokens, dim], rows of visuals replaced --> `Backbone.hidden`
 
-The cut of the words may go through the middle of an image, and the images of a long document may all lie in the part of
-one rank: so images are dealt out evenly, and their rows travel to where the mask wants them. A rank without images sees
-a blank one and uses nothing of it, because ZeRO-3 gathers the same parameters on every rank.
+The cut of the words may go through the middle of a frame, and the frames of a long document may all lie in the part of
+one rank: so views (`parallel.views`) are dealt out evenly, and their rows travel to where the mask wants them. A rank
+without frames sees a blank one and uses nothing of it, because ZeRO-3 gathers the same parameters on every rank.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,23 +25,46 @@ from models.backbone import NAME, Backbone, refuse_unknown, register
 from parallel.errors import InputError
 from parallel.mesh import Groups
 from parallel.packed import Ranges
+from parallel.rectangles import Ints
 from parallel.relayout import Move, move_for, relayout
 from parallel.split import Split, contiguous
+from parallel.tiled import tiled
+
+TOWER_FRAMES = 256  # that the tower sees at once
 
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """Where the images of one pack go.
+    """Where the views of one pack go.
 
     Attributes:
-        images: of the pack that this rank's tower sees, [first, stop).
+        views: of the pack that this rank's tower sees, [first, stop).
         move: of their rows to the ranks that hold their places.
-        rows: of this rank's tokens that are places of images, in order.
+        rows: of this rank's tokens that are places of visuals, in order.
+        most: views that any rank sees.
     """
 
-    images: tuple[int, int]
+    views: tuple[int, int]
     move: Move
     rows: Tensor
+    most: int
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """The frames that this rank's tower sees.
+
+    Attributes:
+        pixels: [frames, 3, height, width].
+        frames: [views] int64, of each view; views are in order, and their frames too.
+        rows: [views] int64, of each view: side x side, or 1 for their mean.
+        most: frames that the tower of any rank sees.
+    """
+
+    pixels: Tensor
+    frames: Tensor
+    rows: Tensor
+    most: int
 
 
 class VisionLM(Backbone):
@@ -57,15 +82,24 @@ class VisionLM(Backbone):
         drops_first = self.model.config.vision_feature_select_strategy == "default"
         return int(vision.image_size // vision.patch_size) ** 2 + (0 if drops_first else 1)
 
-    def see(self, words: Tensor, pixels: Tensor, places: Places, groups: Groups) -> Tensor:
-        """Embeddings [tokens, dim] of words and images. Collective over the ranks of the replica.
+    def see(self, words: Tensor, seen: Seen, places: Places, groups: Groups, pool: int = 1) -> Tensor:
+        """Embeddings [tokens, dim] of words and visuals. Collective over the ranks of the replica.
 
         Args:
-            words: [tokens] int64; what stands at places of images does not matter.
-            pixels: [images, 3, height, width], those of `places.images`.
+            words: [tokens] int64; what stands at places of visuals does not matter.
+            seen: the frames of `places.views`.
             places: of this pack.
             groups: of this rank.
+            pool: rows of a frame are averaged over pool x pool neighbours.
         """
+        features = tiled(self._features, seen.pixels, -(-seen.most // TOWER_FRAMES) or 1)
+        embedded = self.embed(words)
+        rows = rows_of(pooled(features, pool), seen.frames, seen.rows)
+        arrived = relayout(rows, places.move, groups)
+        return embedded.index_copy(0, places.rows.to(words.device), arrived.to(embedded.dtype))
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """What the tower and the projector make of frames: [frames, tokens, dim]."""
         config, count = self.model.config, len(pixels)
         features = self.model.model.get_image_features(
             pixels if count else pixels.new_zeros(1, *pixels.shape[1:]),
@@ -73,12 +107,10 @@ class VisionLM(Backbone):
             vision_feature_select_strategy=config.vision_feature_select_strategy,
             return_dict=True,
         ).pooler_output
-        embedded = self.embed(words)
-        arrived = relayout(torch.cat(features)[: count * self.image_tokens], places.move, groups)
-        return embedded.index_copy(0, places.rows.to(words.device), arrived.to(embedded.dtype))
+        return torch.stack(list(features))[:count]
 
 
-def make(config: Any, dtype: torch.dtype, seed: int) -> VisionLM:
+def make(config: Any, dtype: torch.dtype, seed: int, recompute: bool = False) -> VisionLM:
     """A model of a transformers config, its first numbers a function of `seed` alone.
 
     Raises:
@@ -94,41 +126,81 @@ def make(config: Any, dtype: torch.dtype, seed: int) -> VisionLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made: Any = LlavaForConditionalGeneration
-        return VisionLM(made._from_config(config, attn_implementation=attention, dtype=dtype))
+        return VisionLM(made._from_config(config, attn_implementation=attention, dtype=dtype), recompute)
 
 
-def places_for(images: Ranges, tokens: int, split: Split, groups: Groups) -> Places:
-    """Deal the images of a pack to the ranks of the replica.
-
-    Args:
-        images: the places of each image in the pack, [start, stop), in order.
-        tokens: of each image.
-        split: of the pack.
-        groups: of this rank.
+def pooled(features: Tensor, pool: int) -> Tensor:
+    """Averages over pool x pool neighbours of each frame: [frames, side x side, dim] -> [frames, (side / pool)^2, dim].
 
     Raises:
-        InputError: an image has other places than it has tokens.
+        InputError: the frame is no square, or does not divide.
     """
-    for start, stop in images:
-        if stop - start != tokens:
-            raise InputError(
-                "an image has as many places among the words as it has tokens",
-                f"{stop - start} places at {start}, for {tokens} tokens",
-                "repeat the image's placeholder as often in the text",
-            )
+    if pool == 1:
+        return features
+    tokens = features.shape[1]
+    side = math.isqrt(tokens)
+    if side * side != tokens or side % pool:
+        rule = "neighbours are averaged where they make up a square that divides"
+        raise InputError(rule, f"{tokens} tokens a frame, pool {pool}", "model.pool=1, or a divisor of the side")
+    square = features.unflatten(1, (side // pool, pool, side // pool, pool))
+    mean: Tensor = square.mean(dim=(2, 4)).flatten(1, 2)
+    return mean
+
+
+def rows_of(features: Tensor, frames: Tensor, rows: Tensor) -> Tensor:
+    """Rows of views, one after the other: the mean over the frames of each, of all its tokens or of each.
+
+    Args:
+        features: [frames, tokens, dim].
+        frames: [views], of each.
+        rows: [views], of each: tokens, or 1.
+
+    Raises:
+        InputError: a view has other rows than that.
+    """
+    views, tokens = len(frames), features.shape[1]
+    if ((rows != tokens) & (rows != 1)).any():
+        wrong = int(rows[(rows != tokens) & (rows != 1)][0])
+        rule = "an image has as many places among the words as it has tokens"
+        raise InputError(
+            rule, f"{wrong} places for {tokens} tokens", "repeat the image's placeholder as often in the text"
+        )
+    if views != len(features):
+        view = torch.arange(views, device=features.device).repeat_interleave(frames)
+        total = features.new_zeros(views, *features.shape[1:]).index_add(0, view, features)
+        features = total / frames.to(features)[:, None, None]
+    if tokens == 1 or bool((rows == tokens).all()):
+        return features.flatten(0, 1)
+    both = torch.cat((features, features.mean(dim=1, keepdim=True)), dim=1).flatten(0, 1)
+    number = torch.arange(tokens + 1, device=rows.device)
+    taken = (number < tokens) == (rows == tokens)[:, None]  # [views, tokens + 1]
+    return both[taken.flatten()]
+
+
+def places_for(views: Ranges, split: Split, groups: Groups) -> Places:
+    """Deal the views of a pack to the ranks of the replica.
+
+    Args:
+        views: the rows of each in the pack, [start, stop), in order.
+        split: of the pack.
+        groups: of this rank.
+    """
     ranks, rank = len(split.ranges), groups.place.sequence
-    dealt = [ranges[0] if ranges else (0, 0) for ranges in contiguous(len(images), ranks).ranges]
-    have = [((first * tokens, stop * tokens),) if first < stop else () for first, stop in dealt]
-    starts = np.array([start for start, _ in images], dtype=np.int64)
-    wanted, rows = zip(*(_held(starts, tokens, ranges) for ranges in split.ranges), strict=True)
+    dealt = [ranges[0] if ranges else (0, 0) for ranges in contiguous(len(views), ranks).ranges]
+    starts, stops = np.array(views, dtype=np.int64).reshape(-1, 2).T
+    before = np.append(0, (stops - starts).cumsum())
+    have = [((int(before[first]), int(before[stop])),) if first < stop else () for first, stop in dealt]
+    wanted, rows = zip(*(_held(starts, stops, before, ranges) for ranges in split.ranges), strict=True)
     want = [tuple((int(at), int(at) + 1) for at in of_rank) for of_rank in wanted]
-    return Places(dealt[rank], move_for(have, want, rank), torch.from_numpy(rows[rank]))
+    most = max(stop - first for first, stop in dealt)
+    return Places(dealt[rank], move_for(have, want, rank), torch.from_numpy(rows[rank]), most)
 
 
-def _held(starts: np.ndarray[Any, Any], tokens: int, ranges: Ranges) -> tuple[np.ndarray[Any, Any], ...]:
-    """Rows of all images, end to end, that lie in these positions; and which of the rows of the rank they are."""
+def _held(starts: Ints, stops: Ints, before: Ints, ranges: Ranges) -> tuple[Ints, Ints]:
+    """Rows of all views, end to end, that lie in these positions; and which of the rows of the rank they are."""
     positions = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for start, stop in ranges)])
-    image = np.searchsorted(starts, positions, side="right") - 1
-    inside = positions - starts[np.maximum(image, 0)] if len(starts) else np.full(len(positions), tokens)
-    seen = (image >= 0) & (inside < tokens)
-    return image[seen] * tokens + inside[seen], np.flatnonzero(seen)
+    if not len(starts):
+        return positions[:0], positions[:0]
+    view = np.maximum(np.searchsorted(starts, positions, side="right") - 1, 0)
+    inside = (positions >= starts[view]) & (positions < stops[view])
+    return (before[view] + positions - starts[view])[inside], np.flatnonzero(inside)

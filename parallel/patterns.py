@@ -26,7 +26,7 @@ Triple = tuple[int, int, int]
 
 def frame_causal(frames: int, tokens: int) -> Mask:
     """Each frame of `tokens` tokens sees itself whole and the past."""
-    return blocks(causal(frames), [tokens] * frames)
+    return causal(frames) if tokens == 1 else blocks(causal(frames), [tokens] * frames)
 
 
 def frame_window(frames: int, tokens: int, before: int, after: int = 0, sinks: int = 0) -> Mask:

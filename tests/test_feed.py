@@ -28,7 +28,7 @@ from tests.runs import config
 def feed_of(dataset: Path, mesh: Mesh, rank: int) -> Feed:
     settings = config(Path("unused"), dataset, dtype="float32")
     alone = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
-    return replace(alone, groups=Groups(mesh, mesh.place(rank)))
+    return replace(alone, maker=replace(alone.maker, groups=Groups(mesh, mesh.place(rank))))  # type: ignore[type-var]
 
 
 @pytest.mark.parametrize("mesh", [Mesh(1, 1, 1), Mesh(1, 3, 1), Mesh(2, 1, 2), Mesh(3, 1, 1)], ids=str)

@@ -94,7 +94,7 @@ def stream_of(feed: Feed) -> Stream:
 def values(feed: Feed, pack: Pack, ranges: Ranges) -> torch.Tensor:
     """As the feed lays them out."""
     pieces = stream_of(feed).read(pack, ranges)
-    return torch.cat([feed._empty(), *(feed._values(pack, piece) for piece in pieces)])
+    return torch.cat([feed.maker._empty(), *(feed.maker._values(pack, piece) for piece in pieces)])
 
 
 @pytest.mark.parametrize("patch", [(1, 2, 2), (3, 1, 2)], ids=str)
@@ -140,7 +140,7 @@ def test_windows_in_time(source, vaes, encoded):
             whole = values(stored, pack, ((0, pack.tokens),)).split([d.tokens for d in pack.documents])
             for row, start, found in zip(pack.rows, pack.starts, whole, strict=True):
                 frames = stream_of(now).reader.frames(row, start, start + few)
-                latents = now.codec.encode(torch.from_numpy(frames))
+                latents = now.maker.codec.encode(torch.from_numpy(frames))
                 assert torch.equal(found, patchify(latents, (1, 2, 2)))
 
 
@@ -150,7 +150,7 @@ def test_cells_that_fill_no_token_are_cut_off_evenly(source, vaes, encoded):
     assert {document.grid for document in pack.documents} == {(9, 2, 4)}
     whole = values(stored, pack, ((0, pack.tokens),)).split([d.tokens for d in pack.documents])
     frames = Reader(stream_of(now).index, Sampling(Geometry())).frames(pack.rows[0], 0, 9)
-    latents = now.codec.encode(torch.from_numpy(frames))[:, :, 1:7]
+    latents = now.maker.codec.encode(torch.from_numpy(frames))[:, :, 1:7]
     assert torch.equal(whole[0], patchify(latents, (1, 3, 2)))
 
 
@@ -180,7 +180,7 @@ def test_a_rank_reads_only_its_latents_and_checks_them(vaes, encoded, tmp_path):
     (piece,) = found.read(pack, ((4 * tokens, 6 * tokens),), lambda document, error: told.append(document))
     assert told == [0]
     assert not piece.latents.any()
-    assert feed._values(pack, piece).shape == (2 * tokens, 16)
+    assert feed.maker._values(pack, piece).shape == (2 * tokens, 16)
 
 
 def test_latents_and_frames_may_be_mixed(source, vaes, encoded):

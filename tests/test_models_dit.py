@@ -213,6 +213,6 @@ def test_unknown_kind_names_the_nearest():
         TypeAdapter(kinds.ObjectiveConfig).validate_python({"kind": "rectfied_flow"})
     with pytest.raises(ValidationError, match="a mapping with a kind"):
         adapter.validate_python("video_dit")
-    objective = kinds.build_objective(TypeAdapter(kinds.ObjectiveConfig).validate_python({}))
+    objective = kinds.build_flow(TypeAdapter(kinds.ObjectiveConfig).validate_python({}))
     assert objective.config == RectifiedFlowConfig()
     assert isinstance(kinds.build(SMALL, 3, 0, torch.float32), VideoDiT)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.backbone import masks_of
-from models.vision import VisionLM, make, places_for
+from models.vision import Seen, make, places_for, pooled, rows_of
 from parallel.errors import InputError
 from parallel.mesh import Mesh, join
 from parallel.packed import local_spans
@@ -42,7 +42,9 @@ def config(kind: str, **changes: Any) -> Any:
 def pack() -> tuple[list[int], list[tuple[int, int]], Tensor, Tensor, Tensor]:
     """Lengths of documents, places of images, words, pixels, weights."""
     draw = torch.Generator().manual_seed(5)
-    lengths, images, words = [], [], []
+    lengths: list[int] = []
+    images: list[tuple[int, int]] = []
+    words: list[int] = []
     for before, after in DOCUMENTS:
         begin = len(words)
         for count in before:
@@ -85,8 +87,8 @@ def ours(rank: int, kind: str, mesh: Mesh) -> Found:
     ranges = split.ranges[groups.place.sequence]
     mine = torch.cat([torch.arange(0), *(torch.arange(start, stop) for start, stop in ranges)])
     position = torch.cat([torch.arange(0), *(torch.arange(a, b) for _, a, b in local_spans(lengths, ranges))])
-    places = places_for(tuple(images), TOKENS, split, groups)
-    seen = model.see(words[mine], pixels[slice(*places.images)], places, groups)
+    places = places_for(tuple(images), split, groups)
+    seen = model.see(words[mine], frames(pixels[slice(*places.views)], len(images)), places, groups)
     hidden = model.hidden(seen, position, plans)
     loss, _ = model.loss(hidden, next_tokens(words[mine], lengths, split, groups), weights[mine], tile_tokens=7)
     loss.backward()
@@ -116,8 +118,8 @@ def empty_pack(rank: int, mesh: Mesh) -> tuple[bool, set[str]]:
     split = balanced(masks[None], mesh)
     ranges = split.ranges[groups.place.sequence]
     mine = torch.cat([torch.arange(start, stop) for start, stop in ranges])
-    places = places_for((), TOKENS, split, groups)
-    seen = model.see(mine, torch.zeros(0, 3, IMAGE, IMAGE, dtype=torch.float64), places, groups)
+    places = places_for((), split, groups)
+    seen = model.see(mine, frames(torch.zeros(0, 3, IMAGE, IMAGE, dtype=torch.float64), 0), places, groups)
     model.hidden(seen, mine, {None: plan_for(masks[None], split, groups)}).sum().backward()
     return torch.equal(seen, model.embed(mine)), {n for n, p in model.model.named_parameters() if p.grad is None}
 
@@ -141,12 +143,24 @@ def test_weights_go_back_to_transformers(tmp_path: Path) -> None:
     assert all(torch.equal(back[name], tensor) for name, tensor in model.model.state_dict().items())
 
 
-def test_wrong_places_are_refused() -> None:
-    with pytest.raises(InputError, match="8 places at 3, for 9 tokens"):
-        run_alone(((3, 11),))
+def test_rows_of_views() -> None:
+    """Whole views and views of one row, of one frame and of several, against the plain loop."""
+    features = torch.randn(6, 4, 3, dtype=torch.float64)
+    counts, rows = torch.tensor([2, 1, 2, 1]), torch.tensor([4, 1, 1, 4])
+    expected = []
+    for view, of_view in zip(features.split(counts.tolist()), rows.tolist(), strict=True):
+        mean = view.mean(dim=0)
+        expected.append(mean if of_view == 4 else mean.mean(dim=0, keepdim=True))
+    torch.testing.assert_close(rows_of(features, counts, rows), torch.cat(expected))
+    grid = torch.arange(16, dtype=torch.float64).reshape(1, 16, 1)
+    assert pooled(grid, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    with pytest.raises(InputError, match="3 places for 4 tokens"):
+        rows_of(features, torch.ones(6, dtype=torch.int64), torch.full((6,), 3))
+    with pytest.raises(InputError, match="4 tokens a frame, pool 3"):
+        pooled(features, 3)
 
 
-def run_alone(images: tuple[tuple[int, int], ...]) -> VisionLM:
-    split = balanced(masks_of((None,), [20])[None], Mesh(1, 1, 1))
-    places_for(images, TOKENS, split, None)  # type: ignore[arg-type]
-    raise AssertionError
+def frames(pixels: Tensor, most: int) -> Seen:
+    """One a view, all rows of each."""
+    each = torch.ones(len(pixels), dtype=torch.int64)
+    return Seen(pixels, each, each * TOKENS, most)

@@ -99,7 +99,7 @@ def first_gradient(rank: int, settings: RunConfig) -> dict[str, Tensor]:
     batch = feed.batch(Position())
     agreed = agree(batch, Words(False, False, 0), mesh, torch.device("cpu"))
     for micro in batch.micro_steps:
-        part, _ = feed.objective.loss(engine.forward(micro.prepared.packed, micro.plans), micro.prepared)
+        part, _ = feed.maker.objective.loss(engine.forward(micro.prepared.input, micro.plans), micro.prepared)
         engine.backward(part / agreed.weight)
     if isinstance(engine, PlainEngine):
         torch.distributed.all_reduce(engine.flat_gradient)

@@ -1,0 +1,358 @@
+"""`TalkStream`: packs of conversations, and of each the whole layout: tokens, what they learn to say, rows of visuals.
+
+    row        u  v  What?  b  A square. e          v one token for a visual
+    laid out   u  v v v v v v  What?  b  A square. e    as many as its frames have rows (`parallel.views`)
+    labels     .  . . . . . W  h a t ?  A  ...      the token after each; none where a row of a visual comes
+    kinds      .  . . . . . asked ...  answered
+
+Lengths follow from the index alone, so that packs are planned before a tar is opened, as for clips (`data.stream`). The
+frames of all visuals of a pack are one long row of frames, a clip after the other; a rank reads those that it is dealt.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute
+
+from data.mix import mix_of
+from data.packing import Floats
+from data.plan import Cursor, DataPlan, window_for
+from data.stream import Pack, Stream
+from data.talks import Talks
+from data.video import Frames
+from parallel.errors import InputError
+from parallel.packed import ANSWERED, ASKED, SILENT, Document
+from parallel.random import key_of
+from parallel.relayout import IGNORED
+from parallel.views import Views
+
+Ints = npt.NDArray[np.int64]
+ROW = -1  # the kind of a row of a visual, which nobody says
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A stretch of a clip that a conversation sees.
+
+    Attributes:
+        row: of the index of clips.
+        first, last: frames of it, counted as taken, [first, last).
+        watched: whether silence is learned after each view.
+    """
+
+    row: int
+    first: int
+    last: int
+    watched: bool = False
+
+    @property
+    def frames(self) -> int:
+        """How many."""
+        return self.last - self.first
+
+
+@dataclass(frozen=True, eq=False)
+class Laid:
+    """A conversation as a model sees it.
+
+    Attributes:
+        tokens: [tokens]; the token of the place where a row of a visual stands.
+        labels: [tokens], IGNORED where nothing is said next.
+        kinds: [tokens] of the labels: ASKED, ANSWERED, CODED or SILENT.
+        visual: [tokens], whether it is a row of a visual.
+        starts: [views] of the rows of each view.
+        rows: [views] of each.
+        sights: of the visuals, in order; their views are those of `starts`, in order.
+    """
+
+    tokens: Ints
+    labels: Ints
+    kinds: Ints
+    visual: npt.NDArray[np.bool_]
+    starts: Ints
+    rows: Ints
+    sights: tuple[Sight, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class TalkStream:
+    """Packs of talks, or of a mix of them, for ever.
+
+    Attributes:
+        index: the talks.
+        lengths: [rows] tokens of each, rows of visuals counted.
+        plan: which of them make which pack.
+        clips: frames of the visuals, one of its tokens a frame; None if no talk has any.
+        views: rows of frames.
+    """
+
+    def __init__(
+        self,
+        talks: Talks,
+        clips: Stream | None,
+        views: Views | None,
+        pack_tokens: int,
+        seed: int,
+        window: int | None = None,
+        packs_per_step: int = 1,
+        weights: Mapping[str, float] | None = None,
+        cost: Callable[[int], float] = lambda tokens: float(tokens) ** 2,
+        positions: int | None = None,
+        rope: tuple[tuple[str, Any], ...] = (),
+    ) -> None:
+        """Computes every length; reads no frames.
+
+        Args:
+            talks: of one folder or of several.
+            clips: of the visuals: `data.stream.Stream` whose tokens are frames.
+            views: of the model; None if it sees nothing.
+            pack_tokens, seed, window, packs_per_step, weights: as of `Stream`.
+            cost: of a document of so many tokens.
+            positions: that the model knows; None for any number.
+            rope: rotary frequencies of the model, where they differ from its own.
+
+        Raises:
+            InputError: a talk has visuals and the model cannot see, is longer than a pack or than the positions, or
+                sees a stretch of time of clips that are cut by chance.
+        """
+        self.index, self.clips, self.views, self.seed, self.pack_tokens = talks, clips, views, seed, pack_tokens
+        self.rope = rope
+        self.sights_of = _Sights(talks, clips, views)
+        self.lengths = talks.lengths + self.sights_of.tokens
+        refuse_long(self, positions)
+        sizes = np.diff(talks.starts).tolist()
+        mix = mix_of(sizes, weights) if weights else mix_of([len(talks)])
+        unique, which = np.unique(self.lengths, return_inverse=True)
+        costs: Floats = np.array([cost(int(n)) for n in unique], np.float64)[which]
+        window = window or window_for(self.lengths, pack_tokens, packs_per_step)
+        self.plan = DataPlan(self.lengths, costs, mix, pack_tokens, packs_per_step, seed, window)
+        self._window_at = lru_cache(maxsize=4)(self.plan.window_at)
+
+    @property
+    def left_out(self) -> list[tuple[str, str]]:
+        """None: every talk has a token."""
+        return []
+
+    def uid(self, sample: int) -> str:
+        """The id of a sample of the plan."""
+        return self.index.uid(sample)
+
+    def dataset_of(self, row: int) -> int:
+        """Which source of the mix a row is of."""
+        return bisect_right(self.index.starts, row) - 1 if len(self.plan.mix.sizes) > 1 else 0
+
+    def packs(self, cursor: Cursor, count: int) -> tuple[list[Pack], Cursor]:
+        """As of `Stream`."""
+        bins, after = self.plan.walk(self._window_at, cursor, count)
+        return [self._pack(b.samples, b.epochs) for b in bins], after
+
+    def laid(self, row: int) -> Laid:
+        """The layout of a conversation."""
+        tokens, kinds, spots = self.index.tokens(row)
+        sights = self.sights_of.by_visual(row)
+        first, *stops = [*spots.tolist(), len(tokens)]
+        pieces, said, at = [tokens[:first]], [kinds[:first]], first
+        starts, rows, silent, speaks = ([np.zeros(0, np.int64)] for _ in range(4))
+        for spot, stop, of_visual in zip(spots.tolist(), stops, sights, strict=True):
+            for sight in of_visual:
+                assert self.views is not None, "talks with visuals were refused"
+                of_sight = self.views.rows(sight.frames)
+                ends = at + of_sight.cumsum()
+                starts.append(ends - of_sight)
+                rows.append(of_sight)
+                pieces.append(np.full(of_sight.sum(), tokens[spot]))
+                said.append(np.full(of_sight.sum(), ROW))
+                silent.append(ends[: len(ends) * sight.watched] - 1)
+                at += int(of_sight.sum())
+            if of_visual[-1].watched and ANSWERED in kinds[spot + 1 : stop]:
+                speaks.append(silent[-1][-1:])  # after its last view the model begins to speak
+            pieces.append(tokens[spot + 1 : stop])
+            said.append(kinds[spot + 1 : stop])
+            at += stop - spot - 1
+        laid, kind = np.concatenate(pieces), np.concatenate(said)
+        labels, of_label = np.append(laid[1:], IGNORED), np.append(kind[1:], ASKED)
+        labels[of_label == ROW] = IGNORED
+        of_label = np.maximum(of_label, ASKED)
+        begins = np.concatenate(speaks)
+        quiet = np.setdiff1d(np.concatenate(silent), begins)
+        if len(quiet):
+            labels[quiet], of_label[quiet] = self._silence(), SILENT
+        of_label[begins] = ANSWERED
+        flat = tuple(sight for of_visual in sights for sight in of_visual)
+        return Laid(laid, labels, of_label, kind == ROW, np.concatenate(starts), np.concatenate(rows), flat)
+
+    def frames(self, pack: Pack, laid: Sequence[Laid], begin: int, end: int, problems: dict[int, str]) -> list[Frames]:
+        """Frames [begin, end) of all that the talks of a pack see, laid end to end, as uint8 [n, height, width, 3].
+
+        Args:
+            pack: of this stream.
+            laid: its talks.
+            begin, end: of the frames.
+            problems: by document; those that cannot be read are added, and black here.
+        """
+        assert self.clips is not None, "talks with visuals have clips"
+        sights = [(number, sight) for number, one in enumerate(laid) for sight in one.sights]
+        of_pack = self.clips.pack_of([s.row for _, s in sights], [pack.epochs[number] for number, _ in sights])
+        ranges, seen, at = [], 0, 0  # frames that are seen, and those of whole clips, so far
+        for (_, sight), document in zip(sights, of_pack.documents, strict=True):
+            low, high = max(begin - seen, 0), min(end - seen, sight.frames)
+            if low < high:
+                ranges.append((at + sight.first + low, at + sight.first + high))
+            seen, at = seen + sight.frames, at + document.tokens
+
+        def note(number: int, error: InputError) -> None:
+            problems[sights[number][0]] = error.value
+
+        pieces = self.clips.read(of_pack, tuple(ranges), note)
+        return [piece.frames for piece in pieces if piece.frames is not None]
+
+    def close(self) -> None:
+        """Closes the shards of the clips."""
+        if self.clips is not None:
+            self.clips.close()
+
+    def _silence(self) -> int:
+        found = self.index.tokenizer["silence"]
+        if found is None:
+            rule = "a stream is learned with a token that says nothing"
+            raise InputError(rule, "the tokenizer has none, and no end of text", "add <|silence|> to the tokenizer")
+        return int(found)
+
+    def _pack(self, rows: tuple[int, ...], epochs: tuple[int, ...]) -> Pack:
+        documents = tuple(
+            Document(
+                uid := self.index.uid(row), key_of(self.seed, epoch, uid), self.index.text(row),
+                (int(self.lengths[row]), 1, 1),
+            )
+            for row, epoch in zip(rows, epochs, strict=True)
+        )  # fmt: skip
+        return Pack(rows, documents, (0,) * len(rows), epochs, float(self.plan.costs[list(rows)].sum()))
+
+
+class _Sights:
+    """The sights of every talk, as columns.
+
+    Attributes:
+        tokens: [rows of talks] rows of their visuals.
+    """
+
+    def __init__(self, talks: Talks, clips: Stream | None, views: Views | None) -> None:
+        self.talks, self.clips = talks, clips
+        visuals = talks.table["visuals"].combine_chunks()
+        self.visuals_before = np.append(
+            0, pa.compute.list_value_length(visuals).to_numpy(zero_copy_only=False).cumsum()
+        )
+        flat = visuals.flatten()
+        uids = flat.field("clips")
+        self.clips_before = np.append(0, pa.compute.list_value_length(uids).to_numpy(zero_copy_only=False).cumsum())
+        names = uids.flatten()
+        self.tokens = np.zeros(len(talks), np.int64)
+        if not len(names):
+            return
+        if views is None or clips is None:
+            row = int(np.flatnonzero(np.diff(self.visuals_before))[0])
+            raise InputError(
+                "a model that is trained on videos has a vision tower",
+                f"{talks.uid(row)} has {talks.file(row)}; model.vision is none",
+                "give model.vision, or talks of words alone",
+            )
+        self.rows = _rows_of(names, clips)
+        of_visual = np.repeat(np.arange(len(flat)), np.diff(self.clips_before))
+        bounds = [
+            flat.field(name).to_numpy(zero_copy_only=False).astype(np.float64)[of_visual] for name in ("begin", "end")
+        ]
+        self.watched = flat.field("watched").to_numpy(zero_copy_only=False).astype(bool)[of_visual]
+        self.first, self.last = _stretches(clips, self.rows, *bounds)
+        self._refuse_empty(of_visual)
+        lengths = self.last - self.first
+        unique, which = np.unique(lengths, return_inverse=True)
+        totals = np.array([views.total(int(n)) for n in unique])[which]
+        of_talk = np.repeat(np.arange(len(talks)), np.diff(self.visuals_before))[of_visual]
+        np.add.at(self.tokens, of_talk, totals)
+
+    def by_visual(self, row: int) -> list[list[Sight]]:
+        """The sights of each visual of a talk."""
+        first, last = self.visuals_before[row : row + 2]
+        return [
+            [
+                Sight(int(self.rows[i]), int(self.first[i]), int(self.last[i]), bool(self.watched[i]))
+                for i in range(*self.clips_before[visual : visual + 2])
+            ]
+            for visual in range(first, last)
+        ]
+
+    def _refuse_empty(self, of_visual: Ints) -> None:
+        seen = np.zeros(len(self.clips_before) - 1, np.int64)
+        np.add.at(seen, of_visual, self.last - self.first)
+        if (seen == 0).any():
+            visual = int(np.flatnonzero(seen == 0)[0])
+            row = bisect_right(self.visuals_before.tolist(), visual) - 1
+            found = f"{self.talks.uid(row)}: visual {visual - int(self.visuals_before[row])} of {self.talks.file(row)}"
+            raise InputError("a visual shows a frame at least", found, "mend its begin and end, or data.stride")
+
+
+def _rows_of(names: pa.Array, clips: Stream) -> Ints:
+    """Rows of the index of clips, by uid."""
+    found = pa.compute.index_in(names, value_set=clips.index.table["uid"].combine_chunks())
+    if found.null_count:
+        missing = names.filter(pa.compute.is_null(found))
+        raise InputError(
+            "the clips of talks are in their dataset",
+            f"{len(missing)} are not, the first is {missing[0].as_py()}",
+            "make the talks again: longreel data talks",
+        )
+    return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
+
+
+def _stretches(clips: Stream, rows: Ints, begin: Floats, end: Floats) -> tuple[Ints, Ints]:
+    """Frames [first, last) of each clip, as taken, whose time in the source lies in [begin, end)."""
+    whole = clips.lengths[rows]
+    if np.isnan(begin).all() and np.isnan(end).all():
+        return np.zeros_like(whole), whole
+    if clips.sampling.frames is not None:
+        raise InputError(
+            "talks about moments see clips whole",
+            f"data.frames={clips.sampling.frames} takes a stretch from a random start",
+            "leave data.frames out, and use data.stride",
+        )
+    fps = clips.index.table["fps"].to_numpy()[rows]
+    start = clips.index.table["start"].to_numpy()[rows] / fps  # of the clip in its source
+    step = clips.sampling.stride / fps
+    first = np.ceil(np.where(np.isnan(begin), 0.0, (begin - start) / step) - 1e-6)
+    last = np.where(np.isnan(end), whole, np.ceil((end - start) / step - 1e-6))
+    first = np.clip(np.where(np.isnan(begin), 0, first), 0, whole).astype(np.int64)
+    return first, np.maximum(np.clip(last, 0, whole).astype(np.int64), first)
+
+
+def refuse_long(stream: TalkStream, positions: int | None) -> None:
+    """A talk fits into a pack, and into the positions of the model.
+
+    Raises:
+        InputError: it does not.
+    """
+    longest = int(stream.lengths.argmax())
+    tokens, uid = int(stream.lengths[longest]), stream.index.uid(longest)
+    if positions is not None and tokens > positions:
+        raise InputError(
+            "a conversation is no longer than the positions that the model knows",
+            f"{uid}: {tokens:,} tokens, {positions:,} positions",
+            "fewer frames (data.frames, data.stride) or rows of each (model.pool, model.merge); or a longer context: "
+            f"data.positions={tokens}, with data.rope",
+        )
+    if tokens > stream.pack_tokens:
+        longer = int((stream.lengths > stream.pack_tokens).sum())
+        raise InputError(
+            f"a sample fits into a pack of data.pack_tokens={stream.pack_tokens}",
+            f"{longer} of {len(stream.lengths)} talks are longer, the longest, {uid}, has {tokens} tokens",
+            f"data.pack_tokens={tokens}, or fewer frames: data.frames, data.stride",
+        )

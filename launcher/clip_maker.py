@@ -1,0 +1,95 @@
+"""Micro-steps of clips, for diffusion.
+
+pack --read--> frames --codec--> Packed --objective--> noisy
+               or latents
+  mask, split --> Plan, one a layer
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data.curriculum import Curriculum
+from data.stream import Pack, Piece, Stream
+from launcher.feed import MicroStep, checksum
+from launcher.provenance import refuse_other_codec
+from models.flow import RectifiedFlow
+from models.latents import Codec
+from models.patches import patchify
+from models.schedule import AttentionConfig, area_of, masks_of
+from parallel.geometry import Geometry
+from parallel.mesh import Groups
+from parallel.packed import Document, lay_out
+from parallel.plan import plan_for
+from parallel.split import balanced
+
+
+@dataclass(frozen=True)
+class ClipMaker:
+    """See `launcher.feed.Maker`.
+
+    Attributes:
+        codec: frames to latents.
+        objective: latents to input and target.
+        attention: patterns of the model's layers.
+        groups: of this rank.
+        device: of the tensors.
+    """
+
+    codec: Codec
+    objective: RectifiedFlow
+    attention: tuple[AttentionConfig, ...]
+    groups: Groups
+    device: torch.device
+
+    def check(self, curriculum: Curriculum) -> None:
+        """Latents were made by this codec."""
+        refuse_other_codec(curriculum, self.codec)
+
+    def area(self, document: Document) -> float:
+        """See `Maker`."""
+        return area_of(self.attention, document.grid)
+
+    def micro_step(self, stream: Stream, pack: Pack) -> MicroStep:
+        """See `Maker`."""
+        masks = masks_of(self.attention, [d.grid for d in pack.documents])
+        split = balanced(max(masks, key=lambda mask: mask.area), self.groups.mesh)
+        ranges = split.ranges[self.groups.place.sequence]
+        problems: dict[int, str] = {}
+        pieces = stream.read(pack, ranges, lambda number, error: problems.update({number: error.value}))
+        values = torch.cat([self._empty(), *(self._values(pack, piece) for piece in pieces)]).to(self.device)
+        prepared = self.objective.prepare(lay_out(pack.documents, ranges, values))
+        plans = {id(mask): plan_for(mask, split, self.groups) for mask in masks}
+        received = 0
+        for piece in pieces:
+            document = pack.documents[piece.document]
+            if document.weight and piece.document not in problems:  # a ghost is a copy of what others count
+                received += checksum(document.uid, piece.stop - piece.start)
+        return MicroStep(prepared, tuple(plans[id(mask)] for mask in masks), received, problems)
+
+    def _empty(self) -> Tensor:
+        nothing = torch.zeros(self.codec.geometry.channels, 0, 1, 1)
+        return self.codec.normal(nothing).new_zeros(0, self.codec.geometry.token_dim)
+
+    def _values(self, pack: Pack, piece: Piece) -> Tensor:
+        """Clean tokens [stop - start, token_dim] of a piece."""
+        geometry, grid = self.codec.geometry, pack.documents[piece.document].grid
+        if piece.frames is not None:
+            latents = self.codec.encode(torch.from_numpy(piece.frames))
+            first = first_token(geometry, grid, piece.first_frame)
+        else:
+            assert piece.latents is not None, "a piece has frames or latents"
+            latents = self.codec.normal(torch.from_numpy(piece.latents).transpose(0, 1))
+            first = piece.first_frame // geometry.patch[0] * grid[1] * grid[2]
+        tokens = patchify(latents, geometry.patch)
+        return tokens[piece.start - first : piece.stop - first]
+
+
+def first_token(geometry: Geometry, grid: tuple[int, int, int], first_frame: int) -> int:
+    """Position in a document of the first token of frame `first_frame`, which begins a token."""
+    per_token = geometry.stride[0] * geometry.patch[0]
+    assert first_frame % per_token == 0, f"frame {first_frame} begins no token of {per_token} frames"
+    return first_frame // per_token * grid[1] * grid[2]

@@ -1,0 +1,37 @@
+"""Which maker a run's model takes, and what must be true of the data before any rank starts."""
+
+from __future__ import annotations
+
+import torch
+
+from data.curriculum import Curriculum
+from launcher.clip_maker import ClipMaker
+from launcher.config import RunConfig
+from launcher.feed import Maker
+from launcher.provenance import refuse_other_codec
+from launcher.talk_maker import TalkMaker, refuse_other_vocabulary
+from models.kinds import DTYPES, build_flow, build_talk_objective
+from models.latents import open_codec
+from models.video_lm import VideoLMConfig
+from parallel.mesh import Groups
+
+
+def maker_of(config: RunConfig, groups: Groups, device: torch.device) -> Maker:
+    """What makes micro-steps for the model of a run."""
+    model, dtype = config.model, DTYPES[config.dtype]
+    if isinstance(model, VideoLMConfig):
+        return TalkMaker(model, build_talk_objective(config.objective), groups, dtype, device)
+    codec = open_codec(config.codec, model.patch, dtype, device)
+    return ClipMaker(codec, build_flow(config.objective), model.attention, groups, device)
+
+
+def check_data(config: RunConfig, curriculum: Curriculum) -> None:
+    """The model of a run can be trained on its data.
+
+    Raises:
+        InputError: latents are of another codec, or tokens of a larger vocabulary.
+    """
+    if isinstance(config.model, VideoLMConfig):
+        refuse_other_vocabulary(curriculum, config.model.vocabulary)
+    else:
+        refuse_other_codec(curriculum, open_codec(config.codec, config.model.patch))

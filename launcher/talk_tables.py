@@ -1,0 +1,57 @@
+"""What `longreel data talks` reads and tells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from data.index import Index
+from data.talk_records import captions_of, records_of
+from data.talk_writer import Told
+
+LEFT_OUT_SHOWN = 8
+
+
+def records(files: Sequence[Path], captions: Path | None) -> tuple[Iterator[tuple[str, Any]], int]:
+    """All records, and how many there are.
+
+    Args:
+        files: of conversations.
+        captions: a dataset whose captions are conversations too.
+
+    Raises:
+        InputError: a file is no JSON.
+    """
+    found = [one for file in files for one in records_of(file)]
+    found += list(captions_of(Index.open(captions))) if captions else []
+    return iter(found), len(found)
+
+
+def table_of(told: Told, out: Path) -> list[Table | str]:
+    """For a person."""
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, count in (
+        ("conversations", told.kept),
+        ("tokens of words", told.tokens),
+        ("of them answers", told.answers),
+        ("videos and images", told.visuals),
+        ("left out", len(told.left_out)),
+    ):
+        table.add_row(name, f"{count:,}")
+    found: list[Table | str] = [table]
+    found += [f"left out: {where}: {reason}" for where, reason in told.left_out[:LEFT_OUT_SHOWN]]
+    if len(told.left_out) > LEFT_OUT_SHOWN:
+        found.append(f"and {len(told.left_out) - LEFT_OUT_SHOWN:,} more: {out / 'left-out.jsonl'}")
+    return [*found, f"next: longreel train RUN.yaml data.dataset={out}"]
+
+
+def as_json(told: Told) -> str:
+    """For a script."""
+    return json.dumps(asdict(told))
