@@ -1,9 +1,4 @@
-"""`TalkStream`: packs of conversations, and of each the whole layout: tokens, what they learn to say, rows of visuals.
-
-    row        u  v  What?  b  A square. e          v one token for a visual
-    laid out   u  v v v v v v  What?  b  A square. e    as many as its frames have rows (`parallel.views`)
-    labels     .  . . . . . W  h a t ?  A  ...      the token after each; none where a row of a visual comes
-    kinds      .  . . . . . asked ...  answered
+"""`TalkStream`: packs of conversations, and the frames that they see.
 
 Lengths follow from the index alone, so that packs are planned before a tar is opened, as for clips (`data.stream`). The
 frames of all visuals of a pack are one long row of frames, a clip after the other; a rank reads those that it is dealt.
@@ -13,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
+from data.laying import Laid, Sight, lay
 from data.mix import mix_of
 from data.packing import Floats
 from data.plan import Cursor, DataPlan, window_for
@@ -29,60 +24,11 @@ from data.stream import Pack, Stream
 from data.talks import Talks
 from data.video import Frames
 from parallel.errors import InputError
-from parallel.packed import ANSWERED, ASKED, SILENT, Document
+from parallel.packed import Document
 from parallel.random import key_of
-from parallel.relayout import IGNORED
 from parallel.views import Views
 
 Ints = npt.NDArray[np.int64]
-ROW = -1  # the kind of a row of a visual, which nobody says
-
-
-@dataclass(frozen=True)
-class Sight:
-    """A stretch of a clip that a conversation sees.
-
-    Attributes:
-        row: of the index of clips.
-        first, last: frames of it, counted as taken, [first, last).
-        watched: whether silence is learned after each view.
-    """
-
-    row: int
-    first: int
-    last: int
-    watched: bool = False
-
-    @property
-    def frames(self) -> int:
-        """How many."""
-        return self.last - self.first
-
-
-@dataclass(frozen=True, eq=False)
-class Laid:
-    """A conversation as a model sees it.
-
-    Attributes:
-        tokens: [tokens]; the token of the place where a row of a visual stands.
-        labels: [tokens], IGNORED where nothing is said next.
-        kinds: [tokens] of the labels: ASKED, ANSWERED, CODED or SILENT.
-        visual: [tokens], whether it is a row of a visual.
-        starts: [views] of the rows of each view.
-        rows: [views] of each.
-        sights: of the visuals, in order; their views are those of `starts`, in order.
-    """
-
-    tokens: Ints
-    labels: Ints
-    kinds: Ints
-    visual: npt.NDArray[np.bool_]
-    starts: Ints
-    rows: Ints
-    sights: tuple[Sight, ...]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
 
 class TalkStream:
@@ -158,38 +104,7 @@ class TalkStream:
 
     def laid(self, row: int) -> Laid:
         """The layout of a conversation."""
-        tokens, kinds, spots = self.index.tokens(row)
-        sights = self.sights_of.by_visual(row)
-        first, *stops = [*spots.tolist(), len(tokens)]
-        pieces, said, at = [tokens[:first]], [kinds[:first]], first
-        starts, rows, silent, speaks = ([np.zeros(0, np.int64)] for _ in range(4))
-        for spot, stop, of_visual in zip(spots.tolist(), stops, sights, strict=True):
-            for sight in of_visual:
-                assert self.views is not None, "talks with visuals were refused"
-                of_sight = self.views.rows(sight.frames)
-                ends = at + of_sight.cumsum()
-                starts.append(ends - of_sight)
-                rows.append(of_sight)
-                pieces.append(np.full(of_sight.sum(), tokens[spot]))
-                said.append(np.full(of_sight.sum(), ROW))
-                silent.append(ends[: len(ends) * sight.watched] - 1)
-                at += int(of_sight.sum())
-            if of_visual[-1].watched and ANSWERED in kinds[spot + 1 : stop]:
-                speaks.append(silent[-1][-1:])  # after its last view the model begins to speak
-            pieces.append(tokens[spot + 1 : stop])
-            said.append(kinds[spot + 1 : stop])
-            at += stop - spot - 1
-        laid, kind = np.concatenate(pieces), np.concatenate(said)
-        labels, of_label = np.append(laid[1:], IGNORED), np.append(kind[1:], ASKED)
-        labels[of_label == ROW] = IGNORED
-        of_label = np.maximum(of_label, ASKED)
-        begins = np.concatenate(speaks)
-        quiet = np.setdiff1d(np.concatenate(silent), begins)
-        if len(quiet):
-            labels[quiet], of_label[quiet] = self._silence(), SILENT
-        of_label[begins] = ANSWERED
-        flat = tuple(sight for of_visual in sights for sight in of_visual)
-        return Laid(laid, labels, of_label, kind == ROW, np.concatenate(starts), np.concatenate(rows), flat)
+        return lay(*self.index.tokens(row), self.sights_of.by_visual(row), self.views, self.index.tokenizer["silence"])
 
     def frames(self, pack: Pack, laid: Sequence[Laid], begin: int, end: int, problems: dict[int, str]) -> list[Frames]:
         """Frames [begin, end) of all that the talks of a pack see, laid end to end, as uint8 [n, height, width, 3].
@@ -220,13 +135,6 @@ class TalkStream:
         """Closes the shards of the clips."""
         if self.clips is not None:
             self.clips.close()
-
-    def _silence(self) -> int:
-        found = self.index.tokenizer["silence"]
-        if found is None:
-            rule = "a stream is learned with a token that says nothing"
-            raise InputError(rule, "the tokenizer has none, and no end of text", "add <|silence|> to the tokenizer")
-        return int(found)
 
     def _pack(self, rows: tuple[int, ...], epochs: tuple[int, ...]) -> Pack:
         documents = tuple(

@@ -22,6 +22,7 @@ from launcher.cli_cluster import cluster, list_, logs, status, stop, submit
 from launcher.cli_data import app as data_app
 from launcher.cli_drill import drill
 from launcher.cli_prepare import prepare
+from launcher.cli_speak import evaluate, speaks, tell_answers
 from launcher.cli_why import why
 from parallel.errors import InputError
 
@@ -95,6 +96,7 @@ def doctor(
 
 
 app.command()(prepare)
+app.command("eval")(evaluate)
 
 
 @app.command(context_settings={"allow_interspersed_args": True})
@@ -156,15 +158,21 @@ def sample(
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; as trained if not given.")] = None,
     checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; the newest if not given.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the files; samples/ of the run if not given.")] = None,
+    video: Annotated[list[Path] | None, typer.Option(help="Of a video_lm: what is asked about.")] = None,
     json_: Json = False,
 ) -> None:
-    """Draw videos from a run's checkpoint: mp4 files and one contact sheet.
+    """Draw videos from a run's checkpoint: mp4 files and one contact sheet. Of a video_lm: answer prompts.
 
     Example: longreel sample runs/quickstart --prompt "a red square moving right" --guidance 4 --steps 50
+
+    Example: longreel sample runs/mine --video clip.mp4 --prompt "What colour?"
     """
     from launcher.bars import Bar
-    from launcher.sampling import Request, draw
+    from launcher.sampling import Request, draw, open_run
 
+    if speaks(open_run(run, checkpoint)[0]):
+        tell_answers(run, tuple(prompt or ()), video or [], checkpoint, json_)
+        return
     request = Request(tuple(prompt or ()), seed, steps, guidance, frames, _size(size), checkpoint)
     console = Console(stderr=json_)
     with Bar(console, "videos") as bar:

@@ -176,7 +176,8 @@ def cluster(
 
     config = absolute(load(run, overrides or []))
     machines = manifests.Machines(nodes, gpus, cpus, memory)
-    machines.refuse_small(config.mesh.mesh())
+    for mesh in config.meshes:
+        machines.refuse_small(mesh)
     name = re.sub("[^a-z0-9-]+", "-", config.out.name.lower()).strip("-") or "longreel"
     binaries = str(Path(sys.executable).parent)
     if kind == "kuberay":

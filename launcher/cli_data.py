@@ -198,18 +198,14 @@ def talks(
     conversations: Annotated[
         list[Path] | None, typer.Argument(help="JSON lists, or files with a JSON object a line: LLaVA, messages ...")
     ] = None,
-    clips: Annotated[
-        Path | None, typer.Option(help="The dataset of their videos and images.")
-    ] = None,
+    clips: Annotated[Path | None, typer.Option(help="The dataset of their videos and images.")] = None,
     tokenizer: Annotated[str, typer.Option(help="A folder as transformers saves it, or bytes.")] = "bytes",
     captions: Annotated[
         bool, typer.Option("--captions", help="Also a question about each clip, and its caption as the answer.")
     ] = False,
     video_token: Annotated[str, typer.Option(help="The tokenizer's word for a video.")] = "<video>",
     image_token: Annotated[str, typer.Option(help="The tokenizer's word for an image.")] = "<image>",
-    leave_out: Annotated[
-        bool, typer.Option("--leave-out", help="List unusable records, and go on.")
-    ] = False,
+    leave_out: Annotated[bool, typer.Option("--leave-out", help="List unusable records, and go on.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of a table.")] = False,
 ) -> None:
     """Make conversations about clips into tokens, once for a tokenizer: what a video_lm trains on.

@@ -12,6 +12,7 @@ import difflib
 import os
 import types
 import typing
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -92,10 +93,12 @@ class SegmentConfig(Section):
 
     Attributes:
         until: the step with which it ends; the last segment has none.
+        mesh: of these steps; the run's own if not given. Ranks stop with a checkpoint, and others go on from it.
         dataset, pack_tokens, frames, size, stride, window, caption, positions, rope: as in `data`.
     """
 
     until: int | None = Field(default=None, ge=1)
+    mesh: MeshConfig | None = None
     dataset: Datasets | None = None
     pack_tokens: int | None = Field(default=None, ge=1)
     frames: int | None = Field(default=None, ge=1)
@@ -158,7 +161,7 @@ class DataConfig(Section):
 
     def merged(self) -> list[DataConfig]:
         """The settings of each segment."""
-        changes = [s.model_dump(exclude={"until"}, exclude_none=True) for s in self.segments]
+        changes = [s.model_dump(exclude={"until", "mesh"}, exclude_none=True) for s in self.segments]
         return [self.model_copy(update={"segments": (), **c}) for c in changes] or [self]
 
     def with_absolute(self, absolute: Callable[[Path], Path]) -> DataConfig:
@@ -369,6 +372,23 @@ class RunConfig(Section):
     sample: SampleConfig = SampleConfig()
     faults: tuple[FaultConfig, ...] = ()
 
+    @property
+    def meshes(self) -> tuple[Mesh, ...]:
+        """Of all segments, each once."""
+        return tuple(dict.fromkeys((s.mesh or self.mesh).mesh() for s in self.data.segments or (SegmentConfig(),)))
+
+    def mesh_after(self, step: int) -> Mesh:
+        """Of the step after `step` steps."""
+        return ((self._segment_mesh(step) if self.data.segments else None) or self.mesh).mesh()
+
+    def stretch_after(self, step: int) -> int:
+        """The step up to which the mesh stays that of the step after `step` steps."""
+        later = (s for s in self.data.starts if s > step and self._segment_mesh(s) != self._segment_mesh(step))
+        return min(next(later, self.steps), self.steps)
+
+    def _segment_mesh(self, step: int) -> MeshConfig | None:
+        return self.data.segments[bisect_right(self.data.starts, step) - 1].mesh
+
     @field_validator("out")
     @classmethod
     def _not_empty(cls, out: Path) -> Path:
@@ -379,10 +399,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _faults_strike(self) -> RunConfig:
         for fault in self.faults:
-            if fault.rank >= self.mesh.mesh().ranks or fault.step > self.steps:
+            ranks = max(mesh.ranks for mesh in self.meshes)
+            if fault.rank >= ranks or fault.step > self.steps:
                 raise InputError(
                     "a fault strikes a rank and a step of the run",
-                    f"faults: rank {fault.rank} of {self.mesh.mesh().ranks}, step {fault.step} of {self.steps}",
+                    f"faults: rank {fault.rank} of {ranks}, step {fault.step} of {self.steps}",
                     "ranks are counted from 0, steps from 1",
                 )
         return self
@@ -394,12 +415,13 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _heads_reach(self) -> RunConfig:
-        if self.mesh.ulysses > self.model.heads:
-            raise InputError(
-                "a ulysses group shares out the heads of the model: no more ranks than heads",
-                f"mesh.ulysses={self.mesh.ulysses}, model.heads={self.model.heads}",
-                f"mesh.ulysses={self.model.heads} or fewer, and mesh.ring for the rest",
-            )
+        for mesh in self.meshes:
+            if mesh.ulysses > self.model.heads:
+                raise InputError(
+                    "a ulysses group shares out the heads of the model: no more ranks than heads",
+                    f"mesh.ulysses={mesh.ulysses}, model.heads={self.model.heads}",
+                    f"mesh.ulysses={self.model.heads} or fewer, and mesh.ring for the rest",
+                )
         return self
 
 

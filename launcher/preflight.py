@@ -105,7 +105,7 @@ def refuse_missing_shards(stream: Stream | TalkStream) -> None:
 
 
 def _check_mesh(config: RunConfig, available: int) -> None:
-    mesh = config.mesh.mesh()
+    mesh = max(config.meshes, key=lambda one: one.ranks)
     if available and mesh.ranks > available:
         what = f"{gpus()} GPUs" if gpus() else f"{cores()} cores, for at most {available} ranks"
         raise InputError(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from launcher import faults
+from launcher import faults, weights
 from launcher.checkpoints.manifest import TrainState, layout_of
 from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.saver import Saver
@@ -26,12 +27,13 @@ from launcher.meeting import RankPlace, meet, set_timeouts
 from launcher.pulse import Pulse
 from launcher.resuming import find_checkpoint, proof_of, resume, saver_for
 from launcher.streams import geometry_of, open_curriculum
+from launcher.weights import folder_of_weights
 from models.kinds import DTYPES, build
 from parallel.agreement import refuse_differences
 from parallel.ema import Ema
 from parallel.errors import InputError
 from parallel.mesh import Mesh, join
-from parallel.zero import Engine, engine_for
+from parallel.zero import Engine, engine_for, on_meta
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def run(
     should_stop: Callable[[], bool] = lambda: False,
     pulse: Pulse | None = None,
 ) -> Outcome:
-    """Train from the newest checkpoint, or from the start, to `config.steps`.
+    """Train from the newest checkpoint, or from the start, to `config.steps` or to where the mesh changes.
 
     Args:
         config: of the run; paths are the same on every rank.
@@ -98,6 +100,7 @@ def run(
         found = find_checkpoint(config, folder, storage)
         feed = build_feed(config, place, device, found.state if found else None)
         engine = build_engine(config, feed, device)
+        begin_with_weights(config, engine)
         ema = Ema(engine, config.optimizer.ema) if config.optimizer.ema else None
         set_timeouts(timeout)
         layout = layout_of(config.model_dump(mode="json"))
@@ -110,7 +113,8 @@ def run(
         poisoned = faults.poisoned(config, place.rank)
         unreadable: set[str] = set()
         stopped = False
-        while state.step < config.steps and not stopped:
+        end = config.stretch_after(state.step)
+        while state.step < end and not stopped:
             begin = time.perf_counter()
             pulse.enter("data", state.step + 1)
             batch = next(batches)
@@ -143,7 +147,7 @@ def run(
                 state.step, batch, loss=loss, grad_norm=norm, updated=norm <= most, learning_rate=rate,
                 seconds=time.perf_counter() - begin, data_seconds=waited, flops=flops(engine, config, batch),
             )  # fmt: skip
-            last = stopped or state.step == config.steps
+            last = stopped or state.step == end
             if last or agreed.due or state.step % config.checkpoint.every == 0:
                 pulse.enter("save", state.step)
                 save(saver, state, journal, last, config.checkpoint.wait)
@@ -170,10 +174,20 @@ def build_feed(config: RunConfig, place: RankPlace, device: torch.device, state:
 
 
 def build_engine(config: RunConfig, feed: Feed, device: torch.device) -> Engine:
-    """The model, the same first numbers on every rank, in its ZeRO engine."""
+    """The model, the same first numbers on every rank, in its ZeRO engine; none yet, where a folder has them."""
     channels = geometry_of(config).channels
-    model = build(config.model, channels, config.seed, DTYPES[config.dtype]).to(device)
-    return engine_for(model, config.optimizer.adam(), config.zero.stage, feed.micro_steps, config.zero.offload)
+    with on_meta() if folder_of_weights(config) else nullcontext():
+        model = build(config.model, channels, config.seed, DTYPES[config.dtype])
+    model = model if folder_of_weights(config) else model.to(device)
+    adam, zero = config.optimizer.adam(), config.zero
+    return engine_for(model, adam, zero.stage, feed.micro_steps, zero.offload, device)
+
+
+def begin_with_weights(config: RunConfig, engine: Engine) -> None:
+    """Weights of the folder of the model, if it has any; what is frozen is in no checkpoint, so in a resume too."""
+    folder = folder_of_weights(config)
+    if folder is not None:
+        weights.load(folder, engine)
 
 
 def save(saver: Saver, state: TrainState, journal: Journal, last: bool, wait: bool) -> None:

@@ -22,7 +22,7 @@ from launcher.folder import RunFolder, run_id, take_id
 from launcher.journal import Journal
 from launcher.proof import Proof, distrusted
 from parallel.ema import EMA, Ema
-from parallel.zero import STATE_NAMES, Engine
+from parallel.zero import STATE_NAMES, Engine, trained
 
 PACKAGES = ("torch", "deepspeed", "ray", "safetensors", "longreel")  # whose versions a checkpoint tells
 
@@ -92,7 +92,7 @@ def proof_of(config: RunConfig, found: Checkpoint | None, device: torch.device) 
 def saver_for(config: RunConfig, storage: Storage, engine: Engine, ema: Ema | None, journal: Journal) -> Saver:
     """What saves this engine, and its average if there is one."""
     settings = config.model_dump(mode="json")
-    shapes = {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in engine.module.named_parameters()}
+    shapes = {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in trained(engine.module).items()}
     versions = {name: version(name) for name in PACKAGES}
     run = run_id(RunFolder(config.out)) if dist.get_rank() == 0 else ""  # who commits writes the manifest
 

@@ -27,11 +27,13 @@ from launcher.checkpoints.storage import open_storage
 from launcher.config import RunConfig, load
 from launcher.folder import RunFolder, write_whole
 from launcher.hardware import memory
-from models.dit import VideoDiT
+from launcher.weights import fill, folder_of_weights
+from models.dit import VideoDiT, VideoDiTConfig
 from models.kinds import DTYPES, build, build_flow
 from models.latents import open_codec
 from models.patches import unpatchify
 from models.sampler import sample
+from models.video_lm import VideoLM
 from parallel.ema import EMA
 from parallel.errors import InputError
 from parallel.random import key_of
@@ -108,11 +110,15 @@ def draw(
         InputError: no run, no checkpoint, no prompt, or a size that does not fill whole tokens.
     """
     config, found = open_run(run, request.checkpoint_step)
+    if not isinstance(config.model, VideoDiTConfig):
+        found_there, remedy = f"model.kind: {config.model.kind}", '--video FILE --prompt "What is it?", to ask'
+        raise InputError("videos are drawn by a model that draws", found_there, remedy)
     asked = with_defaults(request, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = open_codec(config.codec, config.model.patch, DTYPES[config.dtype], device)
     grid = codec.geometry.grid(asked.frames, *asked.size)
     model = load_model(config, found, codec.geometry.channels, device)
+    assert isinstance(model, VideoDiT), "a model that speaks was refused"
     objective = build_flow(config.objective)
     folder = out or RunFolder(run).samples
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,13 +193,16 @@ def with_defaults(request: Request, config: RunConfig) -> Settled:
     return Settled(prompts, request.seed, steps, guidance, frames, size)
 
 
-def load_model(config: RunConfig, found: Checkpoint, channels: int, device: torch.device) -> VideoDiT:
+def load_model(config: RunConfig, found: Checkpoint, channels: int, device: torch.device) -> VideoDiT | VideoLM:
     """The model with the checkpoint's weights: their moving average, if the run kept one."""
     model = build(config.model, channels, config.seed, DTYPES[config.dtype]).to(device).eval()
+    folder = folder_of_weights(config)
+    if folder is not None:
+        fill(folder, model)
     key = EMA if EMA in found.manifest.keys else "master"
-    parameters = {name: parameter.data.view(-1) for name, parameter in model.named_parameters()}
+    named = model.named_parameters()
+    parameters = {name: parameter.data.view(-1) for name, parameter in named if name in found.manifest.shapes}
     found.fill([Fragment(name, 0, {"master": flat, key: flat}) for name, flat in parameters.items()], (key,))
-    assert isinstance(model, VideoDiT), "videos are drawn by a model that draws"
     return model
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from launcher import stacks
 from launcher.causes import Cause, cause_of, last_line
-from launcher.checkpoints.reading import newest, trusting
+from launcher.checkpoints.reading import Checkpoint, newest, trusting
 from launcher.checkpoints.storage import open_storage
 from launcher.config import MeshConfig, RunConfig
 from launcher.folder import RunFolder
@@ -142,11 +142,14 @@ class Supervisor:
 
     def _start(self) -> bool:
         """Start the ranks on the mesh that fits; whether they were, or a person asked to stop while we waited."""
+        before, self.wanted = self.wanted, self.config.mesh_after(self._saved_step())
         mesh = self._fitting()
         if mesh is None:
             return False
         if mesh != self.mesh:
-            self._record("mesh", **{"from": str(self.mesh), "to": str(mesh), "reason": self._why_another(mesh)})
+            why = "the next segment has another" if before != self.wanted else self._why_another(mesh)
+            if self.starts or mesh != self.wanted:
+                self._record("mesh", **{"from": str(self.mesh), "to": str(mesh), "reason": why})
         self.mesh = mesh
         of_mesh = MeshConfig(replica=mesh.replica, ring=mesh.ring, ulysses=mesh.ulysses)
         config = self.config.model_copy(update={"mesh": of_mesh})
@@ -309,6 +312,8 @@ class Supervisor:
         if stopped:
             self._record("stop", step=ends[0].step, checkpoint=self._newest())
             return STOPPED
+        if ends[0].step < self.config.steps:
+            return None  # the next segment has another mesh
         self._record("done", step=ends[0].step)
         return DONE
 
@@ -348,11 +353,19 @@ class Supervisor:
 
     def _newest(self) -> str:
         """The name of the newest checkpoint; empty if there is none, or the storage cannot be asked."""
-        try:
-            found = newest(open_storage(self.folder.checkpoints, self.config.checkpoint.to), trusting)[0]
-        except Exception:  # drivers of stores raise what they like; without an answer it counts as no new checkpoint
-            return ""
+        found = self._checkpoint()
         return found.name if found else ""
+
+    def _saved_step(self) -> int:
+        """Of the newest checkpoint; 0 if there is none."""
+        found = self._checkpoint() if len(self.config.meshes) > 1 else None
+        return found.state.step if found else 0
+
+    def _checkpoint(self) -> Checkpoint | None:
+        try:
+            return newest(open_storage(self.folder.checkpoints, self.config.checkpoint.to), trusting)[0]
+        except Exception:  # drivers of stores raise what they like; without an answer it counts as no new checkpoint
+            return None
 
     def _record(self, event: str, **fields: Any) -> None:
         """To events.jsonl; on the screen alone if the disk takes nothing."""

@@ -7,7 +7,7 @@ pack --index--> tokens, labels, weights of the whole pack --split--> those of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -17,18 +17,22 @@ import torch
 from torch import Tensor
 
 from data.curriculum import Curriculum
+from data.laying import Laid
 from data.stream import Pack
-from data.talk_stream import Laid, TalkStream
+from data.talk_stream import TalkStream
+from data.video import Frames
 from launcher.feed import MicroStep, checksum
+from models.backbone import Rope, Window
 from models.schedule import area_of
 from models.video_lm import Heard, Objective, VideoLMConfig, masks_of
 from models.vision import Places, Seen, places_for
 from parallel.errors import InputError
 from parallel.mesh import Groups
-from parallel.packed import TEXT, VIDEO, Document, Ranges, lay_out, local_spans
-from parallel.plan import plan_for
+from parallel.packed import TEXT, VIDEO, Document, lay_out, local_spans
+from parallel.plan import Plan, plan_for
 from parallel.rectangles import Ints
 from parallel.split import balanced
+from parallel.views import Views
 
 
 @dataclass(frozen=True)
@@ -60,69 +64,81 @@ class TalkMaker:
     def micro_step(self, stream: TalkStream, pack: Pack) -> MicroStep:
         """See `Maker`."""
         laid = [stream.laid(row) for row in pack.rows]
-        masks = masks_of(self.model, [len(one) for one in laid], self.objective.causal)
-        split = balanced(max(masks.values(), key=lambda mask: mask.area), self.groups.mesh)
-        ranges = split.ranges[self.groups.place.sequence]
-        here = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for start, stop in ranges)])
         problems: dict[int, str] = {}
-        places = seen = None
-        if stream.views is not None:
-            before = list(accumulate(map(len, laid), initial=0))
-            starts = np.concatenate([one.starts + at for one, at in zip(laid, before, strict=False)])
-            rows = np.concatenate([one.rows for one in laid])
-            places = places_for(tuple(zip(starts.tolist(), (starts + rows).tolist(), strict=True)), split, self.groups)
-            seen = self._seen(stream, pack, laid, rows, places, problems)
-        heard = self._heard(stream, pack, laid, here, ranges, seen, places)
-        plans = {window: plan_for(mask, split, self.groups) for window, mask in masks.items()}
+
+        def shown(begin: int, end: int) -> Frames:
+            return np.concatenate(stream.frames(pack, laid, begin, end, problems))
+
+        heard, plans = self.hear(pack.documents, laid, shown, stream.rope)
         received = sum(
             checksum(pack.documents[number].uid, stop - start)
-            for number, start, stop in local_spans([len(one) for one in laid], ranges)
+            for number, start, stop in local_spans([len(one) for one in laid], heard.packed.ranges)
             if pack.documents[number].weight and number not in problems
         )
         return MicroStep(heard, plans, received, problems)
 
-    def _heard(
-        self, stream: TalkStream, pack: Pack, laid: Sequence[Laid], here: Ints, ranges: Ranges, seen: Seen | None,
-        places: Places | None,
-    ) -> Heard:  # fmt: skip
+    def hear(
+        self,
+        documents: Sequence[Document],
+        laid: Sequence[Laid],
+        shown: Callable[[int, int], Frames],
+        rope: Rope = (),
+    ) -> tuple[Heard, dict[Window, Plan]]:
+        """What this rank holds of conversations that make up a pack, and who sees whom.
+
+        Args:
+            documents: of the pack.
+            laid: as many.
+            shown: frames [begin, end) of all that they see, laid end to end: uint8 [n, height, width, 3].
+            rope: see `Heard`.
+        """
+        masks = masks_of(self.model, [len(one) for one in laid], self.objective.causal)
+        split = balanced(max(masks.values(), key=lambda mask: mask.area), self.groups.mesh)
+        ranges = split.ranges[self.groups.place.sequence]
+        here = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for start, stop in ranges)])
+        places = seen = None
+        if self.model.views is not None:
+            before = list(accumulate(map(len, laid), initial=0))
+            starts = np.concatenate([one.starts + at for one, at in zip(laid, before, strict=False)])
+            rows = np.concatenate([one.rows for one in laid])
+            places = places_for(tuple(zip(starts.tolist(), (starts + rows).tolist(), strict=True)), split, self.groups)
+            seen = self._seen(self.model.views, laid, rows, places, shown)
         learned = [
             self.objective.learned(one.tokens, one.labels, one.kinds, document.key)
-            for one, document in zip(laid, pack.documents, strict=True)
+            for one, document in zip(laid, documents, strict=True)
         ]
-        wide = torch.promote_types(self.dtype, torch.float32)
-        weight = np.concatenate([one.weight * d.weight for one, d in zip(learned, pack.documents, strict=True)])[here]
+        weight = np.concatenate([one.weight * d.weight for one, d in zip(learned, documents, strict=True)])[here]
         visual = np.concatenate([one.visual for one in laid])[here]
-        packed = lay_out(pack.documents, ranges, torch.zeros(len(here), 0, dtype=self.dtype, device=self.device))
-        packed = replace(
-            packed,
-            kind=self._tensor(np.where(visual, VIDEO, TEXT)),
-            weight=self._tensor(weight).to(wide),
+        packed = lay_out(documents, ranges, torch.zeros(len(here), 0, dtype=self.dtype, device=self.device))
+        wide = torch.promote_types(self.dtype, torch.float32)
+        heard = Heard(
+            replace(packed, kind=self._tensor(np.where(visual, VIDEO, TEXT)), weight=self._tensor(weight).to(wide)),
+            self._tensor(np.concatenate([one.tokens for one in learned])[here]),
+            self._tensor(np.concatenate([one.labels for one in learned])[here]),
+            seen,
+            places,
+            self.groups,
+            self.objective,
+            rope,
         )
-        tokens = self._tensor(np.concatenate([one.tokens for one in learned])[here])
-        labels = self._tensor(np.concatenate([one.labels for one in learned])[here])
-        return Heard(packed, tokens, labels, seen, places, self.groups, self.objective, stream.rope)
+        return heard, {window: plan_for(mask, split, self.groups) for window, mask in masks.items()}
 
     def _seen(
-        self, stream: TalkStream, pack: Pack, laid: Sequence[Laid], rows: Ints, places: Places, problems: dict[int, str]
+        self, views: Views, laid: Sequence[Laid], rows: Ints, places: Places, shown: Callable[[int, int], Frames]
     ) -> Seen:
         """The frames of the views that this rank was dealt."""
-        assert stream.views is not None, "asked of a model that sees"
-        pixels = stream.views.pixels
-        frames = np.concatenate(
-            [np.zeros(0, np.int64), *(stream.views.frames(s.frames) for o in laid for s in o.sights)]
-        )
+        by_sight = (views.frames(sight.frames) for one in laid for sight in one.sights)
+        frames = np.concatenate([np.zeros(0, np.int64), *by_sight])
         first, stop = places.views
         begin, end = int(frames[:first].sum()), int(frames[:stop].sum())
-        shown = np.zeros((0, pixels, pixels, 3), np.uint8)
-        if begin < end:
-            shown = np.concatenate(stream.frames(pack, laid, begin, end, problems))
+        none = np.zeros((0, views.pixels, views.pixels, 3), np.uint8)
         mean, deviation = (torch.tensor(x, dtype=torch.float32).view(1, 3, 1, 1) for x in self.model.normal)
-        values = torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 255
+        values = torch.from_numpy(shown(begin, end) if begin < end else none).permute(0, 3, 1, 2).float() / 255
         return Seen(
             ((values - mean) / deviation).to(self.device, self.dtype),
             self._tensor(frames[first:stop]),
             self._tensor(rows[first:stop]),
-            places.most * stream.views.merge,
+            places.most * views.merge,
         )
 
     def _tensor(self, values: np.ndarray[Any, Any]) -> Tensor:

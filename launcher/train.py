@@ -46,7 +46,9 @@ def train(config: RunConfig, make_ranks: Callable[[], Ranks], console: Console, 
         write_whole(folder.config, to_yaml(config).encode())
         for rank in end_leftovers(folder):
             console.print(f"[yellow]rank {rank} of an earlier start was stopped and is ended[/]", highlight=False)
-        folder.record("start", step=ready.step, steps=config.steps, samples=ready.samples, mesh=str(config.mesh.mesh()))
+        folder.record(
+            "start", step=ready.step, steps=config.steps, samples=ready.samples, mesh=str(config.mesh_after(ready.step))
+        )
         ranks = make_ranks()
         try:
             with stop_signals() as asked:

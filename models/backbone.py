@@ -118,10 +118,25 @@ def make(config: Any, dtype: torch.dtype, seed: int, recompute: bool = False) ->
 
     refuse_unknown(config)
     register()
+    made: Any = AutoModelForCausalLM
+    return Backbone(drawn(lambda: made.from_config(config, attn_implementation=NAME), dtype, seed), recompute)
+
+
+def drawn(make_it: Callable[[], Any], dtype: torch.dtype, seed: int) -> Any:
+    """A model of transformers whose first numbers are drawn in float32, so that they are the same in any dtype."""
+    before = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made: Any = AutoModelForCausalLM
-        return Backbone(made.from_config(config, attn_implementation=NAME, dtype=dtype), recompute)
+        torch.set_default_dtype(torch.float32)
+        try:
+            model = make_it()
+        finally:
+            torch.set_default_dtype(before)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)  # not the buffers: frequencies stay in float32
+    for part in (model.config, *model.config.sub_configs):
+        (getattr(model.config, part) if isinstance(part, str) else part).dtype = dtype
+    return model
 
 
 def refuse_unknown(config: Any) -> None:

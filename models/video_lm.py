@@ -34,10 +34,11 @@ from parallel.views import Views
 
 USUAL_NORMAL = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # mean and deviation of pixels: those of SigLIP
 Part = Literal["vision", "projector", "language"]
-PARTS: dict[Part, str] = {
-    "vision": "model.vision_tower.",
-    "projector": "model.multi_modal_projector.",
-    "language": "model.language_model.",
+TOWER, LAYERS = "model.vision_tower.", "model.language_model."
+PARTS: dict[Part, tuple[str, ...]] = {  # prefixes of parameters
+    "vision": (TOWER,),
+    "projector": ("model.multi_modal_projector.",),
+    "language": (LAYERS, "lm_head."),
 }
 
 
@@ -236,11 +237,10 @@ def build(config: VideoLMConfig, dtype: torch.dtype, seed: int) -> VideoLM:
     """The model of a config, its first numbers a function of `seed` alone; frozen parts are not trained."""
     make = vision.make if config.views else backbone.make
     lm = make(config.transformers, dtype, seed, config.recompute)
-    prefixes = tuple(PARTS[part] for part in config.freeze)
-    silent = unused(config)
+    still = (*(prefix for part in config.freeze for prefix in PARTS[part]), *unused(config))
     for name, parameter in lm.model.named_parameters():
-        plain = name if config.views else name.replace("model.", PARTS["language"], 1)
-        parameter.requires_grad_(not plain.startswith((*prefixes, *silent)))
+        plain = name if config.views else name.replace("model.", LAYERS, 1)
+        parameter.requires_grad_(not plain.startswith(still))
     return VideoLM(lm, config.pool)
 
 
@@ -253,7 +253,7 @@ def unused(config: VideoLMConfig) -> tuple[str, ...]:
     last = max(n if n >= 0 else tower.num_hidden_layers + 1 + n for n in layers)
     after = [f"encoder.layers.{n}." for n in range(last, tower.num_hidden_layers)]
     found = (*after, "post_layernorm.", "head.")
-    return tuple(f"{PARTS['vision']}{inner}{name}" for name in found for inner in ("", "vision_model."))
+    return tuple(f"{TOWER}{inner}{name}" for name in found for inner in ("", "vision_model."))
 
 
 def masks_of(config: VideoLMConfig, lengths: Sequence[int], causal: bool = True) -> dict[Window, Mask]:

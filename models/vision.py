@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.backbone import NAME, Backbone, refuse_unknown, register
+from models.backbone import NAME, Backbone, drawn, refuse_unknown, register
 from parallel.errors import InputError
 from parallel.mesh import Groups
 from parallel.packed import Ranges
@@ -123,10 +123,8 @@ def make(config: Any, dtype: torch.dtype, seed: int, recompute: bool = False) ->
     refuse_unknown(config.text_config)
     register()
     attention = {"": "sdpa", "text_config": NAME, "vision_config": "sdpa"}  # an image is whole on its rank
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        made: Any = LlavaForConditionalGeneration
-        return VisionLM(made._from_config(config, attn_implementation=attention, dtype=dtype), recompute)
+    made: Any = LlavaForConditionalGeneration
+    return VisionLM(drawn(lambda: made._from_config(config, attn_implementation=attention), dtype, seed), recompute)
 
 
 def pooled(features: Tensor, pool: int) -> Tensor:

@@ -6,6 +6,13 @@ replica's ranks each hold a part of the same sequence, and replicas hold differe
 
 Stage 0 is a plain engine in the dtype of the run, the float64 reference. DeepSpeed refuses float64 gradients at stage
 0 and keeps float32 masters at 1 to 3, which agree with the reference to float32 accuracy.
+
+A module whose parameters are on the meta device is given memory parameter by parameter, and at stage 3 each is cut
+before the next one is made:
+
+    with on_meta():  shapes alone  --engine_for-->  [ p0 whole ] cut  [ p1 whole ] cut ...  --weights--> `held`
+
+so that a rank never holds more of the model than its part and one parameter.
 """
 
 from __future__ import annotations
@@ -13,13 +20,15 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from parallel.errors import InputError
 
@@ -44,8 +53,8 @@ class AdamW:
         """Parameter groups for torch: matrices decay, vectors do not."""
         every = list(parameters)
         groups = [
-            {"params": [p for p in every if len(_shape(p)) >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in every if len(_shape(p)) < 2], "weight_decay": 0.0},
+            {"params": [p for p in every if len(shape_of(p)) >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in every if len(shape_of(p)) < 2], "weight_decay": 0.0},
         ]
         return [g for g in groups if g["params"]]
 
@@ -103,6 +112,9 @@ class Engine(Protocol):
     def owned(self) -> list[Fragment]:
         """What of `held` this rank answers for: over all ranks, every element of every parameter once."""
 
+    def frozen(self) -> list[Fragment]:
+        """What lies on this rank of parameters that are not trained: "master" alone, in the model's own dtype."""
+
     def refresh(self, updates: int) -> None:
         """Make model and optimiser follow what was written to `held`, the state after `updates` steps."""
 
@@ -110,22 +122,83 @@ class Engine(Protocol):
         """Free buffers and hooks; the engine is of no use afterwards."""
 
 
-def engine_for(module: nn.Module, adam: AdamW, stage: int, micro_steps: int, offload: Offload = "nothing") -> Engine:
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Modules made within have shapes and dtypes of parameters, and no numbers; their buffers are real.
+
+    Parameters stay tied, which `accelerate.init_empty_weights` undoes; a device context makes buffers empty as well.
+    """
+
+    def without_memory(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:
+            return None  # as it is
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    register: Any = register_module_parameter_registration_hook  # its type forgets that a hook may give another
+    hook = register(without_memory)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def engine_for(
+    module: nn.Module,
+    adam: AdamW,
+    stage: int,
+    micro_steps: int,
+    offload: Offload = "nothing",
+    device: torch.device | None = None,
+) -> Engine:
     """The engine of a ZeRO stage; torch.distributed is up.
 
     Args:
-        module: the whole model, the same on every rank.
+        module: the whole model, the same on every rank; or one made in `on_meta`, whose numbers are then not a number
+            until they are written to `held`.
         adam: optimiser settings.
         stage: 0 to 3.
         micro_steps: calls of `backward` in one step.
         offload: what lies in the memory of the host instead of the device: the optimiser's state, of stages 1 to 3, or
             that and the parameters, of stage 3.
+        device: where a module made in `on_meta` gets its memory; the CPU unless told. Another stays where it is.
 
     Raises:
         InputError: the stage cannot offload that.
     """
     refuse_offload(stage, offload)
-    return PlainEngine(module, adam) if stage == 0 else DeepSpeedEngine(module, adam, stage, micro_steps, offload)
+    device = device or torch.device("cpu")
+    if stage == 0:
+        give_memory(module, device)
+        return PlainEngine(module, adam)
+    return DeepSpeedEngine(module, adam, stage, micro_steps, offload, device)
+
+
+def give_memory(module: nn.Module, device: torch.device, cut: Callable[[nn.Parameter], object] | None = None) -> None:
+    """Replace parameters on the meta device by real ones, of which no number is a number; buffers move along.
+
+    Args:
+        module: if none of its parameters is on the meta device, nothing happens.
+        device: of all.
+        cut: takes a whole parameter's part for this rank and lets go of the rest, which is then the next one's room.
+    """
+    empty = [parameter for parameter in module.parameters() if parameter.is_meta]
+    if not empty:
+        return
+    most = max(parameter.numel() for parameter in empty) if cut else 0
+    shared = {p.dtype: torch.full((most,), math.nan, dtype=p.dtype, device=device) for p in empty}
+    known: dict[nn.Parameter, nn.Parameter] = {}
+    for owner in module.modules():
+        for name, parameter in list(owner.named_parameters(recurse=False, remove_duplicate=False)):
+            if parameter.is_meta and parameter not in known:
+                room = shared[parameter.dtype]
+                numbers = room[: parameter.numel()] if cut else room.new_full((parameter.numel(),), math.nan)
+                known[parameter] = nn.Parameter(numbers.view(parameter.shape), parameter.requires_grad)
+                if cut is not None:
+                    cut(known[parameter])
+            setattr(owner, name, known.get(parameter, parameter))  # tied ones stay tied
+        for name, buffer in list(owner.named_buffers(recurse=False)):
+            assert not buffer.is_meta, f"buffer {name} has no numbers, and no file has them: make the module in on_meta"
+            setattr(owner, name, buffer.to(device))
 
 
 def refuse_offload(stage: int, offload: Offload) -> None:
@@ -145,7 +218,7 @@ class PlainEngine:
 
     def __init__(self, module: nn.Module, adam: AdamW) -> None:
         self.module, self.adam = module, adam
-        self.parameters = dict(module.named_parameters())
+        self.parameters = trained(module)
         exact = {n: torch.float64 if p.dtype == torch.float64 else torch.float32 for n, p in self.parameters.items()}
         self.masters = {n: p.detach().to(exact[n]) for n, p in self.parameters.items()}  # shares memory if no cast
         dtypes = set(exact.values())
@@ -203,6 +276,10 @@ class PlainEngine:
         """See `Engine`. As all ranks hold the same, each answers for as many elements."""
         return _share(self.held(), dist.get_rank(), dist.get_world_size())
 
+    def frozen(self) -> list[Fragment]:
+        """See `Engine`."""
+        return _whole_frozen(self.module)
+
     def refresh(self, updates: int) -> None:
         """See `Engine`."""
         for state in self.optimizer.state.values():
@@ -231,7 +308,15 @@ class _Guarded(torch.optim.AdamW):
 class DeepSpeedEngine:
     """Stages 1 to 3, over all ranks as one data-parallel world; sequence ranks need no special treatment."""
 
-    def __init__(self, module: nn.Module, adam: AdamW, stage: int, micro_steps: int, offload: Offload) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        adam: AdamW,
+        stage: int,
+        micro_steps: int,
+        offload: Offload,
+        device: torch.device,
+    ) -> None:
         # Before the import: warnings such as "no GPU found" are no news on a laptop.
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -245,10 +330,16 @@ class DeepSpeedEngine:
         self.module, self.stage = module, stage
         self.scale = float(dist.get_world_size() * micro_steps)  # DeepSpeed divides by both
         config = _deepspeed_config(next(module.parameters()).dtype, adam, stage, micro_steps, offload)
-        if stage == 3 and next(module.parameters()).dtype == torch.float64:
-            # left to itself, initialize() takes the model's dtype here and refuses it
-            deepspeed.zero.Init(module=module, config_dict_or_path=config, dtype=torch.float32)
-        groups = adam.groups(module.parameters())
+        double = next(module.parameters()).dtype == torch.float64
+        dtype = torch.float32 if double else None  # left to itself, initialize() takes the model's and refuses it
+
+        def cut(whole: nn.Module) -> None:
+            deepspeed.zero.Init(module=whole, config_dict_or_path=config, dtype=dtype)
+
+        give_memory(module, device, (lambda made: cut(nn.ParameterList([made]))) if stage == 3 else None)
+        if stage == 3 and double:
+            cut(module)
+        groups = adam.groups(trained(module).values())
         guarded, self.most = adam.build(groups), math.inf
         guarded.may = lambda: self._norm() <= self.most
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
@@ -286,19 +377,32 @@ class DeepSpeedEngine:
             self._make_moments()
         self._link_moments()
         of = self._partition if self.stage == 3 else self._fragment
-        found = [of(name, parameter) for name, parameter in self.module.named_parameters()]
+        found = [of(name, parameter) for name, parameter in trained(self.module).items()]
         return [fragment for fragment in found if fragment is not None]
 
     def owned(self) -> list[Fragment]:
         """See `Engine`. No two ranks hold the same."""
         return self.held()
 
+    def frozen(self) -> list[Fragment]:
+        """See `Engine`."""
+        if self.stage < 3:
+            return _whole_frozen(self.module)
+        found = []
+        for name, parameter in self.module.named_parameters():
+            size = getattr(parameter, "ds_tensor", parameter).numel()
+            start = size * dist.get_rank()
+            numel = min(size, getattr(parameter, "ds_numel", size) - start)
+            if not parameter.requires_grad and numel > 0:
+                found.append(Fragment(name, start, {"master": parameter.ds_tensor.data[:numel]}))  # type: ignore[attr-defined]
+        return found
+
     def refresh(self, updates: int) -> None:
         """See `Engine`."""
         if self.stage < 3:
             self.optimizer.update_lp_params()
         else:
-            parameters: dict[str, Any] = dict(self.module.named_parameters())
+            parameters: dict[str, Any] = trained(self.module)
             for fragment in self.held():  # the model's own copy does not follow by itself
                 master = fragment.tensors["master"]
                 parameters[fragment.name].ds_tensor.data[: len(master)].copy_(master)
@@ -350,6 +454,16 @@ class DeepSpeedEngine:
             self.optimizer.optimizer.state[partition] = {"step": torch.tensor(0.0), **moments}
 
 
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that are not frozen, by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def _whole_frozen(module: nn.Module) -> list[Fragment]:
+    names = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
+    return [Fragment(name, 0, {"master": parameter.data.view(-1)}) for name, parameter in names]
+
+
 def _share(fragments: Sequence[Fragment], rank: int, ranks: int) -> list[Fragment]:
     """Elements laid end to end and cut into as many equal stretches as there are ranks: that of `rank`."""
     total = sum(f.stop - f.start for f in fragments)
@@ -364,7 +478,7 @@ def _share(fragments: Sequence[Fragment], rank: int, ranks: int) -> list[Fragmen
     return found
 
 
-def _shape(parameter: Tensor) -> torch.Size:
+def shape_of(parameter: Tensor) -> torch.Size:
     """The whole shape, also of a parameter that ZeRO-3 has cut."""
     return getattr(parameter, "ds_shape", parameter.shape)
 

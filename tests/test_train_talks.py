@@ -98,7 +98,7 @@ def gradient(rank: int, settings: RunConfig, steps: int) -> tuple[float, dict[st
         for micro in batch.micro_steps:
             part, _ = feed.maker.objective.loss(engine.forward(micro.prepared.input, micro.plans), micro.prepared)
             engine.backward(part)
-            total += float(part)
+            total += float(part.detach())
     return total / weight, {name: grad / weight for name, grad in engine.gradients.items()}
 
 

@@ -1,0 +1,128 @@
+"""The layout of a conversation: tokens, what each learns to say, rows of visuals.
+
+    row        u  v  What?  b  A square. e              v one token for a visual
+    laid out   u  v v v v v v  What?  b  A square. e    as many as its frames have rows (`parallel.views`)
+    labels     .  . . . . . W  h a t ?  A  ...          the token after each; none where a row of a visual comes
+    kinds      .  . . . . . asked ...  answered
+
+Of a stream that is watched (VideoLLM-online, Chen et al., arXiv:2406.11816) the last row of each view learns to say
+nothing, but that of the last view before an answer, which learns to begin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from parallel.errors import InputError
+from parallel.packed import ANSWERED, ASKED, SILENT
+from parallel.relayout import IGNORED
+from parallel.views import Views
+
+Ints = npt.NDArray[np.int64]
+ROW = -1  # the kind of a row of a visual, which nobody says
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A stretch of a clip that a conversation sees.
+
+    Attributes:
+        row: of the index of clips.
+        first, last: frames of it, counted as taken, [first, last).
+        watched: whether silence is learned after each view.
+    """
+
+    row: int
+    first: int
+    last: int
+    watched: bool = False
+
+    @property
+    def frames(self) -> int:
+        """How many."""
+        return self.last - self.first
+
+
+@dataclass(frozen=True, eq=False)
+class Laid:
+    """A conversation as a model sees it.
+
+    Attributes:
+        tokens: [tokens]; the token of the place where a row of a visual stands.
+        labels: [tokens], IGNORED where nothing is said next.
+        kinds: [tokens] of the labels: ASKED, ANSWERED, CODED or SILENT.
+        visual: [tokens], whether it is a row of a visual.
+        starts: [views] of the rows of each view.
+        rows: [views] of each.
+        sights: of the visuals, in order; their views are those of `starts`, in order.
+    """
+
+    tokens: Ints
+    labels: Ints
+    kinds: Ints
+    visual: npt.NDArray[np.bool_]
+    starts: Ints
+    rows: Ints
+    sights: tuple[Sight, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def lay(
+    tokens: Ints, kinds: Ints, spots: Ints, sights: Sequence[Sequence[Sight]], views: Views | None, silence: int | None
+) -> Laid:
+    """The layout of a conversation.
+
+    Args:
+        tokens, kinds: [row], of each token.
+        spots: which of them stand for visuals.
+        sights: of each visual, at least one.
+        views: of the model; None if there are no visuals.
+        silence: the token that says nothing; None if there is none.
+
+    Raises:
+        InputError: a visual is watched, and there is no such token.
+    """
+    bounds: list[int] = [*spots.tolist(), len(tokens)]
+    first, stops = bounds[0], bounds[1:]
+    pieces, said, at = [tokens[:first]], [kinds[:first]], first
+    starts, rows, silent, speaks = ([np.zeros(0, np.int64)] for _ in range(4))
+    for spot, stop, of_visual in zip(spots.tolist(), stops, sights, strict=True):
+        for sight in of_visual:
+            assert views is not None, "talks with visuals were refused"
+            of_sight = views.rows(sight.frames)
+            ends = at + of_sight.cumsum()
+            starts.append(ends - of_sight)
+            rows.append(of_sight)
+            pieces.append(np.full(of_sight.sum(), tokens[spot]))
+            said.append(np.full(of_sight.sum(), ROW))
+            silent.append(ends[: len(ends) * sight.watched] - 1)
+            at += int(of_sight.sum())
+        if of_visual[-1].watched and ANSWERED in kinds[spot + 1 : stop]:
+            speaks.append(silent[-1][-1:])  # after its last view the model begins to speak
+        pieces.append(tokens[spot + 1 : stop])
+        said.append(kinds[spot + 1 : stop])
+        at += stop - spot - 1
+    laid, kind = np.concatenate(pieces), np.concatenate(said)
+    labels, of_label = np.append(laid[1:], IGNORED), np.append(kind[1:], ASKED)
+    labels[of_label == ROW] = IGNORED
+    of_label = np.maximum(of_label, ASKED)
+    begins = np.concatenate(speaks)
+    quiet = np.setdiff1d(np.concatenate(silent), begins)
+    if len(quiet):
+        labels[quiet], of_label[quiet] = _silence(silence), SILENT
+    of_label[begins] = ANSWERED
+    flat = tuple(sight for of_visual in sights for sight in of_visual)
+    return Laid(laid, labels, of_label, kind == ROW, np.concatenate(starts), np.concatenate(rows), flat)
+
+
+def _silence(found: int | None) -> int:
+    if found is None:
+        rule = "a stream is learned with a token that says nothing"
+        raise InputError(rule, "the tokenizer has none, and no end of text", "add <|silence|> to the tokenizer")
+    return found

@@ -1,0 +1,211 @@
+"""`longreel eval`: how many questions a run's model answers right, by kind; with a control that shuffles the frames.
+
+    {"id": ..., "video": "a.mp4", "kind": "colour", "question": "What colour?", "answer": "red"}
+    {..., "choices": ["red", "green"], "answer": "red"}        the likeliest choice counts, by log p per token
+    any conversation                                           its last answer is the right one
+
+An answer is right if it is the expected one but for capitals, spaces at the ends and a full stop.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data.conversations import Conversation, Turn, Visual, conversation_of
+from data.index import Index
+from data.looking import Looker
+from data.stream import Stream
+from data.talk_records import records_of
+from launcher.speaking import Speaker
+from parallel.errors import InputError
+from parallel.random import key_of
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        uid: of the record.
+        kind: to be counted with; "all" if it has none.
+        conversation: that ends with the right answer.
+        choices: to choose from; empty for an answer in words.
+    """
+
+    uid: str
+    kind: str
+    conversation: Conversation
+    choices: tuple[str, ...]
+
+    @property
+    def expected(self) -> str:
+        """The right answer."""
+        return "".join(part for part in self.conversation.turns[-1].parts if isinstance(part, str))
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What the model said to one."""
+
+    id: str
+    kind: str
+    expected: str
+    said: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one kind of question.
+
+    Attributes:
+        kind: which.
+        questions: how many.
+        right: of them.
+        choices: mean number to choose from; 0 for answers in words.
+    """
+
+    kind: str
+    questions: int
+    right: int
+    choices: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share that is right."""
+        return self.right / self.questions
+
+
+def question_of(record: Mapping[str, Any], where: str) -> Question:
+    """The question of a record.
+
+    Raises:
+        InputError: of no known form, nobody answers last, or the answer is none of the choices.
+    """
+    rule, remedy = "a question has an answer", "see docs/video-language.md for the forms"
+    if not isinstance(record, Mapping):
+        raise InputError(rule, f"{where}: {record!r}"[:200], remedy)
+    uid, kind = str(record.get("id", where)), str(record.get("kind", "all"))
+    choices = tuple(str(choice) for choice in record.get("choices") or ())
+    if "question" in record:
+        answer = record.get("answer")
+        if isinstance(answer, int) and not isinstance(answer, bool) and choices and 0 <= answer < len(choices):
+            answer = choices[answer]
+        if not isinstance(answer, str):
+            raise InputError(rule, f"{where}: answer: {answer!r}", remedy)
+        parts: list[str | Visual] = [
+            Visual(what, str(name)) for what in ("video", "image") for name in _several(record.get(what))
+        ]
+        turns = (Turn("user", (*parts, str(record["question"]))), Turn("assistant", (answer,)))
+        conversation = Conversation(uid, turns)
+    else:
+        conversation = conversation_of(record, where)
+    if conversation.turns[-1].role != "assistant":
+        raise InputError(rule, f"{where}: the last turn is of the {conversation.turns[-1].role}", remedy)
+    found = Question(uid, kind, conversation, choices)
+    if choices and found.expected not in choices:
+        raise InputError("the right answer is one of the choices", f"{where}: {found.expected!r} of {choices}", remedy)
+    return found
+
+
+def evaluate(
+    speaker: Speaker,
+    questions: Sequence[Question],
+    looker: Looker,
+    shuffle: bool = False,
+    most: int = 64,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Answered]:
+    """What the model says to each question.
+
+    Args:
+        speaker: the model.
+        questions: any number.
+        looker: finds their videos.
+        shuffle: show the frames of each clip in an order drawn from the question's id.
+        most: words of an answer.
+        on_progress: called with (done, total).
+    """
+    found = []
+    for number, question in enumerate(questions, 1):
+        order = _order(question.uid) if shuffle else None
+        asked = speaker.asked(*speaker.lay(question.conversation, _look(looker, question.uid), order))
+        if question.choices:
+            scores = [speaker.likelihood(asked, choice) for choice in question.choices]
+            said = question.choices[int(np.argmax(scores))]
+        else:
+            said = speaker.answer(asked, most)
+        right = plain(said) == plain(question.expected)
+        found.append(Answered(question.uid, question.kind, question.expected, said, right))
+        if on_progress is not None:
+            on_progress(number, len(questions))
+    return found
+
+
+def scores_of(questions: Sequence[Question], answered: Sequence[Answered]) -> list[Score]:
+    """By kind, in the order in which they first come."""
+    of_kind: dict[str, list[tuple[Question, Answered]]] = defaultdict(list)
+    for pair in zip(questions, answered, strict=True):
+        of_kind[pair[0].kind].append(pair)
+    return [
+        Score(kind, len(pairs), sum(a.right for _, a in pairs), sum(len(q.choices) for q, _ in pairs) / len(pairs))
+        for kind, pairs in of_kind.items()
+    ]
+
+
+def questions_of(path: Path, limit: int | None = None) -> list[Question]:
+    """Of a file, at most so many.
+
+    Raises:
+        InputError: it has none, or one that cannot be used.
+    """
+    found = [question_of(record, where) for where, record in records_of(path)]
+    if not found:
+        raise InputError("a file of questions has some", f"{path}: none", "see docs/video-language.md for the forms")
+    return found[:limit]
+
+
+def looker_for(speaker: Speaker, clips: Path | None, folder: Path) -> Looker:
+    """Finds videos in a dataset, or as files in a folder."""
+    if clips is None:
+        return Looker(speaker.sampling, None, folder)
+    index = Index.open(clips)
+    return Looker(speaker.sampling, Stream(index, speaker.sampling, int(index.frames.max()), 0))
+
+
+def as_record(scores: Sequence[Score], answered: Sequence[Answered]) -> dict[str, Any]:
+    """For a script."""
+    return {
+        "scores": [{**asdict(score), "accuracy": score.accuracy} for score in scores],
+        "answers": [asdict(one) for one in answered],
+    }
+
+
+def plain(text: str) -> str:
+    """Without what does not matter."""
+    return text.strip().rstrip(".").strip().casefold()
+
+
+def _look(looker: Looker, uid: str) -> Callable[[str], Any]:
+    return lambda name: looker.frames(name, uid)
+
+
+def _order(uid: str) -> Callable[[int], Ints]:
+    def order(frames: int) -> Ints:
+        generator = np.random.Generator(np.random.Philox(key=np.array([key_of(uid, "shuffle"), 0], np.uint64)))
+        return generator.permutation(frames)
+
+    return order
+
+
+def _several(value: Any) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else [str(name) for name in value]

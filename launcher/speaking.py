@@ -1,0 +1,185 @@
+"""`Speaker`: a video_lm of a run's checkpoint that answers questions, on one device.
+
+turns, frames --chat template, layout--> tokens and rows --keys kept (`models.streaming`)--> words, one by one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from data.chat import encode
+from data.conversations import Conversation, Kind, Turn, Visual
+from data.laying import Laid, Sight, lay
+from data.sampling import Sampling
+from data.talks import Talks
+from data.tokenizers import open_tokenizer
+from data.video import Frames
+from launcher.checkpoints.reading import Checkpoint
+from launcher.config import RunConfig
+from launcher.sampling import load_model, open_run
+from launcher.streams import geometry_of
+from launcher.talk_maker import TalkMaker
+from models.backbone import Rope
+from models.kinds import DTYPES, build_talk_objective
+from models.streaming import Streamer
+from models.video_lm import VideoLM, VideoLMConfig
+from parallel.errors import InputError
+from parallel.mesh import Groups, Mesh
+from parallel.packed import ANSWERED, ASKED, Document
+
+MOST_WORDS = 256
+Ints = npt.NDArray[np.int64]
+Look = Callable[[str], Sequence[Frames]]  # frames of each clip that a visual's name stands for
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A conversation up to where the assistant is to speak.
+
+    Attributes:
+        embeddings: [tokens, dim].
+        words: tokens of what the assistant said in the record, its end included; empty if nothing.
+    """
+
+    embeddings: Tensor
+    words: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Answers, with the likeliest words.
+
+    Attributes:
+        model: of the checkpoint.
+        tokenizer: of its talks.
+        places: words that stand for visuals.
+        silence: the token that says nothing.
+        maker: of its input.
+        rope: of the segment that the checkpoint is of.
+        step: of the checkpoint.
+        sampling: of frames.
+        prompts: of the run.
+    """
+
+    model: VideoLM
+    tokenizer: Any
+    places: dict[Kind, str]
+    silence: int | None
+    maker: TalkMaker
+    rope: Rope
+    step: int
+    sampling: Sampling
+    prompts: tuple[str, ...]
+
+    def lay(
+        self, conversation: Conversation, look: Look, order: Callable[[int], Ints] | None = None
+    ) -> tuple[Laid, Frames]:
+        """The layout of a conversation and all frames that it sees.
+
+        Args:
+            conversation: the last turn is what the assistant says.
+            look: finds frames.
+            order: in which the n frames of each clip are shown; None as they are.
+        """
+        encoded = encode(conversation, self.tokenizer, lambda number, visual: [1], self.places)
+        shown = [list(look(visual.name)) for visual in conversation.visuals]
+        sights = [[Sight(0, 0, len(frames)) for frames in clips] for clips in shown]
+        kinds = np.where(encoded.answers, ANSWERED, ASKED)
+        spots = np.array([place.start for place in encoded.places], np.int64)
+        laid = lay(encoded.tokens, kinds, spots, sights, self.maker.model.views, self.silence)
+        flat = [frames if order is None else frames[order(len(frames))] for clips in shown for frames in clips]
+        return laid, np.concatenate(flat) if flat else np.zeros((0, 1, 1, 3), np.uint8)
+
+    @torch.no_grad()
+    def asked(self, laid: Laid, frames: Frames) -> Asked:
+        """Everything before the last words of the assistant, and these."""
+        said = np.flatnonzero(laid.kinds == ANSWERED)
+        first = int(said[np.flatnonzero(np.diff(said, prepend=-2) > 1)[-1]])
+        self.model.lm.turn(self.rope)
+        document = Document("", 0, "", (len(laid), 1, 1))
+        heard, _ = self.maker.hear([document], [laid], lambda begin, end: frames[begin:end], self.rope)
+        embeddings = self.model.embedded(heard)
+        return Asked(embeddings[: first + 1], tuple(laid.labels[first : int(said[-1]) + 1].tolist()))
+
+    def answer(self, asked: Asked, most: int = MOST_WORDS) -> str:
+        """The likeliest words, up to the end of the turn."""
+        end, words = self.ends, []
+        for word in Streamer(self.model.lm).say(asked.embeddings, most):
+            if word in end:
+                break
+            words.append(word)
+        return str(self.tokenizer.decode(words)).strip()
+
+    @torch.no_grad()
+    def likelihood(self, asked: Asked, text: str) -> float:
+        """log p of these words as the answer, its end included, per token."""
+        words = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], *asked.words[-1:]]
+        taken = torch.tensor(words, device=asked.embeddings.device)
+        streamer = Streamer(self.model.lm)
+        hidden = streamer.hear(torch.cat((asked.embeddings, self.model.lm.embed(taken[:-1]))))
+        logits = self.model.lm.logits(hidden[-len(words) :]).double()
+        return float(logits.log_softmax(dim=1).gather(1, taken[:, None]).mean())
+
+    @property
+    def ends(self) -> set[int]:
+        """Tokens that end a turn: that of the text, and what the chat template puts after an answer."""
+        conversation = Conversation("", (Turn("user", ("?",)), Turn("assistant", ("",))))
+        encoded = encode(conversation, self.tokenizer, lambda number, visual: [1], self.places)
+        after = encoded.tokens[encoded.answers]
+        own = self.tokenizer.eos_token_id
+        return {*after[:1].tolist(), *([own] if own is not None else [])}
+
+
+def open_speaker(run: Path, step: int | None = None) -> Speaker:
+    """The model of a run's checkpoint; the newest, if no step is given.
+
+    Raises:
+        InputError: no run, no checkpoint, no talks any more, or a model that draws.
+    """
+    config, found = open_run(run, step)
+    return speaker_of(config, found)
+
+
+def speaker_of(config: RunConfig, found: Checkpoint) -> Speaker:
+    """See `open_speaker`."""
+    if not isinstance(config.model, VideoLMConfig):
+        found_there = f"model.kind: {config.model.kind}"
+        raise InputError("questions are for a model that speaks", found_there, "longreel sample RUN --prompt, to draw")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    starts = [number for number, start in enumerate(config.data.starts) if start < max(1, found.state.step)]
+    data = config.data.merged()[starts[-1]]
+    talks = Talks.open(data.folders[0])
+    model = load_model(config, found, 3, device)
+    assert isinstance(model, VideoLM), "a video_lm is built as one"
+    mesh = Mesh(1, 1, 1)
+    groups = Groups(mesh, mesh.place(0))
+    maker = TalkMaker(config.model, build_talk_objective(config.objective), groups, DTYPES[config.dtype], device)
+    tokenizer = open_tokenizer(str(talks.tokenizer_folder))
+    places: dict[Kind, str] = {
+        kind: tokenizer.convert_ids_to_tokens(id_) for kind, id_ in talks.tokenizer["places"].items()
+    }
+    views = config.model.views
+    size = (views.pixels, views.pixels) if views else None
+    sampling = Sampling(geometry_of(config), data.frames, size, data.stride)
+    rope, silence, prompts = tuple(sorted((data.rope or {}).items())), talks.tokenizer["silence"], config.sample.prompts
+    return Speaker(model, tokenizer, places, silence, maker, rope, found.state.step, sampling, prompts)
+
+
+def conversation_about(videos: Sequence[Path], prompt: str) -> Conversation:
+    """A question about videos or images, not yet answered.
+
+    Raises:
+        InputError: there is no question.
+    """
+    if not prompt.strip():
+        raise InputError("a question has words", repr(prompt), '--prompt "What is it?"')
+    seen = tuple(Visual("video", str(video)) for video in videos)
+    return Conversation("the prompt", (Turn("user", (*seen, prompt)), Turn("assistant", ("",))))
