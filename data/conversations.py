@@ -5,7 +5,11 @@
     {"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "What?"}]},
                   {"role": "assistant", "content": "A red square."}]}
 
-Whatever the form, a conversation is turns of words and visuals, in the order in which a model sees them.
+    {"text": "Words alone, all of which are learned."}
+
+Streams of annotated video (`data.annotations`) become turns as well: some seconds of video, what is said at their end,
+the next seconds. Whatever the form, a conversation is turns of words and visuals, in the order in which a model sees
+them.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from data.annotations import FORMS, query_of, stream_of
 from parallel.errors import InputError
 
 Role = Literal["system", "user", "assistant"]
@@ -95,6 +100,10 @@ def conversation_of(record: Mapping[str, Any], uid: str = "") -> Conversation:
         turns = _llava(record, uid)
     elif isinstance(record.get("messages"), list):
         turns = _messages(record, uid)
+    elif any(set(keys) & set(record) == set(keys) for keys in FORMS.values()):
+        turns = _watched(record, uid)
+    elif isinstance(record.get("text"), str) and record["text"]:
+        turns = (Turn("assistant", (record["text"],)),)
     else:
         raise _wrong("a conversation has conversations or messages", uid, f"keys: {', '.join(map(str, record))}")
     if not any(turn.role == "assistant" and any(turn.parts) for turn in turns):
@@ -105,6 +114,19 @@ def conversation_of(record: Mapping[str, Any], uid: str = "") -> Conversation:
 def caption_of(uid: str, visual: Visual, caption: str, question: str = "Describe this video.") -> Conversation:
     """A caption as a conversation: a question about the visual, and the caption as the answer."""
     return Conversation(uid, (Turn("user", (visual, question)), Turn("assistant", (caption,))))
+
+
+def _watched(record: Mapping[str, Any], uid: str) -> tuple[Turn, ...]:
+    """A stream: stretches of the video, and what is said at the end of each (`data.annotations`)."""
+    turns: list[Turn] = []
+    query = query_of(record, uid)
+    for part in stream_of(record, uid):
+        if isinstance(part, str):
+            turns.append(Turn("assistant", (part,)))
+            continue
+        seen = Visual("video", part.name, part.begin, part.end, watched=True)
+        turns.append(Turn("user", (query, seen) if query and not turns else (seen,)))
+    return tuple(turns)
 
 
 def _llava(record: Mapping[str, Any], uid: str) -> tuple[Turn, ...]:

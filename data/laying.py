@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +72,25 @@ class Laid:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def before(self, stop: int) -> Laid:
+        """The layout of its first tokens; the sights are those of the whole."""
+        views = int(np.searchsorted(self.starts, stop))
+        return Laid(
+            self.tokens[:stop], self.labels[:stop], self.kinds[:stop], self.visual[:stop], self.starts[:views],
+            self.rows[:views], self.sights,
+        )  # fmt: skip
+
+    @property
+    def runs(self) -> tuple[tuple[Literal["words", "frame"], int], ...]:
+        """Words, and rows of each view, in order, and how many (`parallel.composite`)."""
+        found: list[tuple[Literal["words", "frame"], int]] = []
+        at = 0
+        for start, rows in zip(self.starts.tolist(), self.rows.tolist(), strict=True):
+            found += [("words", start - at)] if start > at else []
+            found.append(("frame", rows))
+            at = start + rows
+        return tuple(found + ([("words", len(self) - at)] if at < len(self) else []))
 
 
 def lay(

@@ -29,6 +29,7 @@ from parallel.random import key_of
 from parallel.views import Views
 
 Ints = npt.NDArray[np.int64]
+ROUNDING = 1e-6  # frames, by which a time may miss one
 
 
 class TalkStream:
@@ -179,7 +180,8 @@ class _Sights:
         bounds = [
             flat.field(name).to_numpy(zero_copy_only=False).astype(np.float64)[of_visual] for name in ("begin", "end")
         ]
-        self.watched = flat.field("watched").to_numpy(zero_copy_only=False).astype(bool)[of_visual]
+        self.watched_visuals = flat.field("watched").to_numpy(zero_copy_only=False).astype(bool)
+        self.watched = self.watched_visuals[of_visual]
         self.first, self.last = _stretches(clips, self.rows, *bounds)
         self._refuse_empty(of_visual)
         lengths = self.last - self.first
@@ -202,8 +204,9 @@ class _Sights:
     def _refuse_empty(self, of_visual: Ints) -> None:
         seen = np.zeros(len(self.clips_before) - 1, np.int64)
         np.add.at(seen, of_visual, self.last - self.first)
-        if (seen == 0).any():
-            visual = int(np.flatnonzero(seen == 0)[0])
+        empty = np.flatnonzero((seen == 0) & ~self.watched_visuals)  # words of a stream may follow each other at once
+        if len(empty):
+            visual = int(empty[0])
             row = bisect_right(self.visuals_before.tolist(), visual) - 1
             found = f"{self.talks.uid(row)}: visual {visual - int(self.visuals_before[row])} of {self.talks.file(row)}"
             raise InputError("a visual shows a frame at least", found, "mend its begin and end, or data.stride")
@@ -223,7 +226,7 @@ def _rows_of(names: pa.Array, clips: Stream) -> Ints:
 
 
 def _stretches(clips: Stream, rows: Ints, begin: Floats, end: Floats) -> tuple[Ints, Ints]:
-    """Frames [first, last) of each clip, as taken, whose time in the source lies in [begin, end)."""
+    """Frames [first, last) of each clip, as taken, whose time in the source is after `begin` and not after `end`."""
     whole = clips.lengths[rows]
     if np.isnan(begin).all() and np.isnan(end).all():
         return np.zeros_like(whole), whole
@@ -236,10 +239,10 @@ def _stretches(clips: Stream, rows: Ints, begin: Floats, end: Floats) -> tuple[I
     fps = clips.index.table["fps"].to_numpy()[rows]
     start = clips.index.table["start"].to_numpy()[rows] / fps  # of the clip in its source
     step = clips.sampling.stride / fps
-    first = np.ceil(np.where(np.isnan(begin), 0.0, (begin - start) / step) - 1e-6)
-    last = np.where(np.isnan(end), whole, np.ceil((end - start) / step - 1e-6))
+    first, last = (np.floor((time - start) / step + ROUNDING) + 1 for time in (begin, end))
     first = np.clip(np.where(np.isnan(begin), 0, first), 0, whole).astype(np.int64)
-    return first, np.maximum(np.clip(last, 0, whole).astype(np.int64), first)
+    last = np.clip(np.where(np.isnan(end), whole, last), 0, whole).astype(np.int64)
+    return first, np.maximum(last, first)
 
 
 def refuse_long(stream: TalkStream, positions: int | None) -> None:

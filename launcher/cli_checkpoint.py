@@ -139,7 +139,7 @@ def import_(
 
     config = absolute(load(run, overrides or []))
     channels = geometry_of(config).channels
-    model = build(config.model, channels, config.seed, DTYPES[config.dtype])
+    model = build(config.model, channels, config.seed, DTYPES[config.dtype], config.objective)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     told = import_universal(source, config, shapes, updates)
     if json_:

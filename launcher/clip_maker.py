@@ -22,7 +22,7 @@ from models.patches import patchify
 from models.schedule import AttentionConfig, area_of, masks_of
 from parallel.geometry import Geometry
 from parallel.mesh import Groups
-from parallel.packed import Document, lay_out
+from parallel.packed import lay_out
 from parallel.plan import plan_for
 from parallel.split import balanced
 
@@ -49,9 +49,9 @@ class ClipMaker:
         """Latents were made by this codec."""
         refuse_other_codec(curriculum, self.codec)
 
-    def area(self, document: Document) -> float:
+    def area(self, stream: Stream, pack: Pack) -> float:
         """See `Maker`."""
-        return area_of(self.attention, document.grid)
+        return sum(area_of(self.attention, document.grid) for document in pack.documents)
 
     def micro_step(self, stream: Stream, pack: Pack) -> MicroStep:
         """See `Maker`."""

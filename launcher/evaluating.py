@@ -1,6 +1,6 @@
 """`longreel eval`: how many questions a run's model answers right, by kind; with a control that shuffles the frames.
 
-    {"id": ..., "video": "a.mp4", "kind": "colour", "question": "What colour?", "answer": "red"}
+    {"id": ..., "video": "a.mp4", "about": "colour", "question": "What colour?", "answer": "red"}
     {..., "choices": ["red", "green"], "answer": "red"}        the likeliest choice counts, by log p per token
     any conversation                                           its last answer is the right one
 
@@ -36,7 +36,7 @@ class Question:
 
     Attributes:
         uid: of the record.
-        kind: to be counted with; "all" if it has none.
+        kind: what it is about, to be counted with others; "all" if the record does not say.
         conversation: that ends with the right answer.
         choices: to choose from; empty for an answer in words.
     """
@@ -94,7 +94,7 @@ def question_of(record: Mapping[str, Any], where: str) -> Question:
     rule, remedy = "a question has an answer", "see docs/video-language.md for the forms"
     if not isinstance(record, Mapping):
         raise InputError(rule, f"{where}: {record!r}"[:200], remedy)
-    uid, kind = str(record.get("id", where)), str(record.get("kind", "all"))
+    uid, kind = str(record.get("id", where)), str(record.get("about", "all"))
     choices = tuple(str(choice) for choice in record.get("choices") or ())
     if "question" in record:
         answer = record.get("answer")

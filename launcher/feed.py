@@ -29,7 +29,7 @@ from data import packing
 from data.curriculum import Curriculum, Position
 from data.stream import Pack
 from parallel.mesh import Groups
-from parallel.packed import Document, Packed
+from parallel.packed import Packed
 from parallel.plan import Plan
 from parallel.random import key_of
 
@@ -110,7 +110,7 @@ class Maker(Protocol):
     def micro_step(self, stream: Any, pack: Pack) -> MicroStep:
         """The part of this rank."""
 
-    def area(self, document: Document) -> float:
+    def area(self, stream: Any, pack: Pack) -> float:
         """Query-key pairs of one head, in the mean over layers."""
 
 
@@ -193,7 +193,7 @@ class Feed:
             position=after,
             samples=tuple(d.uid for d in documents),
             tokens=sum(d.tokens for d in documents),
-            area=sum(self.maker.area(d) for d in documents),
+            area=sum(self.maker.area(stream, pack) for pack in packs),
         )
 
     def without(self, batch: Batch, problems: Sequence[Problem]) -> Batch:

@@ -177,7 +177,7 @@ def build_engine(config: RunConfig, feed: Feed, device: torch.device) -> Engine:
     """The model, the same first numbers on every rank, in its ZeRO engine; none yet, where a folder has them."""
     channels = geometry_of(config).channels
     with on_meta() if folder_of_weights(config) else nullcontext():
-        model = build(config.model, channels, config.seed, DTYPES[config.dtype])
+        model = build(config.model, channels, config.seed, DTYPES[config.dtype], config.objective)
     model = model if folder_of_weights(config) else model.to(device)
     adam, zero = config.optimizer.adam(), config.zero
     return engine_for(model, adam, zero.stage, feed.micro_steps, zero.offload, device)

@@ -195,7 +195,7 @@ def with_defaults(request: Request, config: RunConfig) -> Settled:
 
 def load_model(config: RunConfig, found: Checkpoint, channels: int, device: torch.device) -> VideoDiT | VideoLM:
     """The model with the checkpoint's weights: their moving average, if the run kept one."""
-    model = build(config.model, channels, config.seed, DTYPES[config.dtype]).to(device).eval()
+    model = build(config.model, channels, config.seed, DTYPES[config.dtype], config.objective).to(device).eval()
     folder = folder_of_weights(config)
     if folder is not None:
         fill(folder, model)

@@ -27,13 +27,14 @@ from launcher.config import RunConfig
 from launcher.sampling import load_model, open_run
 from launcher.streams import geometry_of
 from launcher.talk_maker import TalkMaker
-from models.backbone import Rope
+from models.backbone import Plans, Rope
 from models.kinds import DTYPES, build_talk_objective
 from models.streaming import Streamer
-from models.video_lm import VideoLM, VideoLMConfig
+from models.video_lm import VideoLM, VideoLMConfig, masks_of
 from parallel.errors import InputError
 from parallel.mesh import Groups, Mesh
 from parallel.packed import ANSWERED, ASKED, Document
+from parallel.plan import local_plan
 
 MOST_WORDS = 256
 Ints = npt.NDArray[np.int64]
@@ -46,10 +47,12 @@ class Asked:
 
     Attributes:
         embeddings: [tokens, dim].
+        plans: who of them sees whom.
         words: tokens of what the assistant said in the record, its end included; empty if nothing.
     """
 
     embeddings: Tensor
+    plans: Plans
     words: tuple[int, ...]
 
 
@@ -107,12 +110,15 @@ class Speaker:
         document = Document("", 0, "", (len(laid), 1, 1))
         heard, _ = self.maker.hear([document], [laid], lambda begin, end: frames[begin:end], self.rope)
         embeddings = self.model.embedded(heard)
-        return Asked(embeddings[: first + 1], tuple(laid.labels[first : int(said[-1]) + 1].tolist()))
+        # no token sees a later one but in its own frame, and frames are whole before the answer
+        masks = masks_of(self.maker.model, [laid.before(first + 1).runs])
+        plans = {window: local_plan(mask) for window, mask in masks.items()}
+        return Asked(embeddings[: first + 1], plans, tuple(laid.labels[first : int(said[-1]) + 1].tolist()))
 
     def answer(self, asked: Asked, most: int = MOST_WORDS) -> str:
         """The likeliest words, up to the end of the turn."""
         end, words = self.ends, []
-        for word in Streamer(self.model.lm).say(asked.embeddings, most):
+        for word in self._streamer().say(asked.embeddings, most, asked.plans):
             if word in end:
                 break
             words.append(word)
@@ -123,10 +129,15 @@ class Speaker:
         """log p of these words as the answer, its end included, per token."""
         words = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], *asked.words[-1:]]
         taken = torch.tensor(words, device=asked.embeddings.device)
-        streamer = Streamer(self.model.lm)
-        hidden = streamer.hear(torch.cat((asked.embeddings, self.model.lm.embed(taken[:-1]))))
-        logits = self.model.lm.logits(hidden[-len(words) :]).double()
+        streamer = self._streamer()
+        last = streamer.hear(asked.embeddings, asked.plans)[-1:]
+        more = streamer.hear(self.model.lm.embed(taken[:-1])) if len(words) > 1 else last[:0]
+        logits = self.model.lm.logits(torch.cat((last, more))).double()
         return float(logits.log_softmax(dim=1).gather(1, taken[:, None]).mean())
+
+    def _streamer(self) -> Streamer:
+        mask = self.maker.model.mask
+        return Streamer(self.model.lm, mask.window or mask.chunk, mask.sinks)
 
     @property
     def ends(self) -> set[int]:

@@ -22,9 +22,9 @@ from data.stream import Pack
 from data.talk_stream import TalkStream
 from data.video import Frames
 from launcher.feed import MicroStep, checksum
-from models.backbone import Rope, Window
+from models.backbone import Rope, Window, windows_of
 from models.schedule import area_of
-from models.video_lm import Heard, Objective, VideoLMConfig, masks_of
+from models.video_lm import Heard, MaskConfig, Objective, VideoLMConfig, masks_of
 from models.vision import Places, Seen, places_for
 from parallel.errors import InputError
 from parallel.mesh import Groups
@@ -57,9 +57,13 @@ class TalkMaker:
         """The model has a row for every token of the tokenizer."""
         refuse_other_vocabulary(curriculum, self.model.vocabulary)
 
-    def area(self, document: Document) -> float:
+    def area(self, stream: TalkStream, pack: Pack) -> float:
         """See `Maker`."""
-        return area_of(self.model.attention, document.grid)
+        if self.objective.sees == "past" and self.model.mask == MaskConfig():
+            return sum(area_of(self.model.attention, document.grid) for document in pack.documents)
+        made = masks_of(self.model, [stream.laid(row).runs for row in pack.rows], self.objective.sees)
+        layers = windows_of(self.model.text)
+        return sum(made[window].area for window in layers) / len(layers)
 
     def micro_step(self, stream: TalkStream, pack: Pack) -> MicroStep:
         """See `Maker`."""
@@ -92,7 +96,7 @@ class TalkMaker:
             shown: frames [begin, end) of all that they see, laid end to end: uint8 [n, height, width, 3].
             rope: see `Heard`.
         """
-        masks = masks_of(self.model, [len(one) for one in laid], self.objective.causal)
+        masks = masks_of(self.model, [one.runs for one in laid], self.objective.sees)
         split = balanced(max(masks.values(), key=lambda mask: mask.area), self.groups.mesh)
         ranges = split.ranges[self.groups.place.sequence]
         here = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for start, stop in ranges)])
@@ -104,7 +108,7 @@ class TalkMaker:
             places = places_for(tuple(zip(starts.tolist(), (starts + rows).tolist(), strict=True)), split, self.groups)
             seen = self._seen(self.model.views, laid, rows, places, shown)
         learned = [
-            self.objective.learned(one.tokens, one.labels, one.kinds, document.key)
+            self.objective.learned(one.tokens, one.labels, one.kinds, one.visual, document.key)
             for one, document in zip(laid, documents, strict=True)
         ]
         weight = np.concatenate([one.weight * d.weight for one, d in zip(learned, documents, strict=True)])[here]

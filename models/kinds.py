@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import partial
 from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, BeforeValidator
 
 from models import dit, video_lm
+from models.contrastive import Contrast
 from models.dit import VideoDiT, VideoDiTConfig
 from models.flow import RectifiedFlow, RectifiedFlowConfig
 from models.masked_token import MaskedToken, MaskedTokenConfig
 from models.next_token import NextToken, NextTokenConfig
 from models.video_lm import VideoLM, VideoLMConfig
+from models.video_text import VideoText, VideoTextConfig
 from parallel.errors import InputError
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}  # of models, by name
 AnyModelConfig = VideoDiTConfig | VideoLMConfig
-TalkObjectiveConfig = NextTokenConfig | MaskedTokenConfig
+TalkObjectiveConfig = NextTokenConfig | MaskedTokenConfig | VideoTextConfig
 AnyObjectiveConfig = RectifiedFlowConfig | TalkObjectiveConfig
 MODELS: dict[str, type[AnyModelConfig]] = {"video_dit": VideoDiTConfig, "video_lm": VideoLMConfig}
 OBJECTIVES: dict[str, type[AnyObjectiveConfig]] = {
     "rectified_flow": RectifiedFlowConfig,
     "next_token": NextTokenConfig,
     "masked_token": MaskedTokenConfig,
+    "video_text": VideoTextConfig,
 }
 LEARNS: dict[type[AnyModelConfig], tuple[type[AnyObjectiveConfig], ...]] = {  # what each model can learn
     VideoDiTConfig: (RectifiedFlowConfig,),
-    VideoLMConfig: (NextTokenConfig, MaskedTokenConfig),
+    VideoLMConfig: (NextTokenConfig, MaskedTokenConfig, VideoTextConfig),
 }
 
 
@@ -60,13 +64,22 @@ def refuse_other_objective(model: AnyModelConfig, objective: AnyObjectiveConfig)
         InputError: this one does not learn that.
     """
     kinds = LEARNS[type(model)]
+    if isinstance(objective, VideoTextConfig) and isinstance(model, VideoLMConfig) and (model.path or not model.views):
+        found = f"model.path: {model.path}, vision: {model.vision}"
+        raise InputError("video_text is learned from scratch, by a model that sees", found, "give model.vision")
     if not isinstance(objective, kinds):
         names = [name for name, kind in OBJECTIVES.items() if kind in kinds]
         found = f"model.kind: {model.kind}, objective.kind: {objective.kind}"
         raise InputError(f"a {model.kind} learns: {', '.join(names)}", found, f"objective.kind={names[0]}")
 
 
-def build(config: AnyModelConfig, channels: int, seed: int, dtype: torch.dtype) -> VideoDiT | VideoLM:
+def build(
+    config: AnyModelConfig,
+    channels: int,
+    seed: int,
+    dtype: torch.dtype,
+    objective: AnyObjectiveConfig | None = None,
+) -> VideoDiT | VideoLM:
     """The model of `config`, its first numbers a function of `seed` alone.
 
     Args:
@@ -74,9 +87,13 @@ def build(config: AnyModelConfig, channels: int, seed: int, dtype: torch.dtype) 
         channels: of latents, for one that draws.
         seed: of the first numbers.
         dtype: of the model.
+        objective: what it learns, which may have parameters of its own.
     """
     if isinstance(config, VideoLMConfig):
-        return video_lm.build(config, dtype, seed)
+        contrast = None
+        if isinstance(objective, VideoTextConfig):
+            contrast = partial(Contrast, width=objective.width, temperature=objective.temperature)
+        return video_lm.build(config, dtype, seed, contrast)
     return dit.build(config, channels, seed, dtype)
 
 
@@ -86,8 +103,10 @@ def build_flow(config: AnyObjectiveConfig) -> RectifiedFlow:
     return RectifiedFlow(config)
 
 
-def build_talk_objective(config: AnyObjectiveConfig) -> NextToken | MaskedToken:
+def build_talk_objective(config: AnyObjectiveConfig) -> NextToken | MaskedToken | VideoText:
     """The objective of a model that speaks."""
+    if isinstance(config, VideoTextConfig):
+        return VideoText(config)
     if isinstance(config, MaskedTokenConfig):
         return MaskedToken(config)
     assert isinstance(config, NextTokenConfig), f"{config.kind} says nothing"

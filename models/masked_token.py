@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from models.next_token import Ints, Learned
+from models.next_token import Bools, Ints, Learned
 from parallel.packed import CODED
 from parallel.random import key_of, normal, uniform
 from parallel.relayout import IGNORED
@@ -39,12 +39,12 @@ class MaskedTokenConfig(BaseModel):
 class MaskedToken:
     """The objective."""
 
-    causal = False
+    sees: Literal["all"] = "all"
 
     def __init__(self, config: MaskedTokenConfig) -> None:
         self.config = config
 
-    def learned(self, tokens: Ints, labels: Ints, kinds: Ints, key: int) -> Learned:
+    def learned(self, tokens: Ints, labels: Ints, kinds: Ints, visual: Bools, key: int) -> Learned:
         """Of one conversation; `kinds` are those of the labels, so a token's own kind is that of the label before."""
         own = np.append(0, kinds[:-1])
         codes = np.flatnonzero(own == CODED)
@@ -56,9 +56,9 @@ class MaskedToken:
         masked[hidden], found[hidden], weight[hidden] = self.config.token, tokens[hidden], 1.0
         return Learned(masked, found, weight)
 
-    def head(self, lm: Any, hidden: Tensor, heard: Any) -> Tensor:
+    def head(self, model: Any, hidden: Tensor, heard: Any) -> Tensor:
         """As of `NextToken`: the labels stand where they are to be named."""
-        loss: Tensor = lm.loss(hidden, heard.labels, heard.packed.weight)[0]
+        loss: Tensor = model.lm.loss(hidden, heard.labels, heard.packed.weight)[0]
         return loss
 
     def loss(self, prediction: Tensor, heard: Any) -> tuple[Tensor, Tensor]:

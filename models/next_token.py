@@ -19,6 +19,7 @@ from torch import Tensor
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 
 class NextTokenConfig(BaseModel):
@@ -41,7 +42,7 @@ class NextTokenConfig(BaseModel):
     silent: float = Field(default=1.0, ge=0)
     per: Literal["token", "sample"] = "token"
 
-    def weigh(self, kinds: Ints, labelled: npt.NDArray[np.bool_]) -> Floats:
+    def weigh(self, kinds: Ints, labelled: Bools) -> Floats:
         """[tokens] weights of one conversation, of the kinds of its labels (`parallel.packed`)."""
         by_kind = np.array([self.asked, self.answered, self.coded, self.silent])
         found = np.where(labelled, by_kind[kinds], 0.0)
@@ -67,18 +68,18 @@ class Learned:
 class NextToken:
     """The objective."""
 
-    causal = True
+    sees: Literal["past"] = "past"
 
     def __init__(self, config: NextTokenConfig) -> None:
         self.config = config
 
-    def learned(self, tokens: Ints, labels: Ints, kinds: Ints, key: int) -> Learned:
+    def learned(self, tokens: Ints, labels: Ints, kinds: Ints, visual: Bools, key: int) -> Learned:
         """Of one conversation; `key` is that of its document."""
         return Learned(tokens, labels, self.config.weigh(kinds, labels >= 0))
 
-    def head(self, lm: Any, hidden: Tensor, heard: Any) -> Tensor:
+    def head(self, model: Any, hidden: Tensor, heard: Any) -> Tensor:
         """The sum over local tokens of weight x cross entropy; see `Backbone.loss`."""
-        loss: Tensor = lm.loss(hidden, heard.labels, heard.packed.weight)[0]
+        loss: Tensor = model.lm.loss(hidden, heard.labels, heard.packed.weight)[0]
         return loss
 
     def loss(self, prediction: Tensor, heard: Any) -> tuple[Tensor, Tensor]:

@@ -91,21 +91,28 @@ class Streamer:
         self.memory = Memory(tuple(_narrower(window, own) for own in self.own), sinks)
 
     @torch.no_grad()
-    def hear(self, embeddings: Tensor) -> Tensor:
-        """What the model says to new tokens: [tokens, dim] -> hidden [tokens, dim]."""
+    def hear(self, embeddings: Tensor, plans: Plans | None = None) -> Tensor:
+        """What the model says to new tokens: [tokens, dim] -> hidden [tokens, dim].
+
+        Args:
+            embeddings: of the new tokens.
+            plans: at the beginning: who of them sees whom, by window of the layer's own; else each sees the past.
+        """
         memory, new = self.memory, len(embeddings)
-        by_window = memory.plans(new)
-        # layers ask by their own window: two of them with one own window have one of ours
-        plans = {own: by_window[ours] for own, ours in zip(self.own, memory.windows, strict=True)}
+        assert plans is None or memory.seen == 0, "later tokens see the past"
+        if plans is None:
+            by_window = memory.plans(new)
+            # layers ask by their own window: two of them with one own window have one of ours
+            plans = {own: by_window[ours] for own, ours in zip(self.own, memory.windows, strict=True)}
         position = torch.arange(memory.seen, memory.seen + new, device=embeddings.device)
         hidden = self.backbone.hidden(embeddings, position, plans, memory)
         memory.seen += new
         return hidden
 
     @torch.no_grad()
-    def say(self, embeddings: Tensor, most: int) -> Iterator[int]:
+    def say(self, embeddings: Tensor, most: int, plans: Plans | None = None) -> Iterator[int]:
         """The likeliest next words after hearing these, at most so many; each is heard in turn."""
-        hidden = self.hear(embeddings)
+        hidden = self.hear(embeddings, plans)
         for _ in range(most):
             word = self.backbone.logits(hidden[-1:]).argmax()
             yield int(word)

@@ -9,9 +9,10 @@ The shape is that of LLaVA, so that its weights load and save under their own na
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,10 +22,13 @@ from torch import Tensor, nn
 
 from models import backbone, vision
 from models.backbone import Backbone, Plans, Rope, Window, windows_of
-from models.next_token import Ints, Learned
+from models.contrastive import Contrast
+from models.next_token import Bools, Ints, Learned
 from models.schedule import AttentionConfig
 from models.vision import Places, Seen, VisionLM
+from parallel import composite
 from parallel import mask as masks
+from parallel.composite import Runs
 from parallel.errors import InputError
 from parallel.geometry import Grid
 from parallel.mask import Mask
@@ -33,6 +37,7 @@ from parallel.packed import Packed
 from parallel.views import Views
 
 USUAL_NORMAL = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # mean and deviation of pixels: those of SigLIP
+Sees = Literal["past", "all", "apart"]
 Part = Literal["vision", "projector", "language"]
 TOWER, LAYERS = "model.vision_tower.", "model.language_model."
 PARTS: dict[Part, tuple[str, ...]] = {  # prefixes of parameters
@@ -40,6 +45,55 @@ PARTS: dict[Part, tuple[str, ...]] = {  # prefixes of parameters
     "projector": ("model.multi_modal_projector.",),
     "language": (LAYERS, "lm_head."),
 }
+
+
+class MaskConfig(BaseModel):
+    """Who of a conversation sees whom; by default each token sees all before it. Layers with a window keep theirs.
+
+    Attributes:
+        visual: what a row of a visual sees: the "past"; its frame as a "whole" and the past; "itself" alone (EE-MLLM,
+            arXiv:2408.11795: no attention among visual tokens); its own "frame" alone.
+        window: a token sees so many before it, and the sinks.
+        chunk: instead, a token sees its chunk of so many tokens, and the sinks (StreamingVLM, arXiv:2510.09608).
+        overlap: of two chunks.
+        sinks: first tokens that all see.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    visual: Literal["past", "whole", "itself", "frame"] = "past"
+    window: int | None = Field(default=None, ge=1)
+    chunk: int | None = Field(default=None, ge=1)
+    overlap: int = Field(default=0, ge=0)
+    sinks: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> MaskConfig:
+        if self.window and self.chunk:
+            raise InputError("tokens see a window or a chunk", f"{self.window} and {self.chunk}", "leave one out")
+        if self.overlap and not (self.chunk and self.overlap < self.chunk):
+            found = f"overlap {self.overlap} of chunks of {self.chunk}"
+            raise InputError("chunks overlap by less than their length", found, "a smaller model.mask.overlap")
+        if self.sinks and not (self.window or self.chunk):
+            raise InputError("sinks are beside a window or a chunk", f"sinks: {self.sinks}", "give model.mask.window")
+        return self
+
+    def of(self, runs: Runs) -> Mask:
+        """The mask of one conversation."""
+        length = sum(rows for _, rows in runs)
+        made: dict[str, Callable[[], Mask]] = {
+            "past": lambda: masks.causal(length),
+            "whole": lambda: composite.frames_whole(runs),
+            "itself": lambda: composite.unaware(runs),
+            "frame": lambda: composite.unaware(runs, own_frame=True),
+        }
+        found = made[self.visual]()
+        if self.window:
+            after = length - 1 if self.visual == "whole" else 0
+            return found & masks.window(length, self.window - 1, after, self.sinks)
+        if self.chunk:
+            return found & composite.chunks(length, self.chunk, self.overlap, self.sinks)
+        return found
 
 
 class VideoLMConfig(BaseModel):
@@ -52,6 +106,7 @@ class VideoLMConfig(BaseModel):
         pool: rows of a frame are averaged over pool x pool neighbours.
         merge: rows of so many frames are averaged into those of one view.
         slow: every so many-th view is whole, the others are one row; 1 for whole ones alone.
+        mask: who sees whom.
         freeze: parts that are not trained.
         recompute: keep only the input of each layer and its attention for the backward pass, compute the rest again.
     """
@@ -65,6 +120,7 @@ class VideoLMConfig(BaseModel):
     pool: int = Field(default=1, ge=1)
     merge: int = Field(default=1, ge=1)
     slow: int = Field(default=1, ge=1)
+    mask: MaskConfig = MaskConfig()
     freeze: tuple[Part, ...] = ()
     recompute: bool = False
 
@@ -162,15 +218,18 @@ class Objective(Protocol):
     """What a language model learns.
 
     Attributes:
-        causal: whether tokens see the past alone.
+        sees: what tokens see: the past, by the model's mask; all of the conversation; or, apart, the past of words
+            sees words and the past of visuals visuals.
     """
 
-    causal: bool
+    @property
+    def sees(self) -> Sees:
+        """See above."""
 
-    def learned(self, tokens: Ints, labels: Ints, kinds: Ints, key: int) -> Learned:
-        """Of one conversation."""
+    def learned(self, tokens: Ints, labels: Ints, kinds: Ints, visual: Bools, key: int) -> Learned:
+        """Of one conversation: see `data.laying.Laid`; `key` is that of its document."""
 
-    def head(self, lm: Any, hidden: Tensor, heard: Any) -> Tensor:
+    def head(self, model: Any, hidden: Tensor, heard: Any) -> Tensor:
         """This rank's part of the sum of weighted losses."""
 
     def loss(self, prediction: Tensor, heard: Any) -> tuple[Tensor, Tensor]:
@@ -213,17 +272,20 @@ class VideoLM(nn.Module):
     Args:
         lm: the model.
         pool: see `VideoLMConfig`.
+        contrast: of video and words, where that is learned.
     """
 
-    def __init__(self, lm: Backbone, pool: int = 1) -> None:
+    def __init__(self, lm: Backbone, pool: int = 1, contrast: Contrast | None = None) -> None:
         super().__init__()
         self.lm, self.pool = lm, pool
+        if contrast is not None:
+            self.contrast = contrast
 
     def forward(self, heard: Heard, plans: Plans) -> Tensor:
         """This rank's part of the sum of weighted losses. Collective over the ranks of the replica."""
         self.lm.turn(heard.rope)
         hidden = self.lm.hidden(self.embedded(heard), heard.packed.position, plans)
-        return heard.objective.head(self.lm, hidden, heard)
+        return heard.objective.head(self, hidden, heard)
 
     def embedded(self, heard: Heard) -> Tensor:
         """Words, and rows of visuals in their places: [tokens, dim]."""
@@ -233,15 +295,30 @@ class VideoLM(nn.Module):
         return self.lm.see(heard.tokens, heard.seen, heard.places, heard.groups, self.pool)
 
 
-def build(config: VideoLMConfig, dtype: torch.dtype, seed: int) -> VideoLM:
-    """The model of a config, its first numbers a function of `seed` alone; frozen parts are not trained."""
+def build(
+    config: VideoLMConfig, dtype: torch.dtype, seed: int, contrast: Callable[[int], Contrast] | None = None
+) -> VideoLM:
+    """The model of a config, its first numbers a function of `seed` alone; frozen parts are not trained.
+
+    Args:
+        config: of the model.
+        dtype: of its numbers.
+        seed: of the first of them.
+        contrast: makes one for rows of a width, where that is learned.
+    """
     make = vision.make if config.views else backbone.make
     lm = make(config.transformers, dtype, seed, config.recompute)
     still = (*(prefix for part in config.freeze for prefix in PARTS[part]), *unused(config))
     for name, parameter in lm.model.named_parameters():
         plain = name if config.views else name.replace("model.", LAYERS, 1)
         parameter.requires_grad_(not plain.startswith(still))
-    return VideoLM(lm, config.pool)
+    if contrast is None:
+        return VideoLM(lm, config.pool)
+    for parameter in lm.model.lm_head.parameters():
+        parameter.requires_grad_(lm.model.config.get_text_config().tie_word_embeddings)  # nothing is said
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        return VideoLM(lm, config.pool, contrast(config.dim).to(dtype))
 
 
 def unused(config: VideoLMConfig) -> tuple[str, ...]:
@@ -256,11 +333,34 @@ def unused(config: VideoLMConfig) -> tuple[str, ...]:
     return tuple(f"{TOWER}{inner}{name}" for name in found for inner in ("", "vision_model."))
 
 
-def masks_of(config: VideoLMConfig, lengths: Sequence[int], causal: bool = True) -> dict[Window, Mask]:
-    """Who sees whom in a pack, by window of the layer's own."""
-    if causal:
+def masks_of(config: VideoLMConfig, documents: Sequence[Runs], sees: Sees = "past") -> dict[Window, Mask]:
+    """Who sees whom in a pack, by window of the layer's own.
+
+    Args:
+        config: of the model.
+        documents: the runs of each.
+        sees: see `Objective`.
+    """
+    lengths = [sum(rows for _, rows in runs) for runs in documents]
+    if sees != "past":
+        found = masks.packed(lengths) if sees == "all" else masks.stack([apart(runs) for runs in documents])
+        return dict.fromkeys(config.windows, found)
+    if config.mask == MaskConfig():
         return backbone.masks_of(config.windows, lengths)
-    return {window: masks.packed(lengths) for window in config.windows}
+    whole = masks.stack([config.mask.of(runs) for runs in documents])
+    near = backbone.masks_of(config.windows, lengths)
+    return {window: whole if window is None else whole & near[window] for window in config.windows}
+
+
+def apart(runs: Runs) -> Mask:
+    """Words see the words before them, rows of visuals the rows before them."""
+    kinds = [kind for kind, _ in groupby(runs, key=lambda run: run[0])]
+    lengths = [sum(rows for _, rows in of_kind) for _, of_kind in groupby(runs, key=lambda run: run[0])]
+    past: list[list[masks.Sees]] = [
+        ["none" if there != here or j > i else "past" if i == j else "all" for j, there in enumerate(kinds)]
+        for i, here in enumerate(kinds)
+    ]
+    return masks.parts(lengths, past)
 
 
 def config_of(language: dict[str, Any], tower: dict[str, Any] | None) -> Any:

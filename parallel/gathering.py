@@ -41,8 +41,8 @@ class Gathered(NamedTuple):
     mine: slice
 
 
-def gather(x: Tensor, groups: Groups) -> Gathered:
-    """The rows of all ranks of the mesh. Collective, and so is its backward.
+def gather(x: Tensor, groups: Groups, replica: bool = False) -> Gathered:
+    """The rows of all ranks of the mesh, or of the replica. Collective, and so is its backward.
 
     The messages are as long as if every rank had as many rows as the one with most. Gradients travel in the dtype of
     the rows and are summed in float32 (float64 for float64), in the order of the ranks: always the same bits.
@@ -50,21 +50,23 @@ def gather(x: Tensor, groups: Groups) -> Gathered:
     Args:
         x: [rows, ...], any number of rows, or none; beyond that of one shape and dtype on all ranks.
         groups: of this rank.
+        replica: of the ranks that share this rank's packs alone.
 
     Raises:
         InputError: on every rank, if shapes or dtypes differ, or the dtype is not one of `DTYPES`.
     """
-    if groups.mesh.ranks == 1:
+    place, ranks = groups.place, groups.mesh.sequence_ranks if replica else groups.mesh.ranks
+    if ranks == 1:
         return Gathered(x, slice(0, len(x)))
-    place = groups.place
-    rank = place.replica * groups.mesh.sequence_ranks + place.sequence
-    told = _everyones(x, groups.mesh.ranks)
+    rank = place.sequence if replica else place.replica * groups.mesh.sequence_ranks + place.sequence
+    group = groups.sequence if replica else None
+    told = _everyones(x, ranks, group)
     _refuse_differences(told)
     counts = [rows for rows, *_ in told]
     if any(wants for _, wants, *_ in told) and torch.is_grad_enabled() and not x.requires_grad:
         x = x.detach().requires_grad_()  # else this rank would stay away from the backward of the others
     stops = list(accumulate(counts, initial=0))
-    rows: Tensor = _Gather.apply(x, counts, rank)  # type: ignore[no-untyped-call]
+    rows: Tensor = _Gather.apply(x, counts, rank, group)  # type: ignore[no-untyped-call]
     return Gathered(rows, slice(stops[rank], stops[rank + 1]))
 
 
@@ -75,33 +77,33 @@ def numbers(documents: int, groups: Groups) -> Tensor:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, counts: Sequence[int], rank: int) -> Tensor:
-        ctx.counts, ctx.rank = counts, rank
+    def forward(ctx: Any, x: Tensor, counts: Sequence[int], rank: int, group: Any) -> Tensor:
+        ctx.counts, ctx.rank, ctx.group = counts, rank, group
         padded = x.new_zeros(max(counts), *x.shape[1:])
         padded[: len(x)] = x
         found = x.new_empty(len(counts), *padded.shape)
         if padded.numel():
-            dist.all_gather(list(found), padded)
+            dist.all_gather(list(found), padded, group)
         return torch.cat([rows[:count] for rows, count in zip(found, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         ranks, mine = len(ctx.counts), ctx.counts[ctx.rank]
         arrived = grad.new_empty(ranks * mine, *grad.shape[1:])
         if grad.numel():
-            dist.all_to_all_single(arrived, grad.contiguous(), [mine] * ranks, list(ctx.counts))
+            dist.all_to_all_single(arrived, grad.contiguous(), [mine] * ranks, list(ctx.counts), ctx.group)
         each = arrived.reshape(ranks, mine, *grad.shape[1:])
-        return each.to(accumulator(grad.dtype)).sum(0).to(grad.dtype), None, None
+        return each.to(accumulator(grad.dtype)).sum(0).to(grad.dtype), None, None, None
 
 
-def _everyones(x: Tensor, ranks: int) -> list[list[int]]:
+def _everyones(x: Tensor, ranks: int, group: Any) -> list[list[int]]:
     """Of each rank: rows, whether they want gradients, number of its dtype, and the shape of a row."""
     wants = x.requires_grad and torch.is_grad_enabled()
     dtype = DTYPES.index(x.dtype) if x.dtype in DTYPES else -1
     shape = [*x.shape[1:], 0, 0, 0][:3]
     mine = torch.tensor([len(x), wants, dtype, x.ndim, *shape], device=x.device)
     everyone = mine.new_empty(ranks, len(mine))
-    dist.all_gather(list(everyone), mine)
+    dist.all_gather(list(everyone), mine, group)
     told: list[list[int]] = everyone.tolist()
     return told
 
