@@ -124,7 +124,8 @@ def lay(
             silent.append(ends[: len(ends) * sight.watched] - 1)
             at += int(of_sight.sum())
         if of_visual[-1].watched and ANSWERED in kinds[spot + 1 : stop]:
-            speaks.append(silent[-1][-1:])  # after its last view the model begins to speak
+            of_all = np.concatenate(silent[-len(of_visual) :])  # its last clips may show nothing of this stretch
+            speaks.append(of_all[-1:])  # after its last view the model begins to speak
         pieces.append(tokens[spot + 1 : stop])
         said.append(kinds[spot + 1 : stop])
         at += stop - spot - 1

@@ -55,7 +55,9 @@ def frames_of(path: Path, sampling: Sampling) -> Frames:
     """
     if not path.is_file():
         raise InputError("a video or an image is a file", f"{path}: no such file", "give its path")
-    if image.suffix_of(path.open("rb").read(image.MAGIC)):
+    with path.open("rb") as file:
+        head = file.read(image.MAGIC)
+    if image.suffix_of(head):
         found = image.decode(path.read_bytes())
         return _cropped(image.decode(path.read_bytes(), sampling.scaled(*found.shape[1:3])), sampling)
     told = video.probe(path)

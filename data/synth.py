@@ -71,10 +71,7 @@ def synth(
     if size % 2:
         raise InputError("size is even, as video needs", str(size), f"give {size + 1}")
     names = [f"clip-{number:05d}.mp4" for number in range(clips)]
-    others = sorted({path.name for path in out.iterdir()} - {*names, FILE_NAME}) if out.is_dir() else []
-    if others or (out.exists() and not out.is_dir()):
-        found = f"{out} has: {', '.join(others[:5])}" if others else f"{out} is a file"
-        raise InputError("the output is an empty or a new folder", found, "give another folder")
+    refuse_others(out, {*names, FILE_NAME})
     out.mkdir(parents=True, exist_ok=True)
     captions = {}
     for number, name in enumerate(names):
@@ -91,6 +88,18 @@ def synth(
     write_json(out / FILE_NAME, captions)
 
 
+def refuse_others(out: Path, names: set[str]) -> None:
+    """A folder that is new, or holds nothing but files of these names.
+
+    Raises:
+        InputError: it holds others, or is a file.
+    """
+    others = sorted({path.name for path in out.iterdir()} - names) if out.is_dir() else []
+    if others or (out.exists() and not out.is_dir()):
+        found = f"{out} has: {', '.join(others[:5])}" if others else f"{out} is a file"
+        raise InputError("the output is an empty or a new folder", found, "give another folder")
+
+
 def draw(colour: str, shape: str, direction: str, chance: Sequence[float], frames: int = 8, size: int = 32) -> Frames:
     """One clip, uint8 RGB [frames, size, size, 3]; `chance`: side, travel, start along and across, each 0 to 1."""
     side, travel = size * SHAPE_PART * (0.9 + 0.2 * chance[0]), size * TRAVEL_PART * (0.9 + 0.2 * chance[1])
@@ -99,6 +108,11 @@ def draw(colour: str, shape: str, direction: str, chance: Sequence[float], frame
     dx, dy = DIRECTIONS[direction]
     moving = along if dx + dy > 0 else size - side - along
     left, top = (moving, across) if dx else (across, moving)
+    return paint(cover(shape, left, top, side, size), colour)
+
+
+def cover(shape: str, left: Floats, top: Floats, side: float, size: int) -> Floats:
+    """The part of each pixel that a shape fills, [frames, size, size]; `left` and `top` of it in pixels, [frames]."""
     grid = (np.arange(size * SUPERSAMPLING) + 0.5) / SUPERSAMPLING
     x = (grid[None, :] - left[:, None] - side / 2) / (side / 2)  # [frames, fine pixels], -1 to 1 inside the shape
     y = (grid[None, :] - top[:, None] - side / 2) / (side / 2)
@@ -106,9 +120,15 @@ def draw(colour: str, shape: str, direction: str, chance: Sequence[float], frame
         inside = (np.abs(y) <= 1)[:, :, None] & (np.abs(x) <= 1)[:, None, :]
     else:
         inside = (y * y)[:, :, None] + (x * x)[:, None, :] <= 1
-    cells = inside.reshape(frames, size, SUPERSAMPLING, size, SUPERSAMPLING)
-    cover = cells.mean(axis=(2, 4))[..., None]  # [frames, size, size, 1]
-    pixels: Floats = cover * np.array(COLOURS[colour]) + (1 - cover) * np.array(BACKGROUND)
+    cells = inside.reshape(len(left), size, SUPERSAMPLING, size, SUPERSAMPLING)
+    filled: Floats = cells.mean(axis=(2, 4))
+    return filled
+
+
+def paint(filled: Floats, colour: str, ground: tuple[int, int, int] = BACKGROUND) -> Frames:
+    """What is filled [frames, size, size] in a colour, the rest in that of the ground; uint8 RGB."""
+    part = filled[..., None]
+    pixels: Floats = part * np.array(COLOURS[colour]) + (1 - part) * np.array(ground)
     return np.rint(pixels).astype(np.uint8)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ def records_of(path: Path) -> Iterator[tuple[str, Any]]:
     """
     rule, remedy = "conversations are a JSON list, or a JSON object a line", "see docs/video-language.md for the forms"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(rule, f"{path}: {getattr(error, 'strerror', None) or error}", remedy) from None
     if text.lstrip()[:1] == "[":
@@ -31,7 +31,7 @@ def records_of(path: Path) -> Iterator[tuple[str, Any]]:
             raise InputError(rule, f"{path}: {error}", remedy) from None
         yield from ((f"{path}, record {number}", record) for number, record in enumerate(found, 1))
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold other separators of Unicode
         if line.strip():
             try:
                 yield f"{path}, line {number}", json.loads(line)
@@ -51,3 +51,8 @@ def captions_of(index: Index, question: str = QUESTION) -> Iterator[tuple[str, A
             }
             said = {"role": "assistant", "content": caption}
             yield index.uid(row), {"id": index.uid(row), "messages": [asked, said]}
+
+
+def as_lines(records: Iterable[Any]) -> bytes:
+    """A JSON object a line."""
+    return "".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode()

@@ -2,6 +2,7 @@
 
     {"id": ..., "video": "a.mp4", "conversations": [...]}      --conversation_of, encode-->   tokens, kinds, spots
     "a.mp4"                    --index: file, name or uid-->   the clips that were cut from it, in order
+                               --coder, if there is one-->     codes, as tokens of the same vocabulary
 
 A record that cannot be used stops the work with the reason, or is left out and listed, as the person decides.
 """
@@ -9,13 +10,14 @@ A record that cannot be used stops the work with the reason, or is left out and 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from blake3 import blake3
 
@@ -26,9 +28,11 @@ from data.index import Index
 from data.shards import digest_file, digest_of, make_folder, publish_file, temporary_of, write_bytes, write_json
 from data.tokenizers import silence_of
 from parallel.errors import InputError
-from parallel.packed import ANSWERED, ASKED
+from parallel.packed import ANSWERED, ASKED, CODED
 
+Ints = npt.NDArray[np.int64]
 ROWS_A_PART = 1 << 15
+TOKENS_A_PART = 1 << 24  # as lists of Python they take 36 bytes each
 TEXT_CHARACTERS = 120
 
 
@@ -42,6 +46,7 @@ class Told:
         answers: tokens that the assistant says.
         visuals: places of videos and images.
         left_out: (record, reason).
+        codes: tokens of visuals, where these are words of the vocabulary.
     """
 
     kept: int
@@ -49,6 +54,22 @@ class Told:
     answers: int
     visuals: int
     left_out: list[tuple[str, str]]
+    codes: int = 0
+
+
+@dataclass(frozen=True)
+class Coder:
+    """Makes visuals words of the vocabulary: all that `data` knows of a quantiser of `models.codes`.
+
+    Attributes:
+        about: for the manifest: `words`, how many codes there are; and what it takes to code other visuals alike.
+        code: codes [n] from 0 to words - 1 of clips, by their uids in order, frame after frame, row by row.
+        files: kept beside the talks, so that a run needs nothing else.
+    """
+
+    about: Mapping[str, Any]
+    code: Callable[[Sequence[str]], Ints]
+    files: tuple[Path, ...] = ()
 
 
 class Names:
@@ -95,6 +116,7 @@ def write(
     places: Mapping[Kind, str] = DEFAULT_PLACES,
     leave_out: bool = False,
     on_progress: Callable[[int], None] | None = None,
+    coder: Coder | None = None,
 ) -> Told:
     """Write talks; the same arguments write the same bytes.
 
@@ -106,6 +128,8 @@ def write(
         places: words of the tokenizer that stand for visuals.
         leave_out: go on without records that cannot be used, and list them.
         on_progress: told how many records are done, now and then.
+        coder: visuals are as many tokens as they have codes, and the talks need no clips any more; None: each is one
+            token, in whose place a model puts what its tower sees.
 
     Raises:
         InputError: a record cannot be used (the first of them), or none can.
@@ -113,11 +137,14 @@ def write(
     _refuse_other_folder(out)
     index = Index.open(clips) if clips else None
     names, told = Names(index), Told(0, 0, 0, 0, [])
-    (out / talks.MANIFEST).unlink(missing_ok=True)  # talks are there once it is
-    rows = _rows(records, tokenizer, names, places, leave_out, told, on_progress)
+    for name in (talks.MANIFEST, talks.LEFT_OUT):  # talks are there once the first is
+        (out / name).unlink(missing_ok=True)
+    rows = _rows(records, tokenizer, names, places, leave_out, told, on_progress, coder)
     parts: list[dict[str, Any]] = []
-    while chunk := list(islice(rows, ROWS_A_PART)):
+    for chunk in _chunks(rows):
         parts.append(_write_part(out, len(parts), pa.Table.from_pylist(chunk, schema=talks.SCHEMA)))
+    for old in set((out / talks.PARTS).glob("*.arrow")) - {out / part["path"] for part in parts}:
+        old.unlink()
     if told.left_out:
         lines = "".join(json.dumps({"record": where, "reason": why}) + "\n" for where, why in told.left_out)
         write_bytes(out / talks.LEFT_OUT, lines.encode())
@@ -131,7 +158,11 @@ def write(
         "silence": silence_of(tokenizer),
         "places": {kind: int(found) for kind, found in _ids(tokenizer, places).items()},
     }
-    named = [{"folder": _relative(clips, out), "digest": index.digest}] if clips and index else []
+    if coder is not None:
+        mask = len(tokenizer) + int(coder.about["words"])
+        about |= {"codes": {**coder.about, "first": len(tokenizer)}, "mask": mask, "tokens": mask + 1}
+    _keep(coder.files if coder else (), out / talks.CODES)
+    named = [{"folder": _relative(clips, out), "digest": index.digest}] if clips and index and not coder else []
     write_json(out / talks.MANIFEST, talks.manifest_record(parts, about, named))
     return told
 
@@ -142,6 +173,21 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return str(blake3(text.encode()).hexdigest(length=16))
 
 
+def with_codes(tokens: Ints, kinds: Ints, spots: Ints, codes: Sequence[Ints]) -> tuple[Ints, Ints]:
+    """Tokens and their kinds with codes in the places of visuals.
+
+    Args:
+        tokens, kinds: of a conversation, each visual one of them.
+        spots: which of them stand for visuals.
+        codes: [n] of each visual, as tokens.
+    """
+    sizes, coded = np.ones(len(tokens), np.int64), np.zeros(len(tokens), bool)
+    sizes[spots], coded[spots] = [len(one) for one in codes], True
+    coded, found, of_kind = (np.repeat(values, sizes) for values in (coded, tokens, kinds))
+    found[coded], of_kind[coded] = np.concatenate([tokens[:0], *codes]), CODED
+    return found, of_kind
+
+
 def _rows(
     records: Iterable[tuple[str, Any]],
     tokenizer: Any,
@@ -150,11 +196,15 @@ def _rows(
     leave_out: bool,
     told: Told,
     on_progress: Callable[[int], None] | None,
+    coder: Coder | None,
 ) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     for number, (where, record) in enumerate(records, 1):
         try:
-            row = _row(conversation_of(record, where), tokenizer, names, places)
+            if not isinstance(record, Mapping):
+                raise InputError("a record is an object", f"{where}: {record!r}"[:200], "see docs/video-language.md")
+            conversation = conversation_of(record, where)
+            row = _row(conversation, tokenizer, names, places, coder)
             if row["uid"] in seen:
                 raise InputError("a conversation stands once", f"{where}: the same stood before", "leave one out")
         except InputError as error:
@@ -166,33 +216,92 @@ def _rows(
             continue
         seen.add(row["uid"])
         told.kept += 1
-        told.tokens += len(row["tokens"]) - len(row["spots"])
+        codes = row["kinds"].count(CODED)
+        told.codes += codes
+        told.tokens += len(row["tokens"]) - len(row["spots"]) - codes
         told.answers += row["kinds"].count(ANSWERED)
-        told.visuals += len(row["spots"])
+        told.visuals += len(conversation.visuals)
         if on_progress is not None and number % 100 == 0:
             on_progress(number)
         yield row
 
 
-def _row(conversation: Conversation, tokenizer: Any, names: Names, places: Mapping[Kind, str]) -> dict[str, Any]:
+def _row(
+    conversation: Conversation, tokenizer: Any, names: Names, places: Mapping[Kind, str], coder: Coder | None
+) -> dict[str, Any]:
+    parts = [part for turn in conversation.turns for part in turn.parts]
+    _refuse_half_characters(conversation.uid, parts)
     encoded = encode(conversation, tokenizer, lambda number, visual: [1], places)
-    said = " ".join(part for turn in conversation.turns for part in turn.parts if isinstance(part, str))
-    tokens, kinds = encoded.tokens.tolist(), np.where(encoded.answers, ANSWERED, ASKED).tolist()
-    visuals = [_visual(visual, names, conversation.uid) for visual in conversation.visuals]
+    tokens, kinds = encoded.tokens, np.where(encoded.answers, ANSWERED, ASKED)
+    spots, visuals = [place.start for place in encoded.places], []
+    if coder is None:
+        said = " ".join(part for part in parts if isinstance(part, str))
+        visuals = [_visual(visual, names, conversation.uid) for visual in conversation.visuals]
+    else:
+        said = " ".join(part if isinstance(part, str) else f"[{part.name}]" for part in parts)
+        codes = [_codes(visual, names, conversation.uid, coder) + len(tokenizer) for visual in conversation.visuals]
+        tokens, kinds = with_codes(tokens, kinds, np.array(spots, np.int64), codes)
+        spots = []
+    as_lists = tokens.tolist(), kinds.tolist()
     return {
-        "uid": digest_of(conversation.uid, tokens, kinds, visuals),
+        "uid": digest_of(conversation.uid, *as_lists, visuals),
         "text": said[:TEXT_CHARACTERS],
-        "tokens": tokens,
-        "kinds": kinds,
-        "spots": [place.start for place in encoded.places],
+        "tokens": as_lists[0],
+        "kinds": as_lists[1],
+        "spots": spots,
         "visuals": visuals,
     }
+
+
+def _refuse_half_characters(uid: str, parts: Sequence[str | Visual]) -> None:
+    """JSON can tell of half a character, which no tokenizer takes."""
+    for part in parts:
+        text = part if isinstance(part, str) else part.name
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            rule, remedy = "words are whole characters of Unicode", "mend the record, or leave it out"
+            raise InputError(rule, f"{uid}: {text[error.start : error.end]!a}", remedy) from None
+
+
+def _codes(visual: Visual, names: Names, uid: str, coder: Coder) -> Ints:
+    if visual.watched or visual.begin is not None or visual.end is not None:
+        found = f"{uid}: {visual.name}, from {visual.begin} to {visual.end} s"
+        raise InputError("a visual that is coded is seen whole", found, "leave out --codes, for streams and moments")
+    return coder.code(names.clips(visual.name, uid))
 
 
 def _visual(visual: Visual, names: Names, uid: str) -> dict[str, Any]:
     clips = names.clips(visual.name, uid)
     seconds = {"begin": visual.begin, "end": visual.end}
     return {"name": visual.name, "clips": clips, **seconds, "watched": visual.watched}
+
+
+def _chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """As many as make up a part."""
+    chunk: list[dict[str, Any]] = []
+    tokens = 0
+    for row in rows:
+        chunk.append(row)
+        tokens += len(row["tokens"])
+        if len(chunk) == ROWS_A_PART or tokens >= TOKENS_A_PART:
+            yield chunk
+            chunk, tokens = [], 0
+    if chunk:
+        yield chunk
+
+
+def _keep(files: Sequence[Path], folder: Path) -> None:
+    """Copies of these, and no others, in the folder."""
+    if files and folder.is_dir() and files[0].parent.samefile(folder):
+        return
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    for file in files:
+        make_folder(folder)
+        temporary = temporary_of(folder / file.name)
+        shutil.copyfile(file, temporary)
+        publish_file(temporary, folder / file.name)
 
 
 def _write_part(out: Path, number: int, table: pa.Table) -> dict[str, Any]:
@@ -220,7 +329,7 @@ def _relative(clips: Path, out: Path) -> str:
 
 
 def _refuse_other_folder(out: Path) -> None:
-    own = {talks.MANIFEST, talks.PARTS, talks.TOKENIZER, talks.LEFT_OUT}
+    own = {talks.MANIFEST, talks.PARTS, talks.TOKENIZER, talks.LEFT_OUT, talks.CODES}
     others = sorted(path.name for path in out.iterdir() if path.name not in own) if out.is_dir() else []
     if others or (out.exists() and not out.is_dir()):
         found = f"{out} has: {', '.join(others[:5])}" if others else f"{out} is a file"

@@ -4,11 +4,16 @@
       talks.json            what it is: parts and their hashes, the tokenizer, the clips; written last
       parts/00000.arrow     one row a conversation: tokens, what each is, where visuals stand, which clips they are
       tokenizer/            a copy, so that a run needs nothing else
+      codes/                with `--codes FOLDER`, a copy of that, too
       left-out.jsonl        records that were left out, and why
 
 A visual is one token here; how many rows a model makes of it is arithmetic on the clip's frames (`data.talk_stream`),
 so one folder serves every model of a tokenizer. Rows are read where they lie on the disk (Arrow, memory-mapped): ranks
 of a machine share them.
+
+With `--codes` a visual is its codes instead, tokens like others: the talks then need no clips, and a model no eyes.
+
+    vocabulary    0 .. first - 1  words    first .. first + words - 1  codes    mask, which stands where one is hidden
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from parallel.errors import InputError
 
 Ints = npt.NDArray[np.int64]
 
-MANIFEST, PARTS, TOKENIZER, LEFT_OUT = "talks.json", "parts", "tokenizer", "left-out.jsonl"
+MANIFEST, PARTS, TOKENIZER, LEFT_OUT, CODES = "talks.json", "parts", "tokenizer", "left-out.jsonl", "codes"
 SCHEMA_NUMBER = 1
 VISUAL = pa.struct(
     [
@@ -75,7 +80,10 @@ class Talks:
 
     @property
     def tokenizer(self) -> dict[str, Any]:
-        """Its digest, number of tokens, places of visuals, and the token of silence; the same for all folders."""
+        """Its digest, number of tokens, places of visuals, and the token of silence; the same for all folders.
+
+        Where visuals are codes: `codes`, how they are made and the first of their tokens, and `mask`.
+        """
         found: dict[str, Any] = self.manifests[0]["tokenizer"]
         return found
 
@@ -83,6 +91,11 @@ class Talks:
     def tokenizer_folder(self) -> Path:
         """Where it lies."""
         return self.folders[0] / TOKENIZER
+
+    @property
+    def folder_of_codes(self) -> Path:
+        """Where the quantiser lies, if it has files."""
+        return self.folders[0] / CODES
 
     @property
     def clips(self) -> list[tuple[Path, str]]:
@@ -173,7 +186,9 @@ class Talks:
         for part in parts[1:]:
             if part.tokenizer != parts[0].tokenizer:
                 found = f"{parts[0].folders[0]} and {part.folders[0]} have different ones"
-                raise InputError("a run has one tokenizer", found, "make them anew with the same --tokenizer")
+                raise InputError(
+                    "a run has one tokenizer", found, "make them anew with the same --tokenizer and --codes"
+                )
         return cls(
             tuple(folder for part in parts for folder in part.folders),
             tuple(digest for part in parts for digest in part.digests),

@@ -21,6 +21,7 @@ from launcher.cli_checkpoint import app as checkpoint_app
 from launcher.cli_cluster import cluster, list_, logs, status, stop, submit
 from launcher.cli_data import app as data_app
 from launcher.cli_drill import drill
+from launcher.cli_needle import needle
 from launcher.cli_prepare import prepare
 from launcher.cli_speak import evaluate, speaks, tell_answers
 from launcher.cli_why import why
@@ -97,6 +98,7 @@ def doctor(
 
 app.command()(prepare)
 app.command("eval")(evaluate)
+app.command()(needle)
 
 
 @app.command(context_settings={"allow_interspersed_args": True})

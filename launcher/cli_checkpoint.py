@@ -95,7 +95,9 @@ def show(run: Run, step: Step = None, json_: Json = False) -> None:
 @app.command()
 def export(
     run: Run,
-    out: Annotated[Path, typer.Option(help="The file to write, such as model.safetensors.")],
+    out: Annotated[
+        Path, typer.Option(help="The file to write, such as model.safetensors; of a video_lm a folder, too.")
+    ],
     step: Step = None,
     averaged: Annotated[
         bool | None, typer.Option("--ema/--no-ema", help="The moving average; by default if the run kept one.")
@@ -105,12 +107,14 @@ def export(
 ) -> None:
     """Weights alone, as one safetensors file that any program reads: a third of a checkpoint or less.
 
+    Those of a video_lm as a folder, which transformers opens: from_pretrained(FOLDER).
+
     Example: longreel checkpoint export runs/mine --out model.safetensors --dtype bf16
     """
-    from launcher.checkpoints.export import export as go
+    from launcher.checkpoints.export import export, export_folder
 
     found = _open(run, step)
-    told = go(found, out, averaged, dtype)
+    told = (export if out.suffix == ".safetensors" else export_folder)(found, out, averaged, dtype)
     if json_:
         print(json.dumps(told))
         return

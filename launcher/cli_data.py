@@ -41,6 +41,53 @@ def synth(
 
 
 @app.command()
+def questions(
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    clips: Annotated[int, typer.Option(help="How many clips.")] = 3072,
+    seed: Annotated[int, typer.Option(help="Of everything random: the same seed gives the same bytes.")] = 0,
+    frames: Annotated[int, typer.Option(help="Of each clip.")] = 8,
+    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 32,
+    glimpses: Annotated[bool, typer.Option("--glimpses", help="Clips that are plain but for one frame.")] = False,
+) -> None:
+    """Make clips with conversations whose answers can be judged: what colour, left or right, how many.
+
+    conversations.json is to train on (longreel data talks), questions.json to ask a model (longreel eval).
+
+    Example: longreel data questions --out clips --clips 3072
+    """
+    from data.questions import glimpses as show_once
+    from data.questions import questions as ask
+    from launcher.bars import Bar
+
+    console = Console()
+    with Bar(console, "clips") as bar:
+        make = show_once if glimpses else ask
+        make(out, clips, seed, frames, size, on_progress=lambda done, total: bar.update(done, total, ""))
+    console.print(f"{clips} clips with conversations.json in {out}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def needles(
+    out: Annotated[Path, typer.Option(help="The file, a conversation a line.")],
+    records: Annotated[int, typer.Option(help="How many haystacks.")] = 4096,
+    length: Annotated[int, typer.Option(help="Of a haystack, in bytes.")] = 256,
+    secrets: Annotated[int, typer.Option(help="In each; one of them is asked for.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of everything random: the same seed gives the same bytes.")] = 0,
+) -> None:
+    """Make haystacks of words with a secret in them and a question at the end, to learn to find it from.
+
+    Example: longreel data needles --out needles-1024.jsonl --length 1024
+    """
+    from data.needles import needles as make
+    from launcher.bars import Bar
+
+    console = Console()
+    with Bar(console, "haystacks") as bar:
+        make(out, records, seed, length, secrets, lambda done: bar.update(done, records, ""))
+    console.print(f"{records} haystacks of up to {length:,} bytes in {out}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def stats(
     dataset: Annotated[Path, typer.Argument(help="A folder that longreel prepare or import wrote.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="With --run: key=value, such as data.frames=16")] = None,
@@ -205,30 +252,48 @@ def talks(
     ] = False,
     video_token: Annotated[str, typer.Option(help="The tokenizer's word for a video.")] = "<video>",
     image_token: Annotated[str, typer.Option(help="The tokenizer's word for an image.")] = "<image>",
+    codes: Annotated[
+        str | None, typer.Option(help="Visuals are tokens: colour:PATCH[:LEVELS], or a VQModel's folder.")
+    ] = None,
+    code_size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of frames that are coded; as stored.")] = None,
+    code_frames: Annotated[int | None, typer.Option(min=1, help="Of each clip, at most, from its first.")] = None,
+    code_stride: Annotated[int, typer.Option(min=1, help="Code every so many-th frame.")] = 1,
     leave_out: Annotated[bool, typer.Option("--leave-out", help="List unusable records, and go on.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of a table.")] = False,
 ) -> None:
     """Make conversations about clips into tokens, once for a tokenizer: what a video_lm trains on.
 
+    With --codes videos and images are words of the vocabulary, so that a model without eyes reads and draws them.
+
     Example: longreel data talks llava.json --clips datasets/mine --tokenizer models/qwen2 --out talks/mine
+
+    Example: longreel data talks draw.json --clips datasets/mine --codes models/vqvae --code-size 256x256 --out talks/d
     """
     from data.conversations import Kind
     from data.talk_writer import write
+    from data.talks import Talks
     from data.tokenizers import open_tokenizer
     from launcher.bars import Bar
+    from launcher.coding import closing_lines, coder_for
     from launcher.talk_tables import as_json, records, table_of
 
     if not conversations and not captions:
         raise InputError("talks are made of something", "no file, no --captions", "give CONVERSATIONS, or --captions")
+    if codes is None and (code_size or code_frames or code_stride > 1):
+        asked = "--code-size, --code-frames or --code-stride alone"
+        raise InputError("sizes of codes are for visuals that are coded", asked, "give --codes, too")
     console, opened = Console(stderr=json_), open_tokenizer(tokenizer)
+    size = None if code_size is None else _size(code_size)
+    coder = coder_for(codes, clips, size, code_frames, code_stride) if codes else None
     with Bar(console, "records") as bar:
         found, total = records(conversations or [], clips if captions else None)
         places: dict[Kind, str] = {"video": video_token, "image": image_token}
-        told = write(found, opened, out, clips, places, leave_out, lambda done: bar.update(done, total, ""))
+        told = write(found, opened, out, clips, places, leave_out, lambda done: bar.update(done, total, ""), coder)
     if json_:
         print(as_json(told))
         return
-    for said in table_of(told, out):
+    more = closing_lines(told, Talks.open(out)) if coder else []
+    for said in (*table_of(told, out), *more):
         console.print(said, highlight=False, markup=False, soft_wrap=isinstance(said, str))
 
 

@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from parallel.errors import InputError
+
 if TYPE_CHECKING:
     from launcher.config import RunConfig
 
@@ -77,23 +79,36 @@ def speaks(config: RunConfig) -> bool:
 def tell_answers(
     run: Path, prompts: Sequence[str], videos: Sequence[Path], checkpoint: int | None, as_json: bool
 ) -> None:
-    """Print what a run's model says to each prompt about these videos.
+    """Print what a run's model says to each prompt about these videos; what it draws is in samples/ of the run.
 
     Raises:
         InputError: there is no prompt, or a video cannot be read.
     """
     from data.looking import Looker
-    from launcher.speaking import conversation_about, open_speaker
+    from launcher.coding import Drawn, write_drawn
+    from launcher.folder import RunFolder
+    from launcher.sampling import slug
+    from launcher.speaking import MOST_WORDS, conversation_about, open_speaker
+    from parallel.random import key_of
 
     speaker = open_speaker(run, checkpoint)
-    looker = Looker(speaker.sampling)
+    if not (prompts or speaker.prompts):
+        raise InputError("a sample has a prompt", "none, and the run has no sample.prompts", '--prompt "What is it?"')
+    looker, coding = Looker(speaker.sampling), speaker.coding
     console = Console(stderr=as_json)
     for prompt in prompts or speaker.prompts:
         conversation = conversation_about(videos, prompt)
-        said = speaker.answer(speaker.asked(*speaker.lay(conversation, looker.frames)))
+        words = speaker.said(
+            speaker.asked(*speaker.lay(conversation, looker.frames)), MOST_WORDS + (coding.most if coding else 0)
+        )
+        said, drawn = speaker.text(words), coding.drawn(words) if coding else Drawn((), 0)
+        about = f"-{key_of(*map(str, videos)) % 0xFFFF:04x}" if videos else ""
+        name = f"{slug(prompt)}{about}-step-{speaker.step}"
+        files = [str(path) for path in write_drawn(drawn, RunFolder(run).samples, name, speaker.fps)]
         if as_json:
-            print(
-                json.dumps({"prompt": prompt, "videos": list(map(str, videos)), "answer": said, "step": speaker.step})
-            )
-        else:
-            console.print(f"{prompt}\n  {said}", highlight=False, markup=False, soft_wrap=True)
+            record = {"prompt": prompt, "videos": list(map(str, videos)), "answer": said, "step": speaker.step}
+            print(json.dumps({**record, **({"drawn": files, "codes_left": drawn.left} if coding else {})}))
+            continue
+        lost = [f"{drawn.left} codes that fill no whole frame"] if drawn.left else []
+        told = "".join(f"\n  {line}" for line in (*([said] if said or not files else []), *files, *lost))
+        console.print(f"{prompt}{told}", highlight=False, markup=False, soft_wrap=True)

@@ -145,6 +145,11 @@ class DataConfig(Section):
     segments: tuple[SegmentConfig, ...] = ()
 
     @property
+    def turning(self) -> tuple[tuple[str, Any], ...]:
+        """`rope`, as a model takes it."""
+        return tuple(sorted((self.rope or {}).items()))
+
+    @property
     def folders(self) -> list[Path]:
         """The datasets."""
         return [Path(name) for name in self.dataset] if isinstance(self.dataset, dict) else [self.dataset]
@@ -218,7 +223,8 @@ class OptimizerConfig(Section):
     Attributes:
         learning_rate: the highest.
         warmup_steps: over which the rate rises in a straight line.
-        schedule: "constant", or "cosine" down to final_ratio x learning_rate at the last step.
+        schedule: "constant"; "cosine" down to final_ratio x learning_rate at the last step; "wsd": constant, then
+            straight down to that over the last quarter (MiniCPM, arXiv:2404.06395).
         final_ratio: see schedule.
         betas: of AdamW.
         eps: of AdamW.
@@ -229,7 +235,7 @@ class OptimizerConfig(Section):
 
     learning_rate: float = Field(default=1e-4, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "wsd"] = "constant"
     final_ratio: float = Field(default=0.1, ge=0, le=1)
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
@@ -376,6 +382,10 @@ class RunConfig(Section):
     def meshes(self) -> tuple[Mesh, ...]:
         """Of all segments, each once."""
         return tuple(dict.fromkeys((s.mesh or self.mesh).mesh() for s in self.data.segments or (SegmentConfig(),)))
+
+    def data_of(self, step: int) -> DataConfig:
+        """Of a step, from 1 on."""
+        return self.data.merged()[bisect_right(self.data.starts, max(0, step - 1)) - 1]
 
     def mesh_after(self, step: int) -> Mesh:
         """Of the step after `step` steps."""

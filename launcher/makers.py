@@ -6,6 +6,7 @@ import torch
 
 from data.curriculum import Curriculum
 from launcher.clip_maker import ClipMaker
+from launcher.coding import refuse_other_mask
 from launcher.config import RunConfig
 from launcher.feed import Maker
 from launcher.provenance import refuse_other_codec
@@ -33,5 +34,6 @@ def check_data(config: RunConfig, curriculum: Curriculum) -> None:
     """
     if isinstance(config.model, VideoLMConfig):
         refuse_other_vocabulary(curriculum, config.model.vocabulary)
+        refuse_other_mask(curriculum, config.objective)
     else:
         refuse_other_codec(curriculum, open_codec(config.codec, config.model.patch))

@@ -35,6 +35,8 @@ from parallel.errors import InputError
 from parallel.mesh import Mesh, join
 from parallel.zero import Engine, engine_for, on_meta
 
+FALLING = 0.25  # of the steps, in which the rate of schedule "wsd" goes down
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -271,11 +273,14 @@ def gradients(
 
 
 def learning_rate(config: OptimizerConfig, done: int, steps: int) -> float:
-    """The rate of the step after `done` steps: linear warm-up, then constant, or half a cosine to the last step."""
+    """The rate of the step after `done` steps: linear warm-up, then constant, or down to the last step."""
     if done < config.warmup_steps:
         return config.learning_rate * (done + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.learning_rate
+    if config.schedule == "wsd":
+        left = min(1.0, (steps - done) / (FALLING * steps))
+        return config.learning_rate * (config.final_ratio + (1 - config.final_ratio) * left)
     progress = (done - config.warmup_steps) / max(1, steps - config.warmup_steps)
     share = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.learning_rate * (config.final_ratio + (1 - config.final_ratio) * share)

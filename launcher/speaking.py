@@ -1,6 +1,7 @@
 """`Speaker`: a video_lm of a run's checkpoint that answers questions, on one device.
 
 turns, frames --chat template, layout--> tokens and rows --keys kept (`models.streaming`)--> words, one by one
+                --or codes (`launcher.coding`)--> tokens                                        and codes, drawn
 """
 
 from __future__ import annotations
@@ -19,21 +20,24 @@ from data.chat import encode
 from data.conversations import Conversation, Kind, Turn, Visual
 from data.laying import Laid, Sight, lay
 from data.sampling import Sampling
+from data.talk_writer import with_codes
 from data.talks import Talks
 from data.tokenizers import open_tokenizer
 from data.video import Frames
 from launcher.checkpoints.reading import Checkpoint
+from launcher.coding import Coding, coding_of
 from launcher.config import RunConfig
 from launcher.sampling import load_model, open_run
 from launcher.streams import geometry_of
 from launcher.talk_maker import TalkMaker
 from models.backbone import Plans, Rope
 from models.kinds import DTYPES, build_talk_objective
+from models.masked_token import MaskedTokenConfig
 from models.streaming import Streamer
 from models.video_lm import VideoLM, VideoLMConfig, masks_of
 from parallel.errors import InputError
 from parallel.mesh import Groups, Mesh
-from parallel.packed import ANSWERED, ASKED, Document
+from parallel.packed import ANSWERED, ASKED, CODED, Document
 from parallel.plan import local_plan
 
 MOST_WORDS = 256
@@ -70,6 +74,8 @@ class Speaker:
         step: of the checkpoint.
         sampling: of frames.
         prompts: of the run.
+        fps: of what is drawn.
+        coding: how visuals are words; None if they are not.
     """
 
     model: VideoLM
@@ -81,6 +87,8 @@ class Speaker:
     step: int
     sampling: Sampling
     prompts: tuple[str, ...]
+    fps: int = 8
+    coding: Coding | None = None
 
     def lay(
         self, conversation: Conversation, look: Look, order: Callable[[int], Ints] | None = None
@@ -94,18 +102,29 @@ class Speaker:
         """
         encoded = encode(conversation, self.tokenizer, lambda number, visual: [1], self.places)
         shown = [list(look(visual.name)) for visual in conversation.visuals]
-        sights = [[Sight(0, 0, len(frames)) for frames in clips] for clips in shown]
         kinds = np.where(encoded.answers, ANSWERED, ASKED)
         spots = np.array([place.start for place in encoded.places], np.int64)
+        if self.coding is not None:
+            coding, none = self.coding, np.zeros((0, 1, 1, 3), np.uint8)
+            codes = [np.concatenate([coding.tokens(frames, order) for frames in clips]) for clips in shown]
+            tokens, kinds = with_codes(encoded.tokens, kinds, spots, codes)
+            return lay(tokens, kinds, spots[:0], [], None, self.silence), none
+        sights = [[Sight(0, 0, len(frames)) for frames in clips] for clips in shown]
         laid = lay(encoded.tokens, kinds, spots, sights, self.maker.model.views, self.silence)
         flat = [frames if order is None else frames[order(len(frames))] for clips in shown for frames in clips]
         return laid, np.concatenate(flat) if flat else np.zeros((0, 1, 1, 3), np.uint8)
 
     @torch.no_grad()
     def asked(self, laid: Laid, frames: Frames) -> Asked:
-        """Everything before the last words of the assistant, and these."""
-        said = np.flatnonzero(laid.kinds == ANSWERED)
+        """Everything before the last words of the assistant, and these.
+
+        Raises:
+            InputError: these are not words alone: what was drawn is in no words that could be compared.
+        """
+        said = np.flatnonzero((laid.kinds == ANSWERED) | (laid.kinds == CODED))
         first = int(said[np.flatnonzero(np.diff(said, prepend=-2) > 1)[-1]])
+        if CODED in laid.kinds[first : int(said[-1]) + 1]:
+            raise InputError("an answer that is judged has words alone", "a video or an image in it", "leave it out")
         self.model.lm.turn(self.rope)
         document = Document("", 0, "", (len(laid), 1, 1))
         heard, _ = self.maker.hear([document], [laid], lambda begin, end: frames[begin:end], self.rope)
@@ -117,11 +136,20 @@ class Speaker:
 
     def answer(self, asked: Asked, most: int = MOST_WORDS) -> str:
         """The likeliest words, up to the end of the turn."""
+        return self.text(self.said(asked, most))
+
+    def said(self, asked: Asked, most: int = MOST_WORDS) -> list[int]:
+        """Tokens of them, codes among them."""
         end, words = self.ends, []
         for word in self._streamer().say(asked.embeddings, most, asked.plans):
             if word in end:
                 break
             words.append(word)
+        return words
+
+    def text(self, said: Sequence[int]) -> str:
+        """Of tokens, without codes."""
+        words = [word for word in said if self.coding is None or word < self.coding.first]
         return str(self.tokenizer.decode(words)).strip()
 
     @torch.no_grad()
@@ -164,9 +192,11 @@ def speaker_of(config: RunConfig, found: Checkpoint) -> Speaker:
     if not isinstance(config.model, VideoLMConfig):
         found_there = f"model.kind: {config.model.kind}"
         raise InputError("questions are for a model that speaks", found_there, "longreel sample RUN --prompt, to draw")
+    if isinstance(config.objective, MaskedTokenConfig):
+        found_there = f"objective.kind: {config.objective.kind}"
+        raise InputError("a model that speaks has learned next_token", found_there, "objective.kind=next_token")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    starts = [number for number, start in enumerate(config.data.starts) if start < max(1, found.state.step)]
-    data = config.data.merged()[starts[-1]]
+    data = config.data_of(found.state.step)
     talks = Talks.open(data.folders[0])
     model = load_model(config, found, 3, device)
     assert isinstance(model, VideoLM), "a video_lm is built as one"
@@ -180,8 +210,11 @@ def speaker_of(config: RunConfig, found: Checkpoint) -> Speaker:
     views = config.model.views
     size = (views.pixels, views.pixels) if views else None
     sampling = Sampling(geometry_of(config), data.frames, size, data.stride)
-    rope, silence, prompts = tuple(sorted((data.rope or {}).items())), talks.tokenizer["silence"], config.sample.prompts
-    return Speaker(model, tokenizer, places, silence, maker, rope, found.state.step, sampling, prompts)
+    coding, silence, asks = coding_of(talks), talks.tokenizer["silence"], config.sample
+    return Speaker(
+        model, tokenizer, places, silence, maker, data.turning, found.state.step,
+        coding.sampling if coding else sampling, asks.prompts, asks.fps, coding,
+    )  # fmt: skip
 
 
 def conversation_about(videos: Sequence[Path], prompt: str) -> Conversation:

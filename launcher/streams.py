@@ -103,7 +103,7 @@ def _talk_stream(config: RunConfig, data: DataConfig, seed: int, talks: Talks) -
         data.weights,
         lambda tokens: _cost(attention, dim, (tokens, 1, 1)),
         data.positions or model.positions,
-        tuple(sorted((data.rope or {}).items())),
+        data.turning,
     )
 
 

@@ -82,6 +82,12 @@ class Backbone(nn.Module):
             self.decoder.rotary_emb = type(old)(config).to(old.inv_freq.device)
             self.rope = rope
 
+    def describe(self, rope: Rope, positions: int | None) -> None:
+        """Let the config say with which frequencies, and up to which length, the model was trained."""
+        config = self.model.config.get_text_config()
+        config.rope_parameters = {**config.rope_parameters, **dict(rope)}
+        config.max_position_embeddings = positions or config.max_position_embeddings
+
     def hidden(self, embeddings: Tensor, position: Tensor, plans: Plans, memory: Any = None) -> Tensor:
         """What the last layer says, [tokens, dim].
 

@@ -10,6 +10,7 @@ is the path with no download: a code is the mean colour of a patch, in levels. `
 from __future__ import annotations
 
 import json
+import re
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 from models.latents import PixelCodec, identity_of
 from parallel.errors import InputError
 
+COLOUR = re.compile(r"colour:(\d{1,6})(?::(\d{1,6}))?")
 CLASS = "VQModel"
 MOST_LEVELS = 256  # as many as a colour of a frame has
 PIXELS = PixelCodec((1, 1, 1))  # colours to -1 .. 1 and back
@@ -155,6 +157,21 @@ class DiffusersCodes:
                 entries = quantize.get_codebook_entry(one, size)
                 pictures.append(self.model.decode(entries, force_not_quantize=True).sample)
         return PIXELS.decode(torch.cat(pictures).transpose(0, 1)).to(codes.device)
+
+
+def open_codes(name: str, device: torch.device | str = "cpu") -> ColourCodes | DiffusersCodes:
+    """The quantiser of a name: colour:PATCH, colour:PATCH:LEVELS, or the folder of a `VQModel`.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    colour = COLOUR.fullmatch(name)
+    if colour is not None:
+        return ColourCodes(*(int(number) for number in colour.groups() if number))
+    if not Path(name).is_dir():
+        rule = f"codes are colour:PATCH, colour:PATCH:LEVELS, or a folder with a {CLASS}"
+        raise InputError(rule, name, "--codes colour:8, or --codes MODEL/vqvae")
+    return DiffusersCodes(Path(name), device)
 
 
 def _opened(folder: Path) -> Any:

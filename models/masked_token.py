@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from models.next_token import Bools, Ints, Learned
+from parallel.errors import InputError
 from parallel.packed import CODED
 from parallel.random import key_of, normal, uniform
 from parallel.relayout import IGNORED
@@ -25,7 +26,7 @@ class MaskedTokenConfig(BaseModel):
     """How codes are hidden.
 
     Attributes:
-        token: of the vocabulary, that stands where a code is hidden.
+        token: of the vocabulary, that stands where a code is hidden: `mask` of talks.json, after the last code.
         share: of the codes that are hidden; none draws it for each sample by the cosine above.
     """
 
@@ -48,6 +49,10 @@ class MaskedToken:
         """Of one conversation; `kinds` are those of the labels, so a token's own kind is that of the label before."""
         own = np.append(0, kinds[:-1])
         codes = np.flatnonzero(own == CODED)
+        if len(codes) and self.config.token <= tokens[codes].max():
+            rule = "a token that no code has stands where one is hidden"
+            told = f"objective.token={self.config.token}, and there is a code {tokens[codes].max()}"
+            raise InputError(rule, told, "objective.token: the number of `mask` in talks.json")
         share = self.config.share or math.cos(math.pi / 2 * uniform(key_of(key, "share")))
         count = max(1, round(share * len(codes))) if len(codes) else 0
         order = np.argsort(normal(key_of(key, "hidden"), 0, len(codes), 1)[:, 0], kind="stable")
