@@ -8,10 +8,13 @@ LONGREEL := $(BIN)/longreel
 PIP := $(BIN)/pip install -qq --disable-pip-version-check --no-compile -c constraints.txt
 PLACE := runs/quickstart
 CLIPS := 512
+LEARN := runs/learn
+NEEDLE := runs/needle
 
-.PHONY: help setup quickstart test soak lint bench clean
+.PHONY: help setup quickstart learn test soak lint bench clean
 help:
 	@echo "make quickstart   the main job, end to end, on a laptop: clips, shards, training on 2 ranks, samples, report"
+	@echo "make learn        a model that sees and speaks, and one that finds needles, from scratch, in 20 minutes"
 	@echo "make test         the tests"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        benchmarks, side by side with a peer"
@@ -52,6 +55,24 @@ quickstart: $(READY)
 	@echo "  longreel train recipes/quickstart.yaml out=$(PLACE) steps=2000   # goes on from the last checkpoint; kill it, start it again"
 	@echo "  longreel prepare YOUR_VIDEOS --out runs/mine-data && longreel train recipes/quickstart.yaml data.dataset=runs/mine-data out=runs/mine"
 
+# From scratch: a model that sees answers what colour, left or right, how many; another finds secrets at 8 x the length.
+learn: $(READY)
+	@echo "1/4  clips with questions, and others to be asked about"
+	@$(LONGREEL) data questions --out $(LEARN)-clips --clips 3072 --seed 0
+	@$(LONGREEL) data questions --out $(LEARN)-held-out --clips 100 --seed 1
+	@$(LONGREEL) prepare $(LEARN)-clips --out $(LEARN)-data
+	@$(LONGREEL) data talks $(LEARN)-clips/conversations.json --clips $(LEARN)-data --out $(LEARN)-talks
+	@echo "2/4  training a model that sees and speaks"
+	@$(LONGREEL) train recipes/video_lm.yaml out=$(LEARN) data.dataset=$(LEARN)-talks --no-ray
+	@echo "3/4  questions about clips that it has not seen; and with their frames shuffled"
+	@$(LONGREEL) eval $(LEARN) $(LEARN)-held-out/questions.json
+	@$(LONGREEL) eval $(LEARN) $(LEARN)-held-out/questions.json --shuffle-frames
+	@echo "4/4  needles: 256, 1024, 2048 bytes, one after the other"
+	@for n in 256 1024 2048; do $(LONGREEL) data needles --out $(NEEDLE)-$$n.jsonl --length $$n && \
+		$(LONGREEL) data talks $(NEEDLE)-$$n.jsonl --out $(NEEDLE)-$$n || exit 1; done
+	@$(LONGREEL) train recipes/needle.yaml out=$(NEEDLE) --no-ray
+	@$(LONGREEL) needle $(NEEDLE) --lengths 256,1024,2048 --depths 5 --each 12
+
 test: $(READY)
 	@$(BIN)/python -m pytest
 
@@ -68,6 +89,7 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks.train
 	@$(BIN)/python -m benchmarks.attention
 	@$(BIN)/python -m benchmarks.data
+	@$(BIN)/python -m benchmarks.video_lm
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

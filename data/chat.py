@@ -146,7 +146,7 @@ def _rendered(tokenizer: Tokenizer, messages: list[dict[str, str]], uid: str) ->
     spans = []
     for number, message in enumerate(messages):
         if message["role"] == "assistant":
-            before = str(render(messages[:number], tokenize=False, add_generation_prompt=True))
+            before = _before(render, messages, number)
             after = str(render(messages[: number + 1], tokenize=False))
             if not (text.startswith(before) and text.startswith(after) and after.startswith(before)):
                 raise InputError(
@@ -156,6 +156,16 @@ def _rendered(tokenizer: Tokenizer, messages: list[dict[str, str]], uid: str) ->
                 )
             spans.append((len(before), len(after)))
     return text, spans
+
+
+def _before(render: Callable[..., Any], messages: list[dict[str, str]], number: int) -> str:
+    """The text up to where the assistant begins to speak."""
+    if number:
+        return str(render(messages[:number], tokenize=False, add_generation_prompt=True))
+    first = str(render(messages[:1], tokenize=False))  # no template renders nothing, so see what it adds after a turn
+    prompt = str(render(messages[:1], tokenize=False, add_generation_prompt=True)).removeprefix(first)
+    head, found, _ = first.partition(prompt) if prompt else ("", "", "")
+    return head + found if found else ""
 
 
 def _laid_out(

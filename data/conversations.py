@@ -95,6 +95,7 @@ def conversation_of(record: Mapping[str, Any], uid: str = "") -> Conversation:
     Raises:
         InputError: of no known form; places and files of visuals do not match; nobody answers.
     """
+    _object(record, uid)
     uid = str(record.get("id", record.get("uid", uid)))
     if isinstance(record.get("conversations"), list):
         turns = _llava(record, uid)
@@ -130,10 +131,11 @@ def _watched(record: Mapping[str, Any], uid: str) -> tuple[Turn, ...]:
 
 
 def _llava(record: Mapping[str, Any], uid: str) -> tuple[Turn, ...]:
-    files = {kind: list(_files(record.get(kind))) for kind in ("video", "image")}
+    files = {kind: _files(record.get(kind), kind, uid) for kind in ("video", "image")}
     asked = dict.fromkeys(files, 0)
     turns = []
     for said in record["conversations"]:
+        _object(said, uid)
         role, text = _role(said.get("from"), uid), said.get("value")
         if not isinstance(text, str):
             raise _wrong("a turn says something", uid, f"value: {text!r}")
@@ -156,6 +158,7 @@ def _llava(record: Mapping[str, Any], uid: str) -> tuple[Turn, ...]:
 def _messages(record: Mapping[str, Any], uid: str) -> tuple[Turn, ...]:
     turns = []
     for message in record["messages"]:
+        _object(message, uid)
         content = message.get("content")
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
@@ -167,6 +170,7 @@ def _messages(record: Mapping[str, Any], uid: str) -> tuple[Turn, ...]:
 
 
 def _part(part: Mapping[str, Any], uid: str) -> str | Visual:
+    _object(part, uid)
     kind = part.get("type")
     if kind == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
@@ -185,14 +189,22 @@ def _pieces(text: str) -> Iterator[tuple[str, Kind | None]]:
     yield text[at:], None
 
 
-def _files(value: Any) -> Sequence[str]:
-    return [value] if isinstance(value, str) else [str(name) for name in value or ()]
+def _files(value: Any, kind: str, uid: str) -> Sequence[str]:
+    names = [] if value is None else value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(name, str) for name in names):
+        raise _wrong("videos and images are named", uid, f"{kind}: {value!r}"[:120])
+    return list(names)
 
 
 def _role(name: Any, uid: str) -> Role:
-    if name not in ROLES:
+    if not isinstance(name, str) or name not in ROLES:
         raise _wrong(f"a turn is of: {', '.join(ROLES)}", uid, repr(name))
     return ROLES[name]
+
+
+def _object(value: Any, uid: str) -> None:
+    if not isinstance(value, Mapping):
+        raise _wrong("records, turns and parts are objects", uid, repr(value)[:120])
 
 
 def _wrong(rule: str, uid: str, found: str) -> InputError:

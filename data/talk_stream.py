@@ -237,6 +237,7 @@ def _stretches(clips: Stream, rows: Ints, begin: Floats, end: Floats) -> tuple[I
             "leave data.frames out, and use data.stride",
         )
     fps = clips.index.table["fps"].to_numpy()[rows]
+    fps = np.where(fps > 0, fps, 1.0)  # an image has none, and is seen at its beginning
     start = clips.index.table["start"].to_numpy()[rows] / fps  # of the clip in its source
     step = clips.sampling.stride / fps
     first, last = (np.floor((time - start) / step + ROUNDING) + 1 for time in (begin, end))

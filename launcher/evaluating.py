@@ -95,6 +95,8 @@ def question_of(record: Mapping[str, Any], where: str) -> Question:
     if not isinstance(record, Mapping):
         raise InputError(rule, f"{where}: {record!r}"[:200], remedy)
     uid, kind = str(record.get("id", where)), str(record.get("about", "all"))
+    if not isinstance(record.get("choices") or [], (list, tuple)):
+        raise InputError("choices are a list", f"{where}: choices: {record['choices']!r}"[:200], remedy)
     choices = tuple(str(choice) for choice in record.get("choices") or ())
     if "question" in record:
         answer = record.get("answer")
@@ -103,7 +105,7 @@ def question_of(record: Mapping[str, Any], where: str) -> Question:
         if not isinstance(answer, str):
             raise InputError(rule, f"{where}: answer: {answer!r}", remedy)
         parts: list[str | Visual] = [
-            Visual(what, str(name)) for what in ("video", "image") for name in _several(record.get(what))
+            Visual(what, name) for what in ("video", "image") for name in _several(record, what, where)
         ]
         turns = (Turn("user", (*parts, str(record["question"]))), Turn("assistant", (answer,)))
         conversation = Conversation(uid, turns)
@@ -111,6 +113,9 @@ def question_of(record: Mapping[str, Any], where: str) -> Question:
         conversation = conversation_of(record, where)
     if conversation.turns[-1].role != "assistant":
         raise InputError(rule, f"{where}: the last turn is of the {conversation.turns[-1].role}", remedy)
+    if any(visual.watched for visual in conversation.visuals):
+        found_there = f"{where}: a stream, or a moment of one"
+        raise InputError("a question is about whole videos", found_there, 'ask {"question": ..., "answer": ...}')
     found = Question(uid, kind, conversation, choices)
     if choices and found.expected not in choices:
         raise InputError("the right answer is one of the choices", f"{where}: {found.expected!r} of {choices}", remedy)
@@ -207,5 +212,12 @@ def _order(uid: str) -> Callable[[int], Ints]:
     return order
 
 
-def _several(value: Any) -> list[str]:
-    return [] if value is None else [value] if isinstance(value, str) else [str(name) for name in value]
+def _several(record: Mapping[str, Any], what: str, where: str) -> list[str]:
+    """Names of files."""
+    value = record.get(what)
+    names = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(name, str) for name in names):
+        raise InputError(
+            "videos and images are named", f"{where}: {what}: {value!r}"[:200], "a name, or a list of them"
+        )
+    return names

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from data.chat import encode
+from data.chat import DEFAULT_PLACES, encode
 from data.conversations import Conversation, Kind, Turn, Visual
 from data.laying import Laid, Sight, lay
 from data.sampling import Sampling
@@ -32,7 +32,7 @@ from launcher.streams import geometry_of
 from launcher.talk_maker import TalkMaker
 from models.backbone import Plans, Rope
 from models.kinds import DTYPES, build_talk_objective
-from models.masked_token import MaskedTokenConfig
+from models.next_token import NextTokenConfig
 from models.streaming import Streamer
 from models.video_lm import VideoLM, VideoLMConfig, masks_of
 from parallel.errors import InputError
@@ -100,7 +100,8 @@ class Speaker:
             look: finds frames.
             order: in which the n frames of each clip are shown; None as they are.
         """
-        encoded = encode(conversation, self.tokenizer, lambda number, visual: [1], self.places)
+        places = {**DEFAULT_PLACES, **self.places}  # talks know those alone that their tokenizer has
+        encoded = encode(conversation, self.tokenizer, lambda number, visual: [1], places)
         shown = [list(look(visual.name)) for visual in conversation.visuals]
         kinds = np.where(encoded.answers, ANSWERED, ASKED)
         spots = np.array([place.start for place in encoded.places], np.int64)
@@ -122,6 +123,8 @@ class Speaker:
             InputError: these are not words alone: what was drawn is in no words that could be compared.
         """
         said = np.flatnonzero((laid.kinds == ANSWERED) | (laid.kinds == CODED))
+        if not len(said):  # a template that ends no turn, and nothing is said: it is to be said last
+            said = np.array([len(laid) - 1])
         first = int(said[np.flatnonzero(np.diff(said, prepend=-2) > 1)[-1]])
         if CODED in laid.kinds[first : int(said[-1]) + 1]:
             raise InputError("an answer that is judged has words alone", "a video or an image in it", "leave it out")
@@ -155,7 +158,7 @@ class Speaker:
     @torch.no_grad()
     def likelihood(self, asked: Asked, text: str) -> float:
         """log p of these words as the answer, its end included, per token."""
-        words = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], *asked.words[-1:]]
+        words = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], *self.end]
         taken = torch.tensor(words, device=asked.embeddings.device)
         streamer = self._streamer()
         last = streamer.hear(asked.embeddings, asked.plans)[-1:]
@@ -170,11 +173,15 @@ class Speaker:
     @property
     def ends(self) -> set[int]:
         """Tokens that end a turn: that of the text, and what the chat template puts after an answer."""
+        own = self.tokenizer.eos_token_id
+        return {*self.end, *([own] if own is not None else [])}
+
+    @property
+    def end(self) -> list[int]:
+        """The first token that the chat template puts after an answer; none if it puts nothing there."""
         conversation = Conversation("", (Turn("user", ("?",)), Turn("assistant", ("",))))
         encoded = encode(conversation, self.tokenizer, lambda number, visual: [1], self.places)
-        after = encoded.tokens[encoded.answers]
-        own = self.tokenizer.eos_token_id
-        return {*after[:1].tolist(), *([own] if own is not None else [])}
+        return [int(token) for token in encoded.tokens[encoded.answers][:1]]
 
 
 def open_speaker(run: Path, step: int | None = None) -> Speaker:
@@ -192,7 +199,7 @@ def speaker_of(config: RunConfig, found: Checkpoint) -> Speaker:
     if not isinstance(config.model, VideoLMConfig):
         found_there = f"model.kind: {config.model.kind}"
         raise InputError("questions are for a model that speaks", found_there, "longreel sample RUN --prompt, to draw")
-    if isinstance(config.objective, MaskedTokenConfig):
+    if not isinstance(config.objective, NextTokenConfig):
         found_there = f"objective.kind: {config.objective.kind}"
         raise InputError("a model that speaks has learned next_token", found_there, "objective.kind=next_token")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

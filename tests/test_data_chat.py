@@ -116,7 +116,7 @@ def test_a_caption_is_a_conversation(tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("record", "rule"),
     [
-        ({"id": "a", "text": "x"}, "has conversations or messages"),
+        ({"id": "a", "talk": "x"}, "has conversations or messages"),
         ({**LLAVA, "video": None}, "a place <video> for each video"),
         ({**LLAVA, "image": ["b.png", "c.png"]}, "a place <image> for each image"),
         ({"id": "a", "conversations": [{"from": "human", "value": "?"}]}, "somebody answers"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
@@ -119,6 +121,17 @@ def test_what_is_written(tmp_path: Path, clips: Path) -> None:
     assert talks.lengths.tolist() == [told.tokens]
 
 
+def test_words_alone_are_all_learned(tmp_path: Path) -> None:
+    """With the end, and without what makes the assistant speak."""
+    told = talk([{"text": "Words."}, {"messages": [{"role": "assistant", "content": "First."}]}], tmp_path / "talks")
+    tokenizer = byte_tokenizer()
+    for row, text in enumerate(("Words.<|end|>", "First.<|end|>")):
+        tokens, kinds, _ = Talks.open(tmp_path / "talks").tokens(row)
+        assert tokenizer.decode(tokens) == f"<|assistant|>{text}"
+        assert tokenizer.decode(tokens[kinds == ANSWERED]) == text
+    assert (told.kept, told.answers) == (2, 14)
+
+
 def test_names(tmp_path: Path, clips: Path) -> None:
     """By uid, by path, by the last part of it; the shots of a file in the order in which they were cut."""
     uid = by_file(clips)
@@ -148,6 +161,10 @@ DROPS = TEMPLATE.replace("m['content']", "m['content'].replace('<video>', '')")
 REFUSED = {
     "no form": ({"talk": "?"}, "has conversations or messages\n.*record 1: keys: talk"),
     "no object": (["a"], "a record is an object\n.*record 1"),
+    "no object within": ({"conversations": ["a"]}, "record 1: 'a'"),
+    "no object in messages": ({"messages": [{"role": "user", "content": [3]}]}, "record 1: 3"),
+    "files of no kind": ({"video": 5, "conversations": ASK}, "record 1: video: 5"),
+    "somebody of no kind": ({"conversations": [{"from": [], "value": "?"}]}, "a turn is of"),
     "half a character": (words("\ud800"), "record 1"),
     "more places": ({"video": [], "conversations": ASK}, "a place <video> for each video\n.*1 times <video>.*0 files"),
     "more files": ({"video": ["a", "b"], "conversations": ASK}, "1 times <video> in the text, 2 files"),
@@ -429,6 +446,19 @@ def test_streams_that_are_refused(
     talk([{**FILM, "stream": [{"time": 1.0, "text": "A."}]}], tmp_path / "talks", clips)
     with pytest.raises(InputError, match=match):
         opened(tmp_path / "talks")
+
+
+def test_an_image_beside_a_stream(clips: Path, made: Path) -> None:
+    """It has no rate; nothing is divided by that."""
+    index = Index.open(clips)
+    column = index.table.schema.get_field_index("fps")
+    rates = [0.0 if index.file(row) == "b/x.mp4" else FPS for row in range(4)]
+    table = index.table.set_column(column, "fps", pa.array(rates, pa.float64()))
+    sampling = Sampling(Geometry(stride=(1, 16, 16), patch=(1, 1, 1)), None, (16, 16))
+    stream = TalkStream(
+        Talks.open(made), Stream(replace(index, table=table), sampling, 100, 0), Views(16, 2), 1 << 20, 0
+    )
+    assert stream.lengths.tolist() == stream_of(made).lengths.tolist()
 
 
 def test_talks_of_other_clips_are_refused(clips: Path, made: Path, tmp_path: Path) -> None:

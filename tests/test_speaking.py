@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from data.conversations import Conversation, Turn, Visual
 from data.index import Index
 from data.laying import Laid
 from data.looking import Looker
+from data.talk_stream import TalkStream
 from data.tokenizers import TEMPLATE
 from launcher.cli import app
-from launcher.config import to_yaml
 from launcher.evaluating import (
     Question,
     as_record,
@@ -31,12 +32,12 @@ from launcher.evaluating import (
     questions_of,
     scores_of,
 )
-from launcher.folder import RunFolder, make_run_folder, write_whole
-from launcher.speaking import Asked, Speaker, conversation_about, open_speaker
+from launcher.sampling import open_run
+from launcher.speaking import Asked, Speaker, conversation_about, open_speaker, speaker_of
+from launcher.streams import open_curriculum
 from models.streaming import Streamer
 from models.video_lm import MaskConfig, masks_of
 from parallel.errors import InputError
-from parallel.packed import ANSWERED
 from parallel.plan import local_plan
 from tests import talks
 from tests.runs import config, train
@@ -83,7 +84,7 @@ def by_transformers(speaker: Speaker) -> Any:
 
     own = speaker.model.lm.model
     made: Any = LlavaForConditionalGeneration
-    found = made._from_config(own.config, attn_implementation="eager").eval()
+    found = made._from_config(deepcopy(own.config), attn_implementation="eager").eval()
     found.load_state_dict(own.state_dict())
     return found
 
@@ -159,6 +160,25 @@ def test_a_likelihood_is_that_of_one_pass(speaker: Speaker, files: list[Path], m
     )
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [{}, {"merge": 2, "slow": 2}, {"mask": MaskConfig(visual="frame")}], ids=str)
+def test_an_answer_is_as_likely_as_training_says(run: Path, speaker: Speaker, changes: dict[str, Any]) -> None:
+    """The loss of a conversation is that of its answer, the end included."""
+    model = speaker.maker.model.model_copy(update=changes)
+    maker = replace(speaker.maker, model=model)
+    (stream,) = open_curriculum(open_run(run)[0].model_copy(update={"model": model})).streams
+    assert isinstance(stream, TalkStream)
+    pack, laid = stream._pack((0,), (0,)), stream.laid(0)
+    frames = np.concatenate(stream.frames(pack, [laid], 0, FRAMES, {}))
+    heard, plans = maker.hear(pack.documents, [laid], lambda begin, end: frames[begin:end])
+    loss = speaker.model(heard, plans) / heard.packed.weight.sum()
+    asked = replace(speaker, maker=maker).asked(laid, frames)
+    answer = speaker.tokenizer.decode(asked.words[:-1])
+    assert answer.startswith("It is number")
+    assert replace(speaker, maker=maker).likelihood(asked, answer) == pytest.approx(-float(loss), rel=1e-5)
+    stream.close()
+
+
 def test_what_comes_before_the_answer(speaker: Speaker) -> None:
     """Earlier answers are heard, the last one is not."""
     turns = (Turn("user", ("A?",)), Turn("assistant", ("B.",)), Turn("user", ("C?",)), Turn("assistant", ("D.",)))
@@ -179,8 +199,6 @@ ENDS = {
 @pytest.mark.parametrize("name", ENDS)
 def test_templates_that_end_otherwise(speaker: Speaker, name: str) -> None:
     """The first word that follows an answer ends it; where none does, that of the text ends it."""
-    from copy import deepcopy
-
     tokenizer = deepcopy(speaker.tokenizer)
     tokenizer.chat_template, end = ENDS[name]
     other = replace(speaker, tokenizer=tokenizer)
@@ -289,6 +307,7 @@ def test_videos_of_a_dataset(speaker: Speaker, dataset: Path, files: list[Path])
 
 
 def test_an_image_is_a_video_of_one_frame(speaker: Speaker, tmp_path: Path) -> None:
+    """Also where the talks had no image, if the tokenizer has a place for one."""
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
@@ -298,6 +317,10 @@ def test_an_image_is_a_video_of_one_frame(speaker: Speaker, tmp_path: Path) -> N
     laid, asked = asked_about(speaker, tmp_path / "a.png")
     assert laid.rows.tolist() == [16]
     assert isinstance(speaker.answer(asked, 2), str)
+    picture = Conversation("", (Turn("user", (Visual("image", "a.png"), "?")), Turn("assistant", ("",))))
+    only_videos = replace(speaker, places={"video": "<video>"})
+    laid, shown = only_videos.lay(picture, Looker(speaker.sampling, None, tmp_path).frames)
+    assert (laid.rows.tolist(), np.array_equal(shown, frames)) == ([16], True)
 
 
 QUESTIONS = {
@@ -310,13 +333,14 @@ QUESTIONS = {
     "files of no kind": ({"question": "?", "answer": "c", "video": 5}, "video: 5"),
     "the user speaks last": ({"messages": [{"role": "assistant", "content": "!"}, {"role": "user", "content": "?"}]},
                              "the last turn is of the user"),
-    "a moment": ({"video": "a", "duration": 2.0, "stream": [{"time": 2.0, "text": "b"}]}, "a stream"),
+    "a moment": ({"video": "a", "duration": 2.0, "stream": [{"time": 2.0, "text": "b"}]}, "about whole videos"),
     "no form": ({"a": 1}, "conversations or messages"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_questions_that_are_refused(name: str) -> None:
+    record: Any
     record, match = QUESTIONS[name]
     with pytest.raises(InputError, match=match):
         question_of(record, "line 1")
@@ -334,20 +358,11 @@ def test_what_is_refused(run: Path, speaker: Speaker, dataset: Path, tmp_path: P
         looker.frames("empty.mp4")
     with pytest.raises(InputError, match=r"a question has words"):
         conversation_about([], " ")
-    only_videos = replace(speaker, places={"video": "<video>"})
-    with pytest.raises(InputError, match="<image>"):
-        only_videos.lay(Conversation("", (Turn("user", (Visual("image", "a"),)), Turn("assistant", ("",)))), looker.frames)
-    draws = config(tmp_path / "draws", dataset)
-    make_run_folder(RunFolder(draws.out))
-    write_whole(RunFolder(draws.out).config, to_yaml(draws).encode())
-    for command in (["sample", str(run)], ["eval", str(run), str(tmp_path / "empty")], ["eval", str(draws.out), "x"]):
+    for command in (["sample", str(run)], ["eval", str(run), str(tmp_path / "empty")]):
         assert isinstance(CliRunner().invoke(app, command).exception, InputError), command
 
 
 def test_a_run_that_draws_is_asked_nothing(tmp_path: Path, dataset: Path, run: Path) -> None:
-    from launcher.sampling import open_run
-    from launcher.speaking import speaker_of
-
     _, found = open_run(run)
     with pytest.raises(InputError, match=r"for a model that speaks\n.*video_dit"):
         speaker_of(config(tmp_path, dataset), found)
