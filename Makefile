@@ -67,8 +67,8 @@ learn: $(READY)
 	@echo "3/4  questions about clips that it has not seen; and with their frames shuffled"
 	@$(LONGREEL) eval $(LEARN) $(LEARN)-held-out/questions.json
 	@$(LONGREEL) eval $(LEARN) $(LEARN)-held-out/questions.json --shuffle-frames
-	@echo "4/4  needles: 256, 1024, 2048 bytes, one after the other"
-	@for n in 256 1024 2048; do $(LONGREEL) data needles --out $(NEEDLE)-$$n.jsonl --length $$n && \
+	@echo "4/4  needles in 32, 256, 1024, 2048 bytes, one after the other"
+	@for n in 32 256 1024 2048; do $(LONGREEL) data needles --out $(NEEDLE)-$$n.jsonl --length $$n && \
 		$(LONGREEL) data talks $(NEEDLE)-$$n.jsonl --out $(NEEDLE)-$$n || exit 1; done
 	@$(LONGREEL) train recipes/needle.yaml out=$(NEEDLE) --no-ray
 	@$(LONGREEL) needle $(NEEDLE) --lengths 256,1024,2048 --depths 5 --each 12

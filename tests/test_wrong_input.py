@@ -226,7 +226,7 @@ def test_every_known_key_can_be_overridden(tmp_path: Path, dataset: Path) -> Non
         value = settings
         *path, last = key.split(".")
         for name in path:
-            value = value[name] if name in value else {}
+            value = value.get(name, {})
         if last not in value:  # of another kind of model or objective
             assert key.startswith(("model.", "objective."))
             continue
