@@ -109,8 +109,12 @@ def heat_map(cells: Sequence[Cell], title: str) -> Image.Image:
         colour = tuple(np.rint(share * GOOD + (1 - share) * BAD).astype(int).tolist())
         pen.rectangle((left, top, left + CELL[0] - 3, top + CELL[1] - 3), fill=colour)
         pen.text((left + CELL[0] // 2, top + CELL[1] // 2), f"{share:.0%}", fill="white", anchor="mm", font_size=14)
-        pen.text((left + CELL[0] // 2, bottom + 10), f"{cell.tokens:,}", fill="black", anchor="mm", font_size=12)
-        pen.text((MARGIN[0] - 8, top + CELL[1] // 2), f"{cell.depth:.0%}", fill="black", anchor="rm", font_size=12)
+    for row, depth in enumerate(depths):
+        middle = MARGIN[1] + CELL[1] * row + CELL[1] // 2
+        pen.text((MARGIN[0] - 8, middle), f"{depth:.0%}", fill="black", anchor="rm", font_size=12)
+    for column, (_, tokens, _, _) in enumerate(of_length(cells)):
+        middle = MARGIN[0] + CELL[0] * column + CELL[0] // 2
+        pen.text((middle, bottom + 10), f"{tokens:,}", fill="black", anchor="mm", font_size=12)
     pen.text((10, bottom + 10), "depth", fill="black", anchor="lm", font_size=12)
     pen.text((MARGIN[0], bottom + 28), "tokens", fill="black", anchor="lm", font_size=12)
     return picture
