@@ -28,7 +28,7 @@ from parallel.errors import InputError
 from parallel.mask import Mask
 from parallel.plan import Plan
 from parallel.recompute import recompute as recomputed
-from parallel.tiled import TILE_TOKENS, tiled_cross_entropy
+from parallel.tiled import TILE_TOKENS, tiled, tiled_cross_entropy
 
 NAME = "longreel"
 KINDS = ("llama", "mistral", "qwen2", "qwen3")  # their layers are those of the picture, and a test compares each
@@ -43,12 +43,16 @@ class Backbone(nn.Module):
     Args:
         model: `LlamaForCausalLM` or another of `KINDS`, or a model that has one for its words; made by `make`.
         recompute: keep only the input of each layer and its attention for the backward pass, compute the rest again.
+        mlp_tiles: of each MLP, whose wide rows exist for one tile of tokens at a time (`parallel.tiled`).
     """
 
-    def __init__(self, model: Any, recompute: bool = False) -> None:
+    def __init__(self, model: Any, recompute: bool = False, mlp_tiles: int = 1) -> None:
         super().__init__()
         self.model = model
         self.rope: Rope = ()
+        if mlp_tiles > 1:
+            for layer in self.decoder.layers:
+                layer.mlp.forward = partial(_in_tiles, layer.mlp.forward, mlp_tiles)
         if recompute:
             for layer in self.decoder.layers:
                 layer.forward = partial(_recomputed, layer.forward)
@@ -114,7 +118,7 @@ class Backbone(nn.Module):
         return tiled_cross_entropy(hidden, self.model.lm_head.weight, labels, weight, tile_tokens)
 
 
-def make(config: Any, dtype: torch.dtype, seed: int, recompute: bool = False) -> Backbone:
+def make(config: Any, dtype: torch.dtype, seed: int, recompute: bool = False, mlp_tiles: int = 1) -> Backbone:
     """A model of a transformers config, its first numbers a function of `seed` alone.
 
     Raises:
@@ -125,7 +129,8 @@ def make(config: Any, dtype: torch.dtype, seed: int, recompute: bool = False) ->
     refuse_unknown(config)
     register()
     made: Any = AutoModelForCausalLM
-    return Backbone(drawn(lambda: made.from_config(config, attn_implementation=NAME), dtype, seed), recompute)
+    model = drawn(lambda: made.from_config(config, attn_implementation=NAME), dtype, seed)
+    return Backbone(model, recompute, mlp_tiles)
 
 
 def drawn(make_it: Callable[[], Any], dtype: torch.dtype, seed: int) -> Any:
@@ -185,6 +190,11 @@ def register() -> None:
 def _recomputed(forward: Callable[..., Tensor], hidden: Tensor, **more: Any) -> Tensor:
     """A layer, of which only the input and attention are kept; ZeRO's hooks are outside of it, and run once a pass."""
     return recomputed(partial(forward, **more), hidden) if torch.is_grad_enabled() else forward(hidden, **more)
+
+
+def _in_tiles(forward: Callable[[Tensor], Tensor], tiles: int, x: Tensor) -> Tensor:
+    """An MLP of [1, tokens, dim]."""
+    return tiled(lambda rows: forward(rows), x[0], tiles)[None]
 
 
 def _attention(

@@ -109,6 +109,8 @@ class VideoLMConfig(BaseModel):
         mask: who sees whom.
         freeze: parts that are not trained.
         recompute: keep only the input of each layer and its attention for the backward pass, compute the rest again.
+        mlp_tiles: of each MLP, whose wide rows exist for one tile of tokens at a time; 8 need half the room of its
+            input.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
@@ -123,6 +125,7 @@ class VideoLMConfig(BaseModel):
     mask: MaskConfig = MaskConfig()
     freeze: tuple[Part, ...] = ()
     recompute: bool = False
+    mlp_tiles: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _whole(self) -> VideoLMConfig:
@@ -307,7 +310,7 @@ def build(
         contrast: makes one for rows of a width, where that is learned.
     """
     make = vision.make if config.views else backbone.make
-    lm = make(config.transformers, dtype, seed, config.recompute)
+    lm = make(config.transformers, dtype, seed, config.recompute, config.mlp_tiles)
     still = (*(prefix for part in config.freeze for prefix in PARTS[part]), *unused(config))
     for name, parameter in lm.model.named_parameters():
         plain = name if config.views else name.replace("model.", LAYERS, 1)

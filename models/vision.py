@@ -110,7 +110,7 @@ class VisionLM(Backbone):
         return torch.stack(list(features))[:count]
 
 
-def make(config: Any, dtype: torch.dtype, seed: int, recompute: bool = False) -> VisionLM:
+def make(config: Any, dtype: torch.dtype, seed: int, recompute: bool = False, mlp_tiles: int = 1) -> VisionLM:
     """A model of a transformers config, its first numbers a function of `seed` alone.
 
     Raises:
@@ -124,7 +124,8 @@ def make(config: Any, dtype: torch.dtype, seed: int, recompute: bool = False) ->
     register()
     attention = {"": "sdpa", "text_config": NAME, "vision_config": "sdpa"}  # an image is whole on its rank
     made: Any = LlavaForConditionalGeneration
-    return VisionLM(drawn(lambda: made._from_config(config, attn_implementation=attention), dtype, seed), recompute)
+    model = drawn(lambda: made._from_config(config, attn_implementation=attention), dtype, seed)
+    return VisionLM(model, recompute, mlp_tiles)
 
 
 def pooled(features: Tensor, pool: int) -> Tensor:

@@ -64,7 +64,7 @@ def test_zero_gives_the_same_run(
     tmp_path: Path, spoken: Path, reference: Lines, stage: int, mesh: tuple[int, int, int]
 ) -> None:
     """Ranks without a frame, replicas with a pack of words alone, a ghost: none waits for another."""
-    model = {**talks.MODEL, "recompute": stage == 3}
+    model = {**talks.MODEL, "recompute": stage == 3, "mlp_tiles": stage}
     same(
         train(run_of(tmp_path, spoken, mesh=mesh_of(mesh), zero__stage=stage, dtype="float32", model=model)),
         reference,
