@@ -34,7 +34,8 @@ from models.backbone import Plans, Rope
 from models.kinds import DTYPES, build_talk_objective
 from models.next_token import NextTokenConfig
 from models.streaming import Streamer
-from models.video_lm import VideoLM, VideoLMConfig, masks_of
+from models.talk_masks import masks_of
+from models.video_lm import VideoLM, VideoLMConfig
 from parallel.errors import InputError
 from parallel.mesh import Groups, Mesh
 from parallel.packed import ANSWERED, ASKED, CODED, Document
@@ -133,7 +134,7 @@ class Speaker:
         heard, _ = self.maker.hear([document], [laid], lambda begin, end: frames[begin:end], self.rope)
         embeddings = self.model.embedded(heard)
         # no token sees a later one but in its own frame, and frames are whole before the answer
-        masks = masks_of(self.maker.model, [laid.before(first + 1).runs])
+        masks = masks_of(self.maker.model.windows, self.maker.model.mask, [laid.before(first + 1).runs])
         plans = {window: local_plan(mask) for window, mask in masks.items()}
         return Asked(embeddings[: first + 1], plans, tuple(laid.labels[first : int(said[-1]) + 1].tolist()))
 

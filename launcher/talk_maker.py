@@ -24,7 +24,8 @@ from data.video import Frames
 from launcher.feed import MicroStep, checksum
 from models.backbone import Rope, Window, windows_of
 from models.schedule import area_of
-from models.video_lm import Heard, MaskConfig, Objective, VideoLMConfig, masks_of
+from models.talk_masks import MaskConfig, masks_of
+from models.video_lm import Heard, Objective, VideoLMConfig
 from models.vision import Places, Seen, places_for
 from parallel.errors import InputError
 from parallel.mesh import Groups
@@ -61,7 +62,9 @@ class TalkMaker:
         """See `Maker`."""
         if self.objective.sees == "past" and self.model.mask == MaskConfig():
             return sum(area_of(self.model.attention, document.grid) for document in pack.documents)
-        made = masks_of(self.model, [stream.laid(row).runs for row in pack.rows], self.objective.sees)
+        made = masks_of(
+            self.model.windows, self.model.mask, [stream.laid(row).runs for row in pack.rows], self.objective.sees
+        )
         layers = windows_of(self.model.text)
         return sum(made[window].area for window in layers) / len(layers)
 
@@ -96,7 +99,7 @@ class TalkMaker:
             shown: frames [begin, end) of all that they see, laid end to end: uint8 [n, height, width, 3].
             rope: see `Heard`.
         """
-        masks = masks_of(self.model, [one.runs for one in laid], self.objective.sees)
+        masks = masks_of(self.model.windows, self.model.mask, [one.runs for one in laid], self.objective.sees)
         split = balanced(max(masks.values(), key=lambda mask: mask.area), self.groups.mesh)
         ranges = split.ranges[self.groups.place.sequence]
         here = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for start, stop in ranges)])

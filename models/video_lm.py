@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,21 +22,18 @@ from torch import Tensor, nn
 from models import backbone, vision
 from models.backbone import Backbone, Plans, Rope, Window, windows_of
 from models.contrastive import Contrast
+from models.described import config_of, read_config
 from models.next_token import Bools, Ints, Learned
 from models.schedule import AttentionConfig
+from models.talk_masks import MaskConfig, Sees
 from models.vision import Places, Seen, VisionLM
-from parallel import composite
-from parallel import mask as masks
-from parallel.composite import Runs
 from parallel.errors import InputError
 from parallel.geometry import Grid
-from parallel.mask import Mask
 from parallel.mesh import Groups
 from parallel.packed import Packed
 from parallel.views import Views
 
 USUAL_NORMAL = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # mean and deviation of pixels: those of SigLIP
-Sees = Literal["past", "all", "apart"]
 Part = Literal["vision", "projector", "language"]
 TOWER, LAYERS = "model.vision_tower.", "model.language_model."
 PARTS: dict[Part, tuple[str, ...]] = {  # prefixes of parameters
@@ -45,55 +41,6 @@ PARTS: dict[Part, tuple[str, ...]] = {  # prefixes of parameters
     "projector": ("model.multi_modal_projector.",),
     "language": (LAYERS, "lm_head."),
 }
-
-
-class MaskConfig(BaseModel):
-    """Who of a conversation sees whom; by default each token sees all before it. Layers with a window keep theirs.
-
-    Attributes:
-        visual: what a row of a visual sees: the "past"; its frame as a "whole" and the past; "itself" alone (EE-MLLM,
-            arXiv:2408.11795: no attention among visual tokens); its own "frame" alone.
-        window: a token sees so many before it, and the sinks.
-        chunk: instead, a token sees its chunk of so many tokens, and the sinks (StreamingVLM, arXiv:2510.09608).
-        overlap: of two chunks.
-        sinks: first tokens that all see.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    visual: Literal["past", "whole", "itself", "frame"] = "past"
-    window: int | None = Field(default=None, ge=1)
-    chunk: int | None = Field(default=None, ge=1)
-    overlap: int = Field(default=0, ge=0)
-    sinks: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> MaskConfig:
-        if self.window and self.chunk:
-            raise InputError("tokens see a window or a chunk", f"{self.window} and {self.chunk}", "leave one out")
-        if self.overlap and not (self.chunk and self.overlap < self.chunk):
-            found = f"overlap {self.overlap} of chunks of {self.chunk}"
-            raise InputError("chunks overlap by less than their length", found, "a smaller model.mask.overlap")
-        if self.sinks and not (self.window or self.chunk):
-            raise InputError("sinks are beside a window or a chunk", f"sinks: {self.sinks}", "give model.mask.window")
-        return self
-
-    def of(self, runs: Runs) -> Mask:
-        """The mask of one conversation."""
-        length = sum(rows for _, rows in runs)
-        made: dict[str, Callable[[], Mask]] = {
-            "past": lambda: masks.causal(length),
-            "whole": lambda: composite.frames_whole(runs),
-            "itself": lambda: composite.unaware(runs),
-            "frame": lambda: composite.unaware(runs, own_frame=True),
-        }
-        found = made[self.visual]()
-        if self.window:
-            after = length - 1 if self.visual == "whole" else 0
-            return found & masks.window(length, self.window - 1, after, self.sinks)
-        if self.chunk:
-            return found & composite.chunks(length, self.chunk, self.overlap, self.sinks)
-        return found
 
 
 class VideoLMConfig(BaseModel):
@@ -334,94 +281,3 @@ def unused(config: VideoLMConfig) -> tuple[str, ...]:
     after = [f"encoder.layers.{n}." for n in range(last, tower.num_hidden_layers)]
     found = (*after, "post_layernorm.", "head.")
     return tuple(f"{TOWER}{inner}{name}" for name in found for inner in ("", "vision_model."))
-
-
-def masks_of(config: VideoLMConfig, documents: Sequence[Runs], sees: Sees = "past") -> dict[Window, Mask]:
-    """Who sees whom in a pack, by window of the layer's own.
-
-    Args:
-        config: of the model.
-        documents: the runs of each.
-        sees: see `Objective`.
-    """
-    lengths = [sum(rows for _, rows in runs) for runs in documents]
-    if sees != "past":
-        found = masks.packed(lengths) if sees == "all" else masks.stack([apart(runs) for runs in documents])
-        return dict.fromkeys(config.windows, found)
-    if config.mask == MaskConfig():
-        return backbone.masks_of(config.windows, lengths)
-    whole = masks.stack([config.mask.of(runs) for runs in documents])
-    near = backbone.masks_of(config.windows, lengths)
-    return {window: whole if window is None else whole & near[window] for window in config.windows}
-
-
-def apart(runs: Runs) -> Mask:
-    """Words see the words before them, rows of visuals the rows before them."""
-    kinds = [kind for kind, _ in groupby(runs, key=lambda run: run[0])]
-    lengths = [sum(rows for _, rows in of_kind) for _, of_kind in groupby(runs, key=lambda run: run[0])]
-    past: list[list[masks.Sees]] = [
-        ["none" if there != here or j > i else "past" if i == j else "all" for j, there in enumerate(kinds)]
-        for i, here in enumerate(kinds)
-    ]
-    return masks.parts(lengths, past)
-
-
-def config_of(language: dict[str, Any], tower: dict[str, Any] | None) -> Any:
-    """A transformers config of plain settings.
-
-    Raises:
-        InputError: transformers does not take them.
-    """
-    from transformers import AutoConfig
-
-    rule = "a model is described as in config.json of transformers"
-    for name, settings in (("language", language), ("vision", tower)):
-        if settings is not None and "model_type" not in settings:
-            raise InputError(rule, f"model.{name} has no model_type", f"model.{name}.model_type: llama")
-    try:
-        text = AutoConfig.for_model(**language)
-        _refuse_unknown_keys("language", language, text)
-        if tower is None:
-            return text
-        seen = AutoConfig.for_model(**tower)
-        _refuse_unknown_keys("vision", tower, seen)
-        return AutoConfig.for_model(
-            "llava", text_config=text.to_dict(), vision_config=seen.to_dict(), image_token_id=text.vocab_size - 1,
-            vision_feature_layer=-1, vision_feature_select_strategy="default" if _has_class(seen) else "full",
-        )  # fmt: skip
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(rule, f"{type(error).__name__}: {str(error)[:200]}", "see its page of transformers") from error
-
-
-def read_config(path: Path) -> Any:
-    """The transformers config of a folder; nothing is downloaded.
-
-    Raises:
-        InputError: there is none.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        found = f"{path}: {str(error).splitlines()[0][:200]}"
-        raise InputError(
-            "model.path is a folder as transformers saves it", found, "model.save_pretrained(FOLDER)"
-        ) from error
-
-
-def _has_class(tower: Any) -> bool:
-    """Whether the tower has a token that is no patch."""
-    return str(tower.model_type) == "clip_vision_model"
-
-
-def _refuse_unknown_keys(name: str, settings: dict[str, Any], config: Any) -> None:
-    known = set(type(config)().to_dict()) | {"model_type", "rope_theta", "rope_scaling"}
-    for key in settings:
-        if key not in known:
-            from difflib import get_close_matches
-
-            near = get_close_matches(key, sorted(known), n=1, cutoff=0.0)
-            raise InputError(f"every key of model.{name} is known", f"model.{name}.{key}", f"did you mean {near[0]}?")

@@ -36,7 +36,7 @@ from launcher.sampling import open_run
 from launcher.speaking import Asked, Speaker, conversation_about, open_speaker, speaker_of
 from launcher.streams import open_curriculum
 from models.streaming import Streamer
-from models.video_lm import MaskConfig, masks_of
+from models.talk_masks import MaskConfig, masks_of
 from parallel.errors import InputError
 from parallel.plan import local_plan
 from tests import talks
@@ -132,7 +132,9 @@ def test_kept_keys_change_nothing(speaker: Speaker, files: list[Path], mask: dic
     runs, lm = list(laid.before(len(asked.embeddings)).runs), speaker.model.lm
     embeddings, found = asked.embeddings, []
     for _ in range(WORDS):
-        plans = {w: local_plan(m) for w, m in masks_of(masked.maker.model, [runs]).items()}
+        plans = {
+            w: local_plan(m) for w, m in masks_of(masked.maker.model.windows, masked.maker.model.mask, [runs]).items()
+        }
         hidden = lm.hidden(embeddings, torch.arange(len(embeddings)), plans)
         found.append(int(lm.logits(hidden[-1:]).argmax()))
         embeddings = torch.cat((embeddings, lm.embed(torch.tensor(found[-1:]))))
@@ -150,7 +152,7 @@ def test_a_likelihood_is_that_of_one_pass(speaker: Speaker, files: list[Path], m
     end = speaker.tokenizer.convert_tokens_to_ids("<|end|>")
     words = torch.tensor([*speaker.tokenizer(text)["input_ids"], end])
     runs[-1] = (runs[-1][0], runs[-1][1] + len(words) - 1)
-    plans = {w: local_plan(m) for w, m in masks_of(masked.maker.model, [runs]).items()}
+    plans = {w: local_plan(m) for w, m in masks_of(masked.maker.model.windows, masked.maker.model.mask, [runs]).items()}
     embeddings = torch.cat((asked.embeddings, lm.embed(words[:-1])))
     hidden = lm.hidden(embeddings, torch.arange(len(embeddings)), plans)[-len(words) :]
     of_each = lm.logits(hidden).double().log_softmax(1)[torch.arange(len(words)), words]
