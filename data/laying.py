@@ -6,14 +6,16 @@
     kinds      .  . . . . . asked ...  answered
 
 Of a stream that is watched (VideoLLM-online, Chen et al., arXiv:2406.11816) the last row of each view learns to say
-nothing, but that of the last view before an answer, which learns to begin.
+nothing, but that of the last view before an answer, which learns to begin. Views may have their time before them, as
+words (Ren et al., TimeChat, arXiv:2312.02051; LITA, arXiv:2403.19046, has tokens of its own for it).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,7 @@ from parallel.relayout import IGNORED
 from parallel.views import Views
 
 Ints = npt.NDArray[np.int64]
+Times = Callable[[float], Ints]
 ROW = -1  # the kind of a row of a visual, which nobody says
 
 
@@ -35,12 +38,15 @@ class Sight:
         row: of the index of clips.
         first, last: frames of it, counted as taken, [first, last).
         watched: whether silence is learned after each view.
+        start, step: seconds of the first frame that could be taken, in its source, and from one to the next.
     """
 
     row: int
     first: int
     last: int
     watched: bool = False
+    start: float = 0.0
+    step: float = 0.0
 
     @property
     def frames(self) -> int:
@@ -94,7 +100,13 @@ class Laid:
 
 
 def lay(
-    tokens: Ints, kinds: Ints, spots: Ints, sights: Sequence[Sequence[Sight]], views: Views | None, silence: int | None
+    tokens: Ints,
+    kinds: Ints,
+    spots: Ints,
+    sights: Sequence[Sequence[Sight]],
+    views: Views | None,
+    silence: int | None,
+    times: Times | None = None,
 ) -> Laid:
     """The layout of a conversation.
 
@@ -104,6 +116,7 @@ def lay(
         sights: of each visual, at least one.
         views: of the model; None if there are no visuals.
         silence: the token that says nothing; None if there is none.
+        times: the words of a time, which stand before the rows of each view; None for no times.
 
     Raises:
         InputError: a visual is watched, and there is no such token.
@@ -115,14 +128,16 @@ def lay(
     for spot, stop, of_visual in zip(spots.tolist(), stops, sights, strict=True):
         for sight in of_visual:
             assert views is not None, "talks with visuals were refused"
-            of_sight = views.rows(sight.frames)
-            ends = at + of_sight.cumsum()
+            of_sight, stamps = views.rows(sight.frames), stamps_of(sight, views, times)
+            sizes = of_sight + np.array([len(stamp) for stamp in stamps], np.int64)
+            ends = at + sizes.cumsum()
             starts.append(ends - of_sight)
             rows.append(of_sight)
-            pieces.append(np.full(of_sight.sum(), tokens[spot]))
-            said.append(np.full(of_sight.sum(), ROW))
+            for stamp, count in zip(stamps, of_sight.tolist(), strict=True):
+                pieces += [stamp, np.full(count, tokens[spot])]
+                said += [np.full(len(stamp), ASKED), np.full(count, ROW)]
             silent.append(ends[: len(ends) * sight.watched] - 1)
-            at += int(of_sight.sum())
+            at += int(sizes.sum())
         if of_visual[-1].watched and ANSWERED in kinds[spot + 1 : stop]:
             of_all = np.concatenate(silent[-len(of_visual) :])  # its last clips may show nothing of this stretch
             speaks.append(of_all[-1:])  # after its last view the model begins to speak
@@ -140,6 +155,24 @@ def lay(
     of_label[begins] = ANSWERED
     flat = tuple(sight for of_visual in sights for sight in of_visual)
     return Laid(laid, labels, of_label, kind == ROW, np.concatenate(starts), np.concatenate(rows), flat)
+
+
+def stamps_of(sight: Sight, views: Views, times: Times | None) -> list[Ints]:
+    """The words of the time of each view's first frame; none, if there are no times."""
+    count = len(views.rows(sight.frames))
+    if times is None:
+        return [np.zeros(0, np.int64)] * count
+    return [times(sight.start + sight.step * (sight.first + view * views.merge)) for view in range(count)]
+
+
+def times_of(tokenizer: Any) -> Times:
+    """Times as the words of a tokenizer: "1.5s"."""
+
+    @lru_cache(maxsize=1 << 16)
+    def words(tenths: int) -> Ints:
+        return np.asarray(tokenizer(f"{tenths / 10:.1f}s", add_special_tokens=False)["input_ids"], np.int64)
+
+    return lambda seconds: words(round(10 * seconds))
 
 
 def _silence(found: int | None) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from data import image, video
 from data.sampling import Sampling
 from data.stream import Stream
+from data.talk_stream import seconds_of
 from data.talk_writer import Names
 from data.video import Frames
 from parallel.errors import InputError
@@ -45,6 +46,16 @@ class Looker:
             pieces = self.clips.read(pack, ((0, pack.tokens),))
             found.append(np.concatenate([piece.frames for piece in pieces if piece.frames is not None]))
         return found
+
+    def seconds(self, name: str, uid: str = "") -> list[tuple[float, float]]:
+        """Of each clip that the name stands for: when its first frame is, and from one to the next; raises as above."""
+        if self.clips is None:
+            path = self.folder / name
+            with path.open("rb") as file:
+                if image.suffix_of(file.read(image.MAGIC)):
+                    return [(0.0, 0.0)]
+            return [(0.0, float(self.sampling.stride / video.probe(path).fps))]
+        return [seconds_of(self.clips, self.rows[clip]) for clip in self.names.clips(name, uid)]
 
 
 def frames_of(path: Path, sampling: Sampling) -> Frames:

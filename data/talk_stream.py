@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
-from data.laying import Laid, Sight, lay
+from data.laying import Laid, Sight, Times, lay, stamps_of
 from data.mix import mix_of
 from data.packing import Floats
 from data.plan import Cursor, DataPlan, window_for
@@ -56,6 +56,7 @@ class TalkStream:
         cost: Callable[[int], float] = lambda tokens: float(tokens) ** 2,
         positions: int | None = None,
         rope: tuple[tuple[str, Any], ...] = (),
+        times: Times | None = None,
     ) -> None:
         """Computes every length; reads no frames.
 
@@ -67,14 +68,15 @@ class TalkStream:
             cost: of a document of so many tokens.
             positions: that the model knows; None for any number.
             rope: rotary frequencies of the model, where they differ from its own.
+            times: words of the time of each view; None for no times.
 
         Raises:
             InputError: a talk has visuals and the model cannot see, is longer than a pack or than the positions, or
                 sees a stretch of time of clips that are cut by chance.
         """
         self.index, self.clips, self.views, self.seed, self.pack_tokens = talks, clips, views, seed, pack_tokens
-        self.rope = rope
-        self.sights_of = _Sights(talks, clips, views)
+        self.rope, self.times = rope, times
+        self.sights_of = _Sights(talks, clips, views, times)
         self.lengths = talks.lengths + self.sights_of.tokens
         refuse_long(self, positions)
         sizes = np.diff(talks.starts).tolist()
@@ -105,7 +107,8 @@ class TalkStream:
 
     def laid(self, row: int) -> Laid:
         """The layout of a conversation."""
-        return lay(*self.index.tokens(row), self.sights_of.by_visual(row), self.views, self.index.tokenizer["silence"])
+        silence = self.index.tokenizer["silence"]
+        return lay(*self.index.tokens(row), self.sights_of.by_visual(row), self.views, silence, self.times)
 
     def frames(self, pack: Pack, laid: Sequence[Laid], begin: int, end: int, problems: dict[int, str]) -> list[Frames]:
         """Frames [begin, end) of all that the talks of a pack see, laid end to end, as uint8 [n, height, width, 3].
@@ -155,7 +158,7 @@ class _Sights:
         tokens: [rows of talks] rows of their visuals.
     """
 
-    def __init__(self, talks: Talks, clips: Stream | None, views: Views | None) -> None:
+    def __init__(self, talks: Talks, clips: Stream | None, views: Views | None, times: Times | None) -> None:
         self.talks, self.clips = talks, clips
         visuals = talks.table["visuals"].combine_chunks()
         self.visuals_before = np.append(
@@ -189,17 +192,23 @@ class _Sights:
         totals = np.array([views.total(int(n)) for n in unique])[which]
         of_talk = np.repeat(np.arange(len(talks)), np.diff(self.visuals_before))[of_visual]
         np.add.at(self.tokens, of_talk, totals)
+        if times is not None:
+            refuse_stretches(clips)
+            stamps = [sum(map(len, stamps_of(self._sight(i), views, times))) for i in range(len(self.rows))]
+            np.add.at(self.tokens, of_talk, stamps)
 
     def by_visual(self, row: int) -> list[list[Sight]]:
         """The sights of each visual of a talk."""
         first, last = self.visuals_before[row : row + 2]
         return [
-            [
-                Sight(int(self.rows[i]), int(self.first[i]), int(self.last[i]), bool(self.watched[i]))
-                for i in range(*self.clips_before[visual : visual + 2])
-            ]
-            for visual in range(first, last)
+            [self._sight(i) for i in range(*self.clips_before[visual : visual + 2])] for visual in range(first, last)
         ]
+
+    def _sight(self, i: int) -> Sight:
+        assert self.clips is not None, "talks with visuals have clips"
+        row = int(self.rows[i])
+        start, step = seconds_of(self.clips, row)
+        return Sight(row, int(self.first[i]), int(self.last[i]), bool(self.watched[i]), start, step)
 
     def _refuse_empty(self, of_visual: Ints) -> None:
         seen = np.zeros(len(self.clips_before) - 1, np.int64)
@@ -210,6 +219,28 @@ class _Sights:
             row = bisect_right(self.visuals_before.tolist(), visual) - 1
             found = f"{self.talks.uid(row)}: visual {visual - int(self.visuals_before[row])} of {self.talks.file(row)}"
             raise InputError("a visual shows a frame at least", found, "mend its begin and end, or data.stride")
+
+
+def seconds_of(clips: Stream, row: int) -> tuple[float, float]:
+    """Of a clip: when in its source it begins, and from one frame that is taken to the next; 0 and 0 of an image."""
+    fps = float(clips.index.table["fps"][row].as_py() or 0)
+    if fps <= 0:
+        return 0.0, 0.0
+    return float(clips.index.table["start"][row].as_py() or 0) / fps, clips.sampling.stride / fps
+
+
+def refuse_stretches(clips: Stream) -> None:
+    """Times are those of clips that are seen whole.
+
+    Raises:
+        InputError: clips are cut by chance.
+    """
+    if clips.sampling.frames is not None:
+        raise InputError(
+            "talks about moments see clips whole",
+            f"data.frames={clips.sampling.frames} takes a stretch from a random start",
+            "leave data.frames out, and use data.stride",
+        )
 
 
 def _rows_of(names: pa.Array, clips: Stream) -> Ints:
@@ -230,12 +261,7 @@ def _stretches(clips: Stream, rows: Ints, begin: Floats, end: Floats) -> tuple[I
     whole = clips.lengths[rows]
     if np.isnan(begin).all() and np.isnan(end).all():
         return np.zeros_like(whole), whole
-    if clips.sampling.frames is not None:
-        raise InputError(
-            "talks about moments see clips whole",
-            f"data.frames={clips.sampling.frames} takes a stretch from a random start",
-            "leave data.frames out, and use data.stride",
-        )
+    refuse_stretches(clips)
     fps = clips.index.table["fps"].to_numpy()[rows]
     fps = np.where(fps > 0, fps, 1.0)  # an image has none, and is seen at its beginning
     start = clips.index.table["start"].to_numpy()[rows] / fps  # of the clip in its source

@@ -127,6 +127,7 @@ class DataConfig(Section):
         positions: of a video_lm: the longest document it is trained on; none for what its config says.
         rope: of a video_lm: rotary frequencies in the words of its config, such as {rope_theta: 1000000}; none for its
             own. A curriculum raises them as documents get longer.
+        times: of a video_lm: the second of each view stands before its rows, as words such as 1.5s.
         segments: a curriculum, such as [{until: 1000, frames: 8}, {frames: 64, pack_tokens: 65536}].
     """
 
@@ -142,6 +143,7 @@ class DataConfig(Section):
     tolerate: int = Field(default=16, ge=0)
     positions: int | None = Field(default=None, ge=1)
     rope: dict[str, Any] | None = None
+    times: bool = False
     segments: tuple[SegmentConfig, ...] = ()
 
     @property

@@ -143,7 +143,9 @@ def evaluate(
     found = []
     for number, question in enumerate(questions, 1):
         order = _order(question.uid) if shuffle else None
-        asked = speaker.asked(*speaker.lay(question.conversation, _look(looker, question.uid), order))
+        asked = speaker.asked(
+            *speaker.lay(question.conversation, _look(looker, question.uid), order, _seconds(looker, question.uid))
+        )
         if question.choices:
             scores = [speaker.likelihood(asked, choice) for choice in question.choices]
             said = question.choices[int(np.argmax(scores))]
@@ -202,6 +204,10 @@ def plain(text: str) -> str:
 
 def _look(looker: Looker, uid: str) -> Callable[[str], Any]:
     return lambda name: looker.frames(name, uid)
+
+
+def _seconds(looker: Looker, uid: str) -> Callable[[str], Any]:
+    return lambda name: looker.seconds(name, uid)
 
 
 def _order(uid: str) -> Callable[[int], Ints]:

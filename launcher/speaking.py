@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data.chat import DEFAULT_PLACES, encode
 from data.conversations import Conversation, Kind, Turn, Visual
-from data.laying import Laid, Sight, lay
+from data.laying import Laid, Sight, Times, lay, times_of
 from data.sampling import Sampling
 from data.talk_writer import with_codes
 from data.talks import Talks
@@ -77,6 +77,7 @@ class Speaker:
         prompts: of the run.
         fps: of what is drawn.
         coding: how visuals are words; None if they are not.
+        times: words of the time of each view; None for no times.
     """
 
     model: VideoLM
@@ -90,9 +91,14 @@ class Speaker:
     prompts: tuple[str, ...]
     fps: int = 8
     coding: Coding | None = None
+    times: Times | None = None
 
     def lay(
-        self, conversation: Conversation, look: Look, order: Callable[[int], Ints] | None = None
+        self,
+        conversation: Conversation,
+        look: Look,
+        order: Callable[[int], Ints] | None = None,
+        seconds: Callable[[str], Sequence[tuple[float, float]]] | None = None,
     ) -> tuple[Laid, Frames]:
         """The layout of a conversation and all frames that it sees.
 
@@ -100,6 +106,7 @@ class Speaker:
             conversation: the last turn is what the assistant says.
             look: finds frames.
             order: in which the n frames of each clip are shown; None as they are.
+            seconds: of each clip when it begins, and from one frame to the next; where the model is told times.
         """
         places = {**DEFAULT_PLACES, **self.places}  # talks know those alone that their tokenizer has
         encoded = encode(conversation, self.tokenizer, lambda number, visual: [1], places)
@@ -111,8 +118,15 @@ class Speaker:
             codes = [np.concatenate([coding.tokens(frames, order) for frames in clips]) for clips in shown]
             tokens, kinds = with_codes(encoded.tokens, kinds, spots, codes)
             return lay(tokens, kinds, spots[:0], [], None, self.silence), none
-        sights = [[Sight(0, 0, len(frames)) for frames in clips] for clips in shown]
-        laid = lay(encoded.tokens, kinds, spots, sights, self.maker.model.views, self.silence)
+        when = [
+            seconds(visual.name) if self.times and seconds else [(0.0, 0.0)] * len(clips)
+            for visual, clips in zip(conversation.visuals, shown, strict=True)
+        ]
+        sights = [
+            [Sight(0, 0, len(frames), False, *at) for frames, at in zip(clips, times, strict=True)]
+            for clips, times in zip(shown, when, strict=True)
+        ]
+        laid = lay(encoded.tokens, kinds, spots, sights, self.maker.model.views, self.silence, self.times)
         flat = [frames if order is None else frames[order(len(frames))] for clips in shown for frames in clips]
         return laid, np.concatenate(flat) if flat else np.zeros((0, 1, 1, 3), np.uint8)
 
@@ -222,6 +236,7 @@ def speaker_of(config: RunConfig, found: Checkpoint) -> Speaker:
     return Speaker(
         model, tokenizer, places, silence, maker, data.turning, found.state.step,
         coding.sampling if coding else sampling, asks.prompts, asks.fps, coding,
+        times_of(tokenizer) if data.times else None,
     )  # fmt: skip
 
 

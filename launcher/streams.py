@@ -9,10 +9,12 @@ from typing import Any
 
 from data.curriculum import Curriculum
 from data.index import Index
+from data.laying import times_of
 from data.sampling import Sampling
 from data.stream import Stream
 from data.talk_stream import TalkStream
 from data.talks import Talks
+from data.tokenizers import open_tokenizer
 from launcher.config import DataConfig, RunConfig
 from models.dit import VideoDiTConfig
 from models.latents import open_codec
@@ -104,6 +106,7 @@ def _talk_stream(config: RunConfig, data: DataConfig, seed: int, talks: Talks) -
         lambda tokens: _cost(attention, dim, (tokens, 1, 1)),
         data.positions or model.positions,
         data.turning,
+        times_of(open_tokenizer(str(talks.tokenizer_folder))) if data.times else None,
     )
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from data.annotations import speaks
 from data.index import Index
-from data.laying import Laid, Sight, lay
+from data.laying import Laid, Sight, lay, times_of
 from data.sampling import Sampling
 from data.stream import Stream
 from data.talk_records import captions_of, records_of
@@ -466,3 +466,23 @@ def test_talks_of_other_clips_are_refused(clips: Path, made: Path, tmp_path: Pat
     other = Stream(Index.open(datasets.make(tmp_path / "other", ((7,),))), sampling, 100, 0)
     with pytest.raises(InputError, match=r"are in their dataset\n.*are not, the first is"):
         TalkStream(Talks.open(made), other, Views(16, 2), 1 << 20, 0)
+
+
+def test_times_stand_before_views() -> None:
+    """By hand: views of two frames, four a second, of a clip that begins at 3 s in its source, from its third on."""
+
+    class Letters:
+        def __call__(self, text: str, **options: object) -> dict[str, list[int]]:
+            return {"input_ids": [ord(letter) for letter in text]}
+
+    times = times_of(Letters())
+    tokens, kinds = np.array([1, 9, 2, 3]), np.array([ASKED, ASKED, ASKED, ANSWERED])
+    views = Views(pixels=4, side=1, merge=2)
+    laid = lay(tokens, kinds, np.array([1]), [[Sight(0, 2, 5, False, 3.0, 0.25)]], views, None, times)
+    stamps = [[ord(letter) for letter in text] for text in ("3.5s", "4.0s")]
+    assert laid.tokens.tolist() == [1, *stamps[0], 9, *stamps[1], 9, 2, 3]
+    assert laid.starts.tolist() == [5, 10]
+    assert laid.rows.tolist() == [1, 1]
+    assert laid.visual.sum() == 2
+    assert laid.labels[[4, 9]].tolist() == [IGNORED, IGNORED]  # rows are not said
+    assert laid.labels[5] == ord("4")

@@ -48,6 +48,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "chunks": masked(chunk=50, overlap=20, sinks=3),
     "merge and slow": {"model": {**talks.MODEL, "merge": 2, "slow": 2}},
     "stream": {"data__frames": None, "data__stride": 2},
+    "times": {"data__frames": None, "data__times": True},
 }
 
 
