@@ -53,7 +53,7 @@ def main(recipe: Path, steps: int, overrides: list[str]) -> None:
         for micro in batch.micro_steps:
             prepared = with_new_noise(micro.prepared)
             prediction = model(prepared.packed, micro.plans)
-            loss = feed.objective.loss(prediction, prepared)[0] / batch.weight
+            loss = feed.maker.objective.loss(prediction, prepared)[0] / batch.weight
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)

@@ -75,7 +75,8 @@ def feeds_of(dataset: Path, replicas: int, sequence: int, workers: int) -> list[
     alone = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
     ulysses = 2 if sequence % 2 == 0 else 1
     mesh = Mesh(replicas, sequence // ulysses, ulysses)
-    return [replace(alone, groups=Groups(mesh, mesh.place(rank))) for rank in range(mesh.ranks)]
+    made = [replace(alone.maker, groups=Groups(mesh, mesh.place(rank))) for rank in range(mesh.ranks)]  # type: ignore[type-var]
+    return [replace(alone, maker=maker) for maker in made]
 
 
 def step(feeds: list[Feed], position: Position) -> tuple[Counter[tuple[int, int]], Position]:
