@@ -53,7 +53,7 @@ def main() -> None:
     options.add_argument("--quick", action="store_true", help="small sizes, one round, nothing written: does it run?")
     given = options.parse_args()
     if given.quick:
-        given.rounds, given.lengths, given.base, given.ranked, given.loss = 1, [512], 1024, 512, [4096, 8192]
+        given.rounds, given.lengths, given.base, given.ranked, given.loss = 1, [512], 1024, 512, [32_768, 2048]
         given.words, given.layers = 8192, 2
     shape = Shape(words=given.words, layers=given.layers, device=given.device)
     vocabularies = (shape,) if given.quick else (shape, replace(shape, words=FEW_WORDS))

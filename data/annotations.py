@@ -27,7 +27,7 @@ from parallel.errors import InputError
 FORMS = {"stream": ("stream",), "captions": ("timestamps", "sentences"), "grounding": ("query", "start", "end")}
 ROUNDING = 0.05  # seconds that a time may lie beyond the duration: both were rounded by whoever noted them
 LONGEST = 1e9  # seconds; no video lasts 30 years
-REMEDY = "mend the record or leave it out; see data/annotations.py for the forms that are known"
+REMEDY = "mend the record or leave it out; see docs/video-language.md for the forms that are known"
 
 Times = Sequence[float] | npt.NDArray[np.float64]
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from jinja2 import TemplateError
 
 from data.conversations import Conversation, Kind, Visual
 from parallel.errors import InputError
@@ -101,7 +102,12 @@ def encode(
         }
         for turn in conversation.turns
     ]
-    text, spans = _rendered(tokenizer, messages, conversation.uid)
+    try:
+        text, spans = _rendered(tokenizer, messages, conversation.uid)
+    except TemplateError as error:
+        found = f"{conversation.uid}: {type(error).__name__}: {error}"
+        remedy = "a template without such rules, such as that of the base model, or mend the record"
+        raise InputError("a chat template renders a conversation", found, remedy) from error
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     tokens, said = np.asarray(found["input_ids"], dtype=np.int64), np.asarray(found["offset_mapping"]).reshape(-1, 2)
     _refuse_other_count(conversation, tokens, ids, words)

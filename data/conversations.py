@@ -33,7 +33,7 @@ ROLES: dict[str, Role] = {
     "model": "assistant",
 }
 PLACE = re.compile(r"<(video|image)>\n?")
-REMEDY = "see data/conversations.py, or docs/data.md, for the forms that are known"
+REMEDY = "see docs/video-language.md for the forms that are known"
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def conversation_of(record: Mapping[str, Any], uid: str = "") -> Conversation:
     elif isinstance(record.get("text"), str) and record["text"]:
         turns = (Turn("assistant", (record["text"],)),)
     else:
-        raise _wrong("a conversation has conversations or messages", uid, f"keys: {', '.join(map(str, record))}")
+        rule = "a conversation has conversations or messages (lists), a stream, or a text that is not empty"
+        raise _wrong(rule, uid, f"keys: {', '.join(map(str, record))}")
     if not any(turn.role == "assistant" and any(turn.parts) for turn in turns):
         raise _wrong("somebody answers in a conversation", uid, f"{len(turns)} turns, none of the assistant")
     return Conversation(uid, turns)

@@ -27,7 +27,7 @@ def records_of(path: Path) -> Iterator[tuple[str, Any]]:
     if text.lstrip()[:1] == "[":
         try:
             found = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(rule, f"{path}: {error}", remedy) from None
         yield from ((f"{path}, record {number}", record) for number, record in enumerate(found, 1))
         return
@@ -35,7 +35,7 @@ def records_of(path: Path) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 yield f"{path}, line {number}", json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(rule, f"{path}, line {number}: {error}", remedy) from None
 
 

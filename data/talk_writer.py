@@ -31,6 +31,7 @@ from parallel.errors import InputError
 from parallel.packed import ANSWERED, ASKED, CODED
 
 Ints = npt.NDArray[np.int64]
+SLACK = 1.0  # seconds that a moment may end after its video: times are rounded, last frames are cut
 ROWS_A_PART = 1 << 15
 TOKENS_A_PART = 1 << 24  # as lists of Python they take 36 bytes each
 TEXT_CHARACTERS = 120
@@ -78,10 +79,16 @@ class Names:
     def __init__(self, index: Index | None) -> None:
         self.by_name: dict[str, list[str]] = {}
         self.by_last: dict[str, set[str]] = {}
+        self.ends: dict[str, float] = {}  # seconds in its source, of each clip
         if index is None:
             return
         files = index.table["file"].cast(pa.string()).to_pylist()
         uids, starts = (index.table[name].to_pylist() for name in ("uid", "start"))
+        rates = np.maximum(np.nan_to_num(index.table["fps"].to_numpy()), 0)
+        ends = np.divide(
+            index.table["start"].to_numpy() + index.frames, rates, out=np.zeros(len(rates)), where=rates > 0
+        )
+        self.ends = dict(zip(uids, ends.tolist(), strict=True))
         for _, file, uid in sorted(zip(starts, files, uids, strict=True), key=lambda one: (one[0] or 0, one[2])):
             self.by_name.setdefault(file, []).append(uid)
             self.by_last.setdefault(Path(file).name, set()).add(file)
@@ -273,6 +280,10 @@ def _codes(visual: Visual, names: Names, uid: str, coder: Coder) -> Ints:
 
 def _visual(visual: Visual, names: Names, uid: str) -> dict[str, Any]:
     clips = names.clips(visual.name, uid)
+    end = max((names.ends[clip] for clip in clips), default=0.0)
+    if (visual.begin or 0.0) > end or (visual.end is not None and visual.end > end + SLACK):
+        found = f"{uid}: {visual.begin or 0:g} to {visual.end or end:g} s of {visual.name}, which has {end:.1f} s"
+        raise InputError("a moment lies within its video", found, "mend the record or leave it out")
     seconds = {"begin": visual.begin, "end": visual.end}
     return {"name": visual.name, "clips": clips, **seconds, "watched": visual.watched}
 

@@ -14,6 +14,7 @@ import types
 import typing
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -549,10 +550,13 @@ def _where(key: str, lines: Mapping[str, str]) -> str:
 def _example(key: str) -> str:
     """A value of the right kind: the default, the first choice, or the kind's name."""
     section: type[BaseModel] = RunConfig
-    *path, last = key.split(".")
-    for name in path:
-        having = [s for s in _sections_of(section.model_fields[name].annotation) if last in s.model_fields]
-        section = having[0] if having else section
+    parts = key.split(".")
+    last = parts[-1]
+    for name, after in pairwise(parts):
+        having = [s for s in _sections_of(section.model_fields[name].annotation) if after in s.model_fields]
+        if not having:
+            return "VALUE"
+        section = having[0]
     field = section.model_fields.get(last)
     if field is None:
         return "VALUE"

@@ -9,7 +9,7 @@ An answer is right if it is the expected one but for capitals, spaces at the end
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,6 +98,13 @@ def question_of(record: Mapping[str, Any], where: str) -> Question:
     if not isinstance(record.get("choices") or [], (list, tuple)):
         raise InputError("choices are a list", f"{where}: choices: {record['choices']!r}"[:200], remedy)
     choices = tuple(str(choice) for choice in record.get("choices") or ())
+    if "choices" in record and (len(set(choices)) < 2 or len(set(choices)) < len(choices) or "" in choices):
+        rule_there = "choices are two or more, different and not empty"
+        raise InputError(rule_there, f"{where}: {record['choices']!r}"[:200], remedy)
+    if not isinstance(record.get("about", ""), str):
+        raise InputError("about is a word", f"{where}: {record['about']!r}"[:200], remedy)
+    if "question" in record and not str(record["question"]).strip():
+        raise InputError("a question has words", f"{where}: {record['question']!r}", remedy)
     if "question" in record:
         answer = record.get("answer")
         if isinstance(answer, int) and not isinstance(answer, bool) and choices and 0 <= answer < len(choices):
@@ -178,6 +185,9 @@ def questions_of(path: Path, limit: int | None = None) -> list[Question]:
     found = [question_of(record, where) for where, record in records_of(path)]
     if not found:
         raise InputError("a file of questions has some", f"{path}: none", "see docs/video-language.md for the forms")
+    twice = next((uid for uid, times in Counter(question.uid for question in found).items() if times > 1), None)
+    if twice is not None:
+        raise InputError("a question stands once", f"{path}: {twice} again", "give each an id of its own")
     return found[:limit]
 
 

@@ -25,6 +25,7 @@ from launcher.speaking import Speaker
 from parallel.errors import InputError
 from parallel.random import key_of
 
+MOST_BYTES = 32  # of a token, in the mean of any haystack
 CELL = (72, 40)  # pixels of the picture
 MARGIN = (84, 34)
 GOOD, BAD = np.array((46, 160, 90)), np.array((214, 69, 65))
@@ -77,6 +78,9 @@ def search(
         raise InputError("frames are for a model that sees", "model.vision is none", "leave out --frames")
     if min(*lengths, depths, each) < 1:
         raise InputError("lengths, depths and needles are at least 1", f"{lengths}, {depths}, {each}", "give 1 or more")
+    if max(lengths) > MOST_BYTES * speaker.positions:
+        told = f"--lengths {max(lengths):,}, the model knows {speaker.positions:,} positions"
+        raise InputError("a haystack fits into the positions that the model knows", told, "shorter ones")
     cells, done, total = [], 0, len(lengths) * depths * each
     for length in lengths:
         for depth in np.linspace(0, 1, depths) if depths > 1 else (0.5,):

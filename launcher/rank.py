@@ -233,7 +233,7 @@ def agree(batch: Batch, words: Words, mesh: Mesh, device: torch.device) -> Agree
         raise InputError(
             "a step has samples that can be read",
             f"step {batch.position.step}: none of {len(batch.samples)}",
-            "longreel data check DATASET --repair",
+            "longreel data check DATASET --repair; or let the objective's weights count something that is in them",
         )
     return agreed
 

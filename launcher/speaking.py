@@ -78,6 +78,7 @@ class Speaker:
         fps: of what is drawn.
         coding: how visuals are words; None if they are not.
         times: words of the time of each view; None for no times.
+        positions: tokens of the longest conversation.
     """
 
     model: VideoLM
@@ -92,6 +93,7 @@ class Speaker:
     fps: int = 8
     coding: Coding | None = None
     times: Times | None = None
+    positions: int = 1 << 31
 
     def lay(
         self,
@@ -137,6 +139,10 @@ class Speaker:
         Raises:
             InputError: these are not words alone: what was drawn is in no words that could be compared.
         """
+        if len(laid) > self.positions:
+            found = f"{len(laid):,} tokens, {self.positions:,} positions"
+            remedy = "fewer frames or words, or a run whose data.positions are more"
+            raise InputError("a conversation is no longer than the positions that the model knows", found, remedy)
         said = np.flatnonzero((laid.kinds == ANSWERED) | (laid.kinds == CODED))
         if not len(said):  # a template that ends no turn, and nothing is said: it is to be said last
             said = np.array([len(laid) - 1])
@@ -236,7 +242,7 @@ def speaker_of(config: RunConfig, found: Checkpoint) -> Speaker:
     return Speaker(
         model, tokenizer, places, silence, maker, data.turning, found.state.step,
         coding.sampling if coding else sampling, asks.prompts, asks.fps, coding,
-        times_of(tokenizer) if data.times else None,
+        times_of(tokenizer) if data.times else None, data.positions or config.model.positions,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from data.talk_stream import TalkStream
 from data.talks import Talks
 from data.tokenizers import open_tokenizer
 from launcher.config import DataConfig, RunConfig
+from models.described import refuse_rope
 from models.dit import VideoDiTConfig
 from models.latents import open_codec
 from models.schedule import AttentionConfig, area_of
@@ -94,6 +95,7 @@ def _talk_stream(config: RunConfig, data: DataConfig, seed: int, talks: Talks) -
     model = config.model
     assert isinstance(model, VideoLMConfig), "talks are for models that speak"
     attention, dim = model.attention, model.dim
+    refuse_rope({**model.text.rope_parameters, **(data.rope or {})})
     return TalkStream(
         talks,
         frames_of(config, data, seed, talks),

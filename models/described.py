@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from models.backbone import KINDS
 from parallel.errors import InputError
+
+TOWERS = ("siglip_vision_model", "clip_vision_model")
+ROPE_KEYS = (
+    "rope_theta", "rope_type", "type", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast",
+    "beta_slow", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor", "mscale", "mscale_all_dim",
+    "partial_rotary_factor", "truncate",
+)  # fmt: skip
 
 
 def config_of(language: dict[str, Any], tower: dict[str, Any] | None) -> Any:
@@ -23,19 +32,23 @@ def config_of(language: dict[str, Any], tower: dict[str, Any] | None) -> Any:
             raise InputError(rule, f"model.{name} has no model_type", f"model.{name}.model_type: llama")
     try:
         text = AutoConfig.for_model(**language)
+        refuse_model_type(text)
         _refuse_unknown_keys("language", language, text)
         if tower is None:
             return text
         seen = AutoConfig.for_model(**tower)
+        if seen.model_type not in TOWERS:
+            raise InputError(f"a vision tower is one of: {', '.join(TOWERS)}", seen.model_type, TOWERS[0])
         _refuse_unknown_keys("vision", tower, seen)
         return AutoConfig.for_model(
             "llava", text_config=text.to_dict(), vision_config=seen.to_dict(), image_token_id=text.vocab_size - 1,
             vision_feature_layer=-1, vision_feature_select_strategy="default" if _has_class(seen) else "full",
         )  # fmt: skip
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(rule, f"{type(error).__name__}: {str(error)[:200]}", "see its page of transformers") from error
+    except InputError:
+        raise
+    except Exception as error:  # each config of transformers, and each version of it, says no in its own way
+        told = " ".join(str(error).split())[:200]
+        raise InputError(rule, f"{type(error).__name__}: {told}", "see its page of transformers") from error
 
 
 def read_config(path: Path) -> Any:
@@ -46,6 +59,9 @@ def read_config(path: Path) -> Any:
     """
     from transformers import AutoConfig
 
+    if not path.is_dir():
+        rule = "model.path is a folder as transformers saves it"
+        raise InputError(rule, f"{path}: no such folder", "model.save_pretrained(FOLDER)")
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -53,6 +69,64 @@ def read_config(path: Path) -> Any:
         raise InputError(
             "model.path is a folder as transformers saves it", found, "model.save_pretrained(FOLDER)"
         ) from error
+
+
+def refuse_model_type(text: Any) -> None:
+    """A language model whose layers we know.
+
+    Raises:
+        InputError: we do not.
+    """
+    if text.model_type not in KINDS:
+        raise InputError(
+            f"a language model is one of: {', '.join(KINDS)}",
+            f"model_type: {text.model_type}",
+            "take one of these, or add it to models/backbone.py and to the test of parity",
+        )
+
+
+def refuse_impossible(text: Any) -> None:
+    """A language model that can be built.
+
+    Raises:
+        InputError: it has no layers, no words, heads that do not divide, an unknown activation or rotary type.
+    """
+    from transformers.activations import ACT2FN
+
+    rule = "a language model can be built"
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+        if getattr(text, name) < 1:
+            raise InputError(rule, f"{name}: {getattr(text, name)}", f"{name} of 1 or more")
+    if text.num_attention_heads % text.num_key_value_heads:
+        found = f"{text.num_attention_heads} heads, num_key_value_heads: {text.num_key_value_heads}"
+        raise InputError(rule, found, "num_key_value_heads that divide num_attention_heads")
+    if text.hidden_act not in ACT2FN:
+        raise InputError(rule, f"hidden_act: {text.hidden_act}", "silu")
+    refuse_rope(text.rope_parameters)
+
+
+def refuse_rope(rope: Mapping[str, Any]) -> None:
+    """Rotary frequencies that transformers knows.
+
+    Raises:
+        InputError: it does not.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rule = "rotary frequencies are described as in rope_parameters of transformers"
+    for key in rope:
+        if key not in ROPE_KEYS:
+            near = get_close_matches(key, ROPE_KEYS, n=1, cutoff=0.0)
+            raise InputError(rule, f"rope.{key}", f"did you mean {near[0]}?")
+    kind = rope.get("rope_type", "default")
+    if kind not in ("default", *ROPE_INIT_FUNCTIONS):
+        raise InputError(rule, f"rope_type: {kind}", f"one of default, {', '.join(ROPE_INIT_FUNCTIONS)}")
+    for key in ("rope_theta", "factor"):
+        value = rope.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise InputError(rule, f"{key}: {value!r}", f"{key} above 0")
+    if kind not in ("default", "proportional") and "factor" not in rope:
+        raise InputError(rule, f"rope_type: {kind} without a factor", "add factor: 2.0, or what it was trained with")
 
 
 def _has_class(tower: Any) -> bool:

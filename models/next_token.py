@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
+
+from parallel.errors import InputError
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -41,6 +43,12 @@ class NextTokenConfig(BaseModel):
     coded: float = Field(default=0.0, ge=0)
     silent: float = Field(default=1.0, ge=0)
     per: Literal["token", "sample"] = "token"
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> NextTokenConfig:
+        if not any((self.answered, self.asked, self.coded, self.silent)):
+            raise InputError("something is learned", "answered, asked, coded and silent are all 0", "answered: 1")
+        return self
 
     def weigh(self, kinds: Ints, labelled: Bools) -> Floats:
         """[tokens] weights of one conversation, of the kinds of its labels (`parallel.packed`)."""

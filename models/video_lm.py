@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from models import backbone, vision
 from models.backbone import Backbone, Plans, Rope, Window, windows_of
 from models.contrastive import Contrast
-from models.described import config_of, read_config
+from models.described import config_of, read_config, refuse_impossible
 from models.next_token import Bools, Ints, Learned
 from models.schedule import AttentionConfig
 from models.talk_masks import MaskConfig, Sees
@@ -83,6 +83,9 @@ class VideoLMConfig(BaseModel):
                 "model.path=FOLDER alone, or model.language={model_type: llama, ...}",
             )
         backbone.refuse_unknown(self.text)
+        refuse_impossible(self.text)
+        if set(self.freeze) >= ({"language"} if self.views is None else {"vision", "projector", "language"}):
+            raise InputError("some part of a model is trained", f"model.freeze: {list(self.freeze)}", "leave one out")
         if self.views is None and (self.pool, self.merge, self.slow) != (1, 1, 1):
             raise InputError("averages are of what is seen", "pool, merge or slow without vision", "give model.vision")
         return self
@@ -104,6 +107,9 @@ class VideoLMConfig(BaseModel):
             return None
         tower = self.transformers.vision_config
         side, rest = divmod(tower.image_size // tower.patch_size, self.pool)
+        if tower.image_size < tower.patch_size:
+            found = f"image_size: {tower.image_size}, patch_size: {tower.patch_size}"
+            raise InputError("a patch of a tower fits into its image", found, "a smaller model.vision.patch_size")
         if rest:
             found = f"{tower.image_size // tower.patch_size} tokens a side, pool {self.pool}"
             raise InputError("neighbours are averaged where they divide the side", found, "a pool that divides it")

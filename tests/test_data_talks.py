@@ -159,7 +159,7 @@ def silent(template: str) -> Any:
 
 DROPS = TEMPLATE.replace("m['content']", "m['content'].replace('<video>', '')")
 REFUSED = {
-    "no form": ({"talk": "?"}, "has conversations or messages\n.*record 1: keys: talk"),
+    "no form": ({"talk": "?"}, "has conversations or messages .*\n.*record 1: keys: talk"),
     "no object": (["a"], "a record is an object\n.*record 1"),
     "no object within": ({"conversations": ["a"]}, "record 1: 'a'"),
     "no object in messages": ({"messages": [{"role": "user", "content": [3]}]}, "record 1: 3"),

@@ -267,7 +267,9 @@ class Recorder:
     def __init__(self) -> None:
         self.orders: list[list[int] | None] = []
 
-    def lay(self, conversation: Conversation, look: Any, order: Callable[[int], Any] | None) -> tuple[None, None]:
+    def lay(
+        self, conversation: Conversation, look: Any, order: Callable[[int], Any] | None, seconds: Any
+    ) -> tuple[None, None]:
         self.orders.append(None if order is None else order(9).tolist())
         return None, None
 
