@@ -119,19 +119,16 @@ class _CrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if wanted[1] else None
         for start in range(0, len(hidden), tile):
             rows = slice(start, start + tile)
-            label, scale = labels[rows, None], factor[rows, None]
-            logits = (hidden[rows] @ weight.T).to(exact)  # [tile, vocabulary]
-            lse = logits.logsumexp(1, keepdim=True)
-            loss += ((lse - logits.gather(1, label)) * scale).sum()
-            if not any(wanted):
-                continue
-            grad = logits.sub_(lse).exp_()  # in place: nothing else as large is left
-            grad.scatter_add_(1, label, grad.new_full((1, 1), -1).expand_as(label))
-            grad = grad.mul_(scale).to(hidden.dtype)
-            if grad_hidden is not None:
+            part, grad = _loss_of_tile(hidden[rows], weight, labels[rows, None], factor[rows, None], any(wanted))
+            loss += part
+            if grad is not None and grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[rows])
-            if grad_weight is not None:
-                grad_weight += grad.T @ hidden[rows]
+            if grad is not None and grad_weight is not None:
+                if grad.dtype == exact:
+                    grad_weight.addmm_(grad.T, hidden[rows])
+                else:
+                    grad_weight += grad.T @ hidden[rows]
+            del grad  # before the next tile is made: one exists at a time
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtype = weight.dtype
         return loss
@@ -144,6 +141,24 @@ class _CrossEntropy(torch.autograd.Function):
             None if grad_weight is None else (grad_weight * grad).to(ctx.dtype),
             *(None, None, None, None),
         )
+
+
+def _loss_of_tile(
+    hidden: Tensor, weight: Tensor, label: Tensor, scale: Tensor, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The loss of a tile, and if it is wanted the gradient of its logits, in the dtype of `hidden`.
+
+    One tensor of [tile, vocabulary], which is logits, then their exponentials, then the gradient: `logsumexp` would
+    make others as large, and compute the exponentials twice.
+    """
+    logits = (hidden @ weight.T).to(scale.dtype)
+    logits.sub_(logits.amax(1, keepdim=True))
+    own = logits.gather(1, label)
+    total = logits.exp_().sum(1, keepdim=True)
+    loss = ((total.log() - own) * scale).sum()
+    if not wanted:
+        return loss, None
+    return loss, logits.mul_(scale / total).scatter_add_(1, label, -scale).to(hidden.dtype)
 
 
 def _refuse_sizes(
