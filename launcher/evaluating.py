@@ -185,9 +185,9 @@ def questions_of(path: Path, limit: int | None = None) -> list[Question]:
     found = [question_of(record, where) for where, record in records_of(path)]
     if not found:
         raise InputError("a file of questions has some", f"{path}: none", "see docs/video-language.md for the forms")
-    twice = next((uid for uid, times in Counter(question.uid for question in found).items() if times > 1), None)
+    twice = next((question for question, times in Counter(found).items() if times > 1), None)
     if twice is not None:
-        raise InputError("a question stands once", f"{path}: {twice} again", "give each an id of its own")
+        raise InputError("a question stands once", f"{path}: {twice.uid} again, the same", "leave one of them out")
     return found[:limit]
 
 
