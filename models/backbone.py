@@ -145,12 +145,27 @@ def drawn(make_it: Callable[[], Any], dtype: torch.dtype, seed: int) -> Any:
             torch.set_default_dtype(before)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)  # not the buffers: frequencies stay in float32
-    for part in (model.config, *model.config.sub_configs):
-        (getattr(model.config, part) if isinstance(part, str) else part).dtype = dtype
+    for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
+        config.dtype = dtype
     return model
 
 
 def refuse_unknown(config: Any) -> None:
+    """A language model that our attention computes.
+
+    Raises:
+        InputError: its layers are not known, or drop out.
+    """
+    refuse_model_type(config)
+    if getattr(config, "attention_dropout", 0.0):
+        raise InputError(
+            "attention has no dropout: ranks would each drop others",
+            f"attention_dropout: {config.attention_dropout}",
+            "attention_dropout: 0.0",
+        )
+
+
+def refuse_model_type(config: Any) -> None:
     """A language model whose layers we know.
 
     Raises:
@@ -161,12 +176,6 @@ def refuse_unknown(config: Any) -> None:
             f"a language model is one of: {', '.join(KINDS)}",
             f"model_type: {config.model_type}",
             "take one of these, or add it to models/backbone.py and to the test of parity",
-        )
-    if getattr(config, "attention_dropout", 0.0):
-        raise InputError(
-            "attention has no dropout: ranks would each drop others",
-            f"attention_dropout: {config.attention_dropout}",
-            "attention_dropout: 0.0",
         )
 
 

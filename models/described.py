@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from models.backbone import KINDS
+from models.backbone import refuse_model_type
 from parallel.errors import InputError
 
 TOWERS = ("siglip_vision_model", "clip_vision_model")
@@ -69,20 +69,6 @@ def read_config(path: Path) -> Any:
         raise InputError(
             "model.path is a folder as transformers saves it", found, "model.save_pretrained(FOLDER)"
         ) from error
-
-
-def refuse_model_type(text: Any) -> None:
-    """A language model whose layers we know.
-
-    Raises:
-        InputError: we do not.
-    """
-    if text.model_type not in KINDS:
-        raise InputError(
-            f"a language model is one of: {', '.join(KINDS)}",
-            f"model_type: {text.model_type}",
-            "take one of these, or add it to models/backbone.py and to the test of parity",
-        )
 
 
 def refuse_impossible(text: Any) -> None:
