@@ -11,7 +11,6 @@ from launcher.config import RunConfig
 from launcher.feed import Maker
 from launcher.provenance import refuse_other_codec
 from launcher.talk_maker import TalkMaker, refuse_other_vocabulary
-from models.described import refuse_rope
 from models.kinds import DTYPES, build_flow, build_talk_objective
 from models.latents import open_codec
 from models.video_lm import VideoLMConfig
@@ -35,8 +34,6 @@ def check_data(config: RunConfig, curriculum: Curriculum) -> None:
     """
     if isinstance(config.model, VideoLMConfig):
         refuse_other_vocabulary(curriculum, config.model.vocabulary)
-        for data in config.data.merged():
-            refuse_rope({**config.model.text.rope_parameters, **(data.rope or {})})
         refuse_other_mask(curriculum, config.objective)
     else:
         refuse_other_codec(curriculum, open_codec(config.codec, config.model.patch))

@@ -115,7 +115,7 @@ class VideoLMConfig(BaseModel):
             raise InputError("neighbours are averaged where they divide the side", found, "a pool that divides it")
         return Views(tower.image_size, side, self.merge, self.slow)
 
-    @property
+    @cached_property
     def normal(self) -> tuple[Sequence[float], Sequence[float]]:
         """Mean and deviation of pixels from 0 to 1: those of the folder, or 0.5."""
         from transformers import AutoImageProcessor
