@@ -2,8 +2,9 @@
 
     turns --chat template--> "<user> <video> What moves? <end> <bot> A red square. <end>"
           --tokenizer------>  [  u    v     13  88   e     b    4  9  27     e  ]
-          --layout--------->  [  u    v v v v v v  13 88 e b 4 9 27 e ]      a visual is as many places as it has rows
-                                                         [ answers ]
+                                                               [ answers ]
+
+A visual is one token; `data.laying` makes as many of it as a model has rows for it.
 
 Which tokens are answers is found by rendering: what the template adds for a turn of the assistant, after what it says
 to make one speak, is that turn. So any template works that leaves earlier turns as they are; others are refused.
@@ -11,7 +12,7 @@ to make one speak, is that turn. So any template works that leaves earlier turns
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,10 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from jinja2 import TemplateError
 
-from data.conversations import Conversation, Kind, Visual
+from data.conversations import Conversation, Kind
 from parallel.errors import InputError
 
-Layout = Callable[[int, Visual], Sequence[str | int]]  # rows of a visual, and words between them (such as timestamps)
 DEFAULT_PLACES: Mapping[Kind, str] = {"video": "<video>", "image": "<image>"}
 
 
@@ -42,53 +42,27 @@ class Tokenizer(Protocol):
         """The id of a token."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Consecutive rows of a visual among the tokens.
-
-    Attributes:
-        start: of them, in the tokens.
-        visual: number of it in the conversation.
-        first: row of the visual that is at `start`.
-        rows: how many.
-    """
-
-    start: int
-    visual: int
-    first: int
-    rows: int
-
-
 @dataclass(frozen=True, eq=False)
 class Encoded:
     """A conversation as tokens.
 
     Attributes:
-        tokens: [tokens] int64; the id of the place where a row of a visual stands.
-        answers: [tokens], whether the assistant says it.
-        visual: [tokens], whether it is a row of a visual.
-        places: of the rows.
+        tokens: [tokens] int64; a visual is one of them.
+        answers: [tokens], whether it is a word that the assistant says.
+        spots: [visuals] which tokens stand for the visuals, in order.
     """
 
     tokens: npt.NDArray[np.int64]
     answers: npt.NDArray[np.bool_]
-    visual: npt.NDArray[np.bool_]
-    places: tuple[Place, ...]
-
-    def weights(self, answers: float = 1.0, words: float = 0.0) -> npt.NDArray[np.float32]:
-        """Of the loss of saying each token; rows of visuals are not said."""
-        return np.where(self.visual, 0.0, np.where(self.answers, answers, words)).astype(np.float32)
+    spots: npt.NDArray[np.int64]
 
 
-def encode(
-    conversation: Conversation, tokenizer: Tokenizer, layout: Layout, words: Mapping[Kind, str] = DEFAULT_PLACES
-) -> Encoded:
+def encode(conversation: Conversation, tokenizer: Tokenizer, words: Mapping[Kind, str] = DEFAULT_PLACES) -> Encoded:
     """The tokens of a conversation.
 
     Args:
         conversation: what is said.
         tokenizer: with a chat template.
-        layout: rows of each visual.
         words: of the tokenizer, which stand for a visual; each is one token.
 
     Raises:
@@ -114,35 +88,9 @@ def encode(
     answers = np.zeros(len(tokens), dtype=bool)
     for start, stop in spans:
         answers |= (said[:, 0] >= start) & (said[:, 0] < stop) & (said[:, 1] > said[:, 0])
-    return _laid_out(conversation, tokens, answers, set(ids.values()), tokenizer, layout)
-
-
-def refuse_other_vocabulary(tokenizer: Tokenizer, vocabulary: int) -> None:
-    """A model has a row for every token.
-
-    Raises:
-        InputError: it has fewer.
-    """
-    if len(tokenizer) > vocabulary:
-        raise InputError(
-            "a model has a row of its vocabulary for every token of its tokenizer",
-            f"{len(tokenizer):,} tokens, {vocabulary:,} rows",
-            "the tokenizer of this model, or model.resize_token_embeddings before training",
-        )
-
-
-def refuse_long(encoded: Encoded, positions: int, uid: str) -> None:
-    """A conversation fits into the positions that a model knows.
-
-    Raises:
-        InputError: it does not.
-    """
-    if len(encoded.tokens) > positions:
-        raise InputError(
-            "a conversation is no longer than the positions that the model knows",
-            f"{uid}: {len(encoded.tokens):,} tokens, {positions:,} positions",
-            "fewer frames or fewer rows a frame, or a longer context (rope scaling)",
-        )
+    spots = np.flatnonzero(np.isin(tokens, list(ids.values())))
+    answers[spots] = False
+    return Encoded(tokens, answers, spots)
 
 
 def _rendered(tokenizer: Tokenizer, messages: list[dict[str, str]], uid: str) -> tuple[str, list[tuple[int, int]]]:
@@ -172,54 +120,6 @@ def _before(render: Callable[..., Any], messages: list[dict[str, str]], number: 
     prompt = str(render(messages[:1], tokenize=False, add_generation_prompt=True)).removeprefix(first)
     head, found, _ = first.partition(prompt) if prompt else ("", "", "")
     return head + found if found else ""
-
-
-def _laid_out(
-    conversation: Conversation,
-    tokens: npt.NDArray[np.int64],
-    answers: npt.NDArray[np.bool_],
-    ids: set[int],
-    tokenizer: Tokenizer,
-    layout: Layout,
-) -> Encoded:
-    """With as many places for each visual as it has rows."""
-    pieces: list[npt.NDArray[np.int64]] = []
-    kinds: list[tuple[bool, bool]] = []  # (answer, visual) of each piece
-    places: list[Place] = []
-    at = before = 0
-    spots = [index for index, token in enumerate(tokens.tolist()) if token in ids]
-    for number, (spot, visual) in enumerate(zip(spots, conversation.visuals, strict=True)):
-        for is_answer, run in _runs(tokens[before:spot], answers[before:spot]):
-            pieces.append(run)
-            kinds.append((is_answer, False))
-            at += len(run)
-        first = 0
-        for piece in layout(number, visual):
-            if isinstance(piece, int):
-                places.append(Place(at, number, first, piece))
-                run, first = np.full(piece, tokens[spot]), first + piece
-            else:
-                run = np.asarray(tokenizer(piece, add_special_tokens=False)["input_ids"], dtype=np.int64)
-            pieces.append(run)
-            kinds.append((False, isinstance(piece, int)))
-            at += len(run)
-        before = spot + 1
-    for is_answer, run in _runs(tokens[before:], answers[before:]):
-        pieces.append(run)
-        kinds.append((is_answer, False))
-    sizes = [len(piece) for piece in pieces]
-    flags = np.repeat(np.array(kinds, dtype=bool).reshape(-1, 2), sizes, axis=0)
-    return Encoded(np.concatenate([tokens[:0], *pieces]), flags[:, 0], flags[:, 1], tuple(places))
-
-
-def _runs(tokens: npt.NDArray[np.int64], answers: npt.NDArray[np.bool_]) -> list[tuple[bool, npt.NDArray[np.int64]]]:
-    """Stretches that are answers, or are not."""
-    edges = np.flatnonzero(np.diff(answers)) + 1
-    return [
-        (bool(flags[0]), run)
-        for run, flags in zip(np.split(tokens, edges), np.split(answers, edges), strict=True)
-        if len(run)
-    ]
 
 
 def _id_of(tokenizer: Tokenizer, word: str) -> int:

@@ -113,11 +113,6 @@ def conversation_of(record: Mapping[str, Any], uid: str = "") -> Conversation:
     return Conversation(uid, turns)
 
 
-def caption_of(uid: str, visual: Visual, caption: str, question: str = "Describe this video.") -> Conversation:
-    """A caption as a conversation: a question about the visual, and the caption as the answer."""
-    return Conversation(uid, (Turn("user", (visual, question)), Turn("assistant", (caption,))))
-
-
 def _watched(record: Mapping[str, Any], uid: str) -> tuple[Turn, ...]:
     """A stream: stretches of the video, and what is said at the end of each (`data.annotations`)."""
     turns: list[Turn] = []

@@ -238,9 +238,9 @@ def _row(
 ) -> dict[str, Any]:
     parts = [part for turn in conversation.turns for part in turn.parts]
     _refuse_half_characters(conversation.uid, parts)
-    encoded = encode(conversation, tokenizer, lambda number, visual: [1], places)
+    encoded = encode(conversation, tokenizer, places)
     tokens, kinds = encoded.tokens, np.where(encoded.answers, ANSWERED, ASKED)
-    spots, visuals = [place.start for place in encoded.places], []
+    spots, visuals = encoded.spots.tolist(), []
     if coder is None:
         said = " ".join(part for part in parts if isinstance(part, str))
         visuals = [_visual(visual, names, conversation.uid) for visual in conversation.visuals]

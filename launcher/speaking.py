@@ -111,10 +111,9 @@ class Speaker:
             seconds: of each clip when it begins, and from one frame to the next; where the model is told times.
         """
         places = {**DEFAULT_PLACES, **self.places}  # talks know those alone that their tokenizer has
-        encoded = encode(conversation, self.tokenizer, lambda number, visual: [1], places)
+        encoded = encode(conversation, self.tokenizer, places)
         shown = [list(look(visual.name)) for visual in conversation.visuals]
-        kinds = np.where(encoded.answers, ANSWERED, ASKED)
-        spots = np.array([place.start for place in encoded.places], np.int64)
+        kinds, spots = np.where(encoded.answers, ANSWERED, ASKED), encoded.spots
         if self.coding is not None:
             coding, none = self.coding, np.zeros((0, 1, 1, 3), np.uint8)
             codes = [np.concatenate([coding.tokens(frames, order) for frames in clips]) for clips in shown]
@@ -201,7 +200,7 @@ class Speaker:
     def end(self) -> list[int]:
         """The first token that the chat template puts after an answer; none if it puts nothing there."""
         conversation = Conversation("", (Turn("user", ("?",)), Turn("assistant", ("",))))
-        encoded = encode(conversation, self.tokenizer, lambda number, visual: [1], self.places)
+        encoded = encode(conversation, self.tokenizer, self.places)
         return [int(token) for token in encoded.tokens[encoded.answers][:1]]
 
 
