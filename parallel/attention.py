@@ -70,7 +70,7 @@ def _attention(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Output and log-sum-exp; with ulysses also q, k, v and output as this rank computed them (else empty)."""
     heads = share_heads(q.shape[1], k.shape[1], len(plan.ulysses_tokens))
-    kernel = kernel_for(q.device, q.dtype)
+    kernel = plan.kernel or kernel_for(q.device, q.dtype)
     if len(plan.ulysses_tokens) == 1:
         out, lse = ring.forward(kernel, q, k, v, plan, None, scale)
         return out, lse, q.new_empty(0), q.new_empty(0), q.new_empty(0), q.new_empty(0)
@@ -85,7 +85,7 @@ def _attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: Plan, scale: float, heads: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v; `heads` are those of queries and of keys before ulysses shared them out."""
-    kernel = kernel_for(q.device, q.dtype)
+    kernel = plan.kernel or kernel_for(q.device, q.dtype)
     if len(plan.ulysses_tokens) == 1:
         return ring.backward(kernel, grad, q, k, v, out, lse, plan, None, scale)
     shared = share_heads(heads[0], heads[1], len(plan.ulysses_tokens))

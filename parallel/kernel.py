@@ -16,22 +16,18 @@ meet. What a kernel gives comes piece by piece, each with its rows. Query heads 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import accumulate
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from parallel.errors import InputError
-from parallel.launch import Launch, Piece
+from parallel.launch import Call, GradientPart, Launch, Part
 from parallel.rectangles import ANTICAUSAL, CAUSAL, DIAGONAL, FULL
 
 aten = torch.ops.aten
 Name = Literal["aten", "flash_attn", "reference"]
-Part = tuple[slice, Tensor, Tensor]  # rows of the queries, their output, their log-sum-exp
-GradientPart = tuple[slice, Tensor, slice, Tensor, Tensor]  # rows of the queries, dq, rows of the keys, dk, dv
 LARGEST_HEAD = 256  # that the flash kernels of CUDA take; and multiples of 8
-LARGE = 1 << 22  # pairs, from which on a piece is a call of its own: it then is a view, and the call is worth it
 
 
 class Kernel(Protocol):
@@ -144,14 +140,14 @@ class FlashCUDA:
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, scale: float) -> Iterator[Part]:
         """See `Kernel`."""
-        for pieces in together(launch, len(k)):
-            rows, columns = [p[0] for p in pieces], [p[1] for p in pieces]
+        for call in launch.calls(len(k)):
+            rows, columns = call.rows, call.columns
             q1, k1, v1 = _taken(q, rows), _taken(k, columns), _taken(v, columns)
             if launch.kind == DIAGONAL:
                 out, lse = _diagonal(q1, k1, v1, scale)
             else:
                 q1, k1, v1 = (_turned(x, n, launch.kind) for x, n in ((q1, rows), (k1, columns), (v1, columns)))
-                out, lse = self._call(q1, k1, v1, rows, columns, launch.kind != FULL, scale)
+                out, lse = self._call(q1, k1, v1, call, launch.kind != FULL, scale)
                 out, lse = _turned(out, rows, launch.kind), _turned(lse.T, rows, launch.kind).T
             for at, stretch in _stretches(rows):
                 yield stretch, out[at], lse[:, at]
@@ -160,8 +156,8 @@ class FlashCUDA:
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, launch: Launch, scale: float
     ) -> Iterator[GradientPart]:
         """See `Kernel`."""
-        for pieces in together(launch, len(k)):
-            rows, columns = [p[0] for p in pieces], [p[1] for p in pieces]
+        for call in launch.calls(len(k)):
+            rows, columns = call.rows, call.columns
             grad1, q1, out1, lse1 = (_taken(x, rows) for x in (grad, q, out, lse.T))
             k1, v1 = _taken(k, columns), _taken(v, columns)
             if launch.kind == DIAGONAL:
@@ -171,32 +167,28 @@ class FlashCUDA:
                 k1, v1 = (_turned(x, columns, launch.kind) for x in (k1, v1))
                 grads = self._call_backward(
                     grad1.contiguous(), q1, k1, v1, out1.contiguous(), lse1.T.contiguous(),
-                    rows, columns, launch.kind != FULL, scale,
+                    call, launch.kind != FULL, scale,
                 )  # fmt: skip
                 dq, dk, dv = (_turned(x, n, launch.kind) for x, n in zip(grads, (rows, columns, columns), strict=True))
             row = column = 0
-            for r, c in pieces:  # one by one: pieces may share keys, and the order of a sum is part of a result
+            for r, c in call.pieces:  # one by one: pieces may share keys, and the order of a sum is part of a result
                 row, column = row + r.stop - r.start, column + c.stop - c.start
                 at, of = slice(row - (r.stop - r.start), row), slice(column - (c.stop - c.start), column)
                 yield r, dq[at], c, dk[of], dv[of]
 
-    def _call(
-        self, q: Tensor, k: Tensor, v: Tensor, rows: list[slice], columns: list[slice], causal: bool, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def _call(self, q: Tensor, k: Tensor, v: Tensor, call: Call, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         out, lse, *_ = aten._flash_attention_forward(
-            q, k, v, _bounds(rows, q.device), _bounds(columns, q.device), _longest(rows), _longest(columns),
-            0.0, causal, False, scale=scale,
+            q, k, v, *call.bounds(q.device), *call.longest, 0.0, causal, False, scale=scale,
         )  # fmt: skip
         return out, lse
 
     def _call_backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-        rows: list[slice], columns: list[slice], causal: bool, scale: float,
+        call: Call, causal: bool, scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         unused = torch.zeros(2, dtype=torch.uint64, device=q.device)  # the state of a drop-out that is 0
         dq, dk, dv = aten._flash_attention_backward(
-            grad, q, k, v, out, lse, _bounds(rows, q.device), _bounds(columns, q.device),
-            _longest(rows), _longest(columns), 0.0, causal, unused, unused, scale=scale,
+            grad, q, k, v, out, lse, *call.bounds(q.device), *call.longest, 0.0, causal, unused, unused, scale=scale,
         )  # fmt: skip
         return dq, dk, dv
 
@@ -204,23 +196,20 @@ class FlashCUDA:
 class FlashAttn(FlashCUDA):
     """The flash-attn package, through the same operators that it registers for its own autograd."""
 
-    def _call(
-        self, q: Tensor, k: Tensor, v: Tensor, rows: list[slice], columns: list[slice], causal: bool, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def _call(self, q: Tensor, k: Tensor, v: Tensor, call: Call, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         out, lse, *_ = _package()._flash_attn_varlen_forward(
-            q, k, v, _bounds(rows, q.device), _bounds(columns, q.device), _longest(rows), _longest(columns),
-            0.0, scale, causal,
+            q, k, v, *call.bounds(q.device), *call.longest, 0.0, scale, causal,
         )  # fmt: skip
         return out, lse
 
     def _call_backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-        rows: list[slice], columns: list[slice], causal: bool, scale: float,
+        call: Call, causal: bool, scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         _package()._flash_attn_varlen_backward(
-            grad, q, k, v, out, lse, dq, dk, dv, _bounds(rows, q.device), _bounds(columns, q.device),
-            _longest(rows), _longest(columns), 0.0, scale, causal, -1, -1, 0.0, None, True,
+            grad, q, k, v, out, lse, dq, dk, dv, *call.bounds(q.device), *call.longest,
+            0.0, scale, causal, -1, -1, 0.0, None, True,
         )  # fmt: skip
         return dq, dk, dv
 
@@ -259,28 +248,6 @@ class Reference:
         if kind in (ANTICAUSAL, DIAGONAL):
             seen = seen.triu()
         return (torch.einsum("qhd,khd->hqk", q, k) * scale).masked_fill(~seen, -torch.inf)
-
-
-def together(launch: Launch, keys: int) -> Iterator[list[Piece]]:
-    """Pieces that are worth one call: small ones, as long as their keys are not copied more than once in all.
-
-    Args:
-        launch: its pieces.
-        keys: rows of the block of keys.
-    """
-    found: list[Piece] = []
-    columns = 0
-    for rows, cols in launch.pieces:
-        size = cols.stop - cols.start
-        large = (rows.stop - rows.start) * size >= LARGE
-        touch = bool(found) and found[-1][0].stop == rows.start and found[-1][1].stop == cols.start
-        if found and not touch and (large or columns + size > keys):
-            yield found
-            found, columns = [], 0
-        found.append((rows, cols))
-        columns += size
-    if found:
-        yield found
 
 
 def _diagonal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -353,17 +320,6 @@ def _stretches(ranges: list[slice]) -> list[tuple[slice, slice]]:
             found.append((slice(at, at + size), r))
         at += size
     return found
-
-
-def _bounds(ranges: list[slice], device: torch.device) -> Tensor:
-    """Where pieces begin and end, as kernels of variable length want it: [pieces + 1] int32."""
-    ends = [0, *accumulate(r.stop - r.start for r in ranges)]
-    return torch.tensor(ends, dtype=torch.int32).to(device, non_blocking=True)
-
-
-def _longest(ranges: list[slice]) -> int:
-    longest: int = max(r.stop - r.start for r in ranges)
-    return longest
 
 
 def _repeat(x: Tensor, groups: int) -> Tensor:

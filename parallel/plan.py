@@ -24,13 +24,15 @@ from itertools import accumulate
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from torch._library.opaque_object import register_opaque_type
 from torch._opaque_base import OpaqueBase
 
 from parallel import rectangles
 from parallel.errors import InputError
 from parallel.holding import Holding, held_by, needed
-from parallel.launch import Launch, Rows
+from parallel.kernel import Kernel
+from parallel.launch import Launch, Rows, prepare
 from parallel.mask import Mask, cross
 from parallel.mesh import Groups, Mesh, Place
 from parallel.packed import Ranges
@@ -69,6 +71,7 @@ class Plan(OpaqueBase):
             needed, and no others, from whoever holds them.
         digest: of all that the ranks of a replica must agree on.
         groups: the process groups to talk through; None for a plan with no communication.
+        kernel: that computes it; None for the one that every torch has.
     """
 
     queries: int
@@ -78,6 +81,12 @@ class Plan(OpaqueBase):
     transport: Transport
     digest: int
     groups: Groups | None = None
+    kernel: Kernel | None = None
+
+    def prepare(self, device: torch.device) -> None:
+        """Send ahead what kernels are told on the device: no layer then waits for it. CPU kernels are told nothing."""
+        if device.type != "cpu" or self.kernel is not None:
+            prepare([call for hop in self.hops for launch in hop.launches for call in launch.calls(hop.keys)], device)
 
     @cached_property
     def alone(self) -> bool:
@@ -96,7 +105,9 @@ class Plan(OpaqueBase):
 register_opaque_type(Plan, typ="reference")
 
 
-def plan_for(mask: Mask, split: Split, groups: Groups, transport: Transport | None = None) -> Plan:
+def plan_for(
+    mask: Mask, split: Split, groups: Groups, transport: Transport | None = None, kernel: Kernel | None = None
+) -> Plan:
     """The plan of one rank for self attention: keys are held like queries.
 
     Args:
@@ -106,11 +117,12 @@ def plan_for(mask: Mask, split: Split, groups: Groups, transport: Transport | No
         transport: of keys along the ring. "need" if not given: with N columns needed of the S (r - 1) that a ring of r
             passes on, it moves (2 + a) N, a being the bytes of a gradient to those of a key, and the ring
             2 S (r - 1) + a S r, which is always more.
+        kernel: see `Plan`.
 
     Raises:
         InputError: a query sees no key, or the split is for another length or number of ranks.
     """
-    return plan_of(mask, split, groups.mesh, groups.place, transport, groups)
+    return plan_of(mask, split, groups.mesh, groups.place, transport, groups, kernel)
 
 
 def plan_of(
@@ -120,6 +132,7 @@ def plan_of(
     place: Place,
     transport: Transport | None = None,
     groups: Groups | None = None,
+    kernel: Kernel | None = None,
 ) -> Plan:
     """`plan_for` of any place of a mesh, without process groups: to look at, not to run."""
     refuse_mismatch(mask, split, mesh)
@@ -143,23 +156,27 @@ def plan_of(
         transport=transport,
         digest=_digest(mask, split, mesh, transport),
         groups=groups,
+        kernel=kernel,
     )
 
 
-def local_plan(mask: Mask) -> Plan:
+def local_plan(mask: Mask, kernel: Kernel | None = None) -> Plan:
     """A plan with no communication: all queries and all keys are here."""
-    return _here(mask, ((0, mask.queries),))
+    return _here(mask, ((0, mask.queries),), kernel)
 
 
-def cross_plan(query_lengths: Sequence[int], ranges: Ranges, key_lengths: Sequence[int]) -> Plan:
+def cross_plan(
+    query_lengths: Sequence[int], ranges: Ranges, key_lengths: Sequence[int], kernel: Kernel | None = None
+) -> Plan:
     """Cross attention to short keys that every rank holds in full: document i sees keys of document i.
 
     Args:
         query_lengths: tokens of each document of the whole packed sequence.
         ranges: the part of it that this rank holds.
         key_lengths: keys of each document.
+        kernel: see `Plan`.
     """
-    return _here(cross(query_lengths, key_lengths), ranges)
+    return _here(cross(query_lengths, key_lengths), ranges, kernel)
 
 
 def refuse_transport(transport: str) -> None:
@@ -245,7 +262,7 @@ def _layers(starts: Ints, stops: Ints) -> Ints:
     return layer
 
 
-def _here(mask: Mask, ranges: Ranges) -> Plan:
+def _here(mask: Mask, ranges: Ranges, kernel: Kernel | None) -> Plan:
     """Queries of these ranges against keys that are all here."""
     mask.refuse_blind()
     starts, stops = np.array(sorted(ranges), np.int64).reshape(-1, 2).T
@@ -258,7 +275,8 @@ def _here(mask: Mask, ranges: Ranges) -> Plan:
     keys = Holding(np.array([0]), np.array([mask.keys]), np.array([0]), np.array([0]))
     launches = _launches(_local_pieces(mask, mine, keys, 0, 1), 1)
     nothing = Rows(zeros[:0], zeros[:0])
-    return Plan(mine.count, mask.keys, (Hop(mask.keys, nothing, launches[0]),), (mine.count,), "need", 0)
+    hops = (Hop(mask.keys, nothing, launches[0]),)
+    return Plan(mine.count, mask.keys, hops, (mine.count,), "need", 0, kernel=kernel)
 
 
 def _heads(ranges: Ranges) -> list[int]:

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.kernel import Kernel, Part
-from parallel.launch import Rows
+from parallel.kernel import Kernel
+from parallel.launch import Part, Rows
 from parallel.plan import Plan
 
 

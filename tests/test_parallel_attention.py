@@ -13,12 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from parallel import mask as masks
 from parallel import patterns, rectangles
 from parallel.attention import attend
 from parallel.errors import InputError
-from parallel.kernel import Reference, kernel_for, refuse_heads, together
+from parallel.kernel import Reference, kernel_for, refuse_heads
 from parallel.launch import Launch, Rows
 from parallel.mask import Mask
 from parallel.mesh import Mesh, join
@@ -358,12 +359,50 @@ def test_pieces_share_a_call_without_copying_keys_twice() -> None:
     plan = plan_of(patterns.frame_causal(32, 64), contiguous(2048, 2), Mesh(1, 2, 1), Mesh(1, 2, 1).place(1))
     for hop in plan.hops:
         for launch in hop.launches:
-            calls = list(together(launch, hop.keys))
-            assert [piece for call in calls for piece in call] == launch.pieces
+            calls = launch.calls(hop.keys)
+            assert [piece for call in calls for piece in call.pieces] == launch.pieces
             for call in calls:
-                assert len(call) == 1 or sum(c.stop - c.start for _, c in call) <= hop.keys
+                assert len(call.pieces) == 1 or sum(c.stop - c.start for c in call.columns) <= hop.keys
     packed = plan_of(masks.packed([64] * 32), contiguous(2048, 2), Mesh(1, 2, 1), Mesh(1, 2, 1).place(0))
-    assert len(list(together(packed.hops[0].launches[0], packed.hops[0].keys))) == 1
+    assert len(packed.hops[0].launches[0].calls(packed.hops[0].keys)) == 1
+
+
+def test_bounds_are_made_once_and_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers ask for what `prepare` sent; fake tensors of a dry run are not left to a run."""
+    device, mask = torch.device("cpu"), masks.packed([3, 4, 5], causal=True)
+    plan = local_plan(mask, Reference())
+    plan.prepare(device)
+    launch = plan.hops[0].launches[0]
+    monkeypatch.setattr(torch, "tensor", None)  # nothing more is made
+    (call,) = launch.calls(12)
+    assert [b.tolist() for b in call.bounds(device)] == [[0, 3, 7, 12]] * 2
+    assert call.bounds(device)[0].dtype == torch.int32
+    assert call.longest == (5, 5)
+    assert launch.calls(12)[0] is call
+    monkeypatch.undo()
+    with FakeTensorMode():
+        assert isinstance(call.bounds(device)[0], FakeTensor)
+    assert not isinstance(call.bounds(device)[0], FakeTensor)
+
+
+def test_a_plan_names_its_kernel() -> None:
+    class Seen(Reference):
+        asked = 0
+
+        def forward(self, *given: Any) -> Any:
+            self.asked += 1
+            return super().forward(*given)
+
+    mesh = Mesh(1, 1, 1)
+    q, k, v, _ = inputs(6, 6, 4, 4)
+    makers: list[Callable[[Any], Plan]] = [
+        lambda kernel: local_plan(masks.causal(6), kernel),
+        lambda kernel: cross_plan([6], ((0, 6),), [6], kernel),
+        lambda kernel: plan_of(masks.full(6), contiguous(6, 1), mesh, mesh.place(0), kernel=kernel),
+    ]
+    for make in makers:
+        attend(q, k, v, make(seen := Seen()))
+        assert seen.asked == 1
 
 
 @pytest.mark.parametrize(
