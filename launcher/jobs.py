@@ -257,7 +257,7 @@ class Jobs:
                 raise InputError(
                     f"the services of a Ray head are ready within {READY_SECONDS:g} s",
                     f"{self.url}: not for {waited:.0f} s: {missing}",
-                    "on the head: ray status shows its nodes, /tmp/ray/session_latest/logs/dashboard* why; submit again",
+                    "on the head: ray status, and /tmp/ray/session_latest/logs/dashboard*; then the same again",
                 )
             if not told:
                 self.say(f"waiting until {self.url} is ready: {missing}")
@@ -323,7 +323,7 @@ class Jobs:
         from ray.exceptions import AuthenticationError
         from ray.util.state.exception import RayStateApiException, ServerUnavailable
         from requests import ConnectionError as NoConnection
-        from requests import HTTPError, RequestException, Timeout
+        from requests import RequestException, Timeout
 
         try:
             yield
@@ -331,8 +331,6 @@ class Jobs:
             raise no_token(self.url) from None
         except (NoConnection, Timeout, ConnectionError, ServerUnavailable):
             raise head_gone(self.url, ANSWER_SECONDS) from None
-        except HTTPError as error:
-            raise self._refused(f"HTTP {error.response.status_code}") from None
         except (RequestException, RayStateApiException) as error:
             raise self._refused(_last_line(str(error))) from None
         except RuntimeError as error:
@@ -346,7 +344,10 @@ class Jobs:
             ) from None
 
     def _refused(self, said: str) -> InputError:
-        rule, remedy = "a Ray head does what it is asked", "on the head: /tmp/ray/session_latest/logs/dashboard* say why"
+        rule, remedy = (
+            "a Ray head does what it is asked",
+            "on the head: /tmp/ray/session_latest/logs/dashboard* say why",
+        )
         return InputError(rule, f"{self.url}: {said}", remedy)
 
 

@@ -60,7 +60,7 @@ class Head(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Head
 
-    def do(self) -> None:
+    def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         status, text = self.server.answer(f"{self.command} {self.path.partition('?')[0]}")
         self.send_response(status)
@@ -69,7 +69,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text.encode())
 
-    do_GET = do_PUT = do_POST = do
+    def do_PUT(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        self.do_GET()
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -114,7 +118,7 @@ def test_a_job_waits_until_the_head_takes_it(head: Head, tmp_path: Path) -> None
 def test_a_head_that_never_takes_it_is_told(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "READY_SECONDS", 0.0)
     head.at["POST /api/jobs/"] = [NO_AGENT]
-    with pytest.raises(InputError, match="services of a Ray head are ready within 0 s\n.*not for 0 s: No available"):
+    with pytest.raises(InputError, match=r"services of a Ray head are ready within 0 s\n.*not for 0 s: No available"):
         submitted(head, tmp_path, [])
 
 
