@@ -38,7 +38,7 @@ class Curve:
         values: one for each step of the chart; None where there is none.
         look: "mean" and "median" draw the values faint and their moving mean or median over them; "area" fills down
             to zero.
-        colour: which of the page's colours, 1 or 2.
+        colour: which of the page's colours, 1 to 3; 3 is that of a limit.
     """
 
     name: str
@@ -333,7 +333,7 @@ STYLE = """
 .plot .grid{stroke:var(--line);stroke-width:1}
 .plot .x,.plot .y{position:absolute;color:var(--soft);font-size:.75rem;line-height:1;white-space:nowrap}
 .plot .x{top:calc(100% + .5rem);transform:translateX(-50%)}.plot .y{right:calc(100% + .5rem);transform:translateY(50%)}
-.c1{stroke:var(--c1);--colour:var(--c1)}.c2{stroke:var(--c2);--colour:var(--c2)}
+.c1{stroke:var(--c1);--colour:var(--c1)}.c2{stroke:var(--c2);--colour:var(--c2)}.c3{stroke:var(--c3);--colour:var(--c3)}
 .plot .faint{stroke-width:1;opacity:.5}.plot .band{stroke-width:.5;fill:var(--colour);opacity:.3}
 .plot .area{fill:var(--colour);fill-opacity:.3;stroke-width:1}
 .plot path.mark{stroke-width:1.2}.mark{stroke:var(--soft);--colour:var(--soft)}

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import resource
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
-
-import torch
 
 from launcher.feed import Batch, Problem
 from launcher.folder import RunFolder, keep_steps
@@ -22,7 +19,10 @@ from launcher.proof import DiffersError, Proof
 RECENT = 3  # steps that a checkpoint tells of
 TOLD = ("step", "loss", "grad_norm", "samples", "chain")
 MAX_IDS = 64  # a step of more samples is recorded by a digest of their ids
-CURVES = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "seconds", "data_seconds", "memory_bytes")
+CURVES = (
+    "loss", "grad_norm", "learning_rate", "tokens_per_second", "seconds", "data_seconds", "memory_bytes",
+    "memory_allocated", "memory_reserved", "mfu",
+)  # fmt: skip
 
 
 class Journal:
@@ -51,8 +51,10 @@ class Journal:
         """What a checkpoint tells of the last steps."""
         return tuple(self._recent)
 
-    def write(self, step: int, batch: Batch, **figures: float) -> None:
-        """One step. `figures` hold loss, grad_norm, updated, learning_rate, seconds, data_seconds, flops."""
+    def write(self, step: int, batch: Batch, of_device: Mapping[str, Any], **figures: float) -> None:
+        """One step. `figures` hold loss, grad_norm, updated, learning_rate, seconds, data_seconds, flops; `of_device`
+        what `Gauge.end` gives.
+        """
         if not self.writes:
             return
         line = {
@@ -63,7 +65,7 @@ class Journal:
             "samples": record_of(batch.samples),
             "cursor": asdict(batch.position.cursor),
             "chain": batch.position.chain,
-            "memory_bytes": peak_memory(),
+            **of_device,
             "layout": self.layout,
             "time": time.time(),
         }
@@ -96,7 +98,7 @@ class Journal:
         if time.monotonic() < self._draws_from:
             return
         try:
-            for name in CURVES:
+            for name in (curve for curve in CURVES if curve in line):
                 self._curves(line["step"]).add_scalar(name, line[name], line["step"])
         except OSError:
             self._tensorboard, self._draws_from = None, time.monotonic() + AGAIN_SECONDS
@@ -124,10 +126,3 @@ def record_of(samples: tuple[str, ...]) -> list[str] | str:
     if len(samples) <= MAX_IDS:
         return list(samples)
     return "blake2b:" + hashlib.blake2b("\n".join(samples).encode(), digest_size=16).hexdigest()
-
-
-def peak_memory() -> int:
-    """Bytes: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_initialized():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

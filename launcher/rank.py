@@ -20,6 +20,7 @@ from launcher.checkpoints.storage import Storage, open_storage
 from launcher.config import GuardConfig, OptimizerConfig, RunConfig
 from launcher.feed import CHECKSUM, Batch, Feed, Problem
 from launcher.folder import RunFolder, only_writer
+from launcher.gauge import NO_MEMORY, Gauge, Memory
 from launcher.guard import Guard, RewindError, add_window, skipped, windows_of
 from launcher.journal import Journal
 from launcher.makers import maker_of
@@ -32,6 +33,7 @@ from models.kinds import DTYPES, build
 from parallel.agreement import refuse_differences
 from parallel.ema import Ema
 from parallel.errors import InputError
+from parallel.kernel import kernel_for
 from parallel.mesh import Mesh, join
 from parallel.zero import Engine, engine_for, on_meta
 
@@ -54,11 +56,13 @@ class Words:
         stop: it was asked to.
         due: on rank 0, a save that failed should be tried again.
         save: how far its save is (`checkpoints.saver`).
+        memory: of the step before.
     """
 
     stop: bool
     due: bool
     save: int
+    memory: Memory = NO_MEMORY
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Agreement:
         due: whether to save after the step.
         saves: the word of each rank on its save.
         problems: what any rank could not read.
+        memories: of each rank, of the step before.
     """
 
     weight: float
@@ -78,6 +83,7 @@ class Agreement:
     due: bool
     saves: tuple[int, ...]
     problems: tuple[Problem, ...]
+    memories: tuple[Memory, ...] = ()
 
 
 def run(
@@ -114,6 +120,8 @@ def run(
         batches = feed.batches(state.position)
         poisoned = faults.poisoned(config, place.rank)
         unreadable: set[str] = set()
+        kernel = type(kernel_for(device, DTYPES[config.dtype])).__name__
+        gauge = Gauge(device, DTYPES[config.dtype], place.rank, place.world, kernel)
         stopped = False
         end = config.stretch_after(state.step)
         while state.step < end and not stopped:
@@ -122,7 +130,7 @@ def run(
             batch = next(batches)
             waited = time.perf_counter() - begin
             pulse.enter("agree", state.step + 1)
-            words = Words(should_stop(), saver.is_due(), saver.word())
+            words = Words(should_stop(), saver.is_due(), saver.word(), gauge.begin())
             agreed = agree(batch, words, config.mesh.mesh(), device)
             saver.settle(agreed.saves)
             if agreed.problems:
@@ -145,9 +153,10 @@ def run(
             if trouble:
                 answer_trouble(trouble, guard.config, state, batch, journal, storage)
             stopped = agreed.stop
+            seconds, work = time.perf_counter() - begin, flops(engine, config, batch)
             journal.write(
-                state.step, batch, loss=loss, grad_norm=norm, updated=norm <= most, learning_rate=rate,
-                seconds=time.perf_counter() - begin, data_seconds=waited, flops=flops(engine, config, batch),
+                state.step, batch, gauge.end(agreed.memories, work, seconds), loss=loss, grad_norm=norm,
+                updated=norm <= most, learning_rate=rate, seconds=seconds, data_seconds=waited, flops=work,
             )  # fmt: skip
             last = stopped or state.step == end
             if last or agreed.due or state.step % config.checkpoint.every == 0:
@@ -211,14 +220,16 @@ def agree(batch: Batch, words: Words, mesh: Mesh, device: torch.device) -> Agree
     """
     weight = torch.tensor([batch.weight], dtype=torch.float64).view(torch.int64)
     numbers = [words.stop, words.due, words.save, batch.digest, batch.received, batch.expected, len(batch.problems)]
-    mine = torch.cat((weight, torch.tensor(numbers))).to(device)
+    mine = torch.cat((weight, torch.tensor([*numbers, *words.memory.numbers()]))).to(device)
     everyone = [torch.empty_like(mine) for _ in range(mesh.ranks)]
     dist.all_gather(everyone, mine)
-    weights, stops, dues, saves, digests, received, expected, problems = torch.stack(everyone).cpu().unbind(1)
+    told = torch.stack(everyone).cpu()
+    weights, stops, dues, saves, digests, received, expected, problems = told[:, : 1 + len(numbers)].unbind(1)
+    memories = tuple(Memory(*row) for row in told[:, 1 + len(numbers) :].tolist())
     for ranks in mesh.replicas():
         refuse_differences(digests[ranks].tolist(), ranks)
     total = float(weights.view(torch.float64).sum())
-    agreed = Agreement(total, bool(stops.any()), bool(dues[0]), tuple(saves.tolist()), ())
+    agreed = Agreement(total, bool(stops.any()), bool(dues[0]), tuple(saves.tolist()), (), memories)
     if problems.any():
         found: list[list[Problem]] = [[]] * mesh.ranks
         dist.all_gather_object(found, list(batch.problems))

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -270,9 +270,7 @@ def _key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
     if wall is not None:
         yield "Wall time", duration(wall), f"{duration(sum(seconds))} of it in steps that count"
     yield from _speed_figures(run, seconds)
-    memory = run.known("memory_bytes")
-    if memory:
-        yield "Peak memory", size_text(max(memory)), "of rank 0"
+    yield from _device_figures(run)
     mesh = {axis: run.setting(f"mesh.{axis}") for axis in ("replica", "ring", "ulysses")}
     if all(isinstance(n, int) for n in mesh.values()):
         yield "Ranks", f"{math.prod(mesh.values()):,}", " x ".join(f"{axis} {n}" for axis, n in mesh.items())
@@ -280,6 +278,27 @@ def _key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
         yield "Precision", str(run.setting("dtype")), f"ZeRO stage {run.setting('zero.stage')}"
     restarts, resumes = (_counted(len(run.of(name)), name) for name in ("restart", "resume"))
     yield "Failures", str(len(run.of("failure"))), f"{restarts}, {resumes}"
+
+
+def _device_figures(run: Run) -> Iterator[tuple[str, str, str]]:
+    """Memory of the fullest rank, share of the device's peak, attention's kernel."""
+    last = run.steps[-1] if run.steps else {}
+    memory, total = run.known("memory_bytes"), number(last.get("memory_total"))
+    if memory:
+        most = max(memory)
+        at = next(row for row in reversed(run.steps) if number(row.get("memory_bytes")) == most)
+        rank = f"rank {at['memory_rank']}" if "memory_rank" in at else "rank 0"
+        of = f"of {size_text(total)} of its GPU, " if total and last.get("memory_of") == "gpu" else ""
+        kind = "resident set of " if last.get("memory_of") == "process" else ""
+        yield "Peak memory", size_text(most), f"{of}{kind}{rank}" if of or kind else f"of {rank}"
+    shares = run.known("mfu")
+    if shares:
+        note = f"median; highest {100 * max(shares):.3g} %; of dense bf16"
+        yield "MFU", f"{100 * statistics.median(shares):.3g} %", note
+    if last.get("kernel"):
+        waits = number(last.get("host_waits"))
+        note = "" if waits is None else f"the host waits for the GPU {waits:.0f} times a step"
+        yield "Attention kernel", str(last["kernel"]), note
 
 
 def _counted(count: int, noun: str) -> str:
@@ -312,7 +331,6 @@ def _charts(run: Run) -> str:
     steps = [int(row["step"]) for row in run.steps]
     if not steps:
         return "<h2>Curves</h2><p class=soft>no steps yet</p>"
-    memory, memory_unit = _in_units(run.column("memory_bytes"), (("MiB", 2.0**20), ("GiB", 2.0**30)))
     speeds, speed_unit = _in_units(flop_speeds(run), (("MFLOP/s", 1e6), ("GFLOP/s", 1e9), ("TFLOP/s", 1e12)))
 
     def draw(title: str, *curves: Curve, unit: str = "", log: bool = False) -> str:
@@ -321,6 +339,7 @@ def _charts(run: Run) -> str:
     def measured(name: str, key: str) -> Curve:
         return Curve(name, run.column(key), "median")
 
+    measured_share = Curve("share", [None if v is None else 100 * v for v in run.column("mfu")], "median")
     waits = Curve("wait for data", run.column("data_seconds"), "area", colour=2)
     small = (
         draw("Gradient norm", measured("norm", "grad_norm"), log=True),
@@ -328,13 +347,36 @@ def _charts(run: Run) -> str:
         draw("Throughput", measured("tokens/s", "tokens_per_second"), unit="tokens a second, all ranks"),
         draw("Step time", waits, measured("whole step", "seconds"), unit="seconds"),
         draw("Compute", Curve("speed", speeds, "median"), unit=f"{speed_unit}, all ranks, by exact mask area"),
-        draw("Memory", Curve("peak so far", memory), unit=f"{memory_unit}, rank 0"),
+        _memory_chart(run, steps),
+        *([draw("MFU", measured_share, unit="% of the GPU's dense bf16 peak")] if run.known("mfu") else []),
     )
     loss = chart("Loss", steps, [Curve("loss", run.column("loss"), "mean")], marks=marks_of(run), log=True)
     each = charts.thinning(len(steps))
     said = f"<p class=soft>A point stands for {each:,} steps: bands are their range, the rest their mean.</p>"
     note = said if each > 1 else ""
     return f"<h2>Curves</h2>{note}<div class=wide>{loss}</div><div class=grid>{''.join(small)}</div>"
+
+
+def _memory_chart(run: Run, steps: Sequence[int]) -> str:
+    """Peak, reserved and allocated bytes of the fullest rank, under what its GPU has; of a CPU's rank, its process."""
+    of = {str(row.get("memory_of")) for row in run.steps}
+    gpu = "gpu" in of
+    names = {"memory_bytes": "peak" if gpu else "peak so far", "memory_allocated": "allocated after the step"}
+    if gpu:
+        names = {"memory_total": "of the GPU", "memory_reserved": "reserved"} | names
+    columns = {name: run.column(name) for name in names}
+    largest = max((v for column in columns.values() for v in column if v is not None), default=0.0)
+    unit, divisor = _unit_of(largest, (("MiB", 2.0**20), ("GiB", 2.0**30)))
+    looks: dict[str, tuple[Literal["line", "area"], int]] = {
+        "memory_total": ("line", 3), "memory_reserved": ("line", 2), "memory_allocated": ("area", 1),
+    }  # fmt: skip
+    curves = [
+        Curve(names[name], [None if v is None else v / divisor for v in column], *looks.get(name, ("line", 1)))
+        for name, column in columns.items()
+        if any(v is not None for v in column)
+    ]
+    whose = "fullest GPU" if gpu else "resident set of the largest rank" if "process" in of else "rank 0"
+    return chart("Memory", steps, curves, f"{unit}, {whose}", zero=True)
 
 
 def flop_speeds(run: Run) -> list[float | None]:
@@ -357,9 +399,13 @@ def marks_of(run: Run) -> list[Mark]:
 
 def _in_units(values: Values, units: Sequence[tuple[str, float]]) -> tuple[list[float | None], str]:
     """The values in the largest unit that the largest of them fills."""
-    largest = max((v for v in values if v is not None), default=0.0)
-    unit, divisor = next((u for u in reversed(units) if largest >= u[1]), units[0])
+    unit, divisor = _unit_of(max((v for v in values if v is not None), default=0.0), units)
     return [None if v is None else v / divisor for v in values], unit
+
+
+def _unit_of(largest: float, units: Sequence[tuple[str, float]]) -> tuple[str, float]:
+    """The largest unit that a value fills."""
+    return next((u for u in reversed(units) if largest >= u[1]), units[0])
 
 
 def _gallery(run: Run) -> str:
@@ -558,9 +604,9 @@ def _json(path: Path) -> Row:
 
 STYLE = """
 :root{color-scheme:light dark;--bg:#f7f7f5;--card:#fff;--ink:#1b1f24;--soft:#626b76;--line:#e4e5e7;
---c1:#2a63d6;--c2:#c96f0e;--good:#15803d;--bad:#c8281e}
+--c1:#2a63d6;--c2:#c96f0e;--c3:#626b76;--good:#15803d;--bad:#c8281e}
 @media(prefers-color-scheme:dark){:root{--bg:#101317;--card:#191d23;--ink:#e7e9ec;--soft:#9aa4b0;--line:#2b313a;
---c1:#74a7ff;--c2:#f2a24c;--good:#5bd17c;--bad:#ff7d73}}
+--c1:#74a7ff;--c2:#f2a24c;--c3:#9aa4b0;--good:#5bd17c;--bad:#ff7d73}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:70rem;margin:0 auto;padding:1.5rem 1rem 3rem}

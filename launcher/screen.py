@@ -7,9 +7,10 @@ On a terminal it is a progress bar; in a log file, a line every few seconds.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from launcher.stacks import alike
 
 SECONDS_BETWEEN_LINES = 10.0
 CALLS = 8  # of a stack that are shown
+GIB = 1 << 30
 Event = dict[str, Any]
 Line = tuple[str, str]  # a colour, and the text
 
@@ -99,6 +101,7 @@ class Screen:
     def _step(self, line: dict[str, Any]) -> None:
         self.done = line["step"]
         text = f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tokens/s  {line['seconds']:.2f} s/step"
+        text += "".join(f"  {part}" for part in of_device(line))
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, description=text)
             return
@@ -109,6 +112,22 @@ class Screen:
             self.console.print(
                 f"step {self.done:>6}/{self.steps}  {text}  {left:.0f} s left", highlight=False, soft_wrap=True
             )
+
+
+def of_device(line: dict[str, Any]) -> Iterator[str]:
+    """How full the fullest device is, and how well the devices are used: "71 of 139 GiB", "43 % MFU".
+
+    On a CPU it is the resident set of a rank, and says so; a GPU whose peak nobody knows has its TFLOP/s.
+    """
+    peak, total = line.get("memory_bytes"), line.get("memory_total")
+    if peak is not None and line.get("memory_of") == "process":
+        yield f"RSS {peak / GIB:.1f} GiB"
+    elif peak is not None and total:
+        yield f"{math.ceil(peak / GIB)} of {math.floor(total / GIB)} GiB"
+    if "mfu" in line:
+        yield f"{100 * line['mfu']:.0f} % MFU"
+    elif line.get("memory_of") == "gpu" and "flops_per_second_per_rank" in line:
+        yield f"{line['flops_per_second_per_rank'] / 1e12:.0f} TFLOP/s a GPU"
 
 
 def describe(event: dict[str, Any]) -> str:

@@ -164,6 +164,25 @@ def test_a_whole_run_is_told(tmp_path: Path) -> None:
     assert "a red square moving right, number 2 seed 2, steps 50, guidance 4.0, from step 400" in page.text
 
 
+def test_memory_and_use_of_gpus_are_drawn(tmp_path: Path) -> None:
+    told = {
+        "memory_of": "gpu", "memory_rank": 3, "memory_bytes": 71 << 30, "memory_allocated": 30 << 30,
+        "memory_reserved": 90 << 30, "memory_total": 139 << 30, "mfu": 0.43, "kernel": "FlashCUDA", "host_waits": 2,
+    }  # fmt: skip
+    text = write_report(fake_run(tmp_path / "run", steps=30, **told)).read_text()
+    memory = next(chart for chart in text.split("<figure")[1:] if "<b>Memory</b>" in chart)
+    assert "GiB, fullest GPU" in memory
+    assert re.findall(r"</i>([^<]+) <b class=value>(\d+)</b>", memory) == [
+        ("of the GPU", "139"), ("reserved", "90"), ("peak", "71"), ("allocated after the step", "30"),
+    ]  # fmt: skip
+    share = next(chart for chart in text.split("<figure")[1:] if "<b>MFU</b>" in chart)
+    assert "<b class=value>43</b>" in share
+    for known in ("of 139 GiB of its GPU, rank 3", "FlashCUDA", "waits for the GPU 2 times a step"):
+        assert known in text
+    plain = write_report(fake_run(tmp_path / "plain", steps=30)).read_text()
+    assert "MFU" not in plain
+
+
 def test_faults_and_checkpoints_are_lines_on_the_loss_chart(tmp_path: Path) -> None:
     page = report(with_events(fake_run(tmp_path / "run")))
     kinds = {kind: len(page.all("path", class_=f"mark {kind}")) for kind in ("checkpoint", "failure", "resume")}
