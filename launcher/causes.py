@@ -10,10 +10,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from launcher.ranks import HOST, LINK, NODE, UNKNOWN, End, is_echo
+from launcher.relief import Of, relief
 from launcher.watchdog import Hang
+
+if TYPE_CHECKING:
+    from launcher.config import RunConfig
 
 Kind = Literal[
     "killed", "memory", "hang", "exception", "nonsense", "full", "store", "data", "node", "link", "stopped", "input"
@@ -22,8 +26,19 @@ CAUSES: tuple[Kind, ...] = (
     "killed", "memory", "hang", "exception", "nonsense", "full", "store", "data", "node", "link", "stopped", "input",
 )  # fmt: skip
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGSYS", "SIGTRAP")
-MEMORY_ERRORS = ("MemoryError", "OutOfMemoryError")
-MEMORY_WORDS = ("can't allocate memory", "Cannot allocate memory")
+GPU_MEMORY_ERRORS = ("OutOfMemoryError", "GpuMemoryError")
+GPU_MEMORY_WORDS = (  # of torch's allocator and graphs, the driver, NCCL, and the libraries that take what is left
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "Cuda failure 'out of memory'",
+    "Cuda failure 2 'out of memory'",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+)
+OUTSIDE = ("Cuda failure", "_STATUS_ALLOC_FAILED", "driver error")  # of the allocator: it may hold what others lack
+HOST_MEMORY_WORDS = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
 STORE_ERRORS = (
     "UnsavedError",
     "ConnectionError",
@@ -35,6 +50,7 @@ STORE_ERRORS = (
 FULL = ("ENOSPC", "EDQUOT")
 STORAGE_NUMBERS = ("EIO", "ESTALE", "EROFS", "ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "ECONNREFUSED", "ENODEV")
 FEWER_BYTES = "fewer data.pack_tokens, a longer mesh.ring, a higher zero.stage, or zero.offload"
+MOST_SETTINGS = 3  # that a remedy names
 GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -55,20 +71,26 @@ class Cause:
     lasting: bool = False
 
 
-def cause_of(end: End | None, hang: Hang | None = None, state: str = "") -> Cause:
+def cause_of(end: End | None, hang: Hang | None = None, state: str = "", config: RunConfig | None = None) -> Cause:
     """Why an attempt failed.
 
     Args:
         end: of the rank that the others fell over, if it ended.
         hang: if nobody ended, who stands still.
         state: what its machine says of a rank that stands still (`Ranks.state`).
+        config: of the attempt: a remedy for want of memory then names settings that it has not set yet.
     """
     if hang is not None:
         return _of_hang(hang, state)
     assert end is not None, "a failure has a rank that ended, or one that hangs"
     if end.how == "refused":
         return _of_refusal(end)
-    return _of_death(end) if end.how == "died" else _of_exception(end)
+    return _of_death(end, config) if end.how == "died" else _of_exception(end, config)
+
+
+def is_gpu_shortage(name: str, message: str) -> bool:
+    """Whether an exception of this name, with this message or traceback, says that a GPU has no memory left."""
+    return name in GPU_MEMORY_ERRORS or any(words in message for words in GPU_MEMORY_WORDS)
 
 
 def _of_hang(hang: Hang, state: str) -> Cause:
@@ -100,9 +122,9 @@ def _of_refusal(end: End) -> Cause:
     return Cause("data" if about_data else "input", f"refused: {rule}; found: {value}", remedy, lasting=True)
 
 
-def _of_death(end: End) -> Cause:
+def _of_death(end: End, config: RunConfig | None) -> Cause:
     if end.for_memory:
-        return Cause("memory", f"was killed for memory: {_first_line(end.message)}", f"less memory: {FEWER_BYTES}")
+        return Cause("memory", f"was killed for memory: {_first_line(end.message)}", _less_memory(config, "host"))
     if end.sign == NODE and end.rank < 0:
         return Cause("node", f"lost machines before its ranks had started: {end.message}", "look at those machines")
     if end.sign == NODE:
@@ -124,9 +146,11 @@ def _of_death(end: End) -> Cause:
     return Cause("exception", f"ended without a word ({end.sign or end.message})", "its output may say why")
 
 
-def _of_exception(end: End) -> Cause:
+def _of_exception(end: End, config: RunConfig | None) -> Cause:
     words = f"failed: {last_line(end)}"
     name = end.sign.split(" ")[0]
+    if is_gpu_shortage(name, end.message):
+        return _of_gpu_shortage(end, config)
     if is_echo(end):
         remedy = "look at the network between the machines; no process of the run died"
         return Cause("link", f"lost its peers, none of which died: {last_line(end)}", remedy)
@@ -136,11 +160,25 @@ def _of_exception(end: End) -> Cause:
         return Cause("nonsense", words, "try a lower optimizer.learning_rate", lasting=True)
     if end.sign.endswith(FULL) or "No space left on device" in end.message:
         return Cause("full", words, "make room; the same command goes on from the last checkpoint", lasting=True)
-    if name in MEMORY_ERRORS or any(words in end.message for words in MEMORY_WORDS):
-        return Cause("memory", f"ran out of memory: {last_line(end)}", f"less memory: {FEWER_BYTES}")
+    if name == "MemoryError" or any(words in end.message for words in HOST_MEMORY_WORDS):
+        return Cause("memory", f"ran out of memory: {last_line(end)}", _less_memory(config, "host"))
     if name in STORE_ERRORS or end.sign.endswith(STORAGE_NUMBERS):
         return Cause("store", words, "look at the storage; the same command goes on from the last checkpoint")
     return Cause("exception", words, "the traceback says where")
+
+
+def _of_gpu_shortage(end: End, config: RunConfig | None) -> Cause:
+    told = next((line for line in reversed(end.message.splitlines()) if "GpuMemoryError:" in line), "")
+    told = told.partition("GpuMemoryError: ")[2] or last_line(end)
+    words, remedy = f"ran out of GPU memory: {told}", _less_memory(config, "gpu")
+    if any(sign in end.message for sign in OUTSIDE):
+        words += " (NCCL, cuBLAS and the driver take what torch's allocator leaves)"
+    return Cause("memory", words, remedy)
+
+
+def _less_memory(config: RunConfig | None, of: Of) -> str:
+    """The first settings that would help and are not set yet."""
+    return f"less memory: {', or '.join(relief(config, of)[:MOST_SETTINGS]) if config is not None else FEWER_BYTES}"
 
 
 def last_line(end: End) -> str:

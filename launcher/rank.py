@@ -27,6 +27,7 @@ from launcher.makers import maker_of
 from launcher.meeting import RankPlace, meet, set_timeouts
 from launcher.pulse import Pulse
 from launcher.resuming import find_checkpoint, proof_of, resume, saver_for
+from launcher.shortage import Shortage
 from launcher.streams import geometry_of, open_curriculum
 from launcher.weights import folder_of_weights
 from models.kinds import DTYPES, build
@@ -102,7 +103,7 @@ def run(
     """
     folder, pulse = RunFolder(config.out), pulse or Pulse()
     timeout = timedelta(seconds=config.restart.timeout_seconds)
-    with meet(place, timeout) as device, only_writer(folder.root, place.rank):
+    with meet(place, timeout) as device, only_writer(folder.root, place.rank), Shortage(device) as shortage:
         pulse.enter("load", 0)
         storage = faults.storage(config, place.rank, open_storage(folder.checkpoints, config.checkpoint.to))
         found = find_checkpoint(config, folder, storage)
@@ -117,6 +118,7 @@ def run(
         guard = guard_for(config, folder, journal)
         journal.expect(guard)
         saver = saver_for(config, storage, engine, ema, journal)
+        shortage.holds(engine)
         batches = feed.batches(state.position)
         poisoned = faults.poisoned(config, place.rank)
         unreadable: set[str] = set()

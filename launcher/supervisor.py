@@ -280,7 +280,8 @@ class Supervisor:
 
     def _explain(self, bad: End | None, hang: Hang | None, state: str) -> Failure:
         """Record what went wrong."""
-        cause = cause_of(bad, hang, state)
+        of_mesh = MeshConfig(replica=self.mesh.replica, ring=self.mesh.ring, ulysses=self.mesh.ulysses)
+        cause = cause_of(bad, hang, state, self.config.model_copy(update={"mesh": of_mesh}))
         if hang is not None:
             end = End(hang.rank, "died", hang.step, cause.words, phase=hang.phase)
             how, reason = "hung", cause.words

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from launcher.causes import cause_of, last_line
 from launcher.children import pulse_of
-from launcher.config import load, to_yaml
+from launcher.config import RunConfig, load, to_yaml
 from launcher.folder import RunFolder, make_run_folder, write_whole
 from launcher.ranks import End, is_echo, run_reporting
 from launcher.train import DONE, FAILED, REFUSED, STOPPED, absolute
@@ -84,19 +84,19 @@ def main(arguments: list[str]) -> int:
     end = run_reporting(place["rank"], work, pulse)
     if end.message:
         print(f"error: {end.message}" if end.refusal else end.message, file=sys.stderr)
-        tell(RunFolder(config.out), end)
+        tell(config, end)
     elif place["rank"] == 0:
         RunFolder(config.out).record("stop" if end.how == "stopped" else "done", step=end.step)
         print(f"{config.out}: {end.how} at step {end.step}")
     return {"done": DONE, "stopped": STOPPED, "refused": REFUSED}.get(end.how, FAILED)
 
 
-def tell(folder: RunFolder, end: End) -> None:
+def tell(config: RunConfig, end: End) -> None:
     """Record why this rank failed, for `longreel why`; one that only lost its peers has nothing to tell."""
     if is_echo(end):
         return
-    cause = cause_of(end)
-    folder.record(
+    cause = cause_of(end, config=config)
+    RunFolder(config.out).record(
         "failure", rank=end.rank, host=socket.gethostname(), pid=os.getpid(), how=end.how, cause=cause.kind,
         step=end.step, phase=end.phase, reason=last_line(end), words=cause.words, remedy=cause.remedy,
         trace=end.message,
