@@ -16,10 +16,10 @@ def work(job: int) -> int:
     if job < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     if job == HANG:
-        time.sleep(60)
+        time.sleep(600)
     if job == EAT:
         eaten = b"x" * (1 << 30)
-        time.sleep(60 + len(eaten))
+        time.sleep(600 + len(eaten))
     time.sleep(0.01 * (job % 3))
     return job * job
 
@@ -36,7 +36,7 @@ def wait_for_many(job: tuple[Path, int], most: int) -> int:
     """Job 0 ends when 20 others have, and says how many; it notes if they are more than `most`."""
     path, number = job
     path.touch()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while number == 0 and time.monotonic() < deadline:
         done = len(list(path.parent.iterdir())) - 1
         if done > most:
@@ -52,7 +52,7 @@ def convert_but_hang(todo: Any, **options: Any) -> Any:
     from data.convert import convert
 
     if todo.file.name == "hangs.mp4":
-        time.sleep(60)
+        time.sleep(600)
     return convert(todo, **options)
 
 
@@ -62,12 +62,12 @@ def hold_scratch() -> None:
 
     with scratch() as folder:
         (folder / "file").touch()
-        time.sleep(60)
+        time.sleep(600)
 
 
 def kill_parent(job: int) -> int:
     """The square, but for a negative job, which kills the process that watches this one."""
     if job < 0:
         os.kill(os.getppid(), signal.SIGKILL)
-        time.sleep(60)
+        time.sleep(600)
     return job * job

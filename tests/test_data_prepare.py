@@ -261,7 +261,7 @@ def test_workers_write_the_same_bytes(tmp_path):
 
 def test_a_file_that_hangs_is_rejected_and_tried_again(tmp_path):
     source, out = fill(tmp_path / "in", a=mp4(0), hangs=mp4(1), z=mp4(2)), tmp_path / "out"
-    options = PrepareOptions(workers=1, timeout=1.0)
+    options = PrepareOptions(workers=1, timeout=5.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("data.prepare.convert", convert_but_hang)
         summary = prepare(source, out, options)
@@ -270,7 +270,7 @@ def test_a_file_that_hangs_is_rejected_and_tried_again(tmp_path):
     assert (lost.file, lost.kind, lost.reason, lost.again) == (
         "hangs.mp4",
         "took too long",
-        "not done within 1 s: raise the timeout",
+        "not done within 5 s: raise the timeout",
         True,
     )
     first = tree(out)

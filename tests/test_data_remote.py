@@ -102,7 +102,7 @@ def test_scratch_goes_whatever_happens(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=hold_scratch)
     process.start()
     base = folder.parent
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not list(base.glob("*/file")) and time.monotonic() < deadline:
         time.sleep(0.01)
     sweep()

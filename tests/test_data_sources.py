@@ -4,7 +4,6 @@ import io
 import json
 import os
 import tarfile
-import time
 from pathlib import Path
 
 import fsspec
@@ -130,14 +129,13 @@ def test_a_table_is_a_source(tmp_path):
     assert error.value.remedy == "pip install s3fs"
 
 
-def test_a_long_table_is_listed_fast_and_lazily(tmp_path):
+def test_a_long_table_is_listed_without_asking_for_its_files(tmp_path):
     rows = "".join(f"http://127.0.0.1:9/{n}.mp4,a caption of some length {n}\n" for n in range(10_000))
     (tmp_path / "list.csv").write_text("path,caption\n" + rows)
-    began = time.monotonic()
     found = find(str(tmp_path / "list.csv"))
     assert found.total == 10_000
-    assert len(names(found)) == 10_000
-    assert time.monotonic() - began < 5
+    found = list(found)
+    assert (len(names(found)), problems(found)) == (10_000, {}), "nobody answers there"
 
 
 def test_a_source_without_videos_is_refused(tmp_path):

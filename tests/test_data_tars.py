@@ -28,7 +28,7 @@ KINDS = st.sampled_from([tarfile.REGTYPE, tarfile.REGTYPE, tarfile.SYMTYPE, tarf
 
 
 @given(st.lists(st.tuples(NAMES, KINDS, st.sampled_from([0, 1, 511, 512, 513]))), st.sampled_from([0, 1, 2]))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_as_tarfile_reads_it(tmp_path, entries, fmt):
     """pax, GNU and ustar headers, long and strange names, links, folders, unknown kinds."""
     path = tmp_path / "a.tar"

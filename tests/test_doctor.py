@@ -256,6 +256,6 @@ def test_json_and_table_tell_the_same() -> None:
 
 def test_nothing_but_json_is_printed() -> None:
     code = "from launcher.doctor import as_json, examine; print(as_json(examine()))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=doctor.HOME, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=doctor.HOME, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["findings"]

@@ -60,7 +60,7 @@ def fits(mesh: Mesh, ranks: int, nodes: list[int]) -> bool:
     return mesh.ranks <= ranks and sum(n // mesh.ulysses for n in nodes) >= mesh.replica * mesh.ring
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(meshes, st.integers(1, 6), st.integers(0, 60), clusters)
 def test_what_holds_of_every_mesh(wanted: Mesh, more_heads: int, ranks: int, nodes: list[int]) -> None:
     heads = wanted.ulysses + more_heads - 1
@@ -85,7 +85,6 @@ def test_what_holds_of_every_mesh(wanted: Mesh, more_heads: int, ranks: int, nod
     assert not fits(Mesh(found.replica + 1, found.ring, found.ulysses), ranks, nodes) or found.replica == wanted.replica
 
 
-@settings(deadline=None)
 @given(meshes, clusters, st.integers(0, 9))
 def test_another_node_never_makes_a_sequence_narrower(wanted: Mesh, nodes: list[int], more: int) -> None:
     """But the ulysses group that it has room for may be one that the smaller nodes had none for."""

@@ -98,7 +98,7 @@ def browse(page: Path, hash_: str, profile: Path) -> str:
     if CHROMIUM is None:
         pytest.skip("no chromium is installed: the filters of the page are not tried in a browser")
     command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={profile}", f"{page.as_uri()}#{hash_}"]
-    done = subprocess.run(command, capture_output=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, timeout=600)
     return done.stdout.decode("utf-8", "replace")
 
 

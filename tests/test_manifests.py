@@ -74,7 +74,7 @@ def test_machines_without_gpus(run: str) -> None:
 
 def test_a_batch_script(run: str) -> None:
     text = slurm("mine", run, MACHINES, "/opt/my venv/bin", "/shared/it's", ("--partition=gpu",))
-    assert subprocess.run(["bash", "-n"], input=text, text=True, timeout=30, capture_output=True).stderr == ""
+    assert subprocess.run(["bash", "-n"], input=text, text=True, timeout=600, capture_output=True).stderr == ""
     options = re.findall(r"^#SBATCH (.*)$", text, re.MULTILINE)
     for option in ("--nodes=4", "--ntasks-per-node=1", "--gpus-per-node=8", "--requeue", "--partition=gpu"):
         assert option in options
@@ -102,7 +102,7 @@ def machine(tmp_path: Path) -> Any:
         command = ["bash", str(tmp_path / "ray.sh"), *arguments]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         return subprocess.run(
-            command, env={**clean, "HOME": str(tmp_path), **environment}, capture_output=True, text=True, timeout=60
+            command, env={**clean, "HOME": str(tmp_path), **environment}, capture_output=True, text=True, timeout=600
         )
 
     return go
@@ -167,5 +167,5 @@ def test_the_command_writes_it(tmp_path: Path, kind: str) -> None:
         assert isinstance(refused.exception, InputError)
         assert refused.exception.remedy == "--image registry/longreel:1 --storage shared:/mnt/shared"
     else:
-        assert subprocess.run(["bash", "-n"], input=text, text=True, timeout=30, capture_output=True).stderr == ""
+        assert subprocess.run(["bash", "-n"], input=text, text=True, timeout=600, capture_output=True).stderr == ""
         assert str(Path(sys.executable).parent) in text

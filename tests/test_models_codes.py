@@ -77,7 +77,7 @@ def test_colours_are_the_nearest() -> None:
 
 
 @given(st.integers(1, 5), st.integers(2, 40), st.integers(1, 3), st.integers(1, 4), st.integers(0, 3), st.integers())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_colours(patch: int, levels: int, y: int, x: int, n: int, seed: int) -> None:
     codes = ColourCodes(patch, levels)
     generator = torch.Generator().manual_seed(seed % 2**31)

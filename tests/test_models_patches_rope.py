@@ -17,7 +17,7 @@ SMALL = st.tuples(*[st.integers(1, 3)] * 3)
 
 
 @given(grid=SMALL, patch=SMALL, channels=st.integers(1, 4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_unpatchify_is_the_inverse_of_patchify(grid, patch, channels):
     latents = torch.arange(channels * prod(grid) * prod(patch)).reshape(
         channels, *(g * p for g, p in zip(grid, patch, strict=True))

@@ -32,7 +32,7 @@ def whole(backbone: Backbone, window: int | None, sinks: int) -> torch.Tensor:
         return backbone.hidden(backbone.embed(words(LENGTH)), torch.arange(LENGTH), plans)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     kind=st.sampled_from(sorted(MADE)),
     window=st.sampled_from([None, 1, 2, 7, 100]),

@@ -275,7 +275,7 @@ def packs(draw: st.DrawFn) -> tuple[Mask, Split, Mesh]:
 
 
 @given(packs(), st.sampled_from(get_args(Transport)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_plans_of_random_masks_compute_each_pair_once(pack: tuple[Mask, Split, Mesh], transport: Transport) -> None:
     """Every plan walked through by hand: rows that are sent are rows that arrive, and pairs are those of the mask."""
     mask, split, mesh = pack
@@ -310,7 +310,7 @@ def test_plans_of_random_masks_compute_each_pair_once(pack: tuple[Mask, Split, M
 
 
 @given(packs(), st.sampled_from([None, 1, 5]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_balanced_splits_of_random_masks_hold_every_position(pack: tuple[Mask, Split, Mesh], chunk: int | None) -> None:
     mask, _, mesh = pack
     split = balanced(mask, mesh, chunk)

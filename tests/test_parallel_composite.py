@@ -67,7 +67,7 @@ def drawing(lines: str) -> Bools:
 
 
 @given(documents)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_document(runs: Document) -> None:
     assert np.array_equal(dense(unaware(runs)), sees(runs, "unaware"))
     assert np.array_equal(dense(unaware(runs, own_frame=True)), sees(runs, "own_frame"))
@@ -78,7 +78,7 @@ def test_every_document(runs: Document) -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 11), st.integers(0, 10))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_every_chunk(length: int, size: int, overlap: int, sinks: int) -> None:
     overlap %= size
     mask = chunks(length, size, overlap, sinks)
@@ -88,7 +88,7 @@ def test_every_chunk(length: int, size: int, overlap: int, sinks: int) -> None:
 
 
 @given(st.lists(documents, min_size=1, max_size=4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_packs(pack: list[Document]) -> None:
     """Documents do not see each other."""
     document = np.repeat(range(len(pack)), [sum(rows for _, rows in runs) for runs in pack])

@@ -124,7 +124,7 @@ def any_mask(draw: st.DrawFn) -> Mask:
 
 
 @given(any_mask(), any_mask(), any_mask())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_combinations(a: Mask, b: Mask, c: Mask) -> None:
     assert np.array_equal(dense(a & b), dense(a) & dense(b))
     assert np.array_equal(dense((a | b) & c), (dense(a) | dense(b)) & dense(c))
@@ -132,7 +132,7 @@ def test_combinations(a: Mask, b: Mask, c: Mask) -> None:
 
 
 @given(any_mask(), st.lists(st.integers(1, 3), min_size=12, max_size=12))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_units(coarse: Mask, sizes: list[int]) -> None:
     unit = np.repeat(range(12), sizes)
     assert np.array_equal(dense(masks.blocks(coarse, sizes)), dense(coarse)[unit][:, unit])

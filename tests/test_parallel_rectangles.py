@@ -11,7 +11,7 @@ from parallel import rectangles
 from parallel.rectangles import CAUSAL, DIAGONAL, FREE, FULL, Ints
 
 SIZE = 24
-MANY = settings(max_examples=300, deadline=None)
+MANY = settings(max_examples=300)
 
 
 @st.composite

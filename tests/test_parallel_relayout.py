@@ -90,7 +90,7 @@ def layouts(draw: st.DrawFn) -> tuple[int, list[Ranges], list[Ranges]]:
 
 
 @given(layouts())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_moves_fit_together(layout: tuple[int, list[Ranges], list[Ranges]]) -> None:
     """What rank i sends to rank j is what j expects of i, played through without processes."""
     _, have, want = layout

@@ -86,7 +86,7 @@ def test_any_split_equals_the_loop(mesh: Mesh) -> None:
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.sampled_from([0.0, 1.0, -1.0, 1e-300, None]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_one_rank_equals_the_loop(lengths: list[int], decay_of_all: float | None) -> None:
     """Any lengths; decays whose products underflow, alternate or stay 1."""
     decay, inputs, grad, document = given_for(tuple(lengths))

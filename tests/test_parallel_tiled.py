@@ -57,7 +57,7 @@ def gradients(run: Callable[[Tensor], Tensor], module: nn.Module, tokens: int) -
 
 
 @given(st.integers(0, 40), st.integers(1, 12))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_tiles_equal_the_whole(tokens: int, tiles: int) -> None:
     module = mlp()
     calls: list[int] = []
@@ -177,7 +177,7 @@ def loss_and_gradients(function: Loss, given_case: tuple[Tensor, Tensor, Tensor,
 
 
 @given(st.integers(0, 40), st.integers(1, 30), st.integers(1, 50), st.booleans())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_cross_entropy_equals_the_plain_one(tokens: int, vocabulary: int, tile: int, weighted: bool) -> None:
     hidden, weight, labels, token_weight = case(tokens, vocabulary)
     one = hidden, weight, labels, token_weight if weighted else None

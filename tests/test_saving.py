@@ -126,7 +126,7 @@ def fails_and_comes_back(rank: int, root: Path) -> list[dict[str, Any]]:
     saver.finish(state(1))
     storage.errors = errors
     saver.begin(state(2))
-    for step in range(3, 500):
+    for step in range(3, 100_000):
         if settle(saver):
             saver.begin(state(step))
         time.sleep(0.005)
@@ -191,7 +191,7 @@ def start(file: Path, *overrides: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not happen"
@@ -217,7 +217,7 @@ def trained_through(
     mends()
     wait_for(lambda: len(events(out, "checkpoint")) > saved)
     process.terminate()
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 75, output
     assert "was not saved: " in output
     assert "training goes on" in output

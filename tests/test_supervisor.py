@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,11 +149,9 @@ def test_what_is_not_elastic_waits_for_its_nodes(tmp_path: Path) -> None:
 def test_nodes_that_never_come_back_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher.supervisor, "EMPTY_SECONDS", 0.1)
     ranks = Played(ends=[[lost()]], rooms=[(0,)], total=(0,))
-    began = time.monotonic()
     code, said = supervised(tmp_path, ranks, restart={"limit": 1})
     assert code == FAILED
     assert "too few nodes came back within 0.1 s" in said
-    assert time.monotonic() - began < 10
 
 
 def test_others_that_failed_get_a_line_each(tmp_path: Path) -> None:

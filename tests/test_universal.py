@@ -49,7 +49,7 @@ def universal(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> tuple[
     tool = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     places = ["--input_folder", folder / "saved" / "one", "--output_folder", folder / "universal"]
     workers = ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-    subprocess.run([*tool, *places, *workers], check=True, capture_output=True, timeout=120)
+    subprocess.run([*tool, *places, *workers], check=True, capture_output=True, timeout=600)
     return folder / "universal", state
 
 

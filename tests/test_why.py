@@ -496,7 +496,7 @@ def test_a_kill_for_memory_is_told_from_another(tmp_path: Path, dataset: Path) -
 
 def test_a_stopped_launcher_is_no_fault_of_the_ranks(tmp_path: Path, dataset: Path) -> None:
     out = tmp_path / "run"
-    process = start(settings(out, dataset), False, "steps=60", "restart.silence_seconds=2", "restart.hang_seconds=3")
+    process = start(settings(out, dataset), False, "steps=60", "restart.silence_seconds=6", "restart.hang_seconds=6")
     wait_for(lambda: len(lines(out)) >= 4)
     os.kill(process.pid, signal.SIGSTOP)
     time.sleep(8)

@@ -7,7 +7,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ def longreel(*arguments: str | Path, code: int = 2) -> str:
 
 def test_a_real_process_says_the_same(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launcher", "train", str(tmp_path / "none.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == longreel("train", tmp_path / "none.yaml")
@@ -174,16 +173,17 @@ def test_steps_already_reached(run: Path, tmp_path: Path, dataset: Path) -> None
     assert no_worker_started(run)
 
 
-def test_an_address_that_does_not_answer(run: Path) -> None:
-    begin = time.monotonic()
+def test_an_address_that_does_not_answer(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.cluster.HEALTH_SECONDS", 3.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         port = silent.getsockname()[1]
         refused("train", run, "--address", f"127.0.0.1:{port}", value=str(port), remedy="ray start --head")
         silent.listen()  # now somebody answers, who never speaks
-        refused("train", run, "--address", f"127.0.0.1:{port}", value="no Ray answer", remedy="ray start --head")
+        refused(
+            "train", run, "--address", f"127.0.0.1:{port}", value="no Ray answer within 3 s", remedy="ray start --head"
+        )
     refused("train", run, "--address", "nonsense", value="nonsense", remedy="ray start --head")
-    assert time.monotonic() - begin < 60
     assert no_worker_started(run)
 
 
