@@ -1,26 +1,36 @@
 """`attend`: the one door to attention, exact on any mesh, forward and backward.
 
 Ulysses inside a node exchanges tokens for heads, the ring across nodes moves keys; a degree of 1 leaves a step out.
-Everything that depends on the mask or the mesh was decided in the plan.
+Everything that depends on the mask or the mesh was decided in the plan, also what waits for the backward pass:
 
-All of it, messages included, is one operator of torch, `longreel::attention`: selective activation checkpointing can
-keep what it gave, and then neither computes nor sends anything twice (`recompute.py`).
+    keep         kept of a token and layer, in widths of q     sent again in backward
+    "exchanged"  q, k, v and output by heads; output           nothing
+    "output"     output                                        q, k, v and output (ulysses alone sends them at all)
+    "nothing"    under recompute nothing: it is computed again; for short keys that are all here
+
+Both passes are operators of torch, `longreel::attention` and `longreel::attention_backward`, messages included, so that
+profilers, dispatch modes and `torch.utils.flop_counter` see attention as one thing. `recompute.py` keeps their results.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from parallel import ring, ulysses
 from parallel.errors import InputError
 from parallel.kernel import kernel_for, refuse_heads
 from parallel.plan import Plan
+from parallel.recompute import Kept
+from parallel.ring import accumulator
 from parallel.ulysses import Heads, share_heads
 
 
+@torch._disable_dynamo  # type: ignore[attr-defined]  # opaque to torch.compile; torch.compiler.disable would import the compiler at once
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float | None = None) -> Tensor:
     """Attention output [tokens, heads, head_dim] of this rank's queries.
 
@@ -40,7 +50,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float | None = No
     if scale is not None and not 0 < scale < float("inf"):
         raise InputError("the scale of scores is positive", str(scale), "scale=head_dim ** -0.5, or None for that")
     q, k, v = (_dense(x) for x in (q, k, v))
-    out: Tensor = torch.ops.longreel.attention(q, k, v, plan, q.shape[2] ** -0.5 if scale is None else scale)[0]
+    out: Tensor = _Attention.apply(q, k, v, plan, q.shape[2] ** -0.5 if scale is None else scale)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -65,65 +75,124 @@ def refuse_rows(q: Tensor, k: Tensor, plan: Plan) -> None:
 
 
 @torch.library.custom_op("longreel::attention", mutates_args=())
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Output and log-sum-exp; with ulysses also q, k, v and output as this rank computed them (else empty)."""
-    heads = share_heads(q.shape[1], k.shape[1], len(plan.ulysses_tokens))
+def _attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output and log-sum-exp; q, k, v in one and output by heads, where ulysses exchanged them and they are kept."""
     kernel = plan.kernel or kernel_for(q.device, q.dtype)
-    if len(plan.ulysses_tokens) == 1:
+    if not _exchanges(plan):
         out, lse = ring.forward(kernel, q, k, v, plan, None, scale)
-        return out, lse, q.new_empty(0), q.new_empty(0), q.new_empty(0), q.new_empty(0)
-    q = ulysses.to_heads(q, heads.queries, plan)
-    k, v = (ulysses.to_heads(x, heads.keys, plan) for x in (k, v))
+        return out, lse, q.new_empty(0), q.new_empty(0)
+    heads = share_heads(q.shape[1], k.shape[1], len(plan.ulysses_tokens))
+    shares = (heads.queries, heads.keys, heads.keys)
+    block = ulysses.to_heads((q, k, v), shares, plan)
+    q, k, v = ulysses.parts_of(block, shares, plan)
     out, lse = ring.forward(kernel, q, k, v, plan, _kv_of_head(plan, heads, q.device), scale)
-    return ulysses.to_tokens(out, heads.queries, plan), lse, q, k, v, out
+    (whole,) = ulysses.to_tokens((out,), (heads.queries,), plan)
+    if not _keeps_exchanged(plan):
+        return whole, lse, q.new_empty(0), q.new_empty(0)
+    return whole, lse, block, out
 
 
 @torch.library.custom_op("longreel::attention_backward", mutates_args=())
 def _attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: Plan, scale: float, heads: list[int]
+    grad: Tensor, kept: Sequence[Tensor], lse: Tensor, plan: Plan, scale: float, heads: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v; `heads` are those of queries and of keys before ulysses shared them out."""
-    kernel = plan.kernel or kernel_for(q.device, q.dtype)
-    if len(plan.ulysses_tokens) == 1:
+    """Gradients of q, k and v.
+
+    Args:
+        grad: of the output.
+        kept: q, k, v and output; or by heads, q, k, v in one and output, where they were kept so.
+        lse: log-sum-exp.
+        plan: of the batch.
+        scale: of the scores.
+        heads: of queries and of keys before ulysses shared them out.
+    """
+    kernel = plan.kernel or kernel_for(grad.device, grad.dtype)
+    if not _exchanges(plan):
+        q, k, v, out = kept
         return ring.backward(kernel, grad, q, k, v, out, lse, plan, None, scale)
     shared = share_heads(heads[0], heads[1], len(plan.ulysses_tokens))
-    grad = ulysses.to_heads(grad, shared.queries, plan)
-    kv_of_head = _kv_of_head(plan, shared, q.device)
-    dq, dk, dv = ring.backward(kernel, grad, q, k, v, out, lse, plan, kv_of_head, scale)
-    dk, dv = (ulysses.to_tokens(x, shared.keys, plan) for x in (dk, dv))
-    return ulysses.to_tokens(dq, shared.queries, plan), dk, dv
+    own, keys = shared.queries, shared.keys
+    if _keeps_exchanged(plan):
+        q, k, v = ulysses.parts_of(kept[0], (own, keys, keys), plan)
+        out, grad = kept[1], ulysses.to_heads((grad,), (own,), plan)
+    else:
+        shares = (own, keys, keys, own, own)
+        block = ulysses.to_heads((*kept, grad), shares, plan)
+        q, k, v, out, grad = ulysses.parts_of(block, shares, plan)
+    grads = ring.backward(kernel, grad, q, k, v, out, lse, plan, _kv_of_head(plan, shared, q.device), scale)
+    dq, dk, dv = ulysses.to_tokens(grads, (own, keys, keys), plan)
+    return dq, dk, dv
 
 
 @_attention.register_fake
-def _shapes(
-    q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    heads = share_heads(q.shape[1], k.shape[1], len(plan.ulysses_tokens))
+def _shapes(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    queries, keys = _own_heads(plan, q.shape[1], k.shape[1])
+    lse = q.new_empty(queries, plan.queries, dtype=accumulator(q.dtype))
+    sizes = [(plan.queries, n, q.shape[2]) for n in (queries + 2 * keys, queries)]
+    block, out = (q.new_empty(size if _keeps_exchanged(plan) else 0) for size in sizes)
+    return q.new_empty(q.shape), lse, block, out
+
+
+@_attention_backward.register_fake
+def _gradient_shapes(
+    grad: Tensor, kept: Sequence[Tensor], lse: Tensor, plan: Plan, scale: float, heads: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = (len(grad), len(grad), len(grad)) if _exchanges(plan) else (len(grad), len(kept[1]), len(kept[1]))
+    of = zip(rows, (heads[0], heads[1], heads[1]), strict=True)
+    dq, dk, dv = (grad.new_empty(n, count, grad.shape[2]) for n, count in of)
+    return dq, dk, dv
+
+
+@register_flop_formula(torch.ops.longreel.attention, get_raw=True)
+def _flops(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, **_: Any) -> int:
+    """Two products of [queries, keys] for each pair, as `torch.utils.flop_counter` counts them."""
+    return 4 * plan.area * _own_heads(plan, q.shape[1], k.shape[1])[0] * q.shape[2]
+
+
+@register_flop_formula(torch.ops.longreel.attention_backward, get_raw=True)
+def _gradient_flops(
+    grad: Tensor, kept: Sequence[Tensor], lse: Tensor, plan: Plan, scale: float, heads: Sequence[int], **_: Any
+) -> int:
+    """Five: the scores again, and the gradients of probabilities, q, k and v."""
+    return 10 * plan.area * _own_heads(plan, heads[0], heads[1])[0] * grad.shape[2]
+
+
+class _Attention(torch.autograd.Function):
+    """Under recompute the results of the first forward pass are kept, and given again in place of a second one."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
+        kept = Kept.current() if plan.keep != "nothing" else None
+        results = kept.take() if kept is not None else None
+        if results is None:
+            results = torch.ops.longreel.attention(q, k, v, plan, scale)
+            if kept is not None:
+                kept.put(results)
+        out, lse, *own = results
+        ctx.plan, ctx.scale, ctx.heads = plan, scale, [q.shape[1], k.shape[1]]
+        ctx.save_for_backward(lse, *(own if _keeps_exchanged(plan) else (q, k, v, out)))
+        return out.detach()  # what is saved is not what is given: an output that holds its own graph is never freed
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        lse, *kept = ctx.saved_tensors
+        backward = torch.ops.longreel.attention_backward
+        return *backward(_dense(grads[0]), kept, lse, ctx.plan, ctx.scale, ctx.heads), None, None
+
+
+def _exchanges(plan: Plan) -> bool:
+    return len(plan.ulysses_tokens) > 1
+
+
+def _keeps_exchanged(plan: Plan) -> bool:
+    return _exchanges(plan) and plan.keep == "exchanged"
+
+
+def _own_heads(plan: Plan, queries: int, keys: int) -> tuple[int, int]:
+    """Heads of queries and of keys that this rank computes."""
+    heads = share_heads(queries, keys, len(plan.ulysses_tokens))
     me = plan.groups.place.ulysses if plan.groups is not None else 0
-    mine, keys, dim = len(heads.queries[me]), len(heads.keys[me]), q.shape[2]
-    lse = q.new_empty(mine, plan.queries, dtype=ring.accumulator(q.dtype))
-    if len(plan.ulysses_tokens) == 1:
-        return torch.empty_like(q), lse, q.new_empty(0), q.new_empty(0), q.new_empty(0), q.new_empty(0)
-    a, b, c, d = (q.new_empty(plan.queries, n, dim) for n in (mine, keys, keys, mine))
-    return torch.empty_like(q), lse, a, b, c, d
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, ctx.plan, ctx.scale = inputs
-    out, lse, *own = output
-    ctx.heads = [q.shape[1], k.shape[1]]
-    q, k, v, out = (q, k, v, out) if len(ctx.plan.ulysses_tokens) == 1 else own
-    ctx.save_for_backward(q, k, v, out, lse)
-
-
-def _gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.longreel.attention_backward(_dense(grad), *ctx.saved_tensors, ctx.plan, ctx.scale, ctx.heads)
-    return *grads, None, None
-
-
-_attention.register_autograd(_gradient, setup_context=_save)
+    return len(heads.queries[me]), len(heads.keys[me])
 
 
 def _kv_of_head(plan: Plan, heads: Heads, device: torch.device) -> Tensor | None:

@@ -17,7 +17,7 @@ Plans are made once per batch, from integers alone, without a loop over rectangl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from itertools import accumulate
@@ -40,6 +40,7 @@ from parallel.rectangles import FULL, K0, Q0, Q1, Ints
 from parallel.split import Split
 
 Transport = Literal["ring", "need"]
+Keep = Literal["exchanged", "output", "nothing"]
 ORDER = np.array([2, 0, 1, 3])  # of kinds: triangles first, they often cover all rows, which then need no merging
 
 
@@ -72,6 +73,7 @@ class Plan(OpaqueBase):
         digest: of all that the ranks of a replica must agree on.
         groups: the process groups to talk through; None for a plan with no communication.
         kernel: that computes it; None for the one that every torch has.
+        keep: what of attention waits for the backward pass (`attention.py`).
     """
 
     queries: int
@@ -82,6 +84,7 @@ class Plan(OpaqueBase):
     digest: int
     groups: Groups | None = None
     kernel: Kernel | None = None
+    keep: Keep = "exchanged"
 
     def prepare(self, device: torch.device) -> None:
         """Send ahead what kernels are told on the device: no layer then waits for it. CPU kernels are told nothing."""
@@ -106,7 +109,12 @@ register_opaque_type(Plan, typ="reference")
 
 
 def plan_for(
-    mask: Mask, split: Split, groups: Groups, transport: Transport | None = None, kernel: Kernel | None = None
+    mask: Mask,
+    split: Split,
+    groups: Groups,
+    transport: Transport | None = None,
+    kernel: Kernel | None = None,
+    keep: Keep = "exchanged",
 ) -> Plan:
     """The plan of one rank for self attention: keys are held like queries.
 
@@ -118,11 +126,12 @@ def plan_for(
             passes on, it moves (2 + a) N, a being the bytes of a gradient to those of a key, and the ring
             2 S (r - 1) + a S r, which is always more.
         kernel: see `Plan`.
+        keep: see `Plan`.
 
     Raises:
         InputError: a query sees no key, or the split is for another length or number of ranks.
     """
-    return plan_of(mask, split, groups.mesh, groups.place, transport, groups, kernel)
+    return plan_of(mask, split, groups.mesh, groups.place, transport, groups, kernel, keep)
 
 
 def plan_of(
@@ -133,6 +142,7 @@ def plan_of(
     transport: Transport | None = None,
     groups: Groups | None = None,
     kernel: Kernel | None = None,
+    keep: Keep = "exchanged",
 ) -> Plan:
     """`plan_for` of any place of a mesh, without process groups: to look at, not to run."""
     refuse_mismatch(mask, split, mesh)
@@ -157,6 +167,7 @@ def plan_of(
         digest=_digest(mask, split, mesh, transport),
         groups=groups,
         kernel=kernel,
+        keep=keep,
     )
 
 
@@ -176,7 +187,7 @@ def cross_plan(
         key_lengths: keys of each document.
         kernel: see `Plan`.
     """
-    return _here(cross(query_lengths, key_lengths), ranges, kernel)
+    return replace(_here(cross(query_lengths, key_lengths), ranges, kernel), keep="nothing")
 
 
 def refuse_transport(transport: str) -> None:

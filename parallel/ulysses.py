@@ -1,5 +1,8 @@
 """Ulysses: one all-to-all turns "my tokens, all heads" into "all tokens of the group, my heads", and one turns it back.
 
+What goes the same way goes together: q, k and v are one message to each rank, [tokens, heads of q + of k + of v,
+head_dim], and are views of what arrived, a token's heads side by side. So each number is copied once, before it leaves.
+
 Jacobs et al., DeepSpeed Ulysses, arXiv:2309.14509. Heads need not divide: rank j of u owns query heads
 [j h / u, (j + 1) h / u), and the key heads that these need; a key head that several ranks need goes to each of them,
 and its gradient comes back from each.
@@ -44,39 +47,62 @@ def share_heads(heads: int, kv_heads: int, ranks: int) -> Heads:
     return Heads(queries, keys)
 
 
-def to_heads(x: Tensor, shares: Sequence[range], plan: Plan) -> Tensor:
-    """My tokens, all heads -> all the group's tokens, my heads: [tokens, heads, head_dim].
+def to_heads(xs: Sequence[Tensor], shares: Sequence[Sequence[range]], plan: Plan) -> Tensor:
+    """My tokens, all heads -> all the group's tokens, my heads: [tokens, heads of all xs, head_dim]; see `parts_of`.
 
     Args:
-        x: of this rank.
-        shares: heads of each rank.
+        xs: of this rank, of one head_dim.
+        shares: of each, the heads of each rank.
         plan: of this rank.
     """
-    mine, dim = len(shares[_me(plan)]), x.shape[2]
-    leaving = torch.cat([x[:, share.start : share.stop].reshape(-1) for share in shares])
-    arriving = x.new_empty(sum(plan.ulysses_tokens), mine, dim)  # rank after rank: in place as it comes
+    tokens, dim, me = len(xs[0]), xs[0].shape[2], _me(plan)
+    widths = [sum(len(of[rank]) for of in shares) for rank in range(len(plan.ulysses_tokens))]
+    leaving = xs[0].new_empty(tokens * sum(widths) * dim)
+    for rank, block in enumerate(leaving.split([tokens * width * dim for width in widths])):
+        parts = block.view(tokens, widths[rank], dim).split([len(of[rank]) for of in shares], dim=1)
+        for part, x, of in zip(parts, xs, shares, strict=True):
+            part.copy_(x[:, of[rank].start : of[rank].stop])
+    arriving = leaving.new_empty(sum(plan.ulysses_tokens), widths[me], dim)  # rank after rank: in place as it comes
     _all_to_all(
-        arriving, leaving, [t * mine * dim for t in plan.ulysses_tokens], [len(x) * len(s) * dim for s in shares], plan
+        arriving, leaving, [t * widths[me] * dim for t in plan.ulysses_tokens], [tokens * w * dim for w in widths], plan
     )
     return arriving
 
 
-def to_tokens(x: Tensor, shares: Sequence[range], plan: Plan) -> Tensor:
+def parts_of(block: Tensor, shares: Sequence[Sequence[range]], plan: Plan) -> tuple[Tensor, ...]:
+    """What `to_heads` was given, each [tokens, heads, head_dim]: views."""
+    found: tuple[Tensor, ...] = block.split([len(of[_me(plan)]) for of in shares], dim=1)
+    return found
+
+
+def to_tokens(xs: Sequence[Tensor], shares: Sequence[Sequence[range]], plan: Plan) -> list[Tensor]:
     """The way back: all the group's tokens, my heads -> my tokens, all heads.
 
     A head that several ranks have, as key heads may be, is the sum of what they have, in at least float32.
     """
-    tokens, dim = plan.ulysses_tokens[_me(plan)], x.shape[2]
-    arriving = x.new_empty(tokens * sum(len(share) for share in shares) * dim)
-    sizes = [tokens * len(share) * dim for share in shares]
-    _all_to_all(arriving, x.contiguous(), sizes, [t * x.shape[1] * dim for t in plan.ulysses_tokens], plan)
-    parts = [part.view(tokens, len(s), dim) for part, s in zip(arriving.split(sizes), shares, strict=True)]
+    tokens, dim, me = plan.ulysses_tokens[_me(plan)], xs[0].shape[2], _me(plan)
+    widths = [sum(len(of[rank]) for of in shares) for rank in range(len(plan.ulysses_tokens))]
+    leaving = torch.cat([*xs], dim=1).contiguous() if len(xs) > 1 else xs[0].contiguous()
+    arriving = leaving.new_empty(tokens * sum(widths) * dim)
+    sizes = [tokens * width * dim for width in widths]
+    _all_to_all(arriving, leaving, sizes, [t * widths[me] * dim for t in plan.ulysses_tokens], plan)
+    blocks = [
+        block.view(tokens, width, dim).split([len(of[rank]) for of in shares], dim=1)
+        for rank, (block, width) in enumerate(zip(arriving.split(sizes), widths, strict=True))
+    ]
+    return [_joined(parts, of) for parts, of in zip(zip(*blocks, strict=True), shares, strict=True)]
+
+
+def _joined(parts: Sequence[Tensor], shares: Sequence[range]) -> Tensor:
+    """Heads of all ranks side by side, those that several have added up."""
     if sum(len(share) for share in shares) == shares[-1].stop:
-        return torch.cat(parts, dim=1)
-    total = x.new_zeros(tokens, shares[-1].stop, dim, dtype=torch.promote_types(x.dtype, torch.float32))
+        return torch.cat([*parts], dim=1)
+    tokens, _, dim = parts[0].shape
+    wide = torch.promote_types(parts[0].dtype, torch.float32)
+    total = parts[0].new_zeros(tokens, shares[-1].stop, dim, dtype=wide)
     for part, share in zip(parts, shares, strict=True):
         total[:, share.start : share.stop] += part
-    return total.to(x.dtype)
+    return total.to(parts[0].dtype)
 
 
 def _me(plan: Plan) -> int:

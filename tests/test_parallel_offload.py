@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import gc
 import weakref
-from unittest.mock import patch
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from parallel.offload import Traffic, moves, offload
+from parallel import mask as masks
+from parallel import offload as offloading
+from parallel.attention import attend
+from parallel.offload import PLACES, HostStore, Places, Traffic, moves, offload
+from parallel.plan import local_plan
 from parallel.recompute import recompute
 from parallel.zero import AdamW, engine_for
 from tests.worlds import run_world
 
 ROWS, DIM, WIDE = 64, 8, 32
 NARROW_BYTES, WIDE_BYTES = 8 * ROWS * DIM, 8 * ROWS * WIDE
-CPU_MOVES = patch("parallel.offload.DEVICES", ("cuda", "cpu"))  # the CPU stands in for a GPU: copies are made for real
+
+
+@contextmanager
+def cpu_moves() -> Iterator[None]:
+    """The CPU stands in for a GPU: copies are made for real."""
+    token = PLACES.set(Places(("cuda", "cpu")))
+    try:
+        yield
+    finally:
+        PLACES.reset(token)
 
 
 def mlp(dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -49,7 +63,7 @@ def test_on_a_cpu_nothing_moves() -> None:
 def test_what_moved_comes_back(limit_bytes: int) -> None:
     """Everything but the two weights; above the limit, what is wide."""
     wanted, _ = run(None)
-    with CPU_MOVES:
+    with cpu_moves():
         got, traffic = run(limit_bytes)
     assert all(torch.equal(mine, want) for mine, want in zip(got, wanted, strict=True))
     sizes = [n for n in (NARROW_BYTES, WIDE_BYTES, WIDE_BYTES, NARROW_BYTES) if n >= limit_bytes]
@@ -58,16 +72,64 @@ def test_what_moved_comes_back(limit_bytes: int) -> None:
 
 def test_with_recomputation_the_input_alone_moves() -> None:
     wanted, _ = run(None)
-    with CPU_MOVES:
+    with cpu_moves():
         got, traffic = run(0, again=True)
     assert all(torch.equal(mine, want) for mine, want in zip(got, wanted, strict=True))
     assert (traffic.moved, traffic.moved_bytes) == (1, NARROW_BYTES)
 
 
+def attended(offloaded: bool) -> tuple[list[Tensor], Traffic]:
+    """Output and gradients of two recomputed blocks that attend."""
+    torch.manual_seed(0)
+    maps = [nn.Linear(DIM, 3 * DIM).double() for _ in range(2)]
+    x = torch.randn(ROWS, DIM, dtype=torch.float64, requires_grad=True)
+    plan = local_plan(masks.causal(ROWS))
+
+    def block(x: Tensor, map_: nn.Module) -> Tensor:
+        q, k, v = map_(x).unflatten(1, (3, 2, -1)).unbind(1)
+        return x + attend(q, k, v, plan).flatten(1).tanh()
+
+    with cpu_moves() if offloaded else nullcontext(), offload(0) as traffic:
+        h = x
+        for map_ in maps:
+            h = recompute(block, h, map_)
+    parameters = [p for map_ in maps for p in map_.parameters()]
+    return [h.detach(), *torch.autograd.grad(h.sin().sum(), [x, *parameters])], traffic
+
+
+def test_with_recomputation_attention_moves_too() -> None:
+    """Of each block its input, and what attention gave: all that is kept, but for the x of the last sum."""
+    wanted, stayed = attended(False)
+    got, traffic = attended(True)
+    assert all(torch.equal(mine, want) for mine, want in zip(got, wanted, strict=True))
+    assert stayed.moved == 0
+    results = NARROW_BYTES + 8 * 2 * ROWS  # the output, and a log-sum-exp for each of two heads
+    assert traffic.moved_bytes == 2 * (NARROW_BYTES + results)
+
+
+def test_what_is_asked_for_next_comes_ahead() -> None:
+    """When a tensor is taken, the one kept before it is on its way; one that nobody waits for any more is not."""
+    came: list[int] = []
+
+    class Lanes(offloading._Lanes):
+        def homeward(self, host: Tensor, device: torch.device, left: object) -> tuple[Tensor, object]:
+            came.append(int(host[0]))
+            return super().homeward(host, device, left)
+
+    store = HostStore(0, Places(("cpu",)))
+    store.lanes[torch.device("cpu")] = Lanes()
+    handles = [store.put(torch.full((4,), float(n))) for n in range(4)]
+    assert torch.equal(handles[3].tensor(), torch.full((4,), 3.0))
+    assert came == [3, 2]
+    del handles[1]
+    assert torch.equal(handles[1].tensor(), torch.full((4,), 2.0))
+    assert came == [3, 2, 0]
+
+
 def test_a_transposed_tensor_keeps_its_strides() -> None:
     x = torch.randn(4, 6, dtype=torch.float64)
     leaf = torch.ones(6, 4, dtype=torch.float64, requires_grad=True)
-    with CPU_MOVES, offload(0):
+    with cpu_moves(), offload(0):
         out = leaf * x.T
     (saved,) = {out.grad_fn._saved_self, out.grad_fn._saved_other} - {None}
     assert torch.equal(saved, x.T)
@@ -78,10 +140,9 @@ def test_a_transposed_tensor_keeps_its_strides() -> None:
 def test_what_stays() -> None:
     parameter, x = nn.Parameter(torch.ones(4, 4)), torch.ones(4, 4)
     assert not moves(x, 0), "it is on a CPU"
-    with CPU_MOVES:
-        assert moves(x, 64)
-        assert not moves(x, 65)
-        assert not any(moves(view, 0) for view in (parameter, parameter.T, parameter[1:].flatten()))
+    assert moves(x, 64, ("cpu",))
+    assert not moves(x, 65, ("cpu",))
+    assert not any(moves(view, 0, ("cpu",)) for view in (parameter, parameter.T, parameter[1:].flatten()))
 
 
 def test_a_change_in_place_is_refused() -> None:
@@ -115,7 +176,7 @@ def train(rank: int, stage: int, offloaded: bool) -> tuple[list[float], int]:
     for step in range(3):
         x = torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(2 * step + rank))
         if offloaded:
-            with CPU_MOVES, offload(0) as traffic:
+            with cpu_moves(), offload(0) as traffic:
                 loss = engine.forward(x).square().sum()
             moved += traffic.moved
         else:

@@ -1,4 +1,4 @@
-"""Under recompute, attention's forward and what it sends run once a step, counted; the gradients do not change."""
+"""Under recompute attention's forward runs once a step, and sends once or, keeping less, once more; counted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from parallel import mask as masks
 from parallel import ring
 from parallel.attention import attend
 from parallel.mesh import Mesh, join
-from parallel.plan import Plan, plan_for
+from parallel.plan import Keep, Plan, plan_for
 from parallel.recompute import recompute
 from parallel.split import contiguous
 from tests.test_parallel_attention import rows_of
@@ -44,7 +44,7 @@ def everything_again(block: Any, *inputs: Any) -> Any:
     return checkpoint(block, *inputs, use_reentrant=False)
 
 
-def step(rank: int, mesh: Mesh) -> dict[str, tuple[list[Tensor], int, int]]:
+def step(rank: int, mesh: Mesh, keep: Keep) -> dict[str, tuple[list[Tensor], int, int]]:
     """For each way of recomputing: gradients, forward passes of attention, bytes sent."""
     groups, mask = join(mesh, rank), masks.packed([11, 15])
     split = contiguous(TOKENS, mesh.ranks)
@@ -53,7 +53,7 @@ def step(rank: int, mesh: Mesh) -> dict[str, tuple[list[Tensor], int, int]]:
         torch.manual_seed(0)
         blocks = nn.ModuleList(Block() for _ in range(3))
         x = torch.randn(TOKENS, DIM, dtype=torch.float64)[rows_of(split, rank)].requires_grad_()
-        plan, calls = plan_for(mask, split, groups), Counter[str]()
+        plan, calls = plan_for(mask, split, groups, keep=keep), Counter[str]()
         forward = ring.forward
 
         def count(*args: Any, calls: Counter[str] = calls, forward: Any = forward) -> Any:
@@ -72,7 +72,7 @@ def step(rank: int, mesh: Mesh) -> dict[str, tuple[list[Tensor], int, int]]:
 
 @pytest.mark.parametrize("mesh", [Mesh(1, 1, 1), Mesh(1, 2, 1), Mesh(1, 1, 2)], ids=str)
 def test_attention_runs_once(mesh: Mesh) -> None:
-    for answer in run_world(mesh.ranks, step, mesh):
+    for answer in run_world(mesh.ranks, step, mesh, "exchanged"):
         grads, forwards, sent = answer["plain"]
         assert forwards == 3
         assert (sent > 0) == (mesh.ranks > 1)
@@ -84,3 +84,17 @@ def test_attention_runs_once(mesh: Mesh) -> None:
         for want, one, other in zip(grads, kept, again, strict=True):
             assert torch.equal(want, one)
             assert torch.equal(want, other)
+
+
+def test_less_is_kept_where_ulysses_sends_again() -> None:
+    """Keeping the output alone: q, k, v and output are sent once more in backward, and no more; attention runs once."""
+    mesh = Mesh(1, 1, 2)
+    sends_once = run_world(mesh.ranks, step, mesh, "exchanged")
+    for rank, answer in enumerate(run_world(mesh.ranks, step, mesh, "output")):
+        grads, _, sent = sends_once[rank]["plain"]
+        kept, forwards, kept_sent = answer["recompute"]
+        assert forwards == 3
+        unit = 8 * (TOKENS // 2) * DIM // 2  # of a tensor: half of the own rows' heads
+        assert (sent, kept_sent) == (3 * 8 * unit, 3 * 12 * unit)
+        for want, one in zip(grads, kept, strict=True):
+            assert torch.equal(want, one)
