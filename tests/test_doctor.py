@@ -6,7 +6,6 @@ import os
 import resource
 import subprocess
 import sys
-import types
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,12 @@ import torch
 from packaging.requirements import Requirement
 from rich.console import Console
 
-from launcher import doctor
-from launcher.doctor import Finding, as_json, attention_error, child_importing, examine, gloo_sums, imported, render
+from launcher import doctor_machine as machine
+from launcher import doctor_software as software
+from launcher import finding
+from launcher.doctor import as_json, examine, render
+from launcher.doctor_software import gloo_sums
+from launcher.finding import Finding, child_importing, imported
 
 NAMES = {
     "python", "packages", "torch", "attention on cpu", "flash attention", "deepspeed", "ray", "gloo", "video",
@@ -32,9 +35,9 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
 
 
 def only(check: Any) -> Finding:
-    (finding,) = check
-    assert isinstance(finding, Finding)
-    return finding
+    (found,) = check
+    assert isinstance(found, Finding)
+    return found
 
 
 def without(monkeypatch: pytest.MonkeyPatch, module: str, package: str) -> None:
@@ -77,8 +80,8 @@ def test_a_missing_package_is_a_problem_and_the_rest_is_still_told(
 
 
 def test_a_version_out_of_range_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "requirements", lambda: [Requirement("rich>=99"), Requirement("numpy>=2")])
-    bad, good = doctor._packages()
+    monkeypatch.setattr(finding, "requirements", lambda: [Requirement("rich>=99"), Requirement("numpy>=2")])
+    bad, good = software.packages()
     assert bad == Finding(
         "package rich", "problem", f"{metadata.version('rich')}, needed is >=99", "pip install 'rich>=99'"
     )
@@ -87,19 +90,19 @@ def test_a_version_out_of_range_is_a_problem(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_requirements_are_those_of_the_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    ours = {r.name for r in doctor.requirements()}
+    ours = {r.name for r in finding.requirements()}
     assert {"torch", "deepspeed", "ray", "av", "webdataset"} <= ours
-    monkeypatch.setattr(doctor, "HOME", tmp_path)
+    monkeypatch.setattr(finding, "HOME", tmp_path)
     monkeypatch.setattr(metadata, "requires", lambda _: ["torch>=2.11", "pytest>=9; extra == 'dev'"])
-    assert {r.name for r in doctor.requirements()} == {"torch"}, "installed without the sources"
+    assert {r.name for r in finding.requirements()} == {"torch"}, "installed without the sources"
 
 
 def test_a_check_that_falls_over_is_a_finding() -> None:
     def falls() -> list[Finding]:
         raise OSError("the disk\nis on fire")
 
-    (finding,) = doctor.safely("disk", falls, "water")
-    assert finding == Finding("disk", "problem", "OSError: the disk is on fire", "water")
+    (found,) = finding.safely("disk", falls, "water")
+    assert found == Finding("disk", "problem", "OSError: the disk is on fire", "water")
 
 
 def test_a_module_that_kills_python_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,39 +120,10 @@ def test_a_module_that_kills_python_is_a_finding(tmp_path: Path, monkeypatch: py
 def test_a_module_that_hangs_is_given_up_and_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hangs_it.py").write_text("import time\ntime.sleep(600)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(doctor, "SECONDS", 0.5)
+    monkeypatch.setattr(finding, "SECONDS", 0.5)
     with child_importing("hangs_it") as child:
         assert "takes more than 0.5 s" in imported(child, "hangs_it")
     assert child.returncode == -9
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_attention_is_compared_with_a_dense_reference(dtype: torch.dtype) -> None:
-    name, error = attention_error(torch.device("cpu"), dtype)
-    assert name == "FlashCPU"
-    assert 0 < error < doctor.ERRORS[str(dtype).removeprefix("torch.")]
-
-
-def test_a_wrong_kernel_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    import parallel.kernel
-
-    class Wrong(parallel.kernel.FlashCPU):
-        def backward(self, *arguments: Any) -> Any:
-            for rows, dq, columns, dk, dv in super().backward(*arguments):
-                yield rows, dq, columns, dk * 1.01, dv
-
-    monkeypatch.setattr(parallel.kernel, "kernel_for", lambda device, dtype: Wrong())
-    finding = only(doctor._attention())
-    assert finding.status == "problem"
-    assert "float64 by Wrong 1e-02" in finding.found
-
-    def refuses(device: torch.device, dtype: torch.dtype) -> None:
-        raise NotImplementedError("no such kernel")
-
-    monkeypatch.setattr(parallel.kernel, "kernel_for", refuses)
-    finding = only(doctor._attention())
-    assert finding.status == "problem"
-    assert finding.found.count("NotImplementedError: no such kernel") == 3
 
 
 def test_two_ranks_add_up() -> None:
@@ -157,38 +131,10 @@ def test_two_ranks_add_up() -> None:
 
 
 def test_ranks_that_do_not_answer_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "gloo_sums", lambda: [3.0, "RuntimeError: Connect timeout"])
-    finding = only(doctor._gloo())
-    assert finding.status == "problem"
-    assert "Connect timeout" in finding.found
-
-
-def test_a_gpu_that_torch_cannot_use_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("torch can use it here")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    finding = only(doctor._gpus())
-    assert finding.status == "problem"
-    assert finding.found.startswith("2 NVIDIA GPUs")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert only(doctor._gpus()) == Finding("gpu", "ok", "none: CPU and gloo, same code path")
-
-
-def test_gpus_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = types.SimpleNamespace(name="NVIDIA H200", total_memory=141 << 30, major=9, minor=0)
-    for name, value in (
-        ("is_available", True), ("device_count", 2), ("is_bf16_supported", True), ("get_device_capability", (9, 0)),
-        ("get_device_properties", card),
-    ):  # fmt: skip
-        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
-    first, second = doctor._gpus()
-    assert (first.name, second.name) == ("gpu 0", "gpu 1")
-    assert first.found.startswith("NVIDIA H200, 141 GiB, compute 9.0, BF16, driver ")
-    monkeypatch.setattr(doctor, "_version", lambda name: "2.8" if name == "flash-attn" else "")
-    finding = only(doctor._flash())
-    assert finding.status == "note"
-    assert "flash-attn 2.8" in finding.found
-    assert "flash-attn-4" in finding.remedy
+    monkeypatch.setattr(software, "gloo_sums", lambda: [3.0, "RuntimeError: Connect timeout"])
+    found = only(software.gloo())
+    assert found.status == "problem"
+    assert "Connect timeout" in found.found
 
 
 def test_few_open_files_are_a_note_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,42 +146,42 @@ def test_few_open_files_are_a_note_with_a_remedy(monkeypatch: pytest.MonkeyPatch
         ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), "ok", ""),
     ):
         monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
-        finding = only(doctor._open_files())
-        assert (finding.status, finding.remedy) == (status, remedy)
+        found = only(machine.open_files())
+        assert (found.status, found.remedy) == (status, remedy)
 
 
 def test_disk_is_that_of_the_nearest_folder_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert str(tmp_path) in only(doctor._disk("disk", tmp_path / "runs" / "new", 1)).found
+    assert str(tmp_path) in only(machine.disk("disk", tmp_path / "runs" / "new", 1)).found
     for free, status in ((5 << 20, "problem"), (5 << 30, "note"), (50 << 30, "ok")):
-        monkeypatch.setattr(doctor, "_free", lambda _, free=free: free)
-        finding = only(doctor._disk("disk", tmp_path, doctor.NO_DISK))
-        assert (finding.status, bool(finding.remedy)) == (status, status != "ok")
+        monkeypatch.setattr(machine, "free_bytes", lambda _, free=free: free)
+        found = only(machine.disk("disk", tmp_path, machine.NO_DISK))
+        assert (found.status, bool(found.remedy)) == (status, status != "ok")
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    assert only(doctor._disk("disk", tmp_path, 1)).status == "problem"
+    assert only(machine.disk("disk", tmp_path, 1)).status == "problem"
 
 
 def test_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    for free, status in ((100 << 20, "problem"), (doctor.MEMORY_OF_A_RANK, "note"), (1 << 50, "ok")):
-        monkeypatch.setattr(doctor, "memory", lambda free=free: (1 << 50, free))
-        monkeypatch.setattr(doctor, "cores", lambda: 2)
-        assert only(doctor._memory()).status == status
+    for free, status in ((100 << 20, "problem"), (machine.MEMORY_OF_A_RANK, "note"), (1 << 50, "ok")):
+        monkeypatch.setattr(machine, "memory_here", lambda free=free: (1 << 50, free))
+        monkeypatch.setattr(machine, "cores", lambda: 2)
+        assert only(machine.memory()).status == status
 
 
 def test_memory_is_there() -> None:
-    total, free = doctor.memory()
+    total, free = machine.memory_here()
     assert 0 < free <= total
 
 
 def test_little_shared_memory_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_free", lambda path: 64 << 20)
+    monkeypatch.setattr(software, "free_bytes", lambda path: 64 << 20)
     with child_importing("json") as child:
-        monkeypatch.setattr(doctor, "imported", lambda child, module: "")
-        finding = only(doctor._ray(child))
-    assert finding.status == "note"
-    assert "--shm-size" in finding.remedy
+        monkeypatch.setattr(finding, "imported", lambda child, module: "")
+        found = only(software.ray(child))
+    assert found.status == "note"
+    assert "--shm-size" in found.remedy
 
 
 def test_json_and_table_tell_the_same() -> None:
@@ -256,6 +202,6 @@ def test_json_and_table_tell_the_same() -> None:
 
 def test_nothing_but_json_is_printed() -> None:
     code = "from launcher.doctor import as_json, examine; print(as_json(examine()))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=doctor.HOME, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", code], cwd=finding.HOME, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["findings"]
