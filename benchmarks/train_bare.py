@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 
 from data.curriculum import Position
+from launcher.clip_maker import Clips
 from launcher.config import load
 from launcher.meeting import RankPlace
 from launcher.rank import build_feed, learning_rate
 from launcher.streams import geometry_of
-from models.flow import Prepared
 from models.kinds import DTYPES, build
 
 
-def with_new_noise(prepared: Prepared) -> Prepared:
+def with_new_noise(prepared: Clips) -> Clips:
     """The same clips at the same noise levels, with noise drawn as a bare loop would."""
     level = prepared.packed.noise_level[:, None]
     noisy = (1 - level) * prepared.target + level * torch.randn_like(prepared.target)
@@ -52,7 +52,7 @@ def main(recipe: Path, steps: int, overrides: list[str]) -> None:
         total = 0.0
         for micro in batch.micro_steps:
             prepared = with_new_noise(micro.prepared)
-            prediction = model(prepared.packed, micro.plans)
+            prediction = model(prepared.input, micro.plans)
             loss = feed.maker.objective.loss(prediction, prepared)[0] / batch.weight
             loss.backward()
             total += float(loss.detach())

@@ -7,7 +7,8 @@ pack --read--> frames --codec--> Packed --objective--> noisy
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,15 +17,33 @@ from data.curriculum import Curriculum
 from data.stream import Pack, Piece, Stream
 from launcher.feed import MicroStep, checksum
 from launcher.provenance import refuse_other_codec
-from models.flow import RectifiedFlow
+from models.dit import DiTBatch, batch_of
+from models.flow import Prepared, RectifiedFlow
 from models.latents import Codec
 from models.patches import patchify
 from models.schedule import AttentionConfig, area_of, masks_of
+from parallel import stream as streams
 from parallel.geometry import Geometry
 from parallel.mesh import Groups
 from parallel.packed import lay_out
 from parallel.plan import plan_for
 from parallel.split import balanced
+
+
+@dataclass(frozen=True, eq=False)
+class Clips(Prepared):
+    """What the objective compares with, and what the model reads beside the noisy tokens.
+
+    Attributes:
+        batch: as of the noisy tokens, before any weight of them was changed.
+    """
+
+    batch: DiTBatch
+
+    @property
+    def input(self) -> DiTBatch:
+        """What the model is given."""
+        return replace(self.batch, packed=self.packed)
 
 
 @dataclass(frozen=True)
@@ -45,6 +64,11 @@ class ClipMaker:
     groups: Groups
     device: torch.device
 
+    @cached_property
+    def stream(self) -> streams.Stream:
+        """What is made goes here."""
+        return streams.stream_for(self.device)
+
     def check(self, curriculum: Curriculum) -> None:
         """Latents were made by this codec."""
         refuse_other_codec(curriculum, self.codec)
@@ -60,9 +84,13 @@ class ClipMaker:
         ranges = split.ranges[self.groups.place.sequence]
         problems: dict[int, str] = {}
         pieces = stream.read(pack, ranges, lambda number, error: problems.update({number: error.value}))
-        values = torch.cat([self._empty(), *(self._values(pack, piece) for piece in pieces)]).to(self.device)
-        prepared = self.objective.prepare(lay_out(pack.documents, ranges, values))
+        values = torch.cat([self._empty(), *(self._values(pack, piece) for piece in pieces)])
+        noisy = self.objective.prepare(lay_out(pack.documents, ranges, values), self.stream.send)
+        batch = batch_of(noisy.packed, noisy.levels, self.stream.send)
+        prepared = Clips(noisy.packed, noisy.target, noisy.levels, batch)
         plans = {id(mask): plan_for(mask, split, self.groups) for mask in masks}
+        for plan in plans.values():
+            plan.prepare(self.device)
         received = 0
         for piece in pieces:
             document = pack.documents[piece.document]
@@ -71,18 +99,18 @@ class ClipMaker:
         return MicroStep(prepared, tuple(plans[id(mask)] for mask in masks), received, problems)
 
     def _empty(self) -> Tensor:
-        nothing = torch.zeros(self.codec.geometry.channels, 0, 1, 1)
+        nothing = torch.zeros(self.codec.geometry.channels, 0, 1, 1, device=self.device)
         return self.codec.normal(nothing).new_zeros(0, self.codec.geometry.token_dim)
 
     def _values(self, pack: Pack, piece: Piece) -> Tensor:
         """Clean tokens [stop - start, token_dim] of a piece."""
         geometry, grid = self.codec.geometry, pack.documents[piece.document].grid
         if piece.frames is not None:
-            latents = self.codec.encode(torch.from_numpy(piece.frames))
+            latents = self.codec.encode(self.stream.send(torch.from_numpy(piece.frames)))
             first = first_token(geometry, grid, piece.first_frame)
         else:
             assert piece.latents is not None, "a piece has frames or latents"
-            latents = self.codec.normal(torch.from_numpy(piece.latents).transpose(0, 1))
+            latents = self.codec.normal(self.stream.send(torch.from_numpy(piece.latents)).transpose(0, 1))
             first = piece.first_frame // geometry.patch[0] * grid[1] * grid[2]
         tokens = patchify(latents, geometry.patch)
         return tokens[piece.start - first : piece.stop - first]

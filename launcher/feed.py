@@ -32,6 +32,7 @@ from parallel.mesh import Groups
 from parallel.packed import Packed
 from parallel.plan import Plan
 from parallel.random import key_of
+from parallel.stream import Handover, Stream
 
 AHEAD = 2
 CHECKSUM = (1 << 62) - 1
@@ -94,6 +95,7 @@ class Maker(Protocol):
     Attributes:
         objective: that is learned: its `loss` takes what the model said and what was prepared.
         groups: of this rank.
+        stream: where what it makes is queued for the device.
     """
 
     @property
@@ -103,6 +105,10 @@ class Maker(Protocol):
     @property
     def groups(self) -> Groups:
         """Of this rank."""
+
+    @property
+    def stream(self) -> Stream:
+        """See above."""
 
     def check(self, curriculum: Curriculum) -> None:
         """Raises InputError if it cannot be trained on that."""
@@ -141,6 +147,9 @@ class Batch:
     samples: tuple[str, ...]
     tokens: int
     area: float
+
+
+Filled = tuple[Batch, Handover] | BaseException  # what the thread hands on
 
 
 @dataclass(frozen=True)
@@ -221,8 +230,11 @@ class Feed:
         return tuple(stream.index.digests for stream in self.curriculum.streams[:begun])
 
     def batches(self, position: Position) -> Generator[Batch, None, None]:
-        """Batches for ever from `position` on, prefetched; closing the iterator ends the thread."""
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
+        """Batches for ever from `position` on, prefetched; closing the iterator ends the thread.
+
+        They are made on a stream of the thread's own, and work that the caller queues for one waits until it is there.
+        """
+        ready: queue.Queue[Filled] = queue.Queue(AHEAD)
         closed = threading.Event()
         thread = threading.Thread(target=self._fill, args=(position, ready, closed), daemon=True, name="feed")
         thread.start()
@@ -231,20 +243,24 @@ class Feed:
                 item = ready.get()
                 if isinstance(item, BaseException):
                     raise item
-                yield item
+                batch, hand_over = item
+                hand_over(batch)
+                yield batch
         finally:
             closed.set()
             while thread.is_alive():  # it may be waiting for room
                 _drain(ready)
                 thread.join(0.05)
 
-    def _fill(self, position: Position, ready: queue.Queue[Batch | BaseException], closed: threading.Event) -> None:
+    def _fill(self, position: Position, ready: queue.Queue[Filled], closed: threading.Event) -> None:
+        stream = self.maker.stream
         try:
             step_aside()
-            while not closed.is_set():
-                batch = self.batch(position)
-                position = batch.position
-                ready.put(batch)
+            with stream.entered():
+                while not closed.is_set():
+                    batch = self.batch(position)
+                    position = batch.position
+                    ready.put((batch, stream.mark()))
         except BaseException as error:  # it belongs to the rank's own thread
             ready.put(error)
 
@@ -307,7 +323,7 @@ def digest_of(steps: Sequence[MicroStep], packs: Sequence[Pack]) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def _drain(ready: queue.Queue[Batch | BaseException]) -> None:
+def _drain(ready: queue.Queue[Filled]) -> None:
     while True:
         try:
             ready.get_nowait()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -26,14 +27,18 @@ from models.backbone import Rope, Window, windows_of
 from models.schedule import area_of
 from models.talk_masks import MaskConfig, masks_of
 from models.video_lm import Heard, Objective, VideoLMConfig
-from models.vision import Places, Seen, places_for
+from models.vision import Averages, Places, Seen, places_for
 from parallel.errors import InputError
 from parallel.mesh import Groups
 from parallel.packed import TEXT, VIDEO, Document, lay_out, local_spans
 from parallel.plan import Plan, plan_for
 from parallel.rectangles import Ints
 from parallel.split import balanced
+from parallel.stream import Stream, stream_for
+from parallel.tiled import refuse_labels
 from parallel.views import Views
+
+CHUNK_FRAMES = 16  # that are floats of four bytes at a time
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,11 @@ class TalkMaker:
     groups: Groups
     dtype: torch.dtype
     device: torch.device
+
+    @cached_property
+    def stream(self) -> Stream:
+        """What is made goes here."""
+        return stream_for(self.device)
 
     def check(self, curriculum: Curriculum) -> None:
         """The model has a row for every token of the tokenizer."""
@@ -109,11 +119,14 @@ class TalkMaker:
             starts = np.concatenate([one.starts + at for one, at in zip(laid, before, strict=False)])
             rows = np.concatenate([one.rows for one in laid])
             places = places_for(tuple(zip(starts.tolist(), (starts + rows).tolist(), strict=True)), split, self.groups)
+            places = places.to(self.stream.send)
             seen = self._seen(self.model.views, laid, rows, places, shown)
         learned = [
             self.objective.learned(one.tokens, one.labels, one.kinds, one.visual, document.key)
             for one, document in zip(laid, documents, strict=True)
         ]
+        labels = np.concatenate([one.labels for one in learned])[here]
+        refuse_labels(labels, self.model.vocabulary)
         weight = np.concatenate([one.weight * d.weight for one, d in zip(learned, documents, strict=True)])[here]
         visual = np.concatenate([one.visual for one in laid])[here]
         packed = lay_out(documents, ranges, torch.zeros(len(here), 0, dtype=self.dtype, device=self.device))
@@ -121,14 +134,17 @@ class TalkMaker:
         heard = Heard(
             replace(packed, kind=self._tensor(np.where(visual, VIDEO, TEXT)), weight=self._tensor(weight).to(wide)),
             self._tensor(np.concatenate([one.tokens for one in learned])[here]),
-            self._tensor(np.concatenate([one.labels for one in learned])[here]),
+            self._tensor(labels),
             seen,
             places,
             self.groups,
             self.objective,
             rope,
         )
-        return heard, {window: plan_for(mask, split, self.groups) for window, mask in masks.items()}
+        plans = {window: plan_for(mask, split, self.groups) for window, mask in masks.items()}
+        for plan in plans.values():
+            plan.prepare(self.device)
+        return heard, plans
 
     def _seen(
         self, views: Views, laid: Sequence[Laid], rows: Ints, places: Places, shown: Callable[[int, int], Frames]
@@ -139,17 +155,24 @@ class TalkMaker:
         first, stop = places.views
         begin, end = int(frames[:first].sum()), int(frames[:stop].sum())
         none = np.zeros((0, views.pixels, views.pixels, 3), np.uint8)
-        mean, deviation = (torch.tensor(x, dtype=torch.float32).view(1, 3, 1, 1) for x in self.model.normal)
-        values = torch.from_numpy(shown(begin, end) if begin < end else none).permute(0, 3, 1, 2).float() / 255
+        pixels = self._tensor(shown(begin, end) if begin < end else none)  # as bytes: a quarter of what floats take
         return Seen(
-            ((values - mean) / deviation).to(self.device, self.dtype),
-            self._tensor(frames[first:stop]),
-            self._tensor(rows[first:stop]),
+            normalised(pixels, *self.model.normal, self.dtype),
+            Averages.of(frames[first:stop], rows[first:stop], self.model.frame_tokens, self.stream.send),
             places.most * views.merge,
         )
 
     def _tensor(self, values: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+        return self.stream.send(torch.from_numpy(np.ascontiguousarray(values)))
+
+
+def normalised(frames: Tensor, mean: Sequence[float], deviation: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """uint8 [frames, height, width, 3] -> [frames, 3, height, width] as a tower takes them, computed in float32."""
+    out = torch.empty(frames.shape, dtype=dtype, device=frames.device).permute(0, 3, 1, 2)  # colours stay together
+    for part, into in zip(frames.split(CHUNK_FRAMES), out.split(CHUNK_FRAMES), strict=True):
+        for colour, (middle, width) in enumerate(zip(mean, deviation, strict=True)):
+            into[:, colour] = part[..., colour].float().div_(255).sub_(middle).div_(width)
+    return out
 
 
 def refuse_other_vocabulary(curriculum: Curriculum, vocabulary: int) -> None:

@@ -42,7 +42,7 @@ def config_of(language: dict[str, Any], tower: dict[str, Any] | None) -> Any:
         _refuse_unknown_keys("vision", tower, seen)
         return AutoConfig.for_model(
             "llava", text_config=text.to_dict(), vision_config=seen.to_dict(), image_token_id=text.vocab_size - 1,
-            vision_feature_layer=-1, vision_feature_select_strategy="default" if _has_class(seen) else "full",
+            vision_feature_layer=-1, vision_feature_select_strategy="default" if has_class_token(seen) else "full",
         )  # fmt: skip
     except InputError:
         raise
@@ -115,7 +115,7 @@ def refuse_rope(rope: Mapping[str, Any]) -> None:
         raise InputError(rule, f"rope_type: {kind} without a factor", "add factor: 2.0, or what it was trained with")
 
 
-def _has_class(tower: Any) -> bool:
+def has_class_token(tower: Any) -> bool:
     """Whether the tower has a token that is no patch."""
     return str(tower.model_type) == "clip_vision_model"
 

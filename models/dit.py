@@ -25,9 +25,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Literal, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -37,12 +40,14 @@ from models.layers import MLP, CrossAttention, Linear, SelfAttention, ZeroLinear
 from models.modulation import Stretches, gate, modulate
 from models.rope import Rotary
 from models.schedule import AttentionConfig
-from models.text import TextConfig, TextEncoder, check_heads
+from models.text import Captions, TextConfig, TextEncoder, check_heads
 from parallel.errors import InputError
 from parallel.geometry import Grid
-from parallel.packed import Packed
+from parallel.kernel import Kernel
+from parallel.packed import Packed, local_spans
 from parallel.plan import Plan, cross_plan
 from parallel.recompute import recompute
+from parallel.stream import Send, here
 
 LEVEL_FREQUENCIES = 128  # pairs of sinusoids of the noise level
 PLACE_FREQUENCIES = 16  # pairs of sinusoids of each coordinate
@@ -90,6 +95,43 @@ class VideoDiTConfig(BaseModel):
                 "use 1 for no patching",
             )
         return self
+
+
+@dataclass(frozen=True, eq=False)
+class DiTBatch:
+    """What the model reads, all of it on its device before the forward pass: that asks the host for nothing.
+
+    Attributes:
+        packed: what this rank holds, with noisy values; coordinates are read too.
+        stretches: where the document and the noise level change.
+        captions: of all documents of the pack.
+        words: which tokens see which words.
+    """
+
+    packed: Packed
+    stretches: Stretches
+    captions: Captions
+    words: Plan
+
+
+def batch_of(
+    packed: Packed, levels: npt.NDArray[np.float64], send: Send = here, kernel: Kernel | None = None
+) -> DiTBatch:
+    """The input of the model: the one place where it is made, for training and sampling.
+
+    Args:
+        packed: on the device, with noisy values.
+        levels: [tokens], the noise level of each token of this rank, on the host.
+        send: puts a tensor of the host on the device.
+        kernel: see `Plan`.
+    """
+    spans = local_spans(packed.lengths, packed.ranges)
+    document = np.repeat([index for index, _, _ in spans], [stop - start for _, start, stop in spans])
+    captions = Captions.of([d.text for d in packed.documents], send, kernel)
+    words = cross_plan(packed.lengths, packed.ranges, captions.lengths, kernel)
+    for plan in (captions.plan, words):
+        plan.prepare(packed.values.device)
+    return DiTBatch(packed, Stretches.of(document.astype(np.int64), levels, send), captions, words)
 
 
 class NoiseLevel(nn.Module):
@@ -176,30 +218,28 @@ class VideoDiT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head = Head(config.dim, self.token_dim)
 
-    def forward(self, packed: Packed, plans: Sequence[Plan]) -> Tensor:
-        """Prediction [tokens, token_dim] for the noisy `packed.values`.
+    def forward(self, batch: DiTBatch, plans: Sequence[Plan]) -> Tensor:
+        """Prediction [tokens, token_dim] for the noisy `batch.packed.values`.
 
         Args:
-            packed: what this rank holds.
+            batch: what this rank holds.
             plans: which tokens see which, one for each pattern of `config.attention`.
 
-        Reads values, coordinates, noise level, document and the captions. Runs every layer even if no token is held,
-        so that all ranks touch the same parameters.
+        Runs every layer even if no token is held, so that all ranks touch the same parameters.
         """
-        dtype = self.embed.weight.dtype
-        text, lengths = self.text([d.text for d in packed.documents])
-        caption = self.pool(torch.stack([words.mean(dim=0) for words in text.split(lengths)]))  # [documents, dim]
-        stretches = Stretches.of(packed.document, packed.noise_level)
+        dtype, packed, stretches = self.embed.weight.dtype, batch.packed, batch.stretches
+        text = self.text(batch.captions)
+        of_each = text.split(batch.captions.lengths)
+        caption = self.pool(torch.stack([words.mean(dim=0) for words in of_each]))  # [documents, dim]
         condition = F.silu(self.level(stretches.level, dtype) + caption[stretches.document])  # [stretches, dim]
         rotary = Rotary.at(packed.coordinates, self.config.dim // self.config.heads, self.config.rope_theta, dtype)
-        words = cross_plan(packed.lengths, packed.ranges, lengths)
 
         x = self.embed(packed.values.to(dtype))
         if self.place is not None:
             x = x + self.place(packed.coordinates, dtype)
         assert len(plans) == len(self.config.attention), f"{len(plans)} plans for {len(self.config.attention)} patterns"
         for block, plan in zip(self.blocks, cycle(plans), strict=False):
-            inputs = (x, condition, stretches, rotary, plan, text, words)
+            inputs = (x, condition, stretches, rotary, plan, text, batch.words)
             x = recompute(block, *inputs) if self.config.recompute else block(*inputs)
         return cast(Tensor, self.head(x, condition, stretches))
 

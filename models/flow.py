@@ -18,12 +18,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from parallel.packed import Document, Packed, local_spans
 from parallel.random import key_of, normal, uniform
+from parallel.stream import Send, here
 
 LEAST_LEVEL = 0.05  # the smallest s that we divide by, as Li and He do
 
@@ -53,22 +56,19 @@ class RectifiedFlowConfig(BaseModel):
     first_frame: float = Field(default=0.0, ge=0, le=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """Input and target of one micro-step.
 
     Attributes:
         packed: with noisy values, noise levels, the weights that count, and "" for dropped captions.
         target: [tokens, token_dim], the velocity e - x or the clean x.
+        levels: [tokens], the noise levels as the host knows them.
     """
 
     packed: Packed
     target: Tensor
-
-    @property
-    def input(self) -> Packed:
-        """What the model is given."""
-        return self.packed
+    levels: npt.NDArray[np.float64]
 
 
 def shifted(level: Tensor, shift: float) -> Tensor:
@@ -94,25 +94,28 @@ class RectifiedFlow:
             return math.sqrt(tokens / self.config.base_tokens)
         return self.config.shift
 
-    def prepare(self, packed: Packed) -> Prepared:
+    def prepare(self, packed: Packed, send: Send = here) -> Prepared:
         """Noise the clean `packed`: bit for bit the same for a token, whatever else is held.
 
         Noise is drawn in float32 and mixed in at least float32; noise levels stay in at least float32.
+
+        Args:
+            packed: on the device.
+            send: puts a tensor of the host there.
         """
         wide = torch.promote_types(packed.values.dtype, torch.float32)
-        clean = packed.values.to(wide)
-        noise, level = torch.empty_like(clean), torch.empty(len(clean), dtype=wide, device=clean.device)
-        weight = packed.weight.to(wide)
+        clean, weight = packed.values.to(wide), packed.weight.to(wide, copy=True)
+        noise, levels = torch.empty_like(clean), np.empty(len(clean))
         row = 0
         for index, start, stop in local_spans(packed.lengths, packed.ranges):
             document, rows = packed.documents[index], slice(row, row + stop - start)
-            drawn = normal(key_of(document.key, "noise"), start, stop, clean.shape[1])
-            noise[rows] = torch.from_numpy(drawn).to(wide)
-            level[rows] = self.level(document)
+            noise[rows] = send(torch.from_numpy(normal(key_of(document.key, "noise"), start, stop, clean.shape[1])))
+            levels[rows] = self.level(document)
             if document.grid[0] > 1 and uniform(key_of(document.key, "first_frame")) < self.config.first_frame:
-                level[rows].masked_fill_(packed.coordinates[rows, 0] == 0, 0.0)
-                weight[rows].masked_fill_(packed.coordinates[rows, 0] == 0, 0.0)
+                given = slice(row, row + max(0, min(stop, document.grid[1] * document.grid[2]) - start))
+                levels[given], weight[given] = 0.0, 0.0
             row = rows.stop
+        level = send(torch.from_numpy(levels).to(wide))
         noisy = (1 - level)[:, None] * clean + level[:, None] * noise
         noisy_packed = replace(
             packed,
@@ -121,7 +124,7 @@ class RectifiedFlow:
             noise_level=level,
             weight=weight,
         )
-        return Prepared(noisy_packed, noise - clean if self.config.predict == "velocity" else clean)
+        return Prepared(noisy_packed, noise - clean if self.config.predict == "velocity" else clean, levels)
 
     def loss(self, prediction: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor]:
         """The sum over local tokens of weight x squared error of the velocity (mean over token_dim), and of weight."""

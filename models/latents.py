@@ -27,6 +27,7 @@ from parallel.geometry import Geometry, Grid
 PER_FRAME = ("AutoencoderKL",)
 CAUSAL = ("AutoencoderKLWan", "AutoencoderKLHunyuanVideo")
 NORMED_OVER_TIME = ("AutoencoderKLHunyuanVideo",)  # group norms over all frames: later ones change earlier latents
+CHUNK_FRAMES = 16  # that are floats of four bytes at a time
 WEIGHTS = "diffusion_pytorch_model"  # as `diffusers` names them
 
 
@@ -93,7 +94,7 @@ class PixelCodec:
 
     def encode(self, frames: Tensor) -> Tensor:
         """See `Codec`."""
-        return self.normal(_to_unit(frames))
+        return _to_unit(frames, self.dtype)
 
     def normal(self, mean: Tensor) -> Tensor:
         """See `Codec`."""
@@ -147,11 +148,12 @@ class DiffusersCodec:
     @torch.no_grad()
     def _posterior(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance [channels, t, h, w] in the autoencoder's dtype and on its device."""
-        clip = _to_unit(frames).to(self._device, self._vae_dtype)[None]  # [1, 3, frames, height, width]
+        _refuse_frames(frames)
+        frames = frames.to(self._device)  # as bytes, whatever the autoencoder computes in
         if self.causal:
-            found = self.vae.encode(clip).latent_dist
+            found = self.vae.encode(_to_unit(frames, self._vae_dtype)[None]).latent_dist
             return found.mean[0], found.logvar[0]
-        each = [self.vae.encode(f).latent_dist for f in clip[0].transpose(0, 1).split(1)]  # [1, 3, height, width]
+        each = [self.vae.encode(_to_unit(f, self._vae_dtype).transpose(0, 1)).latent_dist for f in frames.split(1)]
         mean, logvar = torch.cat([d.mean for d in each]), torch.cat([d.logvar for d in each])
         return mean.transpose(0, 1), logvar.transpose(0, 1)
 
@@ -285,12 +287,19 @@ def _statistics(config: Any) -> tuple[Tensor, Tensor]:
     return offset.reshape(-1, 1, 1, 1), scale.reshape(-1, 1, 1, 1)
 
 
-def _to_unit(frames: Tensor) -> Tensor:
-    """uint8 [frames, height, width, 3] -> float32 [3, frames, height, width] in -1 .. 1."""
+def _to_unit(frames: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 [frames, height, width, 3] -> [3, frames, height, width] in -1 .. 1, in float32, some at a time."""
+    _refuse_frames(frames)
+    out = torch.empty(frames.shape, dtype=dtype, device=frames.device).permute(3, 0, 1, 2)  # colours stay together
+    for part, into in zip(frames.split(CHUNK_FRAMES), out.split(CHUNK_FRAMES, dim=1), strict=True):
+        into.copy_(part.permute(3, 0, 1, 2).float().div_(127.5).sub_(1.0))
+    return out
+
+
+def _refuse_frames(frames: Tensor) -> None:
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
         found = f"{frames.dtype} {list(frames.shape)}"
         raise InputError("frames are uint8 [frames, height, width, 3]", found, "decode to RGB bytes first")
-    return frames.permute(3, 0, 1, 2).float() / 127.5 - 1.0
 
 
 def _to_bytes(clip: Tensor) -> Tensor:

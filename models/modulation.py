@@ -15,18 +15,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from parallel.rectangles import Ints
+from parallel.stream import Send, here
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Stretches:
     """Runs of neighbouring local tokens with the same document and noise level; none if no token is held.
 
     Attributes:
         spans: rows [start, stop) of each.
-        document: [stretches], index of the document.
-        level: [stretches], the noise level.
+        document: [stretches] int64, index of the document.
+        level: [stretches] float64, the noise level.
     """
 
     spans: tuple[tuple[int, int], ...]
@@ -34,15 +39,14 @@ class Stretches:
     level: Tensor
 
     @classmethod
-    def of(cls, document: Tensor, level: Tensor) -> Stretches:
-        """The stretches of tokens with `document` [tokens] and `level` [tokens]."""
+    def of(cls, document: Ints, level: npt.NDArray[np.float64], send: Send = here) -> Stretches:
+        """The stretches of tokens with `document` [tokens] and `level` [tokens], both on the host: nothing waits."""
         if not len(document):
-            return cls((), document, level)
-        changes = ((document[1:] != document[:-1]) | (level[1:] != level[:-1])).nonzero()[:, 0] + 1
-        first = torch.cat([changes.new_zeros(1), changes])
-        starts = first.tolist()
-        spans = tuple(zip(starts, [*starts[1:], len(document)], strict=True))
-        return cls(spans, document[first], level[first])
+            return cls((), send(torch.from_numpy(document)), send(torch.from_numpy(level)))
+        changes = np.flatnonzero((document[1:] != document[:-1]) | (level[1:] != level[:-1])) + 1
+        first = np.append(0, changes)
+        spans = tuple(zip(first.tolist(), [*changes.tolist(), len(document)], strict=True))
+        return cls(spans, send(torch.from_numpy(document[first])), send(torch.from_numpy(level[first])))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, stretches: Stretches) -> Tensor:

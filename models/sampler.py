@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.dit import VideoDiT
+from models.dit import VideoDiT, batch_of
 from models.flow import RectifiedFlow, shifted
 from models.schedule import masks_of
 from parallel.errors import InputError
@@ -26,6 +26,7 @@ from parallel.geometry import Grid
 from parallel.packed import Document, lay_out
 from parallel.plan import local_plan
 from parallel.random import key_of, normal
+from parallel.stream import stream_for
 
 
 @torch.no_grad()
@@ -74,13 +75,14 @@ def sample(
     drawn = [
         normal(key_of(key, "noise"), 0, prod(grid), model.token_dim) for key, grid in zip(keys, grids, strict=True)
     ]
-    state = torch.from_numpy(np.concatenate(drawn)).to(device, wide)  # [tokens of all clips, token_dim]
-    free = state.new_ones(len(state))  # 0 where a token is given
+    send = stream_for(device).send
+    state = send(torch.from_numpy(np.concatenate(drawn))).to(wide)  # [tokens of all clips, token_dim]
+    drawn_there = np.ones(len(state))  # 0 where a token is given
     start = 0
     for grid, frame in zip(grids, given, strict=True):
         if frame is not None:
             stop = start + grid[1] * grid[2]
-            state[start:stop], free[start:stop] = frame.to(state), 0.0
+            state[start:stop], drawn_there[start:stop] = frame.to(state), 0.0
         start += prod(grid)
 
     texts = [*prompts, *[""] * (len(prompts) if guidance != 1 else 0)]
@@ -90,11 +92,13 @@ def sample(
     packed = lay_out(documents, ((0, total),), state.new_zeros(total, model.token_dim))
     plans = [local_plan(mask) for mask in masks_of(model.config.attention, [d.grid for d in documents])]
 
+    free = send(torch.from_numpy(drawn_there)).to(wide)
     levels = shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).tolist()
     for now, then in pairwise(levels):
         level = now * free
         step = replace(packed, values=state.to(dtype).repeat(twins, 1), noise_level=level.repeat(twins))
-        predictions = model(step, plans).to(wide).chunk(twins)
+        batch = batch_of(step, np.tile(now * drawn_there, twins), send)
+        predictions = model(batch, plans).to(wide).chunk(twins)
         with_prompt, without = (objective.velocity(p, state, level) for p in (predictions[0], predictions[-1]))
         velocity = without + guidance * (with_prompt - without) if twins == 2 else with_prompt
         state = state + ((then - now) * free)[:, None] * velocity

@@ -8,6 +8,7 @@ transformer: next to the video it is nothing, so every rank encodes all captions
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from models.layers import MLP, Linear, SelfAttention, norm
 from models.rope import Rotary
 from parallel.errors import InputError
+from parallel.kernel import Kernel
 from parallel.mask import packed as packed_mask
 from parallel.plan import Plan, local_plan
+from parallel.stream import Send, here
 
 START = 256  # the token before the bytes 0 .. 255
 
@@ -60,6 +63,32 @@ def byte_tokens(text: str) -> list[int]:
     return [START, *text.encode("utf-8", "surrogatepass")]
 
 
+@dataclass(frozen=True, eq=False)
+class Captions:
+    """Captions laid end to end, ready on the device.
+
+    Attributes:
+        tokens: [text tokens] int64.
+        place: [text tokens, 1] int64, in the own caption.
+        lengths: tokens of each caption.
+        plan: who sees whom.
+    """
+
+    tokens: Tensor
+    place: Tensor
+    lengths: tuple[int, ...]
+    plan: Plan
+
+    @classmethod
+    def of(cls, texts: Sequence[str], send: Send = here, kernel: Kernel | None = None) -> Captions:
+        """Captions of these texts, of which there is one at least."""
+        tokens = [byte_tokens(text) for text in texts]
+        lengths = tuple(len(t) for t in tokens)
+        place = torch.cat([torch.arange(n) for n in lengths])[:, None]
+        flat = torch.tensor([token for caption in tokens for token in caption])
+        return cls(send(flat), send(place), lengths, local_plan(packed_mask(lengths), kernel))
+
+
 class TextBlock(nn.Module):
     """Attention and MLP, each on a norm and added."""
 
@@ -83,15 +112,10 @@ class TextEncoder(nn.Module):
         self.blocks = nn.ModuleList(TextBlock(config.dim, config.heads) for _ in range(config.depth))
         self.out = Linear(config.dim, config.dim)
 
-    def forward(self, texts: Sequence[str]) -> tuple[Tensor, tuple[int, ...]]:
-        """Features [text tokens, dim] of all captions end to end, and the number of tokens of each."""
-        tokens = [byte_tokens(text) for text in texts]
-        lengths = tuple(len(t) for t in tokens)
-        device = self.embed.weight.device
-        x = self.embed(torch.tensor([token for caption in tokens for token in caption], device=device))
-        place = torch.tensor([i for n in lengths for i in range(n)], device=device)[:, None]  # [text tokens, 1]
-        rotary = Rotary.at(place, self.config.dim // self.config.heads, self.config.rope_theta, x.dtype)
-        plan = local_plan(packed_mask(lengths))
+    def forward(self, captions: Captions) -> Tensor:
+        """Features [text tokens, dim] of all captions end to end."""
+        x = self.embed(captions.tokens)
+        rotary = Rotary.at(captions.place, self.config.dim // self.config.heads, self.config.rope_theta, x.dtype)
         for block in self.blocks:
-            x = block(x, rotary, plan)
-        return self.out(norm(x)), lengths
+            x = block(x, rotary, captions.plan)
+        return cast(Tensor, self.out(norm(x)))

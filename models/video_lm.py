@@ -115,6 +115,13 @@ class VideoLMConfig(BaseModel):
             raise InputError("neighbours are averaged where they divide the side", found, "a pool that divides it")
         return Views(tower.image_size, side, self.merge, self.slow)
 
+    @property
+    def frame_tokens(self) -> int:
+        """Rows of a whole frame, after neighbours were averaged; of a model that sees."""
+        views = self.views
+        assert views is not None, "a model without eyes sees no frames"
+        return views.side**2 if self.pool > 1 else vision.tokens_of(self.transformers)
+
     @cached_property
     def normal(self) -> tuple[Sequence[float], Sequence[float]]:
         """Mean and deviation of pixels from 0 to 1: those of the folder, or 0.5."""

@@ -14,7 +14,7 @@ without frames sees a blank one and uses nothing of it, because ZeRO-3 gathers t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,14 @@ import torch
 from torch import Tensor
 
 from models.backbone import NAME, Backbone, drawn, refuse_unknown, register
+from models.described import has_class_token
 from parallel.errors import InputError
 from parallel.mesh import Groups
 from parallel.packed import Ranges
 from parallel.rectangles import Ints
 from parallel.relayout import Move, move_for, relayout
 from parallel.split import Split, contiguous
+from parallel.stream import Send, here
 from parallel.tiled import tiled
 
 TOWER_FRAMES = 256  # that the tower sees at once
@@ -49,21 +51,66 @@ class Places:
     rows: Tensor
     most: int
 
+    def to(self, send: Send) -> Places:
+        """The same on a device; `send` puts a tensor of the host there."""
+        return replace(self, move=self.move.to(send), rows=send(self.rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Averages:
+    """How the features of frames become the rows of views, in numbers that are on the device before they are needed.
+
+    Attributes:
+        tokens: of a frame, after neighbours were averaged.
+        view: [frames] int64, which view each frame is of; none if each is one of its own.
+        frames: [views], how many frames each has.
+        taken: rows that are wanted, of each view `tokens` rows and then their mean; none if all views are whole.
+    """
+
+    tokens: int
+    view: Tensor | None
+    frames: Tensor
+    taken: Tensor | None
+
+    @classmethod
+    def of(cls, frames: Ints, rows: Ints, tokens: int, send: Send = here) -> Averages:
+        """Of views, on the host.
+
+        Args:
+            frames: [views], of each.
+            rows: [views], of each: `tokens`, or 1.
+            tokens: of a frame.
+            send: puts a tensor of the host on the device.
+
+        Raises:
+            InputError: a view has other rows than that.
+        """
+        wrong = rows[(rows != tokens) & (rows != 1)]
+        if len(wrong):
+            rule = "an image has as many places among the words as it has tokens"
+            found = f"{wrong[0]} places for {tokens} tokens"
+            raise InputError(rule, found, "repeat the image's placeholder as often in the text")
+        view = None if (frames == 1).all() else send(torch.from_numpy(np.arange(len(frames)).repeat(frames)))
+        whole = rows == tokens
+        taken = None
+        if not whole.all():
+            every = (np.arange(tokens + 1) < tokens) == whole[:, None]  # [views, tokens + 1]
+            taken = send(torch.from_numpy(np.flatnonzero(every)))
+        return cls(tokens, view, send(torch.from_numpy(frames)), taken)
+
 
 @dataclass(frozen=True, eq=False)
 class Seen:
     """The frames that this rank's tower sees.
 
     Attributes:
-        pixels: [frames, 3, height, width].
-        frames: [views] int64, of each view; views are in order, and their frames too.
-        rows: [views] int64, of each view: side x side, or 1 for their mean.
+        pixels: [frames, 3, height, width]; views are in order, and their frames too.
+        averages: of their features.
         most: frames that the tower of any rank sees.
     """
 
     pixels: Tensor
-    frames: Tensor
-    rows: Tensor
+    averages: Averages
     most: int
 
 
@@ -78,9 +125,7 @@ class VisionLM(Backbone):
     @property
     def image_tokens(self) -> int:
         """Places of one image among the words."""
-        vision = self.model.config.vision_config
-        drops_first = self.model.config.vision_feature_select_strategy == "default"
-        return int(vision.image_size // vision.patch_size) ** 2 + (0 if drops_first else 1)
+        return tokens_of(self.model.config)
 
     def see(self, words: Tensor, seen: Seen, places: Places, groups: Groups, pool: int = 1) -> Tensor:
         """Embeddings [tokens, dim] of words and visuals. Collective over the ranks of the replica.
@@ -94,9 +139,9 @@ class VisionLM(Backbone):
         """
         features = tiled(self._features, seen.pixels, -(-seen.most // TOWER_FRAMES) or 1)
         embedded = self.embed(words)
-        rows = rows_of(pooled(features, pool), seen.frames, seen.rows)
+        rows = rows_of(pooled(features, pool), seen.averages)
         arrived = relayout(rows, places.move, groups)
-        return embedded.index_copy(0, places.rows.to(words.device), arrived.to(embedded.dtype))
+        return embedded.index_copy(0, places.rows, arrived.to(embedded.dtype))
 
     def _features(self, pixels: Tensor) -> Tensor:
         """What the tower and the projector make of frames: [frames, tokens, dim]."""
@@ -146,34 +191,34 @@ def pooled(features: Tensor, pool: int) -> Tensor:
     return mean
 
 
-def rows_of(features: Tensor, frames: Tensor, rows: Tensor) -> Tensor:
+def tokens_of(config: Any) -> int:
+    """Tokens of an image, as a transformers config of a model that sees has them."""
+    vision = config.vision_config
+    patches = int(vision.image_size // vision.patch_size) ** 2
+    drops_first: bool = config.vision_feature_select_strategy == "default"
+    return patches + has_class_token(vision) - drops_first
+
+
+def rows_of(features: Tensor, averages: Averages) -> Tensor:
     """Rows of views, one after the other: the mean over the frames of each, of all its tokens or of each.
 
     Args:
         features: [frames, tokens, dim].
-        frames: [views], of each.
-        rows: [views], of each: tokens, or 1.
+        averages: of these frames.
 
     Raises:
-        InputError: a view has other rows than that.
+        InputError: a frame has other tokens than the config says.
     """
-    views, tokens = len(frames), features.shape[1]
-    if ((rows != tokens) & (rows != 1)).any():
-        wrong = int(rows[(rows != tokens) & (rows != 1)][0])
-        rule = "an image has as many places among the words as it has tokens"
-        raise InputError(
-            rule, f"{wrong} places for {tokens} tokens", "repeat the image's placeholder as often in the text"
-        )
-    if views != len(features):
-        view = torch.arange(views, device=features.device).repeat_interleave(frames)
-        total = features.new_zeros(views, *features.shape[1:]).index_add(0, view, features)
-        features = total / frames.to(features)[:, None, None]
-    if tokens == 1 or bool((rows == tokens).all()):
+    if features.shape[1] != averages.tokens:
+        found = f"{features.shape[1]} tokens a frame, {averages.tokens} by the config"
+        raise InputError("a tower gives a token a patch, and CLIP's one more", found, "a tower of SigLIP or CLIP")
+    if averages.view is not None:
+        total = features.new_zeros(len(averages.frames), *features.shape[1:]).index_add(0, averages.view, features)
+        features = total / averages.frames.to(features.dtype)[:, None, None]
+    if averages.taken is None:
         return features.flatten(0, 1)
     both = torch.cat((features, features.mean(dim=1, keepdim=True)), dim=1).flatten(0, 1)
-    number = torch.arange(tokens + 1, device=rows.device)
-    taken = (number < tokens) == (rows == tokens)[:, None]  # [views, tokens + 1]
-    return both[taken.flatten()]
+    return both.index_select(0, averages.taken)
 
 
 def places_for(views: Ranges, split: Split, groups: Groups) -> Places:

@@ -11,7 +11,7 @@ size, so that one function serves
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -25,6 +25,7 @@ from parallel.mesh import Groups
 from parallel.packed import Ranges
 from parallel.rectangles import Ints
 from parallel.split import Split, contiguous
+from parallel.stream import Send, stream_for
 
 IGNORED = -100  # the label that torch's losses leave out
 
@@ -46,6 +47,10 @@ class Move:
     receive: Tensor
     receive_counts: tuple[int, ...]
     rows: int
+
+    def to(self, send: Send) -> Move:
+        """The same with its rows where those that move are; `send` puts a tensor of the host there."""
+        return replace(self, send=send(self.send), receive=send(self.receive))
 
 
 def move_for(have: Sequence[Ranges], want: Sequence[Ranges], rank: int) -> Move:
@@ -87,6 +92,8 @@ def move_for(have: Sequence[Ranges], want: Sequence[Ranges], rank: int) -> Move:
 
 def relayout(x: Tensor, move: Move, groups: Groups) -> Tensor:
     """The rows that are wanted here: [wanted, ...] of [held, ...]. Collective over the ranks of the replica.
+
+    The move is on the device of `x` (`Move.to`): neither forward nor backward sends anything from the host.
 
     Raises:
         InputError: there are other rows than the move was made for.
@@ -130,31 +137,29 @@ def next_tokens(tokens: Tensor, lengths: Sequence[int], split: Split, groups: Gr
         )
     after = tuple(tuple(r for a, b in held for r in _after(a, b, total)) for held in split.ranges)
     rank = groups.place.sequence
-    labels = relayout(tokens, move_for(split.ranges, after, rank), groups).clone()
+    send = stream_for(tokens.device).send
+    labels = relayout(tokens, move_for(split.ranges, after, rank).to(send), groups)
     last = np.array(list(accumulate(lengths))) - 1
     ends = np.isin(_positions(split.ranges[rank]), last)
-    labels[torch.from_numpy(ends).to(labels.device)] = IGNORED
-    return labels
+    return labels.masked_fill(send(torch.from_numpy(ends)), IGNORED)
 
 
 class _Relayout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, move: Move, groups: Groups) -> Tensor:
         ctx.move, ctx.groups = move, groups
-        send, receive = move.send.to(x.device), move.receive.to(x.device)
-        arrived = _all_to_all(x[send], move.send_counts, move.receive_counts, groups)
+        arrived = _all_to_all(x[move.send], move.send_counts, move.receive_counts, groups)
         found = torch.empty_like(arrived)
-        found[receive] = arrived
+        found[move.receive] = arrived
         return found
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         move: Move = ctx.move
-        send, receive = move.send.to(grad.device), move.receive.to(grad.device)
-        arrived = _all_to_all(grad[receive], move.receive_counts, move.send_counts, ctx.groups)
+        arrived = _all_to_all(grad[move.receive], move.receive_counts, move.send_counts, ctx.groups)
         exact = torch.promote_types(grad.dtype, torch.float32)
         total = torch.zeros(move.rows, *grad.shape[1:], dtype=exact, device=grad.device)
-        return total.index_add_(0, send, arrived.to(exact)).to(grad.dtype), None, None
+        return total.index_add_(0, move.send, arrived.to(exact)).to(grad.dtype), None, None
 
 
 def _all_to_all(x: Tensor, sizes: Sequence[int], arriving: Sequence[int], groups: Groups) -> Tensor:

@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from parallel.errors import InputError
+from parallel.rectangles import Ints
 from parallel.relayout import IGNORED
 from parallel.ring import accumulator
 
@@ -91,12 +93,10 @@ def tiled_cross_entropy(
         The sum of weighted losses, and the sum of weights of the tokens that count, both [] in float32 or float64.
 
     Raises:
-        InputError: sizes do not fit, or a label is outside of the vocabulary. The latter is looked for on a CPU alone:
-            on a GPU it would make the host wait, and the kernel that looks up the label stops the program itself.
+        InputError: sizes do not fit. Labels are looked at by whoever makes them, on the host (`refuse_labels`): here
+            the host would wait for them, and the kernel that looks up a wrong one stops the program itself.
     """
     _refuse_sizes(hidden, weight, labels, token_weight, tile_tokens)
-    if labels.device.type == "cpu":
-        _refuse_labels(labels, len(weight))
     counts = labels != IGNORED
     exact = accumulator(hidden.dtype)
     factor = counts.to(exact) if token_weight is None else token_weight.detach().to(exact).masked_fill(~counts, 0)
@@ -178,10 +178,15 @@ def _refuse_sizes(
         raise InputError("a tile has at least one token", f"tile_tokens = {tile_tokens}", "give 1 or more")
 
 
-def _refuse_labels(labels: Tensor, vocabulary: int) -> None:
+def refuse_labels(labels: Ints, vocabulary: int) -> None:
+    """Labels that a vocabulary has.
+
+    Raises:
+        InputError: one is no number of it, and not -100 either.
+    """
     wrong = ((labels < 0) | (labels >= vocabulary)) & (labels != IGNORED)
     if wrong.any():
-        at = int(wrong.nonzero()[0])
+        at = int(np.flatnonzero(wrong)[0])
         found = f"label {int(labels[at])} at token {at}, vocabulary {vocabulary}"
         remedy = f"use the tokenizer of this model; {IGNORED} leaves a token out"
         raise InputError("a label is a number of the vocabulary", found, remedy)

@@ -2,15 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
 from models import kinds
-from models.dit import VideoDiT, VideoDiTConfig, build
+from models.dit import DiTBatch, VideoDiT, VideoDiTConfig, batch_of, build
 from models.flow import RectifiedFlow, RectifiedFlowConfig
 from models.modulation import Stretches, gate, modulate
-from models.text import TextConfig, TextEncoder, byte_tokens
+from models.text import Captions, TextConfig, TextEncoder, byte_tokens
 from parallel.mask import packed as packed_mask
 from parallel.packed import Document, Packed, lay_out
 from parallel.plan import cross_plan, local_plan
@@ -37,18 +38,23 @@ def pack(documents: list[Document], dtype: torch.dtype = torch.float64) -> Packe
     return lay_out(documents, ((0, sum(d.tokens for d in documents)),), torch.cat(values).to(dtype))
 
 
+def read(packed: Packed) -> DiTBatch:
+    """What the model reads, at the noise levels of `packed`."""
+    return batch_of(packed, packed.noise_level.double().numpy())
+
+
 def loss_and_grads(model: VideoDiT, packed: Packed) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     objective = RectifiedFlow(RectifiedFlowConfig(first_frame=0.5))
     prepared = objective.prepare(packed)
     model.zero_grad()
-    loss, _ = objective.loss(model(prepared.packed, [local_plan(packed_mask(packed.lengths))]), prepared)
+    loss, _ = objective.loss(model(read(prepared.packed), [local_plan(packed_mask(packed.lengths))]), prepared)
     loss.backward()
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
 def test_output_is_zero_at_first():
     packed = pack(DOCUMENTS)
-    out = build(SMALL, 3, seed=0, dtype=torch.float64)(packed, [local_plan(packed_mask(packed.lengths))])
+    out = build(SMALL, 3, seed=0, dtype=torch.float64)(read(packed), [local_plan(packed_mask(packed.lengths))])
     assert out.shape == packed.values.shape
     assert torch.count_nonzero(out) == 0
 
@@ -87,7 +93,7 @@ def test_no_tokens_give_zero_gradients_for_every_parameter():
         packed = lay_out(DOCUMENTS, (), torch.zeros(0, 12, dtype=torch.float64))
         prepared = RectifiedFlow(RectifiedFlowConfig()).prepare(packed)
         nothing = [replace(cross_plan(packed.lengths, (), packed.lengths), keys=0)]
-        out = model(prepared.packed, nothing)
+        out = model(read(prepared.packed), nothing)
         assert out.shape == (0, 12)
         loss, weight = RectifiedFlow(RectifiedFlowConfig()).loss(out, prepared)
         assert loss == weight == 0
@@ -101,16 +107,15 @@ def test_noise_level_is_read_for_each_token():
     model, packed = awake(build(SMALL, 3, seed=0, dtype=torch.float64)), pack(DOCUMENTS[:1])
     plan = [local_plan(packed_mask(packed.lengths))]
     level = torch.full((24,), 0.3, dtype=torch.float64)
-    flat = model(replace(packed, noise_level=level), plan)
+    flat = model(read(replace(packed, noise_level=level)), plan)
     frames = level.clone()
     frames[:12] = 0.0
-    assert not torch.allclose(model(replace(packed, noise_level=frames), plan), flat)
+    assert not torch.allclose(model(read(replace(packed, noise_level=frames)), plan), flat)
     alternating = level.clone()
     alternating[::2] = 0.9  # one stretch a token
-    rows = Stretches.of(packed.document, alternating)
-    assert len(rows.spans) == 24
-    assert torch.isfinite(model(replace(packed, noise_level=alternating), plan)).all()
-    assert len(Stretches.of(packed.document, level).spans) == 1
+    assert len(read(replace(packed, noise_level=alternating)).stretches.spans) == 24
+    assert torch.isfinite(model(read(replace(packed, noise_level=alternating)), plan)).all()
+    assert len(read(replace(packed, noise_level=level)).stretches.spans) == 1
 
 
 @pytest.mark.parametrize("absolute", [False, True])
@@ -119,13 +124,13 @@ def test_only_absolute_places_tell_a_clip_from_its_shifted_twin(absolute):
     packed = pack(DOCUMENTS)
     plan = [local_plan(packed_mask(packed.lengths))]
     moved = replace(packed, coordinates=packed.coordinates + torch.tensor([3, 1, 2]))
-    difference = (model(moved, plan) - model(packed, plan)).abs().max()
+    difference = (model(read(moved), plan) - model(read(packed), plan)).abs().max()
     assert (difference > 1e-3) == absolute
     assert absolute or difference < 1e-12
 
 
 def test_modulation_equals_a_table_for_each_token():
-    document, level = torch.tensor([0, 0, 0, 1, 1, 1, 1]), torch.tensor([0.0, 0.5, 0.5, 0.5, 0.5, 0.1, 0.1])
+    document, level = np.array([0, 0, 0, 1, 1, 1, 1]), np.array([0.0, 0.5, 0.5, 0.5, 0.5, 0.1, 0.1])
     stretches = Stretches.of(document, level)
     assert stretches.spans == ((0, 1), (1, 3), (3, 5), (5, 7))
     row = torch.tensor([0, 1, 1, 2, 2, 3, 3])
@@ -142,7 +147,7 @@ def test_caption_reaches_only_its_document():
     packed = pack(DOCUMENTS)
     plan = [local_plan(packed_mask(packed.lengths))]
     other = replace(packed, documents=(replace(DOCUMENTS[0], text="a blue one"), *DOCUMENTS[1:]))
-    changed = (model(packed, plan) - model(other, plan)).abs().amax(dim=1) > 1e-9
+    changed = (model(read(packed), plan) - model(read(other), plan)).abs().amax(dim=1) > 1e-9
     assert torch.equal(changed, packed.document == 0)
 
 
@@ -162,8 +167,8 @@ def test_build_depends_on_the_seed_alone(dtype):
 def test_bf16_is_near_float32():
     packed = pack(DOCUMENTS, torch.float32)
     plan = [local_plan(packed_mask(packed.lengths))]
-    wide = awake(build(SMALL, 3, 0, torch.float32))(packed, plan)
-    narrow = awake(build(SMALL, 3, 0, torch.bfloat16))(packed, plan)
+    wide = awake(build(SMALL, 3, 0, torch.float32))(read(packed), plan)
+    narrow = awake(build(SMALL, 3, 0, torch.bfloat16))(read(packed), plan)
     assert narrow.dtype == torch.bfloat16
     assert (narrow - wide).abs().max() < 0.05 * wide.abs().max()
 
@@ -171,12 +176,13 @@ def test_bf16_is_near_float32():
 def test_text_encoder_packs_captions_and_cuts_none():
     encoder = TextEncoder(TextConfig(dim=16, depth=2, heads=2)).double()
     texts = ["", "a red square", "é" * 2000]
-    features, lengths = encoder(texts)
+    captions = Captions.of(texts)
+    features, lengths = encoder(captions), captions.lengths
     assert lengths == (1, 13, 4001)
     assert features.shape == (sum(lengths), 16)
     for text, part in zip(texts, features.split(lengths), strict=True):
-        torch.testing.assert_close(encoder([text])[0], part)
-    swapped = encoder(["a red squaer"])[0].mean(dim=0)  # the order of bytes counts
+        torch.testing.assert_close(encoder(Captions.of([text])), part)
+    swapped = encoder(Captions.of(["a red squaer"])).mean(dim=0)  # the order of bytes counts
     assert not torch.allclose(swapped, features.split(lengths)[1].mean(dim=0))
     assert byte_tokens("\ud800") == [256, 0xED, 0xA0, 0x80]
 

@@ -6,7 +6,7 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from models.dit import VideoDiTConfig, build
+from models.dit import VideoDiTConfig, batch_of, build
 from models.flow import RectifiedFlow, RectifiedFlowConfig, shifted
 from models.sampler import sample
 from models.text import TextConfig
@@ -131,7 +131,7 @@ def learn(model, objective, documents, values, steps, lr):
         fresh = [replace(d, key=key_of(d.key, step)) for d in documents]
         prepared = objective.prepare(lay_out(fresh, ((0, len(values)),), values))
         plan = [local_plan(packed_mask(prepared.packed.lengths))]
-        loss, weight = objective.loss(model(prepared.packed, plan), prepared)
+        loss, weight = objective.loss(model(batch_of(prepared.packed, prepared.levels), plan), prepared)
         optimiser.zero_grad()
         (loss / weight).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from models.backbone import masks_of
-from models.vision import Seen, make, places_for, pooled, rows_of
+from models.vision import Averages, Seen, make, places_for, pooled, rows_of
 from parallel.errors import InputError
 from parallel.mesh import Mesh, join
 from parallel.packed import local_spans
@@ -146,21 +147,23 @@ def test_weights_go_back_to_transformers(tmp_path: Path) -> None:
 def test_rows_of_views() -> None:
     """Whole views and views of one row, of one frame and of several, against the plain loop."""
     features = torch.randn(6, 4, 3, dtype=torch.float64)
-    counts, rows = torch.tensor([2, 1, 2, 1]), torch.tensor([4, 1, 1, 4])
+    counts, rows = np.array([2, 1, 2, 1]), np.array([4, 1, 1, 4])
     expected = []
     for view, of_view in zip(features.split(counts.tolist()), rows.tolist(), strict=True):
         mean = view.mean(dim=0)
         expected.append(mean if of_view == 4 else mean.mean(dim=0, keepdim=True))
-    torch.testing.assert_close(rows_of(features, counts, rows), torch.cat(expected))
+    torch.testing.assert_close(rows_of(features, Averages.of(counts, rows, 4)), torch.cat(expected))
     grid = torch.arange(16, dtype=torch.float64).reshape(1, 16, 1)
     assert pooled(grid, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
     with pytest.raises(InputError, match="3 places for 4 tokens"):
-        rows_of(features, torch.ones(6, dtype=torch.int64), torch.full((6,), 3))
+        Averages.of(np.ones(6, np.int64), np.full(6, 3), 4)
+    with pytest.raises(InputError, match="4 tokens a frame, 5 by the config"):
+        rows_of(features, Averages.of(np.ones(6, np.int64), np.full(6, 5), 5))
     with pytest.raises(InputError, match="4 tokens a frame, pool 3"):
         pooled(features, 3)
 
 
 def frames(pixels: Tensor, most: int) -> Seen:
     """One a view, all rows of each."""
-    each = torch.ones(len(pixels), dtype=torch.int64)
-    return Seen(pixels, each, each * TOKENS, most)
+    each = np.ones(len(pixels), np.int64)
+    return Seen(pixels, Averages.of(each, each * TOKENS, TOKENS), most)
