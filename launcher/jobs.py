@@ -19,19 +19,19 @@ import queue
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher.cluster import HEAD_SECONDS, head_gone, no_token, use_token
 from launcher.manifests import DASHBOARD, STOP_SECONDS
@@ -42,12 +42,18 @@ from parallel.errors import InputError
 if TYPE_CHECKING:
     from launcher.config import RunConfig  # it loads torch, for which nobody who asks for a list should wait
 
+AnswerT = TypeVar("AnswerT")
 KNOCK_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
+READY_SECONDS = 60.0  # for the services of a head that was just started: they come up one after the other
+RETRY_SECONDS = 1.0
 OURS = "longreel"  # in the metadata of a job: that it is ours
 ENDED = ("done", "stopped", "refused", "failed")
 RUN_FILE = "run.yaml"
 NOISE = re.compile(r"^(?:[\d\s,:-]+INFO job_manager\.py|Running entrypoint for job )")
+NOT_YET = re.compile("No available agent|Cannot connect to host|TimeoutError")  # nothing was done then
+REFUSED = re.compile(r"Request failed with status code (\d+): (.*)\.", re.DOTALL)
+OTHER_VERSION = re.compile("Version check returned|Ray version .* is running on the cluster")
 STEP = re.compile(r"(?:step +|resumed from step |stopped at step )(\d+)")
 # the raylet is the parent of our parent, and knows which Python its workers are started with
 ENTRYPOINT = (
@@ -105,13 +111,14 @@ class Jobs:
     Args:
         address: http://HOST:8265 of its head.
         open_cluster: whether a cluster that asks nobody for a token will do.
+        say: is given a line for a person when there is something to wait for.
 
     Raises:
         InputError: nobody answers, it is no Ray head, our token is refused, or it asks for none.
     """
 
-    def __init__(self, address: str, open_cluster: bool = False) -> None:
-        self.url = url_of(address)
+    def __init__(self, address: str, open_cluster: bool = False, say: Callable[[str], None] | None = None) -> None:
+        self.url, self.say = url_of(address), say or _to_stderr
         if not knock(self.url) and not (open_cluster or _loopback(self.url)):
             raise InputError(
                 "a cluster that others can reach asks for a token: else anybody runs code there",
@@ -127,8 +134,7 @@ class Jobs:
             for name in QUIET_LOGGERS:
                 logging.getLogger(name).setLevel(logging.WARNING)
             self.client: Any = JobSubmissionClient(self.url)
-            # Ray waits for an answer for ever; none of its settings changes that
-            self.client._do_request = partial(self.client._do_request, timeout=(KNOCK_SECONDS, ANSWER_SECONDS))
+            self._send, self.client._do_request = self.client._do_request, self._request
             self.client.list_jobs()
 
     def submit(self, config: RunConfig) -> Submitted:
@@ -138,7 +144,8 @@ class Jobs:
             config: with absolute paths, on storage that all nodes see.
 
         Raises:
-            InputError: a job of that run folder goes on, or the mesh fits on no such cluster.
+            InputError: a job of that run folder goes on, the mesh fits on no such cluster, or the head takes no jobs
+                within READY_SECONDS.
         """
         mesh = config.mesh.mesh()
         others = [job for job in self.all() if job.state not in ENDED]
@@ -146,7 +153,8 @@ class Jobs:
             if job.out == str(config.out):
                 remedy = f"longreel stop {job.id} --address {self.url}, or give out=FOLDER"
                 raise InputError("one job at a time writes to a run folder", f"{job.out}: job {job.id}", remedy)
-        room = room_for(mesh, self.nodes(), sum(job.ranks for job in others))
+        nodes = self._once_ready(self.nodes, lambda found: "" if found else "no node of it is alive")
+        room = room_for(mesh, nodes, sum(job.ranks for job in others))
         refuse_too_large(mesh, room)
         name = f"{re.sub('[^A-Za-z0-9_-]', '-', config.out.name)}-{secrets.token_hex(3)}"
         with tempfile.TemporaryDirectory(prefix="longreel-") as folder, self._told():
@@ -233,6 +241,30 @@ class Jobs:
                         held[kind] = held.get(kind, 0) + amount
         return [Node(n.resources_total, placed[i]) for i, n in alive.items()]
 
+    def _request(self, method: str, endpoint: str, **more: Any) -> Any:
+        """A request of Ray's client, which itself waits for an answer for ever, and not at all for a service."""
+
+        def ask() -> Any:
+            return self._send(method, endpoint, timeout=(KNOCK_SECONDS, ANSWER_SECONDS), **more)
+
+        return self._once_ready(ask, _not_yet)
+
+    def _once_ready(self, ask: Callable[[], AnswerT], lacks: Callable[[AnswerT], str]) -> AnswerT:
+        """What a head answers as soon as `lacks` names nothing that is not there yet."""
+        began, told = time.monotonic(), False
+        while missing := lacks(answer := ask()):
+            if (waited := time.monotonic() - began) >= READY_SECONDS:
+                raise InputError(
+                    f"the services of a Ray head are ready within {READY_SECONDS:g} s",
+                    f"{self.url}: not for {waited:.0f} s: {missing}",
+                    "on the head: ray status, and /tmp/ray/session_latest/logs/dashboard*; then the same again",
+                )
+            if not told:
+                self.say(f"waiting until {self.url} is ready: {missing}")
+            told = True
+            time.sleep(RETRY_SECONDS)
+        return answer
+
     def _info(self, name: str) -> Any:
         try:
             return self.client.get_job_info(name)
@@ -289,14 +321,34 @@ class Jobs:
     def _told(self) -> Iterator[None]:
         """Turns what Ray's client raises into words for a person."""
         from ray.exceptions import AuthenticationError
-        from requests import RequestException
+        from ray.util.state.exception import RayStateApiException, ServerUnavailable
+        from requests import ConnectionError as NoConnection
+        from requests import RequestException, Timeout
 
         try:
             yield
         except AuthenticationError:
             raise no_token(self.url) from None
-        except (RequestException, ConnectionError):
+        except (NoConnection, Timeout, ConnectionError, ServerUnavailable):
             raise head_gone(self.url, ANSWER_SECONDS) from None
+        except (RequestException, RayStateApiException) as error:
+            raise self._refused(_last_line(str(error))) from None
+        except RuntimeError as error:
+            if found := REFUSED.fullmatch(str(error)):
+                raise self._refused(f"HTTP {found[1]}: {_last_line(found[2])}") from None
+            if not OTHER_VERSION.search(str(error)):
+                raise
+            remedy = f"install the Ray of the cluster here: longreel doctor shows ours, {self.url}/api/version its own"
+            raise InputError(
+                "a cluster runs a Ray that ours can talk to", f"{self.url}: {_last_line(str(error))}", remedy
+            ) from None
+
+    def _refused(self, said: str) -> InputError:
+        rule, remedy = (
+            "a Ray head does what it is asked",
+            "on the head: /tmp/ray/session_latest/logs/dashboard* say why",
+        )
+        return InputError(rule, f"{self.url}: {said}", remedy)
 
 
 def url_of(address: str) -> str:
@@ -374,6 +426,21 @@ def job_of(info: Any, log: str) -> Job:
 def quiet(lines: Iterator[str] | list[str]) -> Iterator[str]:
     """Without the lines that Ray writes into a job's log."""
     return (line for line in lines if not NOISE.match(line))
+
+
+def _not_yet(answer: Any) -> str:
+    """What a head says that cannot do yet what it was asked; empty if it could, or never will."""
+    if answer.status_code == 503 or (answer.status_code == 500 and NOT_YET.search(answer.text)):
+        return _last_line(answer.text) or f"HTTP {answer.status_code}"
+    return ""
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1].strip()[:300]
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _answers(url: str) -> bool:
