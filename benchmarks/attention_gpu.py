@@ -44,11 +44,12 @@ from benchmarks.attention_ways import log_normal
 from benchmarks.machine import write_result
 from parallel import mask as masks
 from parallel import ring
-from parallel.kernel import Kernel, Reference, kernel_for
+from parallel.kernel import Kernel, kernel_for
 from parallel.launch import Launch, Rows
 from parallel.mesh import Mesh
 from parallel.plan import Plan, plan_of
 from parallel.rectangles import ANTICAUSAL, CAUSAL, DIAGONAL, FULL
+from parallel.reference import Reference
 from parallel.split import balanced, contiguous
 
 MESH = Mesh(ring=8)

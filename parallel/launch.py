@@ -1,7 +1,8 @@
 """`Launch`: pieces of a mask that one kernel computes together, in rows of the local queries and of a block of keys.
 
 Kernels of variable length take several pieces in one `Call`, and want to be told on the device where each begins. That
-is made once for a plan, not in each layer: `prepare` sends it for all calls of a plan in one message.
+is made once for a plan, not in each layer: `prepare` sends it for all calls of a plan in one message. Which pieces make
+a call is decided in `calls.py`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ import torch
 from torch import Tensor
 from torch._guards import detect_fake_mode
 
-from parallel.rectangles import DIAGONAL, FULL, Ints
+from parallel.rectangles import DIAGONAL, FULL, GRID, Ints
 
 Piece = tuple[slice, slice]  # rows of the queries, rows of the keys
 Part = tuple[slice, Tensor, Tensor]  # rows of the queries, their output, their log-sum-exp
 GradientPart = tuple[slice, Tensor, slice, Tensor, Tensor]  # rows of the queries, dq, rows of the keys, dk, dv
-LARGE = 1 << 22  # pairs, from which on a piece is a call of its own: it then is a view, and the call is worth it
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,10 @@ class Rows:
     def count(self) -> int:
         """How many rows."""
         return int((self.stops - self.starts).sum())
+
+    def ranges(self) -> list[slice]:
+        """As they are."""
+        return [slice(a, b) for a, b in zip(self.starts.tolist(), self.stops.tolist(), strict=True)]
 
     def stretches(self) -> list[slice]:
         """The ranges, those that touch joined."""
@@ -54,12 +58,14 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """Pieces that a kernel of variable lengths computes in one call.
+    """Pieces of one kind that a kernel of variable lengths computes in one call.
 
     Attributes:
+        kind: FULL, CAUSAL, ANTICAUSAL or DIAGONAL.
         pieces: rows of the queries and of the keys of each.
     """
 
+    kind: int
     pieces: list[Piece]
     _bounds: dict[object, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
@@ -85,6 +91,9 @@ class Call:
         return self._bounds[_where(device)]
 
 
+Calls = tuple[tuple[Call, ...], ...]  # those of one group are about the same rows, and what they give is merged
+
+
 def prepare(calls: Sequence[Call], device: torch.device) -> None:
     """Send the bounds of all these calls that are not there yet to a device, in one message that nobody waits for."""
     missing = [call for call in calls if _where(device) not in call._bounds]
@@ -93,9 +102,13 @@ def prepare(calls: Sequence[Call], device: torch.device) -> None:
     sides = [side for call in missing for side in (call.rows, call.columns)]
     ends = [[0, *accumulate(r.stop - r.start for r in side)] for side in sides]
     numbers = torch.tensor([end for side in ends for end in side], dtype=torch.int32)
-    if device.type == "cuda" and torch.cuda.is_available() and detect_fake_mode() is None:
-        numbers = numbers.pin_memory()  # else the copy waits for all that the device has to do
-    bounds = numbers.to(device, non_blocking=True).split([len(side) for side in ends])
+    if detect_fake_mode() is not None:
+        sent = numbers.new_empty(len(numbers), device=device)
+    elif device.type == "cuda":
+        sent = numbers.pin_memory().to(device, non_blocking=True)  # from other memory it waits for the device
+    else:
+        sent = numbers.to(device)
+    bounds = sent.split([len(side) for side in ends])
     for call, first in zip(missing, range(0, len(bounds), 2), strict=True):
         call._bounds[_where(device)] = bounds[first], bounds[first + 1]
 
@@ -107,11 +120,13 @@ def _where(device: torch.device) -> object:
 
 @dataclass(frozen=True, eq=False)
 class Launch:
-    """Pieces of one kind whose query rows are disjoint, for one call of a kernel.
+    """Pieces of one kind whose query rows are disjoint, for one call of a kernel or a few.
 
     Attributes:
-        kind: FULL, CAUSAL, ANTICAUSAL or DIAGONAL; all but FULL are squares.
-        queries, keys: rows of the local queries and of the keys of the hop; range i of both makes piece i.
+        kind: FULL, CAUSAL, ANTICAUSAL or DIAGONAL; all but FULL are squares. Or GRID.
+        queries, keys: rows of the local queries and of the keys of the hop; range i of both makes piece i. Of a GRID
+            all ranges have one length, and row p of each range of queries sees row p of each range of keys, however
+            many there are of each: the same place in all frames.
         fresh: no earlier launch of the plan touched these query rows, so that there is nothing to merge with.
     """
 
@@ -119,35 +134,41 @@ class Launch:
     queries: Rows
     keys: Rows
     fresh: bool
-    _calls: dict[int, list[Call]] = field(default_factory=dict, repr=False)
-
-    def calls(self, keys: int) -> list[Call]:
-        """Pieces that are worth one call: small ones, as long as their keys are not copied more than once in all.
-
-        Args:
-            keys: rows of the block of keys.
-        """
-        if keys not in self._calls:
-            self._calls[keys] = [Call(pieces) for pieces in _together(self.pieces, keys)]
-        return self._calls[keys]
+    made: dict[object, Calls] = field(default_factory=dict, repr=False)
 
     @property
     def area(self) -> int:
         """Pairs of one query and one key."""
         rows, columns = self.queries.stops - self.queries.starts, self.keys.stops - self.keys.starts
+        if self.kind == GRID:
+            return int(rows.sum()) * len(columns)
         if self.kind == FULL:
             return int((rows * columns).sum())
         return int(rows.sum()) if self.kind == DIAGONAL else int((rows * (rows + 1) // 2).sum())
 
     @cached_property
+    def packed(self) -> Launch:
+        """Of a GRID: the same place after place, in rows that were put into that order. A place is a document."""
+        assert self.kind == GRID, "only a grid has places"
+        places = np.arange(int(self.queries.stops[0] - self.queries.starts[0]) + 1)
+        sizes = (len(self.queries.starts), len(self.keys.starts))
+        queries, keys = (Rows(places[:-1] * n, places[1:] * n) for n in sizes)
+        return Launch(FULL, queries, keys, fresh=True)
+
+    @cached_property
     def pieces(self) -> list[Piece]:
         """Rows of the queries and of the keys of each piece."""
-        columns = (self.queries.starts, self.queries.stops, self.keys.starts, self.keys.stops)
-        return [(slice(a, b), slice(c, d)) for a, b, c, d in zip(*(x.tolist() for x in columns), strict=True)]
+        return list(zip(self.queries.ranges(), self.keys.ranges(), strict=True))
 
     @cached_property
     def runs(self) -> list[tuple[int, slice, slice]]:
-        """Pieces of one shape that lie next to each other, in queries and in keys, as one: how many, and their rows."""
+        """Pieces of one shape that lie next to each other, in queries and in keys, as one: how many, and their rows.
+
+        Of a GRID: one, where its ranges of queries touch, and those of keys.
+        """
+        if self.kind == GRID:
+            whole = self.queries.stretches(), self.keys.stretches()
+            return [(1, whole[0][0], whole[1][0])] if len(whole[0]) == len(whole[1]) == 1 else []
         found: list[tuple[int, slice, slice]] = []
         shape = (0, 0)
         for rows, columns in self.pieces:
@@ -158,18 +179,3 @@ class Launch:
             else:
                 found.append((1, rows, columns))
         return found
-
-
-def _together(pieces: list[Piece], keys: int) -> list[list[Piece]]:
-    found: list[list[Piece]] = []
-    columns = 0
-    for rows, cols in pieces:
-        size = cols.stop - cols.start
-        large = (rows.stop - rows.start) * size >= LARGE
-        touch = bool(found) and found[-1][-1][0].stop == rows.start and found[-1][-1][1].stop == cols.start
-        if not found or (not touch and (large or columns + size > keys)):
-            found.append([])
-            columns = 0
-        found[-1].append((rows, cols))
-        columns += size
-    return found

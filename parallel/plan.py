@@ -29,14 +29,17 @@ from torch._library.opaque_object import register_opaque_type
 from torch._opaque_base import OpaqueBase
 
 from parallel import rectangles
+from parallel.calls import calls_of
+from parallel.diagonals import grids
 from parallel.errors import InputError
+from parallel.flash_cuda import FlashCUDA
 from parallel.holding import Holding, held_by, needed
 from parallel.kernel import Kernel
 from parallel.launch import Launch, Rows, prepare
 from parallel.mask import Mask, cross
 from parallel.mesh import Groups, Mesh, Place
 from parallel.packed import Ranges
-from parallel.rectangles import FULL, K0, Q0, Q1, Ints
+from parallel.rectangles import DIAGONAL, FULL, GRID, K0, Q0, Q1, Ints
 from parallel.split import Split
 
 Transport = Literal["ring", "need"]
@@ -89,15 +92,17 @@ class Plan(OpaqueBase):
     def prepare(self, device: torch.device) -> None:
         """Send ahead what kernels are told on the device: no layer then waits for it. CPU kernels are told nothing."""
         if device.type != "cpu" or self.kernel is not None:
-            prepare([call for hop in self.hops for launch in hop.launches for call in launch.calls(hop.keys)], device)
+            padded = isinstance(self.kernel, FlashCUDA) and self.kernel.padded
+            every = (calls_of(launch, hop.keys, padded=padded) for hop in self.hops for launch in hop.launches)
+            prepare([call for groups in every for calls in groups for call in calls], device)
 
     @cached_property
     def alone(self) -> bool:
         """Whether one run of pieces is all there is: then nothing is merged, summed or sent."""
         launches = [launch for hop in self.hops for launch in hop.launches]
-        if len(self.hops) > 1 or len(launches) != 1 or len(runs := launches[0].runs) != 1:
+        if len(self.hops) > 1 or len(launches) != 1 or len(launches[0].runs) != 1:
             return False
-        return runs[0][1:] == (slice(0, self.queries), slice(0, self.keys))
+        return launches[0].runs[0][1:] == (slice(0, self.queries), slice(0, self.keys))
 
     @property
     def area(self) -> int:
@@ -243,21 +248,28 @@ def _local_pieces(mask: Mask, mine: Holding, arriving: Holding, me: int, ring: i
 
 
 def _launches(pieces: Ints, ring: int) -> list[tuple[Launch, ...]]:
-    """Pieces in as few launches as their kinds and rows allow, for each hop."""
-    found: list[list[Launch]] = [[] for _ in range(ring)]
+    """Pieces in as few launches as their kinds and rows allow, for each hop; grids of diagonals first."""
+    found: list[tuple[Launch, ...]] = []
     covered = np.zeros((2, 0), np.int64)
-    breaks = np.flatnonzero((np.diff(pieces[:, 4:], axis=0) != 0).any(axis=1)) + 1
-    for group in np.split(pieces, breaks) if len(pieces) else []:
-        layer = _layers(group[:, Q0], group[:, Q1])
-        for number in range(int(layer.max()) + 1):
-            q0, q1, k0, k1, kind, hop = group[layer == number].T
-            at = np.searchsorted(covered[1], q0, side="right")
-            fresh = bool((at == np.searchsorted(covered[0], q1, side="left")).all())
-            found[int(hop[0])].append(Launch(int(kind[0]), Rows(q0, q1), Rows(k0, k1), fresh))
-            covered = np.stack(
-                rectangles.merge_ranges(np.concatenate((covered[0], q0)), np.concatenate((covered[1], q1)))
-            )
-    return [tuple(launches) for launches in found]
+    for hop in range(ring):
+        here = pieces[pieces[:, 5] == hop]
+        line = here[:, 4] == DIAGONAL
+        whole, rest = grids(here[line])
+        made = [(GRID, *grid) for grid in whole]
+        here = np.concatenate((here[~line], rest))
+        for group in np.split(here, np.flatnonzero(np.diff(here[:, 4])) + 1) if len(here) else []:
+            layer = _layers(group[:, Q0], group[:, Q1])
+            parts = (group[layer == number].T for number in range(int(layer.max()) + 1))
+            made += [(int(part[4, 0]), Rows(*part[:2]), Rows(*part[2:4])) for part in parts]
+        launches = []
+        for kind, queries, keys in made:
+            at = np.searchsorted(covered[1], queries.starts, side="right")
+            fresh = bool((at == np.searchsorted(covered[0], queries.stops, side="left")).all())
+            launches.append(Launch(kind, queries, keys, fresh))
+            both = zip(covered, (queries.starts, queries.stops), strict=True)
+            covered = np.stack(rectangles.merge_ranges(*(np.concatenate(pair) for pair in both)))
+        found.append(tuple(launches))
+    return found
 
 
 def _layers(starts: Ints, stops: Ints) -> Ints:

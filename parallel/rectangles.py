@@ -24,6 +24,7 @@ Ints = npt.NDArray[np.int64]
 Q0, Q1, K0, K1, LOW, HIGH = range(6)
 FREE = 1 << 60  # a bound that does not bind
 FULL, CAUSAL, ANTICAUSAL, DIAGONAL = range(4)  # kinds of kernel pieces: all; of squares key <= query, >=, ==
+GRID = 4  # diagonals of one length from each of some ranges of queries to each of some ranges of keys
 
 
 def table(rows: Iterable[tuple[int, ...]] = ()) -> Ints:
@@ -70,7 +71,7 @@ def cut_by(t: Ints, starts: Ints, stops: Ints, axis: int) -> tuple[Ints, Ints]:
     """
     first = np.searchsorted(stops, t[:, axis], side="right")
     last = np.searchsorted(starts, t[:, axis + 1], side="left")
-    row, which = _spread(first, np.maximum(last, first))
+    row, which = spread(first, np.maximum(last, first))
     pieces = t[row]
     pieces[:, axis] = np.maximum(pieces[:, axis], starts[which])
     pieces[:, axis + 1] = np.minimum(pieces[:, axis + 1], stops[which])
@@ -163,19 +164,19 @@ def merge_ranges(starts: Ints, stops: Ints) -> tuple[Ints, Ints]:
     return starts[fresh], reach[ends]
 
 
+def spread(first: Ints, last: Ints) -> tuple[Ints, Ints]:
+    """All (i, j) with first[i] <= j < last[i]."""
+    counts = last - first
+    row = np.repeat(np.arange(len(first)), counts)
+    return row, np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts) + first[row]
+
+
 def _trapezoid(longest: Ints, rows: Ints) -> Ints:
     """longest + (longest - 1) + ... over so many rows, nothing below zero."""
     longest = np.where(longest > FREE // 2, 0, np.maximum(longest, 0))
     rest = np.maximum(longest - rows, 0)
     total: Ints = (longest * (longest + 1) - rest * (rest + 1)) // 2
     return total
-
-
-def _spread(first: Ints, last: Ints) -> tuple[Ints, Ints]:
-    """All (i, j) with first[i] <= j < last[i]."""
-    counts = last - first
-    row = np.repeat(np.arange(len(first)), counts)
-    return row, np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts) + first[row]
 
 
 def _normal(t: Ints) -> tuple[Ints, Ints]:
@@ -193,7 +194,7 @@ def _overlapping(a: Ints, b: Ints) -> tuple[Ints, Ints]:
     """Pairs of rows whose boxes share something; `b` is searched by its first queries."""
     order = np.argsort(b[:, Q0], kind="stable")
     reach = np.maximum.accumulate(b[order, Q1])
-    i, j = _spread(np.searchsorted(reach, a[:, Q0], "right"), np.searchsorted(b[order, Q0], a[:, Q1], "left"))
+    i, j = spread(np.searchsorted(reach, a[:, Q0], "right"), np.searchsorted(b[order, Q0], a[:, Q1], "left"))
     j = order[j]
     share = (a[i, Q0] < b[j, Q1]) & (b[j, Q0] < a[i, Q1]) & (a[i, K0] < b[j, K1]) & (b[j, K0] < a[i, K1])
     return i[share], j[share]
@@ -224,7 +225,7 @@ def _without(t: Ints, hole: Ints) -> Ints:
 def _strips(t: Ints) -> tuple[Ints, Ints]:
     """Rows with two bounds as rows with one: strips as high as the band is wide, each cut where the bounds part."""
     width = t[:, HIGH] - t[:, LOW] + 1
-    row, number = _spread(np.zeros(len(t), np.int64), -(-(t[:, Q1] - t[:, Q0]) // np.maximum(width, 1)))
+    row, number = spread(np.zeros(len(t), np.int64), -(-(t[:, Q1] - t[:, Q0]) // np.maximum(width, 1)))
     left = t[row]
     left[:, Q0] += number * width[row]
     left[:, Q1] = np.minimum(left[:, Q1], left[:, Q0] + width[row])

@@ -18,14 +18,16 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from parallel import mask as masks
 from parallel import patterns, rectangles
 from parallel.attention import attend
+from parallel.calls import calls_of
 from parallel.errors import InputError
-from parallel.kernel import Reference, kernel_for, refuse_heads
+from parallel.kernel import kernel_for, refuse_heads
 from parallel.launch import Launch, Rows
 from parallel.mask import Mask
 from parallel.mesh import Mesh, join
 from parallel.patterns import Tiling
 from parallel.plan import Plan, Transport, cross_plan, local_plan, plan_for, plan_of
-from parallel.rectangles import ANTICAUSAL, CAUSAL, DIAGONAL, FULL
+from parallel.rectangles import ANTICAUSAL, CAUSAL, DIAGONAL, FULL, GRID
+from parallel.reference import Reference
 from parallel.split import Split, balanced, contiguous, zigzag
 from tests.worlds import run_world
 
@@ -298,11 +300,11 @@ def test_plans_of_random_masks_compute_each_pair_once(pack: tuple[Mask, Split, M
                 assert len(set(rows)) == len(rows), "a launch computes a row twice"
                 assert launch.fresh == covered.isdisjoint(rows)
                 covered |= set(rows)
-                for q, k in zip(ranges(launch.queries), ranges(launch.keys), strict=True):
+                for q, k in pairs_of(launch):
                     block = torch.ones(len(q), len(k), dtype=torch.int64)
-                    assert launch.kind == FULL or len(q) == len(k)
-                    block = block.tril() if launch.kind in (CAUSAL, DIAGONAL) else block
-                    block = block.triu() if launch.kind in (ANTICAUSAL, DIAGONAL) else block
+                    assert launch.kind == FULL or len(q) == len(k) > 0
+                    block = block.tril() if launch.kind in (CAUSAL, DIAGONAL, GRID) else block
+                    block = block.triu() if launch.kind in (ANTICAUSAL, DIAGONAL, GRID) else block
                     seen[torch.tensor([held[me][r] for r in q])[:, None], torch.tensor([keys[r] for r in k])] += block
     assert torch.equal(seen, dense_mask(mask).long())
     assert sum(plan.area for plan in plans) == mask.area
@@ -317,6 +319,12 @@ def test_balanced_splits_of_random_masks_hold_every_position(pack: tuple[Mask, S
     assert sorted(torch.cat([rows_of(split, r) for r in range(mesh.sequence_ranks)]).tolist()) == list(
         range(mask.queries)
     )
+
+
+def pairs_of(launch: Launch) -> list[tuple[range, range]]:
+    """Rows of queries and of keys of each piece; of a grid, each range with each."""
+    queries, keys = ranges(launch.queries), ranges(launch.keys)
+    return list(itertools.product(queries, keys)) if launch.kind == GRID else list(zip(queries, keys, strict=True))
 
 
 def ranges(rows: Any) -> list[range]:
@@ -359,12 +367,10 @@ def test_pieces_share_a_call_without_copying_keys_twice() -> None:
     plan = plan_of(patterns.frame_causal(32, 64), contiguous(2048, 2), Mesh(1, 2, 1), Mesh(1, 2, 1).place(1))
     for hop in plan.hops:
         for launch in hop.launches:
-            calls = launch.calls(hop.keys)
-            assert [piece for call in calls for piece in call.pieces] == launch.pieces
-            for call in calls:
+            for call in (call for calls in calls_of(launch, hop.keys) for call in calls):
                 assert len(call.pieces) == 1 or sum(c.stop - c.start for c in call.columns) <= hop.keys
     packed = plan_of(masks.packed([64] * 32), contiguous(2048, 2), Mesh(1, 2, 1), Mesh(1, 2, 1).place(0))
-    assert len(packed.hops[0].launches[0].calls(packed.hops[0].keys)) == 1
+    assert len(calls_of(packed.hops[0].launches[0], packed.hops[0].keys)) == 1
 
 
 def test_bounds_are_made_once_and_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,11 +380,11 @@ def test_bounds_are_made_once_and_ahead(monkeypatch: pytest.MonkeyPatch) -> None
     plan.prepare(device)
     launch = plan.hops[0].launches[0]
     monkeypatch.setattr(torch, "tensor", None)  # nothing more is made
-    (call,) = launch.calls(12)
+    ((call,),) = calls_of(launch, 12)
     assert [b.tolist() for b in call.bounds(device)] == [[0, 3, 7, 12]] * 2
     assert call.bounds(device)[0].dtype == torch.int32
     assert call.longest == (5, 5)
-    assert launch.calls(12)[0] is call
+    assert calls_of(launch, 12)[0][0] is call
     monkeypatch.undo()
     with FakeTensorMode():
         assert isinstance(call.bounds(device)[0], FakeTensor)
