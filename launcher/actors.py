@@ -20,7 +20,7 @@ from typing import Any
 
 from launcher.cluster import HEAD_SECONDS, HeadWatch, connect, head_gone, resolved
 from launcher.config import RunConfig
-from launcher.hardware import cores, gpus
+from launcher.hardware import Device, cores, gpus
 from launcher.host import Host, Look, slay, spy
 from launcher.nodes import alive, check_nodes
 from launcher.placing import Nodes
@@ -82,9 +82,11 @@ class ActorRanks:
     Args:
         address: of a running cluster's head, host:port; None starts an embedded Ray on this machine.
         ranks: that will be started, which an embedded Ray makes room for.
+        wanted: device of the ranks: with "cpu" no GPU is asked for.
     """
 
-    def __init__(self, address: str | None, ranks: int) -> None:
+    def __init__(self, address: str | None, ranks: int, wanted: Device = "auto") -> None:
+        self.wanted = wanted
         self.address, self.cpus = address, max(ranks, cores())
         self.ray: Any = None
         self.nodes: Nodes
@@ -218,8 +220,8 @@ class ActorRanks:
         if self.address is not None:
             self.head = HeadWatch(resolved(self.address))
         self.ray._private.worker._worker_logs_enabled = False  # what happened is told by events, and not twice
-        on_gpus = bool(gpus()) if self.address is None else self.ray.cluster_resources().get("GPU", 0) > 0
-        self.nodes = Nodes(self.ray, self.address is None, on_gpus)
+        seen = gpus() if self.address is None else self.ray.cluster_resources().get("GPU", 0)
+        self.nodes = Nodes(self.ray, self.address is None, self.wanted != "cpu" and seen > 0)
 
     def _forget(self) -> None:
         """What the last attempt said."""
@@ -261,10 +263,10 @@ class ActorRanks:
         homes: dict[tuple[str, int], list[int]] = {}
         for bundle, node in enumerate(self.nodes.bundles):
             homes.setdefault((node, bundle if self.nodes.gpus else 0), []).append(bundle)
-        remote, launcher = self.ray.remote(Host), os.getpid() if self.address is None else 0
+        remote, given = self.ray.remote(Host), (stage, os.getpid() if self.address is None else 0, self.wanted)
         takes = {"num_cpus": mesh.ulysses, "num_gpus": mesh.ulysses if self.nodes.gpus else 0, "max_concurrency": 3}
         actors = [
-            remote.options(**takes, scheduling_strategy=self.nodes.spot(bundles[0])).remote(stage, launcher)
+            remote.options(**takes, scheduling_strategy=self.nodes.spot(bundles[0])).remote(*given)
             for bundles in homes.values()
         ]
         told = self._answers([actor.where.remote() for actor in actors], [node for node, _ in homes])

@@ -132,15 +132,16 @@ def train(
         from launcher.forking import context
         from launcher.processes import ProcessRanks
 
-        processes = context(config.zero.stage)  # begins to load torch and DeepSpeed while we check
-        code = go(config, lambda: ProcessRanks(processes), console, ranks_here())
+        processes = context(config.zero.stage, config.device)  # begins to load torch and DeepSpeed while we check
+        code = go(config, lambda: ProcessRanks(processes), console, ranks_here(config.device))
     else:
         from launcher.actors import ActorRanks
         from launcher.cluster import check_address
 
         if address is not None:
             check_address(address)
-        code = go(config, lambda: ActorRanks(address, mesh.ranks), console, 0 if address else ranks_here())
+        available = 0 if address else ranks_here(config.device)
+        code = go(config, lambda: ActorRanks(address, mesh.ranks, config.device), console, available)
     if code == 0:
         console.print(f"run folder: {config.out}", highlight=False, soft_wrap=True)
         console.print(

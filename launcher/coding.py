@@ -35,6 +35,7 @@ from data.talk_writer import Coder, Told
 from data.talks import Talks
 from data.video import Frames, encode
 from launcher.folder import write_whole
+from launcher.hardware import device_here
 from launcher.sampling import enlarged
 from models.codes import DiffusersCodes, Quantiser, open_codes
 from models.masked_token import MaskedTokenConfig
@@ -269,4 +270,4 @@ def _png(frame: Frames) -> bytes:
 
 
 def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return device_here()

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from data.mix import mix_of
 from data.sampling import Choice
+from launcher.hardware import Device
 from models.kinds import ModelConfig, ObjectiveConfig, refuse_other_objective
 from models.latents import CodecConfig
 from parallel.errors import InputError
@@ -361,12 +362,14 @@ class RunConfig(Section):
         out: the run folder; everything the run writes is there.
         seed: of the first weights, the order of samples, and every noise.
         dtype: of the model; masters and sums are float32 for bf16.
+        device: "auto": the GPUs, where there are any that torch can use; "cpu" insists on the CPU.
         steps: of training; each makes an update of the model, unless `guard` finds it harmful.
     """
 
     out: Path
     seed: int = Field(default=0, ge=0, lt=2**63)
     dtype: Literal["float64", "float32", "bf16"] = "bf16"
+    device: Device = "auto"
     steps: int = Field(ge=1, le=10**9)
     mesh: MeshConfig = MeshConfig()
     zero: ZeroConfig = ZeroConfig()

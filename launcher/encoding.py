@@ -15,6 +15,7 @@ from data.encode import EncodeSummary
 from data.latents import Dtype, Moments
 from data.outcome import Rejection
 from data.video import Frames
+from launcher.hardware import device_here
 from launcher.prepare_tables import printable
 from models.latents import CodecConfig, DiffusersCodec, open_codec
 from parallel.errors import InputError
@@ -128,7 +129,7 @@ def _rejected(rejected: list[Rejection]) -> Table:
 
 def _device(name: str | None) -> torch.device:
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return device_here()
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -12,7 +12,7 @@ import signal
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
-from launcher.hardware import gpus
+from launcher.hardware import Device, gpus
 
 PRELOAD = [
     "torch._dynamo",
@@ -23,9 +23,14 @@ PRELOAD = [
 ]
 
 
-def context(stage: int) -> BaseContext:
-    """How processes are made here; the fork server starts to load its modules at once."""
-    if gpus():
+def context(stage: int, wanted: Device = "auto") -> BaseContext:
+    """How processes are made here; the fork server starts to load its modules at once.
+
+    Args:
+        stage: of ZeRO, which decides what is loaded.
+        wanted: the device of the ranks.
+    """
+    if gpus(wanted):
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context("forkserver")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from glob import glob
+from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+from parallel.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+Device = Literal["auto", "cpu"]  # what a run asks for: GPUs if there are any, or the CPU whatever there is
+WSL = Path("/usr/lib/wsl/lib/libcuda.so.1")  # Windows shows its GPU to Linux without a device file
 RANKS_PER_CORE = 4  # more than that on a CPU only wait for each other
 
 
-def gpus() -> int:
-    """NVIDIA GPUs that this process may use."""
+def gpus(wanted: Device = "auto") -> int:
+    """NVIDIA GPUs that this process may use; none for who wants the CPU."""
+    if wanted == "cpu":
+        return 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
-    return len(glob("/dev/nvidia[0-9]*"))
+    if visible is not None:  # the driver reads it up to the first that cannot be one
+        names = (name.strip() for name in visible.split(","))
+        return len(list(takewhile(lambda name: name not in ("", "-1"), names)))
+    return len(glob("/dev/nvidia[0-9]*")) or int(WSL.exists())
 
 
 def cores() -> int:
@@ -22,9 +36,56 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def ranks_here() -> int:
+def ranks_here(wanted: Device = "auto") -> int:
     """The most ranks that this machine takes: one for each GPU, or a few for each core."""
-    return gpus() or RANKS_PER_CORE * cores()
+    return gpus(wanted) or RANKS_PER_CORE * cores()
+
+
+def driver() -> str:
+    """The version of NVIDIA's driver."""
+    try:
+        found = re.search(r"Module.*?\s(\d+[\d.]+)", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        return "unknown"
+    return found[1] if found else "unknown"
+
+
+def refuse_unusable_gpus() -> None:
+    """GPUs are used where they are, or not on purpose: a run on the CPU takes a thousand times as long.
+
+    Raises:
+        InputError: this machine has GPUs, and torch cannot use them.
+    """
+    seen = gpus()
+    if not seen:
+        return
+    import torch
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        usable = torch.cuda.is_available()
+    if usable:
+        return
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU alone"
+    said = f": {' '.join(str(told[0].message).split())}" if told else ""
+    raise InputError(
+        "torch can use the GPUs of a machine that has some",
+        f"{seen} NVIDIA GPUs, driver {driver()}; torch {torch.__version__}, {built}, cannot use them{said}",
+        "install a build of torch that fits the driver (pytorch.org/get-started, longreel doctor), or device=cpu",
+    )
+
+
+def device_here(wanted: Device = "auto") -> torch.device:
+    """The device of a command that runs in one process.
+
+    Raises:
+        InputError: see `refuse_unusable_gpus`.
+    """
+    import torch
+
+    if wanted == "auto":
+        refuse_unusable_gpus()
+    return torch.device("cuda" if wanted == "auto" and torch.cuda.is_available() else "cpu")
 
 
 def memory() -> tuple[int, int]:

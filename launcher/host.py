@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from launcher import stacks
 from launcher.forking import context
+from launcher.hardware import Device
 
 if TYPE_CHECKING:  # they import torch, while it is being loaded in the process that ranks are forked from
     from launcher.config import RunConfig
@@ -53,12 +54,13 @@ class Host:
     Args:
         stage: of ZeRO, which decides what is loaded beforehand.
         launcher: see `Children`.
+        wanted: device of the ranks.
     """
 
-    def __init__(self, stage: int, launcher: int) -> None:
+    def __init__(self, stage: int, launcher: int, wanted: Device = "auto") -> None:
         self.turn = threading.Lock()
         with _nobody_main():
-            processes = context(stage)
+            processes = context(stage, wanted)
             from launcher.children import Children
 
             self.children = Children(processes, launcher)

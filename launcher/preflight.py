@@ -12,7 +12,7 @@ from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.storage import open_storage
 from launcher.config import RunConfig
 from launcher.folder import RunFolder
-from launcher.hardware import cores, gpus, ranks_here
+from launcher.hardware import cores, gpus, ranks_here, refuse_unusable_gpus
 from launcher.makers import check_data
 from launcher.streams import open_curriculum
 from parallel.errors import InputError
@@ -45,7 +45,10 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
     Raises:
         InputError: something cannot work.
     """
-    _check_mesh(config, ranks_here() if ranks_available is None else ranks_available)
+    available = ranks_here(config.device) if ranks_available is None else ranks_available
+    if available and config.device == "auto":
+        refuse_unusable_gpus()
+    _check_mesh(config, available)
     found, broken = newest(open_storage(RunFolder(config.out).checkpoints, config.checkpoint.to), trusting)
     state = found.state if found else None
     if found is not None:
@@ -107,7 +110,8 @@ def refuse_missing_shards(stream: Stream | TalkStream) -> None:
 def _check_mesh(config: RunConfig, available: int) -> None:
     mesh = max(config.meshes, key=lambda one: one.ranks)
     if available and mesh.ranks > available:
-        what = f"{gpus()} GPUs" if gpus() else f"{cores()} cores, for at most {available} ranks"
+        seen = gpus(config.device)
+        what = f"{seen} GPUs" if seen else f"{cores()} cores, for at most {available} ranks"
         raise InputError(
             "a mesh has no more ranks than can run",
             f"{mesh} = {mesh.ranks} ranks; this machine has {what}",

@@ -103,7 +103,11 @@ def run(
     """
     folder, pulse = RunFolder(config.out), pulse or Pulse()
     timeout = timedelta(seconds=config.restart.timeout_seconds)
-    with meet(place, timeout) as device, only_writer(folder.root, place.rank), Shortage(device) as shortage:
+    with (
+        meet(place, timeout, config.device, folder.root) as device,
+        only_writer(folder.root, place.rank),
+        Shortage(device) as shortage,
+    ):
         pulse.enter("load", 0)
         storage = faults.storage(config, place.rank, open_storage(folder.checkpoints, config.checkpoint.to))
         found = find_checkpoint(config, folder, storage)

@@ -26,7 +26,7 @@ from launcher.checkpoints.reading import Checkpoint, newest, one
 from launcher.checkpoints.storage import open_storage
 from launcher.config import RunConfig, load
 from launcher.folder import RunFolder, write_whole
-from launcher.hardware import memory
+from launcher.hardware import device_here, memory
 from launcher.weights import fill, folder_of_weights
 from models.dit import VideoDiT, VideoDiTConfig
 from models.kinds import DTYPES, build, build_flow
@@ -114,7 +114,7 @@ def draw(
         found_there, remedy = f"model.kind: {config.model.kind}", '--video FILE --prompt "What is it?", to ask'
         raise InputError("videos are drawn by a model that draws", found_there, remedy)
     asked = with_defaults(request, config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here(config.device)
     codec = open_codec(config.codec, config.model.patch, DTYPES[config.dtype], device)
     grid = codec.geometry.grid(asked.frames, *asked.size)
     model = load_model(config, found, codec.geometry.channels, device)

@@ -27,6 +27,7 @@ from data.video import Frames
 from launcher.checkpoints.reading import Checkpoint
 from launcher.coding import Coding, coding_of
 from launcher.config import RunConfig
+from launcher.hardware import device_here
 from launcher.sampling import load_model, open_run
 from launcher.streams import geometry_of
 from launcher.talk_maker import TalkMaker
@@ -222,7 +223,7 @@ def speaker_of(config: RunConfig, found: Checkpoint) -> Speaker:
     if not isinstance(config.objective, NextTokenConfig):
         found_there = f"objective.kind: {config.objective.kind}"
         raise InputError("a model that speaks has learned next_token", found_there, "objective.kind=next_token")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here(config.device)
     data = config.data_of(found.state.step)
     talks = Talks.open(data.folders[0])
     model = load_model(config, found, 3, device)

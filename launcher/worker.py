@@ -6,6 +6,7 @@ It takes a file and no flags, because torchrun takes abbreviated flags for its o
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -28,6 +29,8 @@ NAMES = {  # what torchrun and srun call the same things
     "local_world": ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"),
 }
 
+PER_NODE = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE")  # what SLURM_NTASKS_PER_NODE, if asked for, may not be
+
 
 def place_from(environment: Mapping[str, str]) -> dict[str, int]:
     """Rank, world, local_rank and local_world from what the starter set.
@@ -36,8 +39,11 @@ def place_from(environment: Mapping[str, str]) -> dict[str, int]:
         InputError: nobody set them.
     """
     found = {}
+    of_srun = _tasks_here(environment)
     for key, names in NAMES.items():
         value = next((environment[n] for n in names if n in environment), None)
+        if key == "local_world" and of_srun and names[0] not in environment:
+            value = of_srun
         if value is None or not value.isdigit():
             raise InputError(
                 "launcher.worker is started once per rank, with its rank in the environment",
@@ -46,6 +52,16 @@ def place_from(environment: Mapping[str, str]) -> dict[str, int]:
             )
         found[key] = int(value)
     return found
+
+
+def _tasks_here(environment: Mapping[str, str]) -> str | None:
+    """What srun started on this node, from "8(x2),3" for eight on each of two nodes and three on the last."""
+    told = next((environment[n] for n in PER_NODE if n in environment), "")
+    counts: list[str] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", told):
+        counts += [count] * int(times or 1)
+    node = environment.get("SLURM_NODEID", "0")
+    return counts[int(node)] if node.isdigit() and int(node) < len(counts) else None
 
 
 def main(arguments: list[str]) -> int:

@@ -119,20 +119,33 @@ def join(mesh: Mesh, rank: int, timeout: timedelta | None = None) -> Groups:
         sequence, sequence_ranks = ulysses, ulysses_ranks
     else:
         sequence, sequence_ranks = _own_group(mesh.replicas(), rank, timeout)
+    for group in dict.fromkeys(own for own in (ring, ulysses, sequence) if own is not None):
+        if dist.get_backend(group) == "nccl":
+            dist.barrier(group)  # its first message must be one of all members: later some have nothing to send
     return Groups(mesh, mesh.place(rank), ring, ring_ranks, ulysses, sequence, sequence_ranks)
 
 
 def _own_group(
     groups: list[list[int]], rank: int, timeout: timedelta | None
 ) -> tuple[dist.ProcessGroup | None, tuple[int, ...]]:
-    """Create all `groups` in the same order everywhere, as torch demands, and return the one that holds `rank`."""
-    own: dist.ProcessGroup | None = None
-    ranks: tuple[int, ...] = (rank,)
-    for members in groups:
-        if len(members) > 1:
-            group = dist.new_group(members, timeout=timeout)
-            if rank in members and dist.get_backend(group) == "nccl":
-                dist.barrier(group)  # its first message must be one of all members: later some have nothing to send
-            if rank in members:
-                own, ranks = group, tuple(members)
-    return own, ranks
+    """Create all `groups` of an axis in the same order everywhere, as torch demands; gives the one that holds `rank`.
+
+    No message goes through them yet: a first one of each group in turn would make the start-ups of all communicators
+    a queue, of a second or so each. Where the world's communicator can be split, an axis is one split of it.
+    """
+    mine = next(members for members in groups if rank in members)
+    if len(mine) == 1:
+        return None, (rank,)
+    if _splits():
+        return dist.split_group(split_ranks=groups, timeout=timeout), tuple(mine)
+    made = [dist.new_group(members, timeout=timeout) for members in groups]
+    return made[groups.index(mine)], tuple(mine)
+
+
+def _splits() -> bool:
+    """Whether the communicator of all ranks is up, and smaller ones can be split from it."""
+    world = dist.group.WORLD
+    device = world.bound_device_id if world is not None else None
+    if world is None or device is None or device.type != "cuda":
+        return False
+    return bool(world._get_backend(device).supports_splitting)

@@ -17,11 +17,12 @@ so that a rank never holds more of the model than its part and one parameter.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -34,6 +35,7 @@ from parallel.errors import InputError
 
 STATE_NAMES = ("master", "exp_avg", "exp_avg_sq")  # what AdamW knows of a parameter
 Offload = Literal["nothing", "optimizer", "parameters"]
+BUCKET, BUCKET_CPU = 10**8, 5 * 10**8  # most elements of gradients that DeepSpeed sums at a time
 NORM_ROW = 1024  # of so many numbers the norm is summed in their own precision, of those sums in float64
 
 
@@ -267,7 +269,7 @@ class PlainEngine:
         for name, master in self.masters.items():
             if not self.optimizer.state[master]:  # before the first step
                 moments = {key: torch.zeros_like(master) for key in STATE_NAMES[1:]}
-                self.optimizer.state[master] = {"step": torch.tensor(0.0), **moments}
+                self.optimizer.state[master] = {"step": updates_beside(master, 0), **moments}
             state = {"master": master.detach(), **self.optimizer.state[master]}
             found.append(Fragment(name, 0, {key: state[key].view(-1) for key in STATE_NAMES}))
         return found
@@ -282,8 +284,8 @@ class PlainEngine:
 
     def refresh(self, updates: int) -> None:
         """See `Engine`."""
-        for state in self.optimizer.state.values():
-            state["step"] = torch.tensor(float(updates))
+        for master, state in self.optimizer.state.items():
+            state["step"] = updates_beside(master, updates)
         self._masters_to_model()
 
     def destroy(self) -> None:
@@ -317,20 +319,14 @@ class DeepSpeedEngine:
         offload: Offload,
         device: torch.device,
     ) -> None:
-        # Before the import: warnings such as "no GPU found" are no news on a laptop.
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-        import deepspeed
-        import deepspeed.ops
-
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
-            False  # would be compiled, for 41 s, where a compiler is
-        )
+        first = next(module.parameters())
+        deepspeed = _deepspeed(device if first.is_meta else first.device)
         self.module, self.stage = module, stage
         self.scale = float(dist.get_world_size() * micro_steps)  # DeepSpeed divides by both
-        config = _deepspeed_config(next(module.parameters()).dtype, adam, stage, micro_steps, offload)
-        double = next(module.parameters()).dtype == torch.float64
+        elements = sum(parameter.numel() for parameter in trained(module).values())
+        kind = (device if first.is_meta else first.device).type
+        config = _deepspeed_config(first.dtype, adam, stage, micro_steps, offload, elements, kind)
+        double = first.dtype == torch.float64
         dtype = torch.float32 if double else None  # left to itself, initialize() takes the model's and refuses it
 
         def cut(whole: nn.Module) -> None:
@@ -406,8 +402,8 @@ class DeepSpeedEngine:
             for fragment in self.held():  # the model's own copy does not follow by itself
                 master = fragment.tensors["master"]
                 parameters[fragment.name].ds_tensor.data[: len(master)].copy_(master)
-        for moments in self.optimizer.optimizer.state.values():
-            moments["step"] = torch.tensor(float(updates))
+        for partition, moments in self.optimizer.optimizer.state.items():
+            moments["step"] = updates_beside(partition, updates)
 
     def _fragment(self, name: str, parameter: Any) -> Fragment | None:
         """Stages 1 and 2: the stretch of a parameter that lies in this rank's part of the flattened group."""
@@ -451,7 +447,15 @@ class DeepSpeedEngine:
         name = next(n for n in names if hasattr(self.optimizer, n))  # of stage 3, of 1 and 2, of 1 in bf16
         for partition in getattr(self.optimizer, name):
             moments = {key: torch.zeros_like(partition.data) for key in STATE_NAMES[1:]}
-            self.optimizer.optimizer.state[partition] = {"step": torch.tensor(0.0), **moments}
+            self.optimizer.optimizer.state[partition] = {"step": updates_beside(partition, 0), **moments}
+
+
+def updates_beside(parameter: Tensor, updates: int) -> Tensor:
+    """How many updates a parameter's moments have seen, as AdamW keeps it in "step".
+
+    It lies on the device of the parameter: the fused kernel of a GPU reads it there, and refuses one on the CPU.
+    """
+    return torch.tensor(float(updates), dtype=torch.float32, device=parameter.device)
 
 
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -483,25 +487,62 @@ def shape_of(parameter: Tensor) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
+def _deepspeed(device: torch.device) -> Any:
+    """The package, imported for this kind of device and without a word.
+
+    At import it looks which of its operators could be compiled, and prints a line for each that could not, in every
+    process; none of them is used here. Its warnings, such as "no GPU found", are no news on a laptop.
+    """
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    with redirect_stdout(io.StringIO()):
+        import deepspeed
+        import deepspeed.ops
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled, for 41 s, where a compiler is
+    return deepspeed
+
+
 def _deepspeed_config(
-    dtype: torch.dtype, adam: AdamW, stage: int, micro_steps: int, offload: Offload
+    dtype: torch.dtype, adam: AdamW, stage: int, micro_steps: int, offload: Offload, elements: int, device: str
 ) -> dict[str, Any]:
+    """Settings of DeepSpeed.
+
+    Args:
+        dtype: of the model.
+        adam: gives the norm to clip to.
+        stage: 1 to 3.
+        micro_steps: of a step.
+        offload: see `engine_for`.
+        elements: that are trained.
+        device: "cuda" or "cpu".
+    """
+    zero: dict[str, Any] = {
+        "stage": stage,
+        # Stage 3 gathers on a stream of its own, while the layer before computes. The CPU has no streams.
+        "overlap_comm": stage == 3 and device == "cuda",
+        "stage3_param_persistence_threshold": 0,
+        # Memory of so many elements is taken at once, several times: no more than the model has. One bucket for all
+        # of a model on a CPU, because sums over more than two ranks depend on where buckets end.
+        "reduce_bucket_size": max(1, min(elements, BUCKET if device == "cuda" else BUCKET_CPU)),
+    }
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": micro_steps,
         "gradient_clipping": adam.clip,  # 1.0 unless told otherwise
-        "zero_optimization": {"stage": stage, "overlap_comm": False, "stage3_param_persistence_threshold": 0},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "torch_autocast": {"enabled": False},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice a micro-step
     }
-    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    host = {"device": "cpu", "pin_memory": device == "cuda"}
     if offload != "nothing":
-        config["zero_optimization"]["offload_optimizer"] = host
+        zero["offload_optimizer"] = host
     if offload == "parameters":
-        config["zero_optimization"]["offload_param"] = host
+        zero["offload_param"] = host
     if dtype == torch.bfloat16:
         config["bf16"] = {"enabled": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}

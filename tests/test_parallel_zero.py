@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,7 +13,19 @@ from torch import Tensor, nn
 
 from parallel.ema import EMA, Ema
 from parallel.errors import InputError
-from parallel.zero import STATE_NAMES, AdamW, Engine, Fragment, Offload, engine_for
+from parallel.zero import (
+    BUCKET,
+    BUCKET_CPU,
+    STATE_NAMES,
+    AdamW,
+    DeepSpeedEngine,
+    Engine,
+    Fragment,
+    Offload,
+    PlainEngine,
+    _deepspeed_config,
+    engine_for,
+)
 from tests.worlds import run_world
 
 State = dict[str, dict[str, Tensor]]
@@ -220,3 +234,56 @@ def test_no_update_from_what_is_not_finite_or_too_large() -> None:
         for name, tensors in expected.items():
             for key, tensor in tensors.items():
                 assert torch.equal(state[name][key], tensor), (case, name, key)
+
+
+GPU = torch.device("meta")  # stands in for one: it too is not the CPU
+
+
+def on_gpu(dtype: torch.dtype) -> nn.Module:
+    """A module whose parameters say that they are there."""
+    return nn.ParameterDict({n: torch.empty(s, dtype=dtype, device=GPU) for n, s in {"w": (3, 3), "b": (3,)}.items()})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_state_of_the_optimizer_is_where_the_parameter_is(dtype: torch.dtype) -> None:
+    """The fused AdamW of a GPU refuses a counter of updates that is on the CPU."""
+    engine = PlainEngine(on_gpu(dtype), AdamW())
+    engine.held()
+    for updates in (0, 7):
+        states = engine.optimizer.state
+        assert len(states) == len(engine.masters) == 2
+        for master, state in states.items():
+            assert master.device == GPU
+            assert {key: t.device for key, t in state.items()} == dict.fromkeys(("step", *STATE_NAMES[1:]), GPU)
+            assert state["step"].dtype == torch.float32
+        engine.refresh(updates)
+    assert {t.device for f in engine.held() for t in f.tensors.values()} == {GPU}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("device", [GPU, torch.device("cpu")])  # offloaded state is on the CPU, and its counter too
+def test_moments_that_are_made_for_deepspeed_are_where_the_partition_is(stage: int, device: torch.device) -> None:
+    names = {1: "fp32_groups_flat_partition", 2: "single_partition_of_fp32_groups", 3: "fp32_partitioned_groups_flat"}
+    partition = torch.zeros(8, device=device)
+    inner = SimpleNamespace(state={})
+    engine = DeepSpeedEngine.__new__(DeepSpeedEngine)
+    engine.stage, engine.module = stage, nn.Module()
+    engine.optimizer = SimpleNamespace(optimizer=inner, update_lp_params=lambda: None, **{names[stage]: [partition]})
+    with patch.object(DeepSpeedEngine, "_link_moments"):
+        engine._make_moments()
+        devices = {key: t.device for key, t in inner.state[partition].items()}
+        assert devices == dict.fromkeys(("step", *STATE_NAMES[1:]), device)
+        engine.refresh(7)
+    assert inner.state[partition]["step"].device == device
+
+
+@pytest.mark.parametrize("elements", [1000, 10**10])
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_settings_of_deepspeed_fit_model_and_device(elements: int, device: str) -> None:
+    for stage in (1, 2, 3):
+        made = _deepspeed_config(torch.bfloat16, AdamW(), stage, 1, "optimizer", elements, device)
+        zero = made["zero_optimization"]
+        assert zero["reduce_bucket_size"] == min(elements, BUCKET if device == "cuda" else BUCKET_CPU)
+        assert zero["overlap_comm"] == (stage == 3 and device == "cuda")
+        assert zero["offload_optimizer"]["pin_memory"] == (device == "cuda")
+        assert made["timers"] == {"throughput": {"enabled": False}}  # which waits for the GPU

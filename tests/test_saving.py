@@ -10,8 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -309,3 +311,63 @@ def test_checkpoints_of_another_run_are_not_taken(tmp_path: Path, dataset: Path)
     train(config(tmp_path / "other", dataset, steps=6, **adopted))
     assert [path.name for path in store.iterdir()] == ["step-00000006"]
     train(config(tmp_path / "other", dataset, steps=8, **of))
+
+
+def copies_from_the_second_gpu(rank: int, root: Path) -> list[tuple[str, str, str]]:
+    """What the saver asks of CUDA, and in which threads; tensors on the CPU stand in for those of cuda:1."""
+    told: list[tuple[str, str, str]] = []
+    chosen: dict[str, str] = {}  # the device of each thread: as CUDA has it, the first unless told
+
+    def tell(what: str, device: Any) -> None:
+        thread = threading.current_thread().name.partition("_")[0]
+        told.append((thread, what, str(device if device is not None else chosen.get(thread, "cuda:0"))))
+
+    class Stream:
+        def __init__(self, device: Any = None) -> None:
+            self.device = device
+            tell("stream", device)
+
+        def wait_event(self, event: Any) -> None:
+            tell("wait for event", self.device)
+
+        def synchronize(self) -> None:
+            tell("wait for stream", self.device)
+
+    class Event:
+        def record(self, stream: Any = None) -> None:
+            tell("event", stream)
+
+    def use(device: Any) -> None:
+        chosen[threading.current_thread().name.partition("_")[0]] = str(device)
+        tell("use", device)
+
+    def memory(tensor: torch.Tensor) -> torch.Tensor:
+        tell("pin", None)
+        return torch.empty_like(tensor)
+
+    with (
+        patch("launcher.checkpoints.saver._gpu_of", return_value=torch.device("cuda", 1)),
+        patch("launcher.checkpoints.saver._host_memory", memory),
+        patch("torch.cuda.Stream", Stream),
+        patch("torch.cuda.Event", Event),
+        patch("torch.cuda.set_device", use),
+        patch("torch.cuda.current_stream", lambda device=None: device),
+        patch("torch.cuda.stream", lambda stream: (tell("copy on", stream.device), nullcontext())[1]),
+    ):
+        saver = saver_on(LocalStorage(root), rank, [])
+        saver.finish(state(1))
+    return told
+
+
+def test_copies_are_made_on_the_gpu_that_they_come_from(tmp_path: Path) -> None:
+    """A thread begins with the first GPU; a wait for a stream there is none for copies from another."""
+    (told,) = run_world(1, copies_from_the_second_gpu, tmp_path)
+    assert {device for _, _, device in told} == {"cuda:1"}
+    assert [(thread, what) for thread, what, _ in told if what != "pin"] == [
+        ("MainThread", "event"),
+        ("checkpoint", "use"),
+        ("checkpoint", "stream"),
+        ("checkpoint", "wait for event"),
+        ("checkpoint", "copy on"),
+        ("checkpoint", "wait for stream"),
+    ]

@@ -82,7 +82,8 @@ class Saver:
     ) -> None:
         self.storage, self.fragments, self.make_manifest, self.keep = storage, fragments, make_manifest, keep
         self.retry_seconds, self.on_event, self.rank = retry_seconds, on_event, dist.get_rank()
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._gpu = _gpu_of(fragments)
+        self._threads = ThreadPoolExecutor(1, "checkpoint", initializer=_use, initargs=(self._gpu,))
         self._save: _Save | None = None
         self._commit: Future[dict[str, Any]] | None = None
         self._committed: _Save | None = None
@@ -104,7 +105,7 @@ class Saver:
         if refusal is not None:
             self._tell_failure(state.step, OSError(errno.ENOSPC, refusal))
             return
-        ready = _mark(self.fragments)
+        ready = _mark(self._gpu)
         copied = self._threads.submit(self._copy, ready)
         written = self._threads.submit(self._write, state, copied)
         self._save = _Save(state, tuple(recent), began, time.perf_counter() - began, copied, written)
@@ -199,7 +200,7 @@ class Saver:
             self._copies = [
                 Fragment(f.name, f.start, {k: _host_memory(t) for k, t in f.tensors.items()}) for f in self.fragments
             ]
-        with _copying(ready):
+        with _copying(ready, self._gpu):
             for source, copy in zip(self.fragments, self._copies, strict=True):
                 for key, tensor in source.tensors.items():
                     copy.tensors[key].copy_(tensor, non_blocking=True)
@@ -259,23 +260,40 @@ def _host_memory(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
 
 
-def _mark(fragments: Sequence[Fragment]) -> Any:
+def _gpu_of(fragments: Sequence[Fragment]) -> torch.device | None:
+    """Where they lie; None for the memory of the host."""
+    return next((t.device for f in fragments for t in f.tensors.values() if t.is_cuda), None)
+
+
+def _use(gpu: torch.device | None) -> None:
+    """A new thread begins with the first GPU, whatever the others of its process use."""
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
+
+
+def _mark(gpu: torch.device | None) -> Any:
     """On a GPU, the moment at which what was queued before is done."""
-    if not any(t.is_cuda for f in fragments for t in f.tensors.values()):
+    if gpu is None:
         return None
     event = torch.cuda.Event()
-    event.record()
+    event.record(torch.cuda.current_stream(gpu))
     return event
 
 
 @contextmanager
-def _copying(ready: Any) -> Iterator[None]:
-    """On a GPU, a stream of its own for the copies inside, which begin after `ready` and end with the block."""
-    if ready is None:
+def _copying(ready: Any, gpu: torch.device | None) -> Iterator[None]:
+    """On a GPU, a stream of its own for the copies inside, which begin after `ready` and end with the block.
+
+    It is a stream of the GPU that is copied from: copies between other devices would go beside it, and not be waited
+    for.
+    """
+    if gpu is None:
         yield
         return
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream(gpu)
     stream.wait_event(ready)
-    with torch.cuda.stream(stream):
-        yield
-    stream.synchronize()
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        stream.synchronize()
