@@ -8,9 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,16 @@ import psutil
 import pytest
 
 from launcher.audit import audit
-from launcher.config import to_yaml
-from launcher.folder import RunFolder, read_lines
+from launcher.config import load, to_yaml
+from launcher.folder import RunFolder
 from launcher.why import why
-from tests.runs import config, lines
+from tests.commands import Forked, Fresh, Started
+from tests.runs import config, events, lines, train
 
-STEPS = 14
-RAY = pytest.param(True, id="ray")
-STARTED: list[subprocess.Popen[str]] = []
-PLAIN = pytest.param(False, id="processes")
+SLOW = pytest.mark.slow
+STEPS = 20
+SILENCE = "restart.silence_seconds=5"  # ten by default, as test_watchdog says
+STARTED: list[Started] = []
 
 
 def settings(out: Path, dataset: Path) -> Path:
@@ -37,11 +37,10 @@ def settings(out: Path, dataset: Path) -> Path:
     return file
 
 
-def start(file: Path, ray: bool, *overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "launcher", "train", str(file), *overrides, "--ray" if ray else "--no-ray"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+def start(file: Path, ray: bool, *overrides: str, fresh: bool = False) -> Started:
+    """`longreel train`; under Ray or if `fresh`, in an interpreter of its own."""
+    arguments = ("train", file, *overrides, "--ray" if ray else "--no-ray")
+    process = Fresh(*arguments) if ray or fresh else Forked(*arguments)
     STARTED.append(process)
     return process
 
@@ -57,7 +56,7 @@ def no_leftovers() -> Iterator[None]:
     STARTED.clear()
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+def finish(process: Started, code: int = 0) -> str:
     output, _ = process.communicate(timeout=600)
     assert process.returncode == code, output
     return output
@@ -74,13 +73,13 @@ def wait_for(condition: Any, seconds: float = 300) -> Any:
 
 def pids(out: Path) -> dict[int, int]:
     """Of the ranks of the newest attempt."""
-    found = [e for e in read_lines(RunFolder(out).events) if e["event"] == "ranks"]
+    found = events(out, "ranks")
     return {p["rank"]: p["pid"] for p in found[-1]["places"]} if found else {}
 
 
 def first(out: Path, name: str) -> dict[str, Any]:
     """The first event of a name."""
-    return next(e for e in read_lines(RunFolder(out).events) if e["event"] == name)
+    return events(out, name)[0]
 
 
 def next_step(out: Path, moment: float) -> float:
@@ -109,8 +108,12 @@ def listening_beyond_loopback(pid: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> list[tuple[Any, ...]]:
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    finish(start(settings(out, dataset), ray=False))
+    return undisturbed_at(tmp_path_factory.mktemp("undisturbed") / "run", dataset, 2)
+
+
+def undisturbed_at(out: Path, dataset: Path, stage: int) -> list[tuple[Any, ...]]:
+    """The curve at a ZeRO stage when nothing happens."""
+    train(load(settings(out, dataset), [f"zero.stage={stage}"]))
     return curve(out)
 
 
@@ -126,139 +129,159 @@ def some_moment(out: Path, seed: int) -> None:
     time.sleep(chance.random() * 0.1)
 
 
-@pytest.mark.parametrize("ray", [PLAIN, RAY])
-def test_a_killed_rank_is_restarted_by_itself(
-    tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]], ray: bool
-) -> None:
-    out = tmp_path / "run"
-    process = start(settings(out, dataset), ray)
-    some_moment(out, seed=1)
-    assert not listening_beyond_loopback(process.pid)
-    os.kill(pids(out)[1], signal.SIGKILL)
-    output = finish(process)
-    assert curve(out) == undisturbed
+def until_step(out: Path, step: int) -> None:
+    wait_for(lambda: lines(out) and lines(out)[-1]["step"] >= step)
+
+
+def restarted(out: Path, number: int) -> None:
+    """Wait until the ranks were started for the `number`-th time and have done a step since."""
+    wait_for(lambda: len(events(out, "ranks")) >= number)
+    moment = events(out, "ranks")[number - 1]["time"]
+    wait_for(lambda: any(line["time"] > moment for line in lines(out)))
+
+
+def kill_job(process: Started, out: Path) -> None:
+    """SIGKILL to the launcher, with a rank that cannot notice it."""
+    os.kill(pids(out)[0], signal.SIGSTOP)
+    process.kill()
+    process.wait(60)
+
+
+def finished(out: Path, file: Path, ray: bool) -> str:
+    """What the command says that goes on to the end: as far as the undisturbed run at least, and some steps more."""
+    output = finish(start(file, ray, f"steps={max(STEPS, lines(out)[-1]['step'] + 3)}"))
+    assert not [pid for pid in pids(out).values() if alive(pid)]
+    return output
+
+
+def assert_killed(out: Path, output: str) -> None:
+    """The first failure was a SIGKILL of rank 1: it is told, and all ranks were started again at once."""
     failure = first(out, "failure")
     assert failure["rank"] == 1, failure
     assert failure["how"] == "died", failure
     assert (failure["cause"], failure["reason"]) == ("killed", "killed by SIGKILL")
     assert "restarting all ranks (1 of 3)" in output
-    assert "(raylet)" not in output, "Ray's own lines are on the screen"
-    assert next_step(out, failure["time"]) - failure["time"] < 15
-    (incident,) = why(out).incidents
+    assert next_step(out, failure["time"]) - failure["time"] < 300, "nobody waits for a timeout of ten minutes"
+    incident = why(out).incidents[0]
     assert (incident.cause, incident.rank, incident.ended) == ("killed", 1, False)
 
 
-@pytest.mark.parametrize("ray", [PLAIN, RAY])
-def test_a_killed_job_goes_on_where_it_was(
-    tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]], ray: bool
-) -> None:
-    out = tmp_path / "run"
-    file = settings(out, dataset)
-    process = start(file, ray)
-    some_moment(out, seed=2)
-    wait_for(lambda: list(RunFolder(out).checkpoints.glob("step-*")))
-    os.kill(pids(out)[0], signal.SIGSTOP)  # so that it cannot notice
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(30)
-    assert process.stdout is not None
-    process.stdout.close()  # the stopped rank holds the other side
-    output = finish(start(file, ray))  # at once: it waits for ranks that still live
-    assert curve(out) == undisturbed
-    assert ray or "rank 0 of an earlier start was stopped and is ended" in output  # Ray's raylet may have ended it
-    assert "resumed from step" in output
-    assert not [pid for pid in pids(out).values() if alive(pid)]
+def assert_hung(out: Path, output: str, stopped: int, at: float) -> None:
+    """Rank 1 was stopped: it is named, with where all of them were, and all were started again."""
+    hang = first(out, "hang")
+    assert hang["time"] - at < 300, "nobody waits for a timeout of ten minutes"
+    assert (hang["rank"], hang["pid"], hang["kind"], hang["state"]) == (1, stopped, "silent", "T (stopped)")
+    told = {e["rank"]: e["text"] for e in events(out, "stacks")}
+    assert told.keys() == {0, 1}
+    assert "run (launcher/rank.py" in told[0]
+    assert "run (launcher/rank.py" in told[1] or "py-spy" in told[1]
+    assert [e["cause"] for e in events(out, "failure")][-1] == "hang"
+    assert "its process: T (stopped)" in output
+    assert "stack of rank" in output
+    assert not alive(stopped)
+    incident = next(i for i in why(out).incidents if i.cause == "hang")
+    assert (incident.rank, incident.step, incident.ended) == (1, hang["step"], False)
 
 
-def test_sigterm_saves_a_checkpoint_and_exits_75(
-    tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]]
-) -> None:
-    """Sent to every process of the job, as batch systems do."""
+def test_one_run_through_every_fault(tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]]) -> None:
+    """A rank is killed, the job is told to stop, the job is killed, its newest checkpoint rots: three commands."""
     out = tmp_path / "run"
     file = settings(out, dataset)
-    process = start(file, False, "checkpoint.every=1000", f"steps={STEPS}")
-    some_moment(out, seed=3)
-    os.killpg(process.pid, signal.SIGTERM)
-    finish(process, code=75)
+    process = start(file, False, "steps=100000", "checkpoint.every=100000", fresh=True)
+    until_step(out, 4)
+    assert not listening_beyond_loopback(process.pid)
+    os.kill(pids(out)[1], signal.SIGKILL)
+    restarted(out, 2)
+    until_step(out, 5)
+    os.killpg(process.pid, signal.SIGTERM)  # to every process of the job, as batch systems do
+    output = finish(process, code=75)
+    assert_killed(out, output)
     stopped_at = lines(out)[-1]["step"]
-    assert stopped_at < STEPS
     assert [p.name for p in RunFolder(out).checkpoints.iterdir()] == [f"step-{stopped_at:08d}"]
-    finish(start(file, False))
-    assert curve(out) == undisturbed
 
-
-def test_a_broken_checkpoint_is_passed_over(tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]]) -> None:
-    out = tmp_path / "run"
-    file = settings(out, dataset)
-    finish(start(file, False, "steps=9"))
-    part = RunFolder(out).checkpoints / "step-00000009" / "part-00001.safetensors"
+    process = start(file, False, "steps=100000", "checkpoint.every=2", fresh=True)
+    wait_for(lambda: len(events(out, "checkpoint")) >= 3)
+    kill_job(process, out)
+    assert f"resumed from step {stopped_at}" in process.said()
+    newest = max(p for p in RunFolder(out).checkpoints.glob("step-*"))
+    part = newest / "part-00001.safetensors"
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
-    output = finish(start(file, False))
-    assert "step-00000009 is broken" in output
-    assert "part-00001.safetensors" in output
-    assert "resumed from step 6" in output
-    assert curve(out) == undisturbed
+
+    output = finished(out, file, ray=False)
+    assert "rank 0 of an earlier start was stopped and is ended" in output
+    assert f"{newest.name} is broken" in output
+    assert part.name in output
+    assert events(out, "resume")[-1]["step"] < int(newest.name.removeprefix("step-"))
+    assert f"resumed from step {events(out, 'resume')[-1]['step']}" in output
+    assert curve(out)[:STEPS] == undisturbed
+
+
+def test_one_run_under_ray_through_every_fault(
+    tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]]
+) -> None:
+    """A rank is killed, a rank is stopped, the job is killed: two commands."""
+    out = tmp_path / "run"
+    file = settings(out, dataset)
+    process = start(file, True, "steps=100000", SILENCE)
+    until_step(out, 4)
+    assert not listening_beyond_loopback(process.pid)
+    os.kill(pids(out)[1], signal.SIGKILL)
+    restarted(out, 2)
+    assert [e["step"] >= 3 for e in events(out, "resume")] == [True]
+    stopped, at = pids(out)[1], time.time()
+    os.kill(stopped, signal.SIGSTOP)
+    restarted(out, 3)
+    output = process.said()
+    assert_killed(out, output)
+    assert_hung(out, output, stopped, at)
+    assert output.count("restarting all ranks") == 2
+    kill_job(process, out)
+    output = process.said() + finished(out, file, ray=True)  # at once: it waits for ranks that still live
+    assert "(raylet)" not in output, "Ray's own lines are on the screen"
+    assert len(events(out, "resume")) == 3
+    assert f"resumed from step {events(out, 'resume')[-1]['step']}" in output
+    assert curve(out)[:STEPS] == undisturbed
+
+
+def small(out: Path, dataset: Path) -> Path:
+    """A run file of one rank without DeepSpeed, where what happens to its launcher matters alone."""
+    file = out.parent / f"{out.name}.yaml"
+    file.write_text(to_yaml(config(out, dataset, steps=100_000, checkpoint__every=100_000)))
+    return file
 
 
 def test_too_many_failures_end_the_run(tmp_path: Path, dataset: Path) -> None:
     out = tmp_path / "run"
-    process = start(settings(out, dataset), False, "restart.limit=1", "checkpoint.every=1000", "steps=100000")
+    process = start(small(out, dataset), False, "restart.limit=1")
     for attempt in (1, 2):
-        wait_for(lambda n=attempt: len([e for e in read_lines(RunFolder(out).events) if e["event"] == "ranks"]) == n)
+        wait_for(lambda n=attempt: len(events(out, "ranks")) == n)
         os.kill(pids(out)[0], signal.SIGKILL)
     output = finish(process, code=1)
     assert "given up after 1 restarts" in output
     assert "SIGKILL" in output
 
 
-@pytest.fixture(scope="module")
-def undisturbed_at(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Callable[[int], list[tuple[Any, ...]]]:
-    @cache
-    def at(stage: int) -> list[tuple[Any, ...]]:
-        out = tmp_path_factory.mktemp("undisturbed") / f"zero-{stage}"
-        finish(start(settings(out, dataset), False, f"zero.stage={stage}"))
-        return curve(out)
-
-    return at
-
-
-@pytest.mark.parametrize(("stage", "ray"), [(0, False), (1, False), (2, True), (3, False)])
-def test_a_stopped_rank_is_named_and_all_are_restarted(
-    tmp_path: Path,
-    dataset: Path,
-    undisturbed_at: Callable[[int], list[tuple[Any, ...]]],
-    stage: int,
-    ray: bool,
-) -> None:
-    expected = undisturbed_at(stage)
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=SLOW), pytest.param(1, marks=SLOW), 3])
+def test_a_stopped_rank_is_named_and_all_are_restarted(tmp_path: Path, dataset: Path, stage: int) -> None:
+    """Stage 2 under Ray above. What watches knows no stage; that each is gone on with exactly, others show, too."""
+    expected = undisturbed_at(tmp_path / "undisturbed", dataset, stage)
     out = tmp_path / "run"
-    process = start(settings(out, dataset), ray, f"zero.stage={stage}")
+    process = start(settings(out, dataset), False, f"zero.stage={stage}", SILENCE)
     some_moment(out, seed=stage)
     stopped, at = pids(out)[1], time.time()
     os.kill(stopped, signal.SIGSTOP)
     output = finish(process)
-    hang = first(out, "hang")
-    assert hang["time"] - at < 30
-    assert (hang["rank"], hang["pid"], hang["kind"], hang["state"]) == (1, stopped, "silent", "T (stopped)")
-    told = {e["rank"]: e["text"] for e in read_lines(RunFolder(out).events) if e["event"] == "stacks"}
-    assert told.keys() == {0, 1}
-    assert "run (launcher/rank.py" in told[0]
-    assert "run (launcher/rank.py" in told[1] or "py-spy" in told[1]
-    assert first(out, "failure")["cause"] == "hang"
-    assert "its process: T (stopped)" in output
-    assert "stack of rank" in output
+    assert_hung(out, output, stopped, at)
     assert "restarting all ranks (1 of 3)" in output
-    assert not alive(stopped)
     assert curve(out) == expected
-    (incident,) = why(out).incidents
-    assert (incident.cause, incident.rank, incident.step) == ("hang", 1, hang["step"])
 
 
 def test_ranks_give_up_by_themselves(tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]]) -> None:
     """By the run's own timeout, whichever process group waits: DeepSpeed's would wait for half an hour."""
     out = tmp_path / "run"
-    process = start(settings(out, dataset), False, "restart.timeout_seconds=6", "restart.silence_seconds=1000")
+    process = start(settings(out, dataset), False, "restart.timeout_seconds=8", "restart.silence_seconds=1000")
     some_moment(out, seed=2)
     os.kill(pids(out)[1], signal.SIGSTOP)
     assert "restarting all ranks (1 of 3)" in finish(process)
@@ -289,12 +312,12 @@ def test_a_dead_part_of_ray_is_told_and_replaced(
 
 def test_the_same_failure_twice_is_not_tried_again(tmp_path: Path, dataset: Path) -> None:
     out = tmp_path / "run"
-    file = settings(out, dataset)
+    file = small(out, dataset)
     out.mkdir()
     (out / "events.jsonl").touch()
     (out / "checkpoints").write_text("a file where a folder should be")
-    output = finish(start(file, False, "restart.limit=5"), code=1)
-    assert [e["event"] for e in read_lines(RunFolder(out).events)].count("ranks") == 2
+    output = finish(start(file, False, "restart.limit=5", "steps=2", "checkpoint.retry_seconds=0.1"), code=1)
+    assert len(events(out, "ranks")) == 2
     assert "failed twice at the same step in the same way" in output
 
 
@@ -311,7 +334,7 @@ def test_kills_at_random_moments(tmp_path: Path, dataset: Path, undisturbed: lis
     """Two SIGKILLs at any moment, start-up and checkpoint writes included, of a rank or of the whole job."""
     out, chance = tmp_path / "run", random.Random(seed)
     file, ray = settings(out, dataset), seed % 4 == 0
-    process = start(file, ray)
+    process = start(file, ray, fresh=True)
     for _ in range(2):
         time.sleep(chance.uniform(0.1, 20 if ray else 8))
         ranks = [pid for pid in pids(out).values() if alive(pid)]
@@ -320,7 +343,7 @@ def test_kills_at_random_moments(tmp_path: Path, dataset: Path, undisturbed: lis
         else:
             process.kill()
             process.communicate()
-            process = start(file, ray)
+            process = start(file, ray, fresh=True)
     finish(process)
     assert curve(out) == undisturbed
 
@@ -334,10 +357,10 @@ def test_kills_and_another_mesh_each_time(
     out, chance = tmp_path / "run", random.Random(seed)
     file = settings(out, dataset)
 
-    def anew() -> subprocess.Popen[str]:
+    def anew() -> Started:
         replica, ring, ulysses = chance.choice([(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (3, 1, 1), (2, 2, 1)])
         mesh = f"mesh={{replica: {replica}, ring: {ring}, ulysses: {ulysses}}}"
-        return start(file, False, mesh, f"data.workers={chance.choice([0, 1, 3])}", "checkpoint.every=1")
+        return start(file, False, mesh, f"data.workers={chance.choice([0, 1, 3])}", "checkpoint.every=1", fresh=True)
 
     process = anew()
     for _ in range(3):
