@@ -245,10 +245,10 @@ def test_one_run_under_ray_through_every_fault(
     assert curve(out)[:STEPS] == undisturbed
 
 
-def small(out: Path, dataset: Path) -> Path:
+def small(out: Path, dataset: Path, **changes: Any) -> Path:
     """A run file of one rank without DeepSpeed, where what happens to its launcher matters alone."""
     file = out.parent / f"{out.name}.yaml"
-    file.write_text(to_yaml(config(out, dataset, steps=100_000, checkpoint__every=100_000)))
+    file.write_text(to_yaml(config(out, dataset, steps=100_000, checkpoint__every=100_000, **changes)))
     return file
 
 
@@ -312,11 +312,8 @@ def test_a_dead_part_of_ray_is_told_and_replaced(
 
 def test_the_same_failure_twice_is_not_tried_again(tmp_path: Path, dataset: Path) -> None:
     out = tmp_path / "run"
-    file = small(out, dataset)
-    out.mkdir()
-    (out / "events.jsonl").touch()
-    (out / "checkpoints").write_text("a file where a folder should be")
-    output = finish(start(file, False, "restart.limit=5", "steps=2", "checkpoint.retry_seconds=0.1"), code=1)
+    file = small(out, dataset, faults=[{"kind": "raise", "step": 2}] * 5)  # each strikes once in the life of a run
+    output = finish(start(file, False, "restart.limit=5"), code=1)
     assert len(events(out, "ranks")) == 2
     assert "failed twice at the same step in the same way" in output
 
