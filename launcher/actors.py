@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from launcher.cluster import HEAD_SECONDS, HeadWatch, connect, head_gone, resolved
 from launcher.config import RunConfig
@@ -182,6 +182,10 @@ class ActorRanks:
     def rooms(self, in_all: bool = False) -> tuple[int, ...] | None:
         """See `Ranks`."""
         return self.nodes.rooms(in_all) if self.address is not None else None
+
+    def kind(self) -> Literal["cuda", "cpu"]:
+        """See `Ranks`."""
+        return "cuda" if self.nodes.gpus else "cpu"
 
     def stop(self) -> None:
         """See `Ranks`."""

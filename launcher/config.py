@@ -295,10 +295,12 @@ class RestartConfig(Section):
 
     Attributes:
         limit: restarts in a row without a new checkpoint before the run is given up.
-        timeout_seconds: how long ranks wait for each other within a step before they give up by themselves.
+        timeout_seconds: how long ranks wait for each other within a step before they give up by themselves; none: what
+            the dearest step takes on a poor device, three times, and at least ten minutes.
         silence_seconds: a rank whose process does not answer for so long is taken for stopped or cut off.
         hang_seconds: so long no rank may get on before the one that is behind is named and all are restarted; none: ten
-            times the slowest of the last steps, at least 20 s; ten minutes for start and first step.
+            times the slowest of the last steps, at least 20 s; ten minutes for start and first step; and never less
+            than three times what the dearest step takes on a poor device.
         elastic: on a cluster, go on with the largest mesh that fits when nodes are lost, and grow back; else wait for
             them, for ten minutes at most.
         verify: compare the first steps after a resume with what they were before.
@@ -306,7 +308,7 @@ class RestartConfig(Section):
     """
 
     limit: int = Field(default=3, ge=0)
-    timeout_seconds: float = Field(default=600, gt=0)
+    timeout_seconds: float | None = Field(default=None, gt=0)
     silence_seconds: float = Field(default=10, gt=0)
     hang_seconds: float | None = Field(default=None, gt=0)
     elastic: bool = True
@@ -361,7 +363,7 @@ class RunConfig(Section):
     Attributes:
         out: the run folder; everything the run writes is there.
         seed: of the first weights, the order of samples, and every noise.
-        dtype: of the model; masters and sums are float32 for bf16.
+        dtype: of the model; masters and sums are float32 for bf16. On a GPU float32 multiplies in TF32, of 10 bits.
         device: "auto": the GPUs, where there are any that torch can use; "cpu" insists on the CPU.
         steps: of training; each makes an update of the model, unless `guard` finds it harmful.
     """

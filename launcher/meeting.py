@@ -159,6 +159,15 @@ def claim(store: Store, place: RankPlace, gpu: str) -> None:
         raise InputError("each rank has a GPU of its own", found, _fewer(place))
 
 
+def use_tensor_cores(device: torch.device, dtype: str) -> None:
+    """Let float32 products of a GPU be made in TF32: six times as fast, with 10 bits of each factor instead of 23.
+
+    Sums stay in float32. Who wants every digit takes dtype=float64, or device=cpu.
+    """
+    if device.type == "cuda" and dtype == "float32":
+        torch.set_float32_matmul_precision("high")
+
+
 def set_timeouts(timeout: timedelta) -> None:
     """Give every process group the run's timeout: DeepSpeed clones its own, with half an hour."""
     for group in dist.distributed_c10d._world.pg_map:

@@ -14,6 +14,7 @@ from launcher.config import RunConfig
 from launcher.folder import RunFolder
 from launcher.hardware import cores, gpus, ranks_here, refuse_unusable_gpus
 from launcher.makers import check_data
+from launcher.patience import RATES, Kind, pack_flops, step_seconds
 from launcher.streams import open_curriculum
 from parallel.errors import InputError
 
@@ -28,11 +29,13 @@ class Ready:
         step: of the checkpoint that the run will go on from; 0 for a fresh run.
         samples: that will be trained on.
         notes: what works, but perhaps not as the person thinks, one sentence each.
+        flops: of the dearest pack (`patience.pack_flops`).
     """
 
     step: int
     samples: int
     notes: tuple[str, ...]
+    flops: float
 
 
 def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
@@ -66,7 +69,22 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
     for stream in curriculum.streams[at:]:
         refuse_missing_shards(stream)
         notes += notes_on(stream)
-    return Ready(state.step if state else 0, curriculum.streams[at].plan.mix.samples, tuple(notes))
+    flops = pack_flops(config, curriculum)
+    notes += notes_on_time(config, flops, "cpu" if available and not gpus(config.device) else "cuda")
+    return Ready(state.step if state else 0, curriculum.streams[at].plan.mix.samples, tuple(notes), flops)
+
+
+def notes_on_time(config: RunConfig, flops: float, kind: Kind) -> Iterator[str]:
+    """What a person who chose how long a step may take should know of how long it will."""
+    seconds = max(step_seconds(flops, config, mesh, kind) for mesh in config.meshes)
+    for name in ("timeout_seconds", "hang_seconds"):
+        chosen = getattr(config.restart, name)
+        if chosen is not None and chosen < seconds:
+            rate = RATES[kind][config.dtype]
+            yield (
+                f"restart.{name}={chosen:g} may be too short: the dearest step has {flops:.1e} operations a pack, "
+                f"{seconds:,.0f} s at {rate / 1e12:g} TFLOP/s a rank; leave it out to have it chosen"
+            )
 
 
 def notes_on(stream: Stream | TalkStream) -> Iterator[str]:

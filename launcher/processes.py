@@ -7,9 +7,11 @@ import socket
 import time
 from collections.abc import Sequence
 from multiprocessing.context import BaseContext
+from typing import Literal
 
 from launcher.children import Children
 from launcher.config import RunConfig
+from launcher.hardware import Device, gpus
 from launcher.pulse import Beat
 from launcher.ranks import End, Seat, Wait, Where, is_bad, settled
 from launcher.stacks import TELL_SECONDS
@@ -22,6 +24,7 @@ class ProcessRanks:
 
     def __init__(self, processes: BaseContext) -> None:
         self.children = Children(processes, os.getpid())
+        self.device: Device = "auto"
         self.ends: list[End] = []
         self.first_failure = float("inf")
 
@@ -31,6 +34,7 @@ class ProcessRanks:
 
     def start(self, config: RunConfig) -> list[Where]:
         """See `Ranks`."""
+        self.device = config.device
         world, address = config.mesh.mesh().ranks, f"127.0.0.1:{free_port()}"
         self.ends, self.first_failure = [], float("inf")
         pids = self.children.start(config, [Seat(rank, world, rank, world, address) for rank in range(world)])
@@ -68,6 +72,10 @@ class ProcessRanks:
     def rooms(self, in_all: bool = False) -> tuple[int, ...] | None:
         """See `Ranks`."""
         return None
+
+    def kind(self) -> Literal["cuda", "cpu"]:
+        """See `Ranks`."""
+        return "cuda" if gpus(self.device) else "cpu"
 
     def stop(self) -> None:
         """See `Ranks`."""

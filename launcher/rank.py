@@ -24,7 +24,8 @@ from launcher.gauge import NO_MEMORY, Gauge, Memory
 from launcher.guard import Guard, RewindError, add_window, skipped, windows_of
 from launcher.journal import Journal
 from launcher.makers import maker_of
-from launcher.meeting import RankPlace, meet, set_timeouts
+from launcher.meeting import RankPlace, meet, set_timeouts, use_tensor_cores
+from launcher.patience import Kind, group_seconds, pack_flops, patience
 from launcher.pulse import Pulse
 from launcher.resuming import find_checkpoint, proof_of, resume, saver_for
 from launcher.shortage import Shortage
@@ -102,20 +103,23 @@ def run(
         pulse: told how far this rank is.
     """
     folder, pulse = RunFolder(config.out), pulse or Pulse()
-    timeout = timedelta(seconds=config.restart.timeout_seconds)
+    chosen, mesh = config.restart.timeout_seconds, config.mesh.mesh()
     with (
-        meet(place, timeout, config.device, folder.root) as device,
+        meet(place, timedelta(seconds=group_seconds(chosen)), config.device, folder.root) as device,
         only_writer(folder.root, place.rank),
         Shortage(device) as shortage,
     ):
         pulse.enter("load", 0)
+        use_tensor_cores(device, config.dtype)
         storage = faults.storage(config, place.rank, open_storage(folder.checkpoints, config.checkpoint.to))
         found = find_checkpoint(config, folder, storage)
         feed = build_feed(config, place, device, found.state if found else None)
         engine = build_engine(config, feed, device)
         begin_with_weights(config, engine)
         ema = Ema(engine, config.optimizer.ema) if config.optimizer.ema else None
-        set_timeouts(timeout)
+        kind: Kind = "cuda" if device.type == "cuda" else "cpu"
+        longest = patience(pack_flops(config, feed.curriculum), config, mesh, kind)
+        set_timeouts(timedelta(seconds=group_seconds(chosen, longest)))
         layout = layout_of(config.model_dump(mode="json"))
         state = resume(folder, found, feed, engine, ema)
         journal = Journal(folder, state.step, place.rank, layout, proof_of(config, found, device))
@@ -186,7 +190,7 @@ def guard_for(config: RunConfig, folder: RunFolder, journal: Journal) -> Guard:
 def build_feed(config: RunConfig, place: RankPlace, device: torch.device, state: TrainState | None = None) -> Feed:
     """Data and objective of this rank; `state` is that of the checkpoint to go on from."""
     curriculum = open_curriculum(config, state.datasets if state else ())
-    groups = join(config.mesh.mesh(), place.rank, timedelta(seconds=config.restart.timeout_seconds))
+    groups = join(config.mesh.mesh(), place.rank, timedelta(seconds=group_seconds(config.restart.timeout_seconds)))
     return Feed(curriculum, maker_of(config, groups, device))
 
 

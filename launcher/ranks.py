@@ -185,6 +185,9 @@ class Ranks(Protocol):
             in_all: also where other runs are.
         """
 
+    def kind(self) -> Literal["cuda", "cpu"]:
+        """What they compute on."""
+
     def stop(self) -> None:
         """Ask for a checkpoint and an end after the current step."""
 

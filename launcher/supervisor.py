@@ -23,6 +23,7 @@ from launcher.checkpoints.reading import Checkpoint, newest, trusting
 from launcher.checkpoints.storage import open_storage
 from launcher.config import MeshConfig, RunConfig
 from launcher.folder import RunFolder
+from launcher.patience import patience
 from launcher.ranks import NODE, End, HeadGoneError, How, LostError, NoRoomError, Ranks, Where, culprit, is_bad, is_echo
 from launcher.screen import Screen, describe
 from launcher.watchdog import Hang, Watchdog
@@ -82,9 +83,13 @@ class Supervisor:
         screen: shows what is recorded.
         asked: counts requests to stop.
         console: for a person.
+        flops: of the dearest pack (`patience.pack_flops`).
     """
 
-    def __init__(self, config: RunConfig, ranks: Ranks, screen: Screen, asked: Asked, console: Console) -> None:
+    def __init__(
+        self, config: RunConfig, ranks: Ranks, screen: Screen, asked: Asked, console: Console, flops: float = 0.0
+    ) -> None:
+        self.flops = flops
         self.config, self.ranks, self.screen, self.asked, self.console = config, ranks, screen, asked, console
         self.folder = RunFolder(config.out)
         self.wanted = config.mesh.mesh()
@@ -220,7 +225,8 @@ class Supervisor:
 
     def _watch(self) -> Verdict:
         """Wait for the ranks; pass on requests to stop, the second of which does not wait for a checkpoint."""
-        watchdog, passed_on = Watchdog(self.config.restart), False
+        longest = patience(self.flops, self.config, self.mesh, self.ranks.kind())
+        watchdog, passed_on = Watchdog(self.config.restart, longest), False
         next_beat = next_growth = time.monotonic()
         found_room = 0
         while True:

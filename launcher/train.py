@@ -53,7 +53,7 @@ def train(config: RunConfig, make_ranks: Callable[[], Ranks], console: Console, 
         try:
             with stop_signals() as asked:
                 screen = Screen(folder, config.steps, ready.step, console)
-                return Supervisor(config, ranks, screen, asked, console).run()
+                return Supervisor(config, ranks, screen, asked, console, ready.flops).run()
         finally:
             ranks.close()
 

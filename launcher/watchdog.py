@@ -8,7 +8,9 @@ Pure: no clock and no process in it, so that a test can feed it any history. Tim
 look (it was stopped, or the machine slept) is not held against anybody.
 
 The deadline is ten times the slowest of the last 20 steps, at least 20 s; reading data has three times as much, because
-a store may have to be asked again. Start, load, save and the first step (which may compile) have ten minutes.
+a store may have to be asked again. Start, load, save and the first step (which may compile) have ten minutes. None is
+less than `patience` (`patience.py`): a step of much arithmetic stands in one phase for as long as that takes, and packs
+of long samples take longer than those before them.
 """
 
 from __future__ import annotations
@@ -62,10 +64,15 @@ class _Seen:
 
 
 class Watchdog:
-    """Watches one attempt of a run: ranks that were restarted have a new one."""
+    """Watches one attempt of a run: ranks that were restarted have a new one.
 
-    def __init__(self, settings: RestartConfig) -> None:
-        self.settings = settings
+    Args:
+        settings: of the run.
+        patience: seconds that the dearest step of the run may take, if the settings do not say it.
+    """
+
+    def __init__(self, settings: RestartConfig, patience: float = 0.0) -> None:
+        self.settings, self.patience = settings, patience
         self._clock = 0.0  # seconds that count
         self._last: float | None = None
         self._seen: dict[int, _Seen] = {}
@@ -102,10 +109,10 @@ class Watchdog:
         """How long nobody may get on while the last of them is here."""
         chosen = self.settings.hang_seconds
         if beat.phase in SLOW_PHASES or self._pace.in_first_step:
-            return max(SLOW_SECONDS, chosen or 0.0)
+            return max(SLOW_SECONDS, self.patience if chosen is None else chosen)
         if chosen is not None:
             return chosen
-        seconds = max(LEAST_SECONDS, TIMES_SLOWEST * self._pace.slowest)
+        seconds = max(LEAST_SECONDS, self.patience, TIMES_SLOWEST * self._pace.slowest)
         return DATA_TIMES * seconds if beat.phase == "data" else seconds
 
     def _silence(self, ranks: Iterable[int], running: Collection[int]) -> Hang | None:

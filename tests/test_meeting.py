@@ -207,6 +207,19 @@ def test_an_exception_is_told_while_others_sit_in_a_collective() -> None:
     assert not others[2]
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "precision"),
+    [("cuda:1", "float32", "high"), ("cuda:1", "bf16", "highest"), ("cpu", "float32", "highest")],
+)
+def test_float32_of_a_gpu_uses_its_tensor_cores(device: str, dtype: str, precision: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        meeting.use_tensor_cores(torch.device(device), dtype)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_groups_are_freed_after_success() -> None:
     with (
         patch.object(meeting, "meeting_store", return_value=dist.HashStore()),

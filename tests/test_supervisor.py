@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from rich.console import Console
@@ -73,6 +73,9 @@ class Played:
         if in_all:
             return self.total
         return self.free.pop(0) if len(self.free) > 1 else self.free[0]
+
+    def kind(self) -> Literal["cuda", "cpu"]:
+        return "cpu"
 
     def stop(self) -> None:
         pass
