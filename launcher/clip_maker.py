@@ -24,6 +24,7 @@ from models.patches import patchify
 from models.schedule import AttentionConfig, area_of, masks_of
 from parallel import stream as streams
 from parallel.geometry import Geometry
+from parallel.kernel import Kernel
 from parallel.mesh import Groups
 from parallel.packed import lay_out
 from parallel.plan import plan_for
@@ -56,6 +57,7 @@ class ClipMaker:
         attention: patterns of the model's layers.
         groups: of this rank.
         device: of the tensors.
+        kernel: of attention; None for the one that every torch has.
     """
 
     codec: Codec
@@ -63,6 +65,7 @@ class ClipMaker:
     attention: tuple[AttentionConfig, ...]
     groups: Groups
     device: torch.device
+    kernel: Kernel | None = None
 
     @cached_property
     def stream(self) -> streams.Stream:
@@ -86,9 +89,9 @@ class ClipMaker:
         pieces = stream.read(pack, ranges, lambda number, error: problems.update({number: error.value}))
         values = torch.cat([self._empty(), *(self._values(pack, piece) for piece in pieces)])
         noisy = self.objective.prepare(lay_out(pack.documents, ranges, values), self.stream.send)
-        batch = batch_of(noisy.packed, noisy.levels, self.stream.send)
+        batch = batch_of(noisy.packed, noisy.levels, self.stream.send, self.kernel)
         prepared = Clips(noisy.packed, noisy.target, noisy.levels, batch)
-        plans = {id(mask): plan_for(mask, split, self.groups) for mask in masks}
+        plans = {id(mask): plan_for(mask, split, self.groups, kernel=self.kernel) for mask in masks}
         for plan in plans.values():
             plan.prepare(self.device)
         received = 0

@@ -26,6 +26,7 @@ from data.sampling import Choice
 from launcher.hardware import Device
 from models.kinds import ModelConfig, ObjectiveConfig, refuse_other_objective
 from models.latents import CodecConfig
+from parallel.choice import Asked
 from parallel.errors import InputError
 from parallel.mesh import Mesh
 from parallel.zero import AdamW, Offload, refuse_offload
@@ -68,6 +69,17 @@ class MeshConfig(Section):
     def mesh(self) -> Mesh:
         """As the type that the rest of the code uses."""
         return Mesh(self.replica, self.ring, self.ulysses)
+
+
+class KernelConfig(Section):
+    """What computes attention; who sees whom is `model.attention`.
+
+    Attributes:
+        kernel: on CUDA: "aten" (torch's own), "fa2" (the flash-attn package), "fa3", "fa4" (FlashAttention 3 and 4),
+            "cudnn"; "auto" measures those that can be had when a run starts, and takes the fastest that is right.
+    """
+
+    kernel: Asked = "auto"
 
 
 class ZeroConfig(Section):
@@ -365,6 +377,8 @@ class RunConfig(Section):
         seed: of the first weights, the order of samples, and every noise.
         dtype: of the model; masters and sums are float32 for bf16. On a GPU float32 multiplies in TF32, of 10 bits.
         device: "auto": the GPUs, where there are any that torch can use; "cpu" insists on the CPU.
+        determinism: "strict": steps on CUDA repeat themselves bit by bit, and are slower; an operation that cannot,
+            fails. "fast": sums may add up in any order. On a CPU every step repeats itself.
         steps: of training; each makes an update of the model, unless `guard` finds it harmful.
     """
 
@@ -373,7 +387,9 @@ class RunConfig(Section):
     dtype: Literal["float64", "float32", "bf16"] = "bf16"
     device: Device = "auto"
     steps: int = Field(ge=1, le=10**9)
+    determinism: Literal["strict", "fast"] = "fast"
     mesh: MeshConfig = MeshConfig()
+    attention: KernelConfig = KernelConfig()
     zero: ZeroConfig = ZeroConfig()
     data: DataConfig
     codec: CodecConfig = CodecConfig()

@@ -40,33 +40,34 @@ def found_on(device: torch.device, dtypes: Iterable[str]) -> Finding:
     """How far each kernel is from the truth on a device, and on a GPU how fast it is."""
     import torch
 
+    from parallel.choice import routed
+
     said, wrong = [], False
     for name in dtypes:
         for title, kernel in kernels_here(device, getattr(torch, name)).items():
             try:
-                error = max(
-                    attention_error(kernel, device, getattr(torch, name), dim) for dim in HEAD_DIMS[device.type]
-                )
-                fast = device.type == "cuda" and name == "bfloat16"
-                speed = "{:.0f} and {:.0f} TFLOP/s".format(*attention_speed(kernel, device)) if fast else ""
+                with routed(title):
+                    sizes = HEAD_DIMS[device.type]
+                    error = max(attention_error(kernel, device, getattr(torch, name), dim) for dim in sizes)
+                    fast = device.type == "cuda" and name == "bfloat16"
+                    speed = "{:.0f} and {:.0f} TFLOP/s".format(*attention_speed(kernel, device)) if fast else ""
             except Exception as failure:
                 said.append(f"{name} by {title} fails with {one_line(failure)}")
                 wrong = True
             else:
                 said.append(f"{name} by {title} {error:.0e}{', ' if speed else ''}{speed}")
                 wrong |= not error <= ERRORS[name]
-    sizes = " and ".join(map(str, HEAD_DIMS[device.type]))
-    found = f"furthest from a dense reference, forward and backward, heads of {sizes}: {'; '.join(said)}"
+    heads = " and ".join(map(str, HEAD_DIMS[device.type]))
+    found = f"furthest from a dense reference, forward and backward, heads of {heads}: {'; '.join(said)}"
     remedy = "install torch again, or another build of it; float32 is the safest dtype" if wrong else ""
     return Finding(f"attention on {device}", "problem" if wrong else "ok", found, remedy)
 
 
 def kernels_here(device: torch.device, dtype: torch.dtype) -> dict[str, Kernel]:
     """The kernels that a run could choose on a device, by name."""
-    import parallel.kernel
+    from parallel.choice import candidates, titled
 
-    kernel = parallel.kernel.kernel_for(device, dtype)
-    return {type(kernel).__name__: kernel}
+    return {titled(name, kernel): kernel for name, kernel in candidates(device, dtype)[0].items()}
 
 
 def attention_error(kernel: Kernel, device: torch.device, dtype: torch.dtype, dim: int) -> float:

@@ -14,16 +14,17 @@ from launcher.talk_maker import TalkMaker, refuse_other_vocabulary
 from models.kinds import DTYPES, build_flow, build_talk_objective
 from models.latents import open_codec
 from models.video_lm import VideoLMConfig
+from parallel.kernel import Kernel
 from parallel.mesh import Groups
 
 
-def maker_of(config: RunConfig, groups: Groups, device: torch.device) -> Maker:
+def maker_of(config: RunConfig, groups: Groups, device: torch.device, kernel: Kernel | None = None) -> Maker:
     """What makes micro-steps for the model of a run."""
     model, dtype = config.model, DTYPES[config.dtype]
     if isinstance(model, VideoLMConfig):
-        return TalkMaker(model, build_talk_objective(config.objective), groups, dtype, device)
+        return TalkMaker(model, build_talk_objective(config.objective), groups, dtype, device, kernel)
     codec = open_codec(config.codec, model.patch, dtype, device)
-    return ClipMaker(codec, build_flow(config.objective), model.attention, groups, device)
+    return ClipMaker(codec, build_flow(config.objective), model.attention, groups, device, kernel)
 
 
 def check_data(config: RunConfig, curriculum: Curriculum) -> None:

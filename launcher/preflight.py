@@ -13,6 +13,7 @@ from launcher.checkpoints.storage import open_storage
 from launcher.config import RunConfig
 from launcher.folder import RunFolder
 from launcher.hardware import cores, gpus, ranks_here, refuse_unusable_gpus
+from launcher.kernels import refuse_kernels
 from launcher.makers import check_data
 from launcher.patience import RATES, Kind, pack_flops, step_seconds
 from launcher.streams import open_curriculum
@@ -52,6 +53,8 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
     if available and config.device == "auto":
         refuse_unusable_gpus()
     _check_mesh(config, available)
+    if config.device == "cpu" or gpus() or ranks_available is None:  # else a cluster may have GPUs: its ranks say it
+        refuse_kernels(config, "cuda" if gpus(config.device) else "cpu")
     found, broken = newest(open_storage(RunFolder(config.out).checkpoints, config.checkpoint.to), trusting)
     state = found.state if found else None
     if found is not None:

@@ -23,6 +23,7 @@ from launcher.folder import RunFolder, only_writer
 from launcher.gauge import NO_MEMORY, Gauge, Memory
 from launcher.guard import Guard, RewindError, add_window, skipped, windows_of
 from launcher.journal import Journal
+from launcher.kernels import about, be_deterministic, kernel_of
 from launcher.makers import maker_of
 from launcher.meeting import RankPlace, meet, set_timeouts, use_tensor_cores
 from launcher.patience import Kind, group_seconds, pack_flops, patience
@@ -35,7 +36,7 @@ from models.kinds import DTYPES, build
 from parallel.agreement import refuse_differences
 from parallel.ema import Ema
 from parallel.errors import InputError
-from parallel.kernel import kernel_for
+from parallel.kernel import Kernel
 from parallel.mesh import Mesh, join
 from parallel.zero import Engine, engine_for, on_meta
 
@@ -104,6 +105,7 @@ def run(
     """
     folder, pulse = RunFolder(config.out), pulse or Pulse()
     chosen, mesh = config.restart.timeout_seconds, config.mesh.mesh()
+    be_deterministic(config)
     with (
         meet(place, timedelta(seconds=group_seconds(chosen)), config.device, folder.root) as device,
         only_writer(folder.root, place.rank),
@@ -113,7 +115,8 @@ def run(
         use_tensor_cores(device, config.dtype)
         storage = faults.storage(config, place.rank, open_storage(folder.checkpoints, config.checkpoint.to))
         found = find_checkpoint(config, folder, storage)
-        feed = build_feed(config, place, device, found.state if found else None)
+        attention = kernel_of(config, device, folder)
+        feed = build_feed(config, place, device, found.state if found else None, attention.kernel)
         engine = build_engine(config, feed, device)
         begin_with_weights(config, engine)
         ema = Ema(engine, config.optimizer.ema) if config.optimizer.ema else None
@@ -125,13 +128,14 @@ def run(
         journal = Journal(folder, state.step, place.rank, layout, proof_of(config, found, device))
         guard = guard_for(config, folder, journal)
         journal.expect(guard)
+        if attention.tried:
+            journal.event("kernel", **{"for": about(config, device)}, **attention.record())
         saver = saver_for(config, storage, engine, ema, journal)
         shortage.holds(engine)
         batches = feed.batches(state.position)
         poisoned = faults.poisoned(config, place.rank)
         unreadable: set[str] = set()
-        kernel = type(kernel_for(device, DTYPES[config.dtype])).__name__
-        gauge = Gauge(device, DTYPES[config.dtype], place.rank, place.world, kernel)
+        gauge = Gauge(device, DTYPES[config.dtype], place.rank, place.world, attention.title)
         stopped = False
         end = config.stretch_after(state.step)
         while state.step < end and not stopped:
@@ -187,11 +191,17 @@ def guard_for(config: RunConfig, folder: RunFolder, journal: Journal) -> Guard:
     return Guard(config.guard, windows[0])
 
 
-def build_feed(config: RunConfig, place: RankPlace, device: torch.device, state: TrainState | None = None) -> Feed:
-    """Data and objective of this rank; `state` is that of the checkpoint to go on from."""
+def build_feed(
+    config: RunConfig,
+    place: RankPlace,
+    device: torch.device,
+    state: TrainState | None = None,
+    kernel: Kernel | None = None,
+) -> Feed:
+    """Data and objective of this rank; `state` is that of the checkpoint to go on from, `kernel` computes attention."""
     curriculum = open_curriculum(config, state.datasets if state else ())
     groups = join(config.mesh.mesh(), place.rank, timedelta(seconds=group_seconds(config.restart.timeout_seconds)))
-    return Feed(curriculum, maker_of(config, groups, device))
+    return Feed(curriculum, maker_of(config, groups, device, kernel))
 
 
 def build_engine(config: RunConfig, feed: Feed, device: torch.device) -> Engine:

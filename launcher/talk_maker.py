@@ -29,6 +29,7 @@ from models.talk_masks import MaskConfig, masks_of
 from models.video_lm import Heard, Objective, VideoLMConfig
 from models.vision import Averages, Places, Seen, places_for
 from parallel.errors import InputError
+from parallel.kernel import Kernel
 from parallel.mesh import Groups
 from parallel.packed import TEXT, VIDEO, Document, lay_out, local_spans
 from parallel.plan import Plan, plan_for
@@ -51,6 +52,7 @@ class TalkMaker:
         groups: of this rank.
         dtype: of the model.
         device: of the tensors.
+        kernel: of attention; None for the one that every torch has.
     """
 
     model: VideoLMConfig
@@ -58,6 +60,7 @@ class TalkMaker:
     groups: Groups
     dtype: torch.dtype
     device: torch.device
+    kernel: Kernel | None = None
 
     @cached_property
     def stream(self) -> Stream:
@@ -141,7 +144,7 @@ class TalkMaker:
             self.objective,
             rope,
         )
-        plans = {window: plan_for(mask, split, self.groups) for window, mask in masks.items()}
+        plans = {window: plan_for(mask, split, self.groups, kernel=self.kernel) for window, mask in masks.items()}
         for plan in plans.values():
             plan.prepare(self.device)
         return heard, plans
