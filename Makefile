@@ -4,17 +4,41 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CHOSEN := $(VENV)/.torch
 LONGREEL := $(BIN)/longreel
-PIP := $(BIN)/pip install -qq --disable-pip-version-check --no-compile -c constraints.txt
+PINS = $(if $(filter keep,$(TORCH)),$(VENV)/constraints.txt,constraints.txt)
+PIP = $(BIN)/pip install -qq --disable-pip-version-check --no-compile -c $(PINS)
+
+# Which torch. The bare pin of `default` is what your own package index has under that version: a public one gives the
+# build for CUDA 13 (2.7 GB with what it needs, and a driver of 580 or newer). The others are torch's own builds, and
+# `keep` takes the torch that $(PYTHON) has, or that of the environment that VENV names.
+BEFORE := $(or $(shell cat $(CHOSEN) 2>/dev/null),default)
+TORCH ?= $(BEFORE)
+TORCH_INDEX ?= https://download.pytorch.org/whl
+BUILDS := default keep cpu cu126 cu128 cu130
+DRIVER_default := on a GPU node longreel doctor says whether it fits the driver
+DRIVER_keep := whatever it was built for
+DRIVER_cpu := no GPU is used
+DRIVER_cu126 := CUDA 12.6, NVIDIA driver 525 or newer; GPUs up to Hopper
+DRIVER_cu128 := CUDA 12.8, NVIDIA driver 525 or newer, 570 for Blackwell
+DRIVER_cu130 := CUDA 13.0, NVIDIA driver 580 or newer
+ifeq ($(filter $(TORCH),$(BUILDS)),)
+$(error TORCH=$(TORCH) is none of: $(BUILDS))
+endif
+NO_TORCH = TORCH=keep: $(VENV) sees no torch. Give PYTHON=one that has it, after make clean, or VENV=its environment
+VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+FROM = $(if $(filter default,$(TORCH)),torch,--extra-index-url $(TORCH_INDEX)/$(TORCH) torch==$(VERSION)+$(TORCH))
+
 PLACE := runs/quickstart
 CLIPS := 512
 LEARN := runs/learn
 NEEDLE := runs/needle
 
-.PHONY: help setup quickstart learn test soak lint bench clean
+.PHONY: help setup again quickstart learn test soak lint bench clean
 help:
 	@echo "make quickstart   the main job, end to end, on a laptop: clips, shards, training on 2 ranks, samples, report"
 	@echo "make learn        a model that sees and speaks, and one that finds needles, from scratch, in 20 minutes"
+	@echo "make setup        packages into .venv; TORCH=cpu, cu126, cu128, cu130 or keep chooses torch: docs/gpu.md"
 	@echo "make test         the tests"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        benchmarks, side by side with a peer"
@@ -22,14 +46,29 @@ help:
 
 setup: $(READY)
 
-# Pinned, because a bare `torch` pulls gigabytes of CUDA packages; on a GPU machine install your own build instead.
+ifneq ($(TORCH),$(BEFORE))
+$(READY): again
+endif
+
 $(READY): pyproject.toml constraints.txt
+ifeq ($(TORCH),keep)
+	@test -d $(VENV) || $(PYTHON) -m venv --system-site-packages $(VENV)
+	@$(BIN)/python -c "import torch" 2>/dev/null || { echo "$(NO_TORCH)"; exit 1; }
+	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	@$(BIN)/python -c "import torch; print(f'torch=={torch.__version__}')" >> $(VENV)/constraints.txt
+else
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	@echo "installing packages into $(VENV) (about two minutes, once)"
-	@$(PIP) torch setuptools wheel
+endif
+	@echo "installing packages into $(VENV) (about two minutes, once); torch: $(TORCH), $(DRIVER_$(TORCH))"
+ifneq ($(TORCH),keep)
+	@test "$(TORCH)" = "$(BEFORE)" || $(BIN)/pip uninstall -qq -y torch 2>/dev/null || true  # any build meets a bare pin
+	@$(PIP) $(FROM)
+endif
+	@$(PIP) setuptools wheel
 	@$(PIP) --no-build-isolation -e '.[dev]'
 	@$(BIN)/python -c "import torch, ray, av, launcher"
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true  # on all cores, where pip takes one; some are templates
+	@echo $(TORCH) > $(CHOSEN)
 	@touch $(READY)
 
 quickstart: $(READY)
