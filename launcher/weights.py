@@ -389,18 +389,26 @@ def _gathered(engine: Engine, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]
         master = mine[name].tensors["master"].to(device, dtype) if name in mine else None
         if owners is None:
             if master is not None:
-                dist.send(master.contiguous(), 0)
+                _transfer([dist.P2POp(dist.isend, master.contiguous(), 0)])
             continue
         shape = shape_of(parameter)
         whole = torch.empty(shape.numel(), dtype=dtype, device=device)
+        coming = []
         for owner, of_owner in enumerate(owners):
             if name in of_owner:
                 part = whole[slice(*of_owner[name])]
                 if master is not None and owner == rank:
                     part.copy_(master)
                 else:
-                    dist.recv(part, owner)
+                    coming.append(dist.P2POp(dist.irecv, part, owner))
+        _transfer(coming)
         yield name, whole.view(shape).cpu()
+
+
+def _transfer(messages: list[dist.P2POp]) -> None:
+    """Through the communicator that all ranks have: a message that is in no batch makes NCCL start one for its pair."""
+    for work in dist.batch_isend_irecv(messages) if messages else []:
+        work.wait()
 
 
 def _write(
