@@ -7,6 +7,7 @@ all are those of a layer times their number. Packs are one clip, or one text, wi
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -78,6 +79,7 @@ def steps(case: Case) -> Iterator[Row]:
             except torch.OutOfMemoryError as error:
                 row = Row(what, f"{layers} layers do not fit: {str(error).splitlines()[0][:120]}", "left out")
             yield row
+            gc.collect()
             if case.kind == "cuda":
                 torch.cuda.empty_cache()
 
@@ -175,6 +177,19 @@ def step_of(
     return step, maker.area(stream, pack)
 
 
+def filled(make: Callable[[], torch.nn.Module], device: torch.device) -> torch.nn.Module:
+    """A module with small numbers, made on the device: billions of them take a CPU minutes."""
+    from parallel.zero import give_memory, on_meta
+
+    with on_meta():
+        module = make()
+    give_memory(module, device)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.02) if parameter.dim() > 1 else parameter.fill_(1.0)
+    return module
+
+
 def dit_config(model: Model, layers: int, way: str) -> Any:
     """Of the DiT; keys that this checkout's models have not are left out."""
     from models.dit import VideoDiTConfig
@@ -223,7 +238,7 @@ def dit(case: Case, model: Model, tokens: int, layers: int, way: str) -> tuple[t
     objective = RectifiedFlow(RectifiedFlowConfig())
     groups = Groups(Mesh(), Mesh().place(0))
     maker = ClipMaker(codec, objective, config.attention, groups, case.device)
-    module = build(config, CHANNELS, 0, torch.bfloat16, objective.config).to(case.device)
+    module = filled(lambda: build(config, CHANNELS, 0, torch.bfloat16, objective.config), case.device)
     return module, maker, stream, pack
 
 
@@ -247,5 +262,5 @@ def language(case: Case, model: Model, tokens: int, layers: int, way: str) -> tu
     objective = NextTokenConfig()
     groups = Groups(Mesh(), Mesh().place(0))
     maker = TalkMaker(config, build_talk_objective(objective), groups, torch.bfloat16, case.device)
-    module = build(config, 0, 0, torch.bfloat16, objective).to(case.device)
+    module = filled(lambda: build(config, 0, 0, torch.bfloat16, objective), case.device)
     return module, maker, stream, pack

@@ -361,7 +361,10 @@ def _memory_chart(run: Run, steps: Sequence[int]) -> str:
     """Peak, reserved and allocated bytes of the fullest rank, under what its GPU has; of a CPU's rank, its process."""
     of = {str(row.get("memory_of")) for row in run.steps}
     gpu = "gpu" in of
-    names = {"memory_bytes": "peak" if gpu else "peak so far", "memory_allocated": "allocated after the step"}
+    names = {
+        "memory_bytes": "peak" if gpu else "peak so far",
+        "memory_allocated": f"{'allocated' if gpu else 'resident'} after the step",
+    }
     if gpu:
         names = {"memory_total": "of the GPU", "memory_reserved": "reserved"} | names
     columns = {name: run.column(name) for name in names}

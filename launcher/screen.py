@@ -24,6 +24,7 @@ from launcher.stacks import alike
 SECONDS_BETWEEN_LINES = 10.0
 CALLS = 8  # of a stack that are shown
 GIB = 1 << 30
+WIDE = 100  # columns of a terminal, in which a bar has room beside all figures
 Event = dict[str, Any]
 Line = tuple[str, str]  # a colour, and the text
 
@@ -100,8 +101,10 @@ class Screen:
 
     def _step(self, line: dict[str, Any]) -> None:
         self.done = line["step"]
-        text = f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tokens/s  {line['seconds']:.2f} s/step"
-        text += "".join(f"  {part}" for part in of_device(line))
+        parts = [f"loss {line['loss']:.4f}", f"{line['tokens_per_second']:,.0f} tokens/s"]
+        if self.bar is None or self.console.width >= WIDE:  # the bar says how long it will take
+            parts.append(f"{line['seconds']:.2f} s/step")
+        text = "  ".join((*parts, *of_device(line)))
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, description=text)
             return

@@ -149,6 +149,16 @@ def test_the_screen_shows_it(tmp_path: Path) -> None:
     assert "1.40 s/step  71 of 139 GiB  43 % MFU" in out.getvalue()
 
 
+def test_a_narrow_terminal_shows_how_far_the_run_is(tmp_path: Path) -> None:
+    out = io.StringIO()
+    screen = Screen(RunFolder(tmp_path), 500, 0, Console(file=out, width=80, force_terminal=True, color_system=None))
+    line = {"step": 212, "loss": 0.5, "tokens_per_second": 21902.0, "seconds": 1.4, "memory_of": "gpu", "mfu": 0.431}
+    screen._step(line | {"memory_bytes": 70.3 * GIB, "memory_total": 139.8 * GIB})
+    screen.close()
+    assert "21,902 tokens/s  71 of 139 GiB  43 % MFU" in out.getvalue()
+    assert "212/500" in out.getvalue()
+
+
 def agreed_memories(rank: int, ranks: int) -> Any:
     batch = Batch((), 1.5, 7, 1, ranks, (), Position(), ("a",), 8, 64.0)
     words = Words(False, False, 0, Memory(rank, 10 + rank, 100 + rank, 1000))
