@@ -257,10 +257,12 @@ def _rank(
         outcome = run(config, RankPlace(*seat), asked.is_set, pulse)
         return outcome.step, outcome.stopped
 
-    end = run_reporting(seat.rank, work, pulse)
-    with speaking:
-        pipe.send(end)
-    os._exit(0)  # DeepSpeed and gloo sometimes abort at interpreter exit, after the work is done
+    def leave(end: End) -> None:
+        with speaking:
+            pipe.send(end)
+        os._exit(0)  # DeepSpeed and gloo sometimes abort at interpreter exit, after the work is done
+
+    run_reporting(seat.rank, work, pulse, leave)
 
 
 def pulse_of(config: RunConfig, rank: int, launcher: int, board: Any = None) -> Pulse:

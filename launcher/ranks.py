@@ -198,18 +198,29 @@ class Ranks(Protocol):
         """Give everything back."""
 
 
-def run_reporting(rank: int, work: Callable[[], tuple[int, bool]], pulse: Pulse) -> End:
-    """Run `work`, which gives (last step, stopped), and say how it ended."""
+def run_reporting(
+    rank: int, work: Callable[[], tuple[int, bool]], pulse: Pulse, tell: Callable[[End], None] = lambda end: None
+) -> End:
+    """Run `work`, which gives (last step, stopped), and say how it ended.
+
+    `tell` hears it while the error still holds what `work` had: to let go of that may take long, since data that are
+    being read ahead are read to the end of a step.
+    """
     try:
         step, stopped = work()
-        return End(rank, "stopped" if stopped else "done", step)
     except InputError as error:
         at = pulse.read()
         refusal = (error.rule, error.value, error.remedy)
-        return End(rank, "refused", at.step, str(error), refusal, at.phase, "InputError")
+        end = End(rank, "refused", at.step, str(error), refusal, at.phase, "InputError")
+        tell(end)
     except BaseException as error:  # it is reported, not swallowed: the supervisor decides
         at = pulse.read()
-        return End(rank, "failed", at.step, traceback.format_exc(), None, at.phase, sign_of(error))
+        end = End(rank, "failed", at.step, traceback.format_exc(), None, at.phase, sign_of(error))
+        tell(end)
+    else:
+        end = End(rank, "stopped" if stopped else "done", step)
+        tell(end)
+    return end
 
 
 def sign_of(error: BaseException) -> str:

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from launcher.causes import cause_of, last_line
 from launcher.children import pulse_of
@@ -65,7 +66,7 @@ def _tasks_here(environment: Mapping[str, str]) -> str | None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one rank; gives its exit code."""
+    """Run one rank and end this process with its exit code; gives the code if nothing was run."""
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
@@ -96,15 +97,25 @@ def main(arguments: list[str]) -> int:
         outcome = run(config, RankPlace(**place, address=address), asked.is_set, pulse)
         return outcome.step, outcome.stopped
 
+    def finish(end: End) -> None:
+        if end.message:
+            print(f"error: {end.message}" if end.refusal else end.message, file=sys.stderr)
+            tell(config, end)
+        elif place["rank"] == 0:
+            RunFolder(config.out).record("stop" if end.how == "stopped" else "done", step=end.step)
+            print(f"{config.out}: {end.how} at step {end.step}")
+        leave({"done": DONE, "stopped": STOPPED, "refused": REFUSED}.get(end.how, FAILED))
+
     pulse = pulse_of(config, place["rank"], 0)
-    end = run_reporting(place["rank"], work, pulse)
-    if end.message:
-        print(f"error: {end.message}" if end.refusal else end.message, file=sys.stderr)
-        tell(config, end)
-    elif place["rank"] == 0:
-        RunFolder(config.out).record("stop" if end.how == "stopped" else "done", step=end.step)
-        print(f"{config.out}: {end.how} at step {end.step}")
-    return {"done": DONE, "stopped": STOPPED, "refused": REFUSED}.get(end.how, FAILED)
+    run_reporting(place["rank"], work, pulse, finish)
+    raise AssertionError("the process has ended")
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once: DeepSpeed and gloo sometimes abort at interpreter exit, after the work is done."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def tell(config: RunConfig, end: End) -> None:
@@ -120,7 +131,4 @@ def tell(config: RunConfig, end: End) -> None:
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # DeepSpeed and gloo sometimes abort at interpreter exit, after the work is done
+    leave(main(sys.argv[1:]))

@@ -220,6 +220,25 @@ def test_float32_of_a_gpu_uses_its_tensor_cores(device: str, dtype: str, precisi
         torch.set_float32_matmul_precision(before)
 
 
+def test_an_exception_is_told_before_what_the_rank_had_is_let_go() -> None:
+    """The thread that reads data ahead ends with its batch, which may take long: others wait in a collective."""
+    order: list[str] = []
+
+    def batches() -> Iterator[int]:
+        try:
+            yield 1
+        finally:
+            order.append("let go")
+
+    def work() -> tuple[int, bool]:
+        here = batches()
+        next(here)
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    run_reporting(0, work, Pulse(), lambda end: order.append(end.sign))
+    assert order == ["OutOfMemoryError", "let go"]
+
+
 def test_groups_are_freed_after_success() -> None:
     with (
         patch.object(meeting, "meeting_store", return_value=dist.HashStore()),
