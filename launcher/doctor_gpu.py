@@ -28,6 +28,7 @@ IMPLEMENTATIONS = {  # of flash attention: module, package
     "FA3": ("flash_attn_interface", "flash-attn-3"),
     "FA4": ("flash_attn.cute.interface", "flash-attn-4"),
 }
+CUDNN = 90000  # cuDNN 9, whose attention a run may choose
 SYSTEM = Path("/sys")
 SMI_SECONDS = 10.0
 
@@ -243,14 +244,14 @@ def flash() -> Iterator[Finding]:
                     told = f"{name} {version(IMPLEMENTATIONS[name][1])}".strip()
                     broken.append(f"{told}: {wrong}") if wrong else good.append(told)
     usable = torch.cuda.is_available()
-    found = f"{', '.join(good) or 'no package of it'}; torch's own kernel is there" + (
-        "" if usable else " for this CPU"
-    )
+    cudnn = (torch.backends.cudnn.version() or 0) if usable else 0
+    own = f"torch's own kernel{' and that of cuDNN' if cudnn >= CUDNN else ''}{'' if usable else ' for this CPU'}"
+    found = f"{', '.join(good) or 'no package of it'}; {own}"
     if broken:
         remedy = "install a build for this torch, or remove the package"
         yield Finding("flash attention", "note", f"{found}; cannot be imported: {'; '.join(broken)}", remedy)
-    elif usable and torch.cuda.get_device_capability()[0] == 9 and "FA3" not in " ".join(good):
-        remedy = "FA3 or cuDNN's attention is about twice as fast on this GPU: docs/gpu.md"
+    elif usable and torch.cuda.get_device_capability()[0] >= 9 and not good and cudnn < CUDNN:
+        remedy = "FA3, FA4 or cuDNN's attention is said to be about twice as fast on this GPU: docs/gpu.md"
         yield Finding("flash attention", "note", found, remedy)
     else:
         yield Finding("flash attention", "ok", found)

@@ -194,8 +194,12 @@ def test_nccl_and_its_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_flash_attention_is_told_as_it_can_be_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     node = Node(monkeypatch)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
     found = only(doctor_gpu.flash())
-    assert found.found == "no package of it; torch's own kernel is there"
+    assert found == Finding("flash attention", "ok", "no package of it; torch's own kernel and that of cuDNN")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: None)
+    found = only(doctor_gpu.flash())
+    assert found.found == "no package of it; torch's own kernel"
     assert (found.status, "FA3" in found.remedy) == ("note", True), "this GPU would be faster with it"
     (tmp_path / "flash_attn").mkdir()
     (tmp_path / "flash_attn" / "flash_attn_interface.py").write_text("")
@@ -203,11 +207,9 @@ def test_flash_attention_is_told_as_it_can_be_imported(monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = only(doctor_gpu.flash())
-    assert found.found == (
-        "FA2; torch's own kernel is there; cannot be imported: FA3: ImportError: undefined symbol: _ZN3c10"
-    )
+    assert found.found == ("FA2; torch's own kernel; cannot be imported: FA3: ImportError: undefined symbol: _ZN3c10")
     (tmp_path / "flash_attn_interface.py").write_text("")
-    assert only(doctor_gpu.flash()) == Finding("flash attention", "ok", "FA2, FA3; torch's own kernel is there")
+    assert only(doctor_gpu.flash()) == Finding("flash attention", "ok", "FA2, FA3; torch's own kernel")
     node.card.major = 8
     monkeypatch.setattr(doctor_gpu, "IMPLEMENTATIONS", {})
     assert only(doctor_gpu.flash()).status == "ok", "no such kernel is faster on this GPU"
