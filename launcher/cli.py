@@ -21,6 +21,7 @@ from launcher.cli_checkpoint import app as checkpoint_app
 from launcher.cli_cluster import cluster, list_, logs, status, stop, submit
 from launcher.cli_data import app as data_app
 from launcher.cli_drill import drill
+from launcher.cli_dryrun import dryrun
 from launcher.cli_needle import needle
 from launcher.cli_prepare import prepare
 from launcher.cli_speak import evaluate, speaks, tell_answers
@@ -269,6 +270,6 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-for command in (why, drill, submit, status, logs, stop, cluster):
+for command in (dryrun, why, drill, submit, status, logs, stop, cluster):
     app.command(context_settings={"allow_interspersed_args": True})(command)
 app.command("list")(list_)

@@ -7,6 +7,7 @@ pack --read--> frames --codec--> Packed --objective--> noisy
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -26,8 +27,8 @@ from parallel import stream as streams
 from parallel.geometry import Geometry
 from parallel.kernel import Kernel
 from parallel.mesh import Groups
-from parallel.packed import lay_out
-from parallel.plan import plan_for
+from parallel.packed import Document, Ranges, lay_out
+from parallel.plan import Keep, Plan, plan_for
 from parallel.split import balanced
 
 
@@ -57,7 +58,7 @@ class ClipMaker:
         attention: patterns of the model's layers.
         groups: of this rank.
         device: of the tensors.
-        kernel: of attention; None for the one that every torch has.
+        kernel, keep: of self attention: see `Plan`.
     """
 
     codec: Codec
@@ -66,6 +67,7 @@ class ClipMaker:
     groups: Groups
     device: torch.device
     kernel: Kernel | None = None
+    keep: Keep = "exchanged"
 
     @cached_property
     def stream(self) -> streams.Stream:
@@ -82,28 +84,42 @@ class ClipMaker:
 
     def micro_step(self, stream: Stream, pack: Pack) -> MicroStep:
         """See `Maker`."""
-        masks = masks_of(self.attention, [d.grid for d in pack.documents])
-        split = balanced(max(masks, key=lambda mask: mask.area), self.groups.mesh)
-        ranges = split.ranges[self.groups.place.sequence]
         problems: dict[int, str] = {}
-        pieces = stream.read(pack, ranges, lambda number, error: problems.update({number: error.value}))
-        values = torch.cat([self._empty(), *(self._values(pack, piece) for piece in pieces)])
-        noisy = self.objective.prepare(lay_out(pack.documents, ranges, values), self.stream.send)
-        batch = batch_of(noisy.packed, noisy.levels, self.stream.send, self.kernel)
-        prepared = Clips(noisy.packed, noisy.target, noisy.levels, batch)
-        plans = {id(mask): plan_for(mask, split, self.groups, kernel=self.kernel) for mask in masks}
-        for plan in plans.values():
-            plan.prepare(self.device)
+        pieces: list[Piece] = []
+
+        def read(ranges: Ranges) -> Tensor:
+            pieces.extend(stream.read(pack, ranges, lambda number, error: problems.update({number: error.value})))
+            return torch.cat([self.values(0), *(self._values(pack, piece) for piece in pieces)])
+
+        prepared, plans = self.lay(pack.documents, read)
         received = 0
         for piece in pieces:
             document = pack.documents[piece.document]
             if document.weight and piece.document not in problems:  # a ghost is a copy of what others count
                 received += checksum(document.uid, piece.stop - piece.start)
-        return MicroStep(prepared, tuple(plans[id(mask)] for mask in masks), received, problems)
+        return MicroStep(prepared, plans, received, problems)
 
-    def _empty(self) -> Tensor:
+    def lay(self, documents: Sequence[Document], read: Callable[[Ranges], Tensor]) -> tuple[Clips, tuple[Plan, ...]]:
+        """What this rank holds of clips that make up a pack, and who sees whom.
+
+        Args:
+            documents: of the pack.
+            read: gives the clean values [tokens, token_dim] of ranges of it.
+        """
+        masks = masks_of(self.attention, [d.grid for d in documents])
+        split = balanced(max(masks, key=lambda mask: mask.area), self.groups.mesh)
+        ranges = split.ranges[self.groups.place.sequence]
+        noisy = self.objective.prepare(lay_out(documents, ranges, read(ranges)), self.stream.send)
+        batch = batch_of(noisy.packed, noisy.levels, self.stream.send, self.kernel)
+        plans = {id(mask): plan_for(mask, split, self.groups, kernel=self.kernel, keep=self.keep) for mask in masks}
+        for plan in plans.values():
+            plan.prepare(self.device)
+        return Clips(noisy.packed, noisy.target, noisy.levels, batch), tuple(plans[id(mask)] for mask in masks)
+
+    def values(self, tokens: int) -> Tensor:
+        """Room for the values of so many tokens: [tokens, token_dim]."""
         nothing = torch.zeros(self.codec.geometry.channels, 0, 1, 1, device=self.device)
-        return self.codec.normal(nothing).new_zeros(0, self.codec.geometry.token_dim)
+        return self.codec.normal(nothing).new_empty(tokens, self.codec.geometry.token_dim)
 
     def _values(self, pack: Pack, piece: Piece) -> Tensor:
         """Clean tokens [stop - start, token_dim] of a piece."""

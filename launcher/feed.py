@@ -120,6 +120,18 @@ class Maker(Protocol):
         """Query-key pairs of one head, in the mean over layers."""
 
 
+class Fed(Protocol):
+    """What a rank needs to know of its feed to build an engine and to compute gradients."""
+
+    @property
+    def maker(self) -> Maker:
+        """Of micro-steps."""
+
+    @property
+    def micro_steps(self) -> int:
+        """Of one step."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """One step of this rank.

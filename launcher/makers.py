@@ -16,15 +16,17 @@ from models.latents import open_codec
 from models.video_lm import VideoLMConfig
 from parallel.kernel import Kernel
 from parallel.mesh import Groups
+from parallel.plan import Keep
 
 
 def maker_of(config: RunConfig, groups: Groups, device: torch.device, kernel: Kernel | None = None) -> Maker:
-    """What makes micro-steps for the model of a run."""
+    """What makes micro-steps for the model of a run; `kernel` is that of attention (see `Plan`)."""
     model, dtype = config.model, DTYPES[config.dtype]
+    keep: Keep = "output" if model.recompute else "exchanged"  # who computes again can also send again
     if isinstance(model, VideoLMConfig):
-        return TalkMaker(model, build_talk_objective(config.objective), groups, dtype, device, kernel)
+        return TalkMaker(model, build_talk_objective(config.objective), groups, dtype, device, kernel, keep)
     codec = open_codec(config.codec, model.patch, dtype, device)
-    return ClipMaker(codec, build_flow(config.objective), model.attention, groups, device, kernel)
+    return ClipMaker(codec, build_flow(config.objective), model.attention, groups, device, kernel, keep)
 
 
 def check_data(config: RunConfig, curriculum: Curriculum) -> None:

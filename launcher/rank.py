@@ -18,7 +18,7 @@ from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.saver import Saver
 from launcher.checkpoints.storage import Storage, open_storage
 from launcher.config import GuardConfig, OptimizerConfig, RunConfig
-from launcher.feed import CHECKSUM, Batch, Feed, Problem
+from launcher.feed import CHECKSUM, Batch, Fed, Feed, Problem
 from launcher.folder import RunFolder, only_writer
 from launcher.gauge import NO_MEMORY, Gauge, Memory
 from launcher.guard import Guard, RewindError, add_window, skipped, windows_of
@@ -37,7 +37,7 @@ from parallel.agreement import refuse_differences
 from parallel.ema import Ema
 from parallel.errors import InputError
 from parallel.kernel import Kernel
-from parallel.mesh import Mesh, join
+from parallel.mesh import Groups, join
 from parallel.zero import Engine, engine_for, on_meta
 
 FALLING = 0.25  # of the steps, in which the rate of schedule "wsd" goes down
@@ -145,14 +145,14 @@ def run(
             waited = time.perf_counter() - begin
             pulse.enter("agree", state.step + 1)
             words = Words(should_stop(), saver.is_due(), saver.word(), gauge.begin())
-            agreed = agree(batch, words, config.mesh.mesh(), device)
+            agreed = agree(batch, words, feed.groups)
             saver.settle(agreed.saves)
             if agreed.problems:
                 unreadable |= {problem.uid for problem in agreed.problems}
                 refuse_many(unreadable, agreed.problems, config.data.tolerate)
                 journal.problems(state.step + 1, agreed.problems)
                 batch = feed.without(batch, agreed.problems)
-                agreed = agree(batch, replace(words, stop=agreed.stop, due=agreed.due), config.mesh.mesh(), device)
+                agreed = agree(batch, replace(words, stop=agreed.stop, due=agreed.due), feed.groups)
             loss = gradients(engine, feed, batch, agreed.weight, device, pulse, poisoned)
             rate = learning_rate(config.optimizer, state.step, config.steps)
             saver.wait_copied()
@@ -204,7 +204,7 @@ def build_feed(
     return Feed(curriculum, maker_of(config, groups, device, kernel))
 
 
-def build_engine(config: RunConfig, feed: Feed, device: torch.device) -> Engine:
+def build_engine(config: RunConfig, feed: Fed, device: torch.device) -> Engine:
     """The model, the same first numbers on every rank, in its ZeRO engine; none yet, where a folder has them."""
     channels = geometry_of(config).channels
     with on_meta() if folder_of_weights(config) else nullcontext():
@@ -231,8 +231,8 @@ def save(saver: Saver, state: TrainState, journal: Journal, last: bool, wait: bo
         saver.finish()
 
 
-def agree(batch: Batch, words: Words, mesh: Mesh, device: torch.device) -> Agreement:
-    """What all ranks say before a step, in one gather.
+def agree(batch: Batch, words: Words, groups: Groups) -> Agreement:
+    """What all ranks say before a step, in one gather from host to host: a GPU goes on with the step before meanwhile.
 
     Raises:
         InputError: the ranks of a replica were about to compute different batches, tokens of the step were read by no
@@ -240,19 +240,19 @@ def agree(batch: Batch, words: Words, mesh: Mesh, device: torch.device) -> Agree
     """
     weight = torch.tensor([batch.weight], dtype=torch.float64).view(torch.int64)
     numbers = [words.stop, words.due, words.save, batch.digest, batch.received, batch.expected, len(batch.problems)]
-    mine = torch.cat((weight, torch.tensor([*numbers, *words.memory.numbers()]))).to(device)
-    everyone = [torch.empty_like(mine) for _ in range(mesh.ranks)]
-    dist.all_gather(everyone, mine)
-    told = torch.stack(everyone).cpu()
+    mine = torch.cat((weight, torch.tensor([*numbers, *words.memory.numbers()])))
+    everyone = [torch.empty_like(mine) for _ in range(groups.mesh.ranks)]
+    dist.all_gather(everyone, mine, group=groups.host)
+    told = torch.stack(everyone)
     weights, stops, dues, saves, digests, received, expected, problems = told[:, : 1 + len(numbers)].unbind(1)
     memories = tuple(Memory(*row) for row in told[:, 1 + len(numbers) :].tolist())
-    for ranks in mesh.replicas():
+    for ranks in groups.mesh.replicas():
         refuse_differences(digests[ranks].tolist(), ranks)
     total = float(weights.view(torch.float64).sum())
     agreed = Agreement(total, bool(stops.any()), bool(dues[0]), tuple(saves.tolist()), (), memories)
     if problems.any():
-        found: list[list[Problem]] = [[]] * mesh.ranks
-        dist.all_gather_object(found, list(batch.problems))
+        found: list[list[Problem]] = [[]] * groups.mesh.ranks
+        dist.all_gather_object(found, list(batch.problems), group=groups.host)
         return replace(agreed, problems=tuple(problem for of_rank in found for problem in of_rank))
     if sum(received.tolist()) & CHECKSUM != int(expected[0]):
         raise InputError(
@@ -281,7 +281,7 @@ def refuse_many(unreadable: Collection[str], problems: Sequence[Problem], most: 
 
 def gradients(
     engine: Engine,
-    feed: Feed,
+    feed: Fed,
     batch: Batch,
     weight: float,
     device: torch.device,

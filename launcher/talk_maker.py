@@ -32,7 +32,7 @@ from parallel.errors import InputError
 from parallel.kernel import Kernel
 from parallel.mesh import Groups
 from parallel.packed import TEXT, VIDEO, Document, lay_out, local_spans
-from parallel.plan import Plan, plan_for
+from parallel.plan import Keep, Plan, plan_for
 from parallel.rectangles import Ints
 from parallel.split import balanced
 from parallel.stream import Stream, stream_for
@@ -52,7 +52,7 @@ class TalkMaker:
         groups: of this rank.
         dtype: of the model.
         device: of the tensors.
-        kernel: of attention; None for the one that every torch has.
+        kernel, keep: of attention: see `Plan`.
     """
 
     model: VideoLMConfig
@@ -61,6 +61,7 @@ class TalkMaker:
     dtype: torch.dtype
     device: torch.device
     kernel: Kernel | None = None
+    keep: Keep = "exchanged"
 
     @cached_property
     def stream(self) -> Stream:
@@ -144,7 +145,10 @@ class TalkMaker:
             self.objective,
             rope,
         )
-        plans = {window: plan_for(mask, split, self.groups, kernel=self.kernel) for window, mask in masks.items()}
+        plans = {
+            window: plan_for(mask, split, self.groups, kernel=self.kernel, keep=self.keep)
+            for window, mask in masks.items()
+        }
         for plan in plans.values():
             plan.prepare(self.device)
         return heard, plans

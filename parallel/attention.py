@@ -14,7 +14,7 @@ profilers, dispatch modes and `torch.utils.flop_counter` see attention as one th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -74,8 +74,7 @@ def refuse_rows(q: Tensor, k: Tensor, plan: Plan) -> None:
         )
 
 
-@torch.library.custom_op("longreel::attention", mutates_args=())
-def _attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output and log-sum-exp; q, k, v in one and output by heads, where ulysses exchanged them and they are kept."""
     kernel = plan.kernel or kernel_for(q.device, q.dtype)
     if not _exchanges(plan):
@@ -92,8 +91,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tup
     return whole, lse, block, out
 
 
-@torch.library.custom_op("longreel::attention_backward", mutates_args=())
-def _attention_backward(
+def _backward(
     grad: Tensor, kept: Sequence[Tensor], lse: Tensor, plan: Plan, scale: float, heads: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v.
@@ -124,7 +122,6 @@ def _attention_backward(
     return dq, dk, dv
 
 
-@_attention.register_fake
 def _shapes(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     queries, keys = _own_heads(plan, q.shape[1], k.shape[1])
     lse = q.new_empty(queries, plan.queries, dtype=accumulator(q.dtype))
@@ -133,7 +130,6 @@ def _shapes(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[
     return q.new_empty(q.shape), lse, block, out
 
 
-@_attention_backward.register_fake
 def _gradient_shapes(
     grad: Tensor, kept: Sequence[Tensor], lse: Tensor, plan: Plan, scale: float, heads: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,18 +139,28 @@ def _gradient_shapes(
     return dq, dk, dv
 
 
-@register_flop_formula(torch.ops.longreel.attention, get_raw=True)
 def _flops(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, **_: Any) -> int:
     """Two products of [queries, keys] for each pair, as `torch.utils.flop_counter` counts them."""
     return 4 * plan.area * _own_heads(plan, q.shape[1], k.shape[1])[0] * q.shape[2]
 
 
-@register_flop_formula(torch.ops.longreel.attention_backward, get_raw=True)
 def _gradient_flops(
     grad: Tensor, kept: Sequence[Tensor], lse: Tensor, plan: Plan, scale: float, heads: Sequence[int], **_: Any
 ) -> int:
     """Five: the scores again, and the gradients of probabilities, q, k and v."""
     return 10 * plan.area * _own_heads(plan, heads[0], heads[1])[0] * grad.shape[2]
+
+
+for _name, _function, _fake, _formula in (
+    ("attention", _forward, _shapes, _flops),
+    ("attention_backward", _backward, _gradient_shapes, _gradient_flops),
+):
+    torch.library.custom_op(f"longreel::{_name}", _function, mutates_args=()).register_fake(_fake)
+    register_flop_formula(getattr(torch.ops.longreel, _name), get_raw=True)(_formula)
+OPERATORS: dict[Any, Callable[..., tuple[Tensor, ...]]] = {  # what runs inside of each, for those who count it
+    torch.ops.longreel.attention.default: _forward,
+    torch.ops.longreel.attention_backward.default: _backward,
+}
 
 
 class _Attention(torch.autograd.Function):

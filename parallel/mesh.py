@@ -86,6 +86,8 @@ class Groups:
         ring: group of this rank's ring, `ring_ranks` its global ranks in travelling order.
         ulysses: group of this rank's ulysses neighbours.
         sequence: group of all ranks of this replica, `sequence_ranks` their global ranks.
+        host: of all ranks, for what they tell each other from host to host: no device waits for it, and none is waited
+            for. None where the world itself is one.
     """
 
     mesh: Mesh
@@ -95,6 +97,7 @@ class Groups:
     ulysses: dist.ProcessGroup | None = None
     sequence: dist.ProcessGroup | None = None
     sequence_ranks: tuple[int, ...] = (0,)
+    host: dist.ProcessGroup | None = None
 
 
 def join(mesh: Mesh, rank: int, timeout: timedelta | None = None) -> Groups:
@@ -122,7 +125,9 @@ def join(mesh: Mesh, rank: int, timeout: timedelta | None = None) -> Groups:
     for group in dict.fromkeys(own for own in (ring, ulysses, sequence) if own is not None):
         if dist.get_backend(group) == "nccl":
             dist.barrier(group)  # its first message must be one of all members: later some have nothing to send
-    return Groups(mesh, mesh.place(rank), ring, ring_ranks, ulysses, sequence, sequence_ranks)
+    on_device = dist.is_initialized() and dist.get_backend() == "nccl"
+    host = dist.new_group(backend="gloo", timeout=timeout) if on_device else None
+    return Groups(mesh, mesh.place(rank), ring, ring_ranks, ulysses, sequence, sequence_ranks, host)
 
 
 def _own_group(

@@ -500,7 +500,35 @@ def _deepspeed(device: torch.device) -> Any:
         import deepspeed.ops
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled, for 41 s, where a compiler is
+    _read_norms_once()
     return deepspeed
+
+
+def _read_norms_once() -> None:
+    """Let the host read the global norm of the gradients once a step.
+
+    DeepSpeed keeps it on the device and asks it again and again, whether it is finite, whether to clip, and the host
+    waits for the device each time. So what computes it hands it over as a number of the host.
+    """
+    from deepspeed.runtime import bf16_optimizer
+    from deepspeed.runtime.zero import stage3, stage_1_and_2
+
+    names = ((stage3, "combine_grad_norm_groups"), (stage_1_and_2, "combine_grad_norm_groups"))
+    for module, name in (*names, (bf16_optimizer, "get_global_norm_of_tensors")):
+        compute = getattr(module, name)
+        if not isinstance(compute, _OnHost):
+            setattr(module, name, _OnHost(compute))
+
+
+class _OnHost:
+    """A function whose result comes to the host."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any, **more: Any) -> Any:
+        found = self.function(*args, **more)
+        return found.cpu() if isinstance(found, Tensor) else found
 
 
 def _deepspeed_config(
@@ -544,7 +572,7 @@ def _deepspeed_config(
     if offload == "parameters":
         zero["offload_param"] = host
     if dtype == torch.bfloat16:
-        config["bf16"] = {"enabled": True}
+        config["bf16"] = {"enabled": True, "check_grad_overflow": False}  # the norm says so: see `_norm`
         config["data_types"] = {"grad_accum_dtype": "fp32"}
         config["communication_data_type"] = "fp32"  # sums over ranks would lose digits in bf16
     return config

@@ -71,7 +71,7 @@ def go_on(rank: int, run: RunConfig, sources: list[Path]) -> list[list[float]]:
         losses, position = [], state.position
         for step in range(SAVED, SAVED + AFTER):
             batch = feed.batch(position)
-            agreed = agree(batch, Words(False, False, 0), mesh, CPU)
+            agreed = agree(batch, Words(False, False, 0), feed.groups)
             losses.append(gradients(engine, feed, batch, agreed.weight, CPU, Pulse()))
             engine.step(learning_rate(run.optimizer, step, run.steps))
             position = batch.position

@@ -19,7 +19,7 @@ from launcher.gauge import COUNTED, WAIT, Gauge, Memory, fullest
 from launcher.peaks import bf16_peak
 from launcher.rank import Words, agree
 from launcher.screen import Screen, of_device
-from parallel.mesh import Mesh
+from parallel.mesh import Groups, Mesh
 from tests import runs
 from tests.worlds import run_world
 
@@ -162,7 +162,7 @@ def test_a_narrow_terminal_shows_how_far_the_run_is(tmp_path: Path) -> None:
 def agreed_memories(rank: int, ranks: int) -> Any:
     batch = Batch((), 1.5, 7, 1, ranks, (), Position(), ("a",), 8, 64.0)
     words = Words(False, False, 0, Memory(rank, 10 + rank, 100 + rank, 1000))
-    return agree(batch, words, Mesh(replica=ranks), CPU)
+    return agree(batch, words, Groups(Mesh(replica=ranks), Mesh(replica=ranks).place(rank)))
 
 
 def test_all_ranks_hear_of_each_others_memory_in_the_gather_of_the_step() -> None:

@@ -97,7 +97,7 @@ def first_gradient(rank: int, settings: RunConfig) -> dict[str, Tensor]:
     feed = build_feed(settings, RankPlace(rank, mesh.ranks, rank, mesh.ranks, ""), torch.device("cpu"))
     engine = build_engine(settings, feed, torch.device("cpu"))
     batch = feed.batch(Position())
-    agreed = agree(batch, Words(False, False, 0), mesh, torch.device("cpu"))
+    agreed = agree(batch, Words(False, False, 0), feed.groups)
     for micro in batch.micro_steps:
         part, _ = feed.maker.objective.loss(engine.forward(micro.prepared.input, micro.plans), micro.prepared)
         engine.backward(part / agreed.weight)

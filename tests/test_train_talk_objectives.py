@@ -88,7 +88,7 @@ def trained(rank: int, runs: list[RunConfig]) -> list[Steps]:
         for done in range(settings.steps):
             batch = feed.batch(position)
             position = batch.position
-            agreed = agree(batch, words, settings.mesh.mesh(), device)
+            agreed = agree(batch, words, feed.groups)
             loss = gradients(engine, feed, batch, agreed.weight, device, Pulse())
             norm = engine.step(learning_rate(settings.optimizer, done, settings.steps), math.inf)
             steps.append((loss, norm))

@@ -95,7 +95,7 @@ def gradient(rank: int, settings: RunConfig, steps: int) -> tuple[float, dict[st
     position, total, weight = Position(), 0.0, 0.0
     for _ in range(steps):
         batch = feed.batch(position)
-        agree(batch, Words(False, False, 0), settings.mesh.mesh(), torch.device("cpu"))
+        agree(batch, Words(False, False, 0), feed.groups)
         position, weight = batch.position, weight + batch.weight
         for micro in batch.micro_steps:
             part, _ = feed.maker.objective.loss(engine.forward(micro.prepared.input, micro.plans), micro.prepared)
