@@ -26,7 +26,7 @@ def dryrun(
     gpu_memory: Annotated[float, typer.Option(min=1, help="GiB of a device, for the verdict.")] = 80.0,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of a table.")] = False,
 ) -> None:
-    """Run one training step of any rank on fake tensors: memory by kind, FLOPs, launches, waits of the host, bytes sent.
+    """Run one training step of any rank on fake tensors: memory by kind, FLOPs, launches, waits, bytes sent.
 
     It needs no GPU, no weights and no data. The same model, ZeRO engine and attention run as in training, without
     numbers. A dataset that does not fill data.pack_tokens, or is not there, is drawn to that size.
