@@ -197,9 +197,7 @@ def dit_config(model: Model, layers: int, way: str) -> Any:
     fields = VideoDiTConfig.model_fields
     wide = {"mlp_hidden": model.wide} if "mlp_hidden" in fields else {"mlp_ratio": (model.wide + 0.5) / model.dim}
     more = {key: value for key, value in {"mlp_tiles": 8, "compile": way}.items() if key in fields}
-    return VideoDiTConfig(
-        dim=model.dim, depth=layers, heads=model.heads, patch=PATCH, recompute=way == "none", **wide, **more
-    )
+    return VideoDiTConfig(dim=model.dim, depth=layers, heads=model.heads, patch=PATCH, recompute=True, **wide, **more)
 
 
 def language_config(model: Model, layers: int, words: int, way: str) -> Any:
