@@ -177,7 +177,7 @@ def _cut_call(call: Call, most: int) -> Iterator[tuple[Call, ...]]:
         return
     together: list[Piece] = []
     for piece in call.pieces:
-        if together and _size([*together, piece]) > most:
+        if together and _size([*together, piece]) > most:  # before a large one too: in order
             yield (Call(call.kind, together),)
             together = []
         if _size([piece]) > most:

@@ -17,7 +17,7 @@ from torch import Tensor
 from parallel import grid
 from parallel.calls import calls_of
 from parallel.launch import Call, Calls, GradientPart, Launch, Part
-from parallel.pieces import dense, diagonal, diagonal_backward, merged, part, put, taken, turned
+from parallel.pieces import dense, diagonal, diagonal_backward, merged, part, put, stretches, taken, turned
 from parallel.rectangles import DIAGONAL, FULL, GRID
 
 aten = torch.ops.aten
@@ -40,9 +40,6 @@ class FlashCUDA:
             yield from grid.forward(self, q, k, v, launch, scale)
             return
         groups = self._calls(q, k, launch)
-        if len(groups) > 1 and len(launch.runs) == 1:
-            yield _whole([one for calls in groups for one in self._merged(q, k, v, calls, scale)], launch.runs[0][1])
-            return
         for calls in groups:
             yield from self._merged(q, k, v, calls, scale)
 
@@ -55,8 +52,8 @@ class FlashCUDA:
             return
         groups = self._calls(q, k, launch)
         parts = (one for calls in groups for call in calls for one in self._of(grad, q, k, v, out, lse, call, scale))
-        if sum(map(len, groups)) > 1 and len(launch.runs) == 1:
-            yield _summed(parts, *launch.runs[0][1:], q.shape[1:], k.shape[1:])
+        if launch.whole and sum(len(call.pieces) for calls in groups for call in calls) > len(launch.pieces):
+            yield _summed(parts, *launch.whole, q.shape[1:], k.shape[1:])  # it was cut
             return
         yield from parts
 
@@ -111,6 +108,10 @@ class FlashCUDA:
                 call, call.kind != FULL, scale,
             )  # fmt: skip
             dq, dk, dv = (turned(x, n, call.kind) for x, n in zip(grads, (rows, columns, columns), strict=True))
+        whole = stretches(rows), stretches(columns)
+        if len(whole[0]) == len(whole[1]) == 1:
+            yield whole[0][0][1], dq, whole[1][0][1], dk, dv
+            return
         row = column = 0
         for r, c in call.pieces:  # one by one: pieces may share keys, and the order of a sum is part of a result
             row, column = row + r.stop - r.start, column + c.stop - c.start
@@ -190,12 +191,6 @@ def _union(rows: list[slice]) -> list[slice]:
         else:
             found.append(r)
     return found
-
-
-def _whole(parts: list[Part], rows: slice) -> Part:
-    """Parts that cover rows, as one."""
-    parts = sorted(parts, key=lambda one: one[0].start)
-    return rows, torch.cat([out for _, out, _ in parts]), torch.cat([lse for _, _, lse in parts], dim=1)
 
 
 def _summed(

@@ -4,8 +4,8 @@ The backward takes the *global* output and log-sum-exp of the rows (after mergin
 the pieces' gradients the exact gradient of the whole (Liu et al., Ring Attention, arXiv:2310.01889, sec. 3).
 
 Tensors are whole blocks, [rows, heads, head_dim], log-sum-exp is [heads, rows], and the launch says which rows of them
-meet. What a kernel gives comes piece by piece, each with its rows; a launch that is one run of pieces comes as one.
-Query heads are a multiple of key heads.
+meet. What a kernel gives comes piece by piece, each with its rows; of a launch that is `whole`, in order, each row
+once. Query heads are a multiple of key heads.
 
     FlashCPU       torch's aten flash op for CPU: float64, float32, bf16
     FlashCUDA      torch's aten flash op for CUDA, with variable lengths: many small pieces are one call; bf16 and fp16

@@ -147,6 +147,12 @@ class Launch:
         return int(rows.sum()) if self.kind == DIAGONAL else int((rows * (rows + 1) // 2).sum())
 
     @cached_property
+    def whole(self) -> tuple[slice, slice] | None:
+        """Its rows of queries and of keys, if both are one stretch in the order of pieces; each is then met once."""
+        queries, keys = self.queries.stretches(), self.keys.stretches()
+        return (queries[0], keys[0]) if len(queries) == len(keys) == 1 else None
+
+    @cached_property
     def packed(self) -> Launch:
         """Of a GRID: the same place after place, in rows that were put into that order. A place is a document."""
         assert self.kind == GRID, "only a grid has places"
@@ -162,13 +168,7 @@ class Launch:
 
     @cached_property
     def runs(self) -> list[tuple[int, slice, slice]]:
-        """Pieces of one shape that lie next to each other, in queries and in keys, as one: how many, and their rows.
-
-        Of a GRID: one, where its ranges of queries touch, and those of keys.
-        """
-        if self.kind == GRID:
-            whole = self.queries.stretches(), self.keys.stretches()
-            return [(1, whole[0][0], whole[1][0])] if len(whole[0]) == len(whole[1]) == 1 else []
+        """Pieces of one shape that lie next to each other, in queries and in keys, as one: how many, and their rows."""
         found: list[tuple[int, slice, slice]] = []
         shape = (0, 0)
         for rows, columns in self.pieces:

@@ -40,7 +40,7 @@ def spatial(frames: int, tokens: int) -> Mask:
 
 
 def temporal(frames: int, tokens: int) -> Mask:
-    """Each token sees its own place in all frames. Cheaper: `relayout` to a split by place, and `packed` there."""
+    """Each token sees its own place in all frames; on a ring `relayout` to a split by place sends less."""
     return strided(frames * tokens, tokens)
 
 

@@ -98,11 +98,10 @@ class Plan(OpaqueBase):
 
     @cached_property
     def alone(self) -> bool:
-        """Whether one run of pieces is all there is: then nothing is merged, summed or sent."""
+        """Whether one launch meets each query and each key once: then nothing is merged, summed or sent."""
         launches = [launch for hop in self.hops for launch in hop.launches]
-        if len(self.hops) > 1 or len(launches) != 1 or len(launches[0].runs) != 1:
-            return False
-        return launches[0].runs[0][1:] == (slice(0, self.queries), slice(0, self.keys))
+        whole = (slice(0, self.queries), slice(0, self.keys))
+        return len(self.hops) == 1 and len(launches) == 1 and launches[0].whole == whole
 
     @property
     def area(self) -> int:

@@ -41,8 +41,10 @@ def forward(
     """
     exact = accumulator(q.dtype)
     if plan.alone and q.shape[1]:
-        ((_, out, lse),) = kernel.forward(q, *_expand(k, v, kv_of_head), plan.hops[0].launches[0], scale)
-        return out.to(q.dtype), lse.to(exact)
+        _, outs, sums = zip(
+            *kernel.forward(q, *_expand(k, v, kv_of_head), plan.hops[0].launches[0], scale), strict=True
+        )
+        return _joined(outs).to(q.dtype), _joined(sums, 1).to(exact)
     out = torch.zeros(q.shape, dtype=exact, device=q.device)
     lse = torch.full((q.shape[1], q.shape[0]), -torch.inf, dtype=exact, device=q.device)
     fetch = _fetch(plan, k, v)
@@ -72,8 +74,9 @@ def backward(
     """Gradients of q, k and v, given what `forward` returned and the gradient of its output."""
     exact = accumulator(q.dtype)
     if plan.alone and kv_of_head is None and q.shape[1]:
-        ((_, dq, _, dk, dv),) = kernel.backward(grad, q, k, v, out, lse, plan.hops[0].launches[0], scale)
-        return dq, dk, dv
+        parts = kernel.backward(grad, q, k, v, out, lse, plan.hops[0].launches[0], scale)
+        _, dqs, _, dks, dvs = zip(*parts, strict=True)
+        return _joined(dqs), _joined(dks), _joined(dvs)
     dq = torch.zeros(q.shape, dtype=exact, device=q.device)
     fetch, home = _fetch(plan, k, v), _return(plan)
     for number, hop in enumerate(plan.hops):
@@ -95,6 +98,11 @@ def backward(
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """What sums over launches are kept in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _joined(parts: tuple[Tensor, ...], dim: int = 0) -> Tensor:
+    """Parts that come in order, as one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _merge(out: Tensor, lse: Tensor, part: Part, fresh: bool) -> None:

@@ -115,16 +115,34 @@ def test_they_are_on_any_mesh(mesh: Mesh) -> None:
             agree(answer[name], [want[rows] for want in expected(mask, 6, 6)])
 
 
-@pytest.mark.parametrize("kind", ["full", "causal"])
-def test_one_sequence_above_the_limit_is_cut_and_comes_as_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plan of one run of pieces expects one answer, in the dtype of its input."""
-    mask = masks.full(61) if kind == "full" else masks.causal(61)
-    wanted = expected(mask, 4, 4)
+@pytest.mark.parametrize("name", ["full", "causal", "packed causal", "packed"])
+def test_sequences_above_the_limit_are_cut_and_come_in_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a plan that merges nothing: long documents among short ones, which are cut too."""
+    made = {
+        "full": masks.full(61),
+        "causal": masks.causal(61),
+        "packed causal": masks.packed([3, 20, 2, 30, 7], True),
+        "packed": masks.packed([3, 20, 2, 30, 7]),
+    }
+    mask = made[name]
     plan = local_plan(mask, kernel := StandIn())
     small_calls(monkeypatch, 16, 4)
     assert plan.alone
-    agree(attended(inputs(61, 61, 4, 4), plan), wanted)
-    assert kernel.calls > 2 * 4 * 4 / 2
+    agree(attended(inputs(mask.queries, mask.keys, 4, 4), plan), expected(mask, 4, 4))
+    assert kernel.calls > 2
+
+
+def test_a_pack_is_neither_merged_nor_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row and key is met once: no sums in float32, one call of a kernel of CUDA and one answer."""
+    for mask in (masks.packed([5, 17, 2, 30, 8], True), masks.packed([5, 8]), patterns.spatial(4, 6)):
+        plan = local_plan(mask, StandIn())
+        assert plan.alone
+        q, k, v, grad = inputs(mask.queries, mask.keys, 4, 4)
+        ((_, out, lse),) = StandIn().forward(q, k, v, plan.hops[0].launches[0], 0.3)
+        ((_, dq, _, _, _),) = StandIn().backward(grad, q, k, v, out, lse, plan.hops[0].launches[0], 0.3)
+        assert dq.shape == q.shape
+    for mask in (masks.packed([5, 17], [True, False]), masks.window(61, 7), patterns.frame_causal(3, 4)):
+        assert not local_plan(mask).alone
 
 
 def test_limits_count_padded_rows_heads_and_rounded_head_dims(monkeypatch: pytest.MonkeyPatch) -> None:
