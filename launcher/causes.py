@@ -171,6 +171,8 @@ def _of_gpu_shortage(end: End, config: RunConfig | None) -> Cause:
     told = next((line for line in reversed(end.message.splitlines()) if "GpuMemoryError:" in line), "")
     told = told.partition("GpuMemoryError: ")[2] or last_line(end)
     words, remedy = f"ran out of GPU memory: {told}", _less_memory(config, "gpu")
+    if config is not None:
+        remedy += f"; what each saves: longreel dryrun {config.out / 'config.yaml'} KEY=VALUE"
     if any(sign in end.message for sign in OUTSIDE):
         words += " (NCCL, cuBLAS and the driver take what torch's allocator leaves)"
     return Cause("memory", words, remedy)

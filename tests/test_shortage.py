@@ -183,3 +183,4 @@ def test_the_screen_and_why_say_three_settings(tmp_path: Path) -> None:
     remedy = cause_of(end, config=run_config(tmp_path, **BIG)).remedy
     assert remedy.count(", or ") == 2
     assert remedy.startswith("less memory: model.recompute=true")
+    assert remedy.endswith(f"; what each saves: longreel dryrun {tmp_path / 'run' / 'config.yaml'} KEY=VALUE")
