@@ -17,6 +17,7 @@ from pathlib import Path
 
 from launcher.doctor_machine import free_bytes
 from launcher.finding import GIB, Finding, child_importing, gib, imported, version
+from launcher.hardware import driver as driver_here
 from launcher.hardware import gpus as visible_gpus
 
 DRIVERS = {13: (580,), 12: (525, 60, 13), 11: (450, 80, 2)}  # the oldest for a major version of CUDA, on Linux
@@ -72,11 +73,10 @@ def numbers(text: str) -> tuple[int, ...]:
 
 def driver_version() -> str:
     """Of the kernel's module, or as nvidia-smi says it; empty if neither does."""
-    try:
-        found = re.search(r"Module.*?\s(\d+[\d.]+)", Path("/proc/driver/nvidia/version").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else _smi("--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0].strip()
+    found = driver_here()
+    if found != "unknown":
+        return found
+    return _smi("--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0].strip()
 
 
 def gpus() -> Iterator[Finding]:
