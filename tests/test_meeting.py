@@ -15,7 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from launcher import hardware, meeting, preflight
+from launcher import actors, hardware, meeting, preflight
+from launcher.forking import context
 from launcher.hardware import device_here, gpus, ranks_here
 from launcher.meeting import RankPlace, claim, device_of, meet, visible_index
 from launcher.processes import free_port
@@ -173,6 +174,17 @@ def test_who_insists_on_the_cpu_gets_it_everywhere(tmp_path: Path, dataset: Path
         assert os.environ["CUDA_VISIBLE_DEVICES"] == ""  # libraries that look for GPUs find none
 
 
+def test_placing_and_starting_follow_the_device() -> None:
+    """With GPUs ranks are placed by GPU and spawned, as CUDA does not survive a fork; for the CPU neither."""
+    with cuda(), patch("multiprocessing.forkserver.ensure_running"), patch.object(actors, "connect"):
+        assert context(0).get_start_method() == "spawn"
+        assert context(0, "cpu").get_start_method() == "forkserver"
+        with patch.object(actors, "Nodes") as nodes:
+            actors.ActorRanks(None, 2)
+            actors.ActorRanks(None, 2, "cpu")
+        assert [on_gpus for (_, _, on_gpus), _ in nodes.call_args_list] == [True, False]
+
+
 @pytest.mark.parametrize(("visible", "seen"), [("0,1", 2), ("", 0), ("-1", 0), ("0,-1,1", 1), ("GPU-8f6a,GPU-1b", 2)])
 def test_visible_devices_are_read_as_the_driver_does(visible: str, seen: int) -> None:
     with patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": visible}):
@@ -190,6 +202,7 @@ def fails_while_others_wait(rank: int, port: int) -> tuple[str, str, bool]:
 
     def work() -> tuple[int, bool]:
         with meet(RankPlace(rank, 2, rank, 2, f"127.0.0.1:{port}"), MINUTE):
+            dist.barrier()
             if rank == 1:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
             dist.all_reduce(torch.zeros(1))
@@ -201,7 +214,7 @@ def fails_while_others_wait(rank: int, port: int) -> tuple[str, str, bool]:
 
 
 def test_an_exception_is_told_while_others_sit_in_a_collective() -> None:
-    others, failed = run_world(2, fails_while_others_wait, free_port(), seconds=30)
+    others, failed = run_world(2, fails_while_others_wait, free_port(), seconds=120)
     assert failed == ("failed", "OutOfMemoryError", False)
     assert others[0] == "failed"  # its peer went away
     assert not others[2]
