@@ -15,7 +15,7 @@ from rich.console import Console
 from data.curriculum import Position
 from launcher.feed import Batch
 from launcher.folder import RunFolder
-from launcher.gauge import COUNTED, WAIT, Gauge, Memory, fullest
+from launcher.gauge import COUNTED, NOTICE, WAIT, Gauge, Memory, fullest
 from launcher.peaks import bf16_peak
 from launcher.rank import Words, agree
 from launcher.screen import Screen, of_device
@@ -32,6 +32,7 @@ class Card:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str = "NVIDIA H200") -> None:
         self.allocated, self.peak, self.reserved, self.mode = 30 * GIB, 71 * GIB, 90 * GIB, 0
+        self.told = False
         about = types.SimpleNamespace(total_memory=int(139.8 * GIB))
         for attribute, stand_in in {
             "get_device_name": lambda device: name,
@@ -49,7 +50,9 @@ class Card:
         self.peak = self.allocated
 
     def set_mode(self, mode: Any) -> None:
-        self.mode = {"warn": 1}.get(mode, mode)
+        if not self.told:
+            warnings.warn(f"{NOTICE} feature and does not yet detect all", UserWarning, stacklevel=1)
+        self.mode, self.told = {"warn": 1}.get(mode, mode), True
 
     def wait(self) -> None:
         """What torch does when the host waits."""
