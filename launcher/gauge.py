@@ -136,7 +136,8 @@ class Gauge:
         """
         before = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
+            warnings.filterwarnings("always", message=WAIT)  # the others as they were
+            warnings.filterwarnings("ignore", message=NOTICE)
             torch.cuda.set_sync_debug_mode("warn")
             try:
                 yield
@@ -144,8 +145,8 @@ class Gauge:
                 torch.cuda.set_sync_debug_mode(before)
         self.waits = sum(WAIT in str(warning.message) for warning in told)
         for warning in told:
-            if not any(words in str(warning.message) for words in (WAIT, NOTICE)):
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+            if WAIT not in str(warning.message):
+                warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def resident() -> int:
