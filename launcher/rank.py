@@ -32,6 +32,7 @@ from launcher.resuming import find_checkpoint, proof_of, resume, saver_for
 from launcher.shortage import Shortage
 from launcher.streams import geometry_of, open_curriculum
 from launcher.weights import folder_of_weights
+from models.dit import VideoDiTConfig
 from models.kinds import DTYPES, build
 from parallel.agreement import refuse_differences
 from parallel.ema import Ema
@@ -207,6 +208,8 @@ def build_feed(
 def build_engine(config: RunConfig, feed: Fed, device: torch.device) -> Engine:
     """The model, the same first numbers on every rank, in its ZeRO engine; none yet, where a folder has them."""
     channels = geometry_of(config).channels
+    if device.type == "cuda" and isinstance(config.model, VideoDiTConfig):
+        config.model.refuse_odd_widths()
     with on_meta() if folder_of_weights(config) else nullcontext():
         model = build(config.model, channels, config.seed, DTYPES[config.dtype], config.objective)
     model = model if folder_of_weights(config) else model.to(device)

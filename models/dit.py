@@ -36,8 +36,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from models.fused import Compile, Kernels, gated, kernels_of, modulated
 from models.layers import MLP, CrossAttention, Linear, SelfAttention, ZeroLinear, norm
-from models.modulation import Stretches, gate, modulate
+from models.modulation import Stretches
 from models.rope import Rotary
 from models.schedule import AttentionConfig
 from models.text import Captions, TextConfig, TextEncoder, check_heads
@@ -48,6 +49,7 @@ from parallel.packed import Packed, local_spans
 from parallel.plan import Plan, cross_plan
 from parallel.recompute import recompute
 from parallel.stream import Send, here
+from parallel.tiled import tiled_rows
 
 LEVEL_FREQUENCIES = 128  # pairs of sinusoids of the noise level
 PLACE_FREQUENCIES = 16  # pairs of sinusoids of each coordinate
@@ -60,7 +62,9 @@ class VideoDiTConfig(BaseModel):
         dim: width of a token.
         depth: number of blocks.
         heads: of self and cross attention; dim / heads is even and at least 6.
-        mlp_ratio: hidden width of the MLP / dim.
+        mlp_ratio: hidden width of the MLP / dim, which is rounded.
+        mlp_hidden: that width itself, instead.
+        mlp_tiles: of the MLP with its norm and gate, whose wide rows exist for one tile of tokens at a time.
         patch: latent cells per token along (t, y, x).
         text: the built-in text encoder.
         rope_theta: base of the rotary frequencies, and of the sinusoids of `absolute`.
@@ -68,6 +72,8 @@ class VideoDiTConfig(BaseModel):
             arXiv:2511.13720); short trainings on small clips need it to see that a word means a direction.
         recompute: keep only the input of each block and its attention for the backward pass, and compute the rest
             again.
+        compile: "blocks" makes one kernel of each norm with its modulation or rotary embedding, and of each gate with
+            its residual, by torch.compile; "none" calls several of torch's.
         attention: who sees whom; layer i takes pattern i modulo their number.
     """
 
@@ -78,11 +84,14 @@ class VideoDiTConfig(BaseModel):
     depth: int = Field(default=12, gt=0)
     heads: int = Field(default=6, gt=0)
     mlp_ratio: float = Field(default=4.0, gt=0)
+    mlp_hidden: int | None = Field(default=None, gt=0)
+    mlp_tiles: int = Field(default=1, ge=1)
     patch: Grid = (1, 2, 2)
     text: TextConfig = TextConfig()
     rope_theta: float = Field(default=10_000.0, gt=1)
     absolute: bool = False
     recompute: bool = False
+    compile: Compile = "none"
     attention: tuple[AttentionConfig, ...] = Field(default=(AttentionConfig(),), min_length=1)
 
     @model_validator(mode="after")
@@ -94,7 +103,26 @@ class VideoDiTConfig(BaseModel):
                 f"patch: {list(self.patch)}",
                 "use 1 for no patching",
             )
+        if self.mlp_hidden is not None and self.mlp_ratio != 4.0:
+            found = f"mlp_ratio: {self.mlp_ratio}, mlp_hidden: {self.mlp_hidden}"
+            raise InputError("the width of an MLP is said once", found, "leave mlp_ratio out")
         return self
+
+    @property
+    def hidden(self) -> int:
+        """Width of the MLP."""
+        return self.mlp_hidden or round(self.mlp_ratio * self.dim)
+
+    def refuse_odd_widths(self) -> None:
+        """Widths that the matrix units of a GPU take.
+
+        Raises:
+            InputError: one is no multiple of 8, which makes matrix products several times as slow.
+        """
+        for name, width in (("dim", self.dim), ("text.dim", self.text.dim), ("mlp_hidden", self.hidden)):
+            if width % 8:
+                rule = "widths of a model on GPUs are multiples of 8"
+                raise InputError(rule, f"model.{name}: {width}", f"model.{name}={max(8, round(width / 8) * 8)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,33 +198,41 @@ class Block(nn.Module):
 
     def __init__(self, config: VideoDiTConfig) -> None:
         super().__init__()
-        dim = config.dim
+        dim, self.tiles, self.kernels = config.dim, config.mlp_tiles, kernels_of(config.compile)
         self.modulation = ZeroLinear(dim, 6 * dim)
-        self.attention = SelfAttention(dim, config.heads)
-        self.cross = CrossAttention(dim, config.text.dim, config.heads)
-        self.mlp = MLP(dim, int(config.mlp_ratio * dim))
+        self.attention = SelfAttention(dim, config.heads, self.kernels)
+        self.cross = CrossAttention(dim, config.text.dim, config.heads, self.kernels)
+        self.mlp = MLP(dim, config.hidden)
 
     def forward(
         self, x: Tensor, condition: Tensor, stretches: Stretches, rotary: Rotary, plan: Plan, text: Tensor, words: Plan
     ) -> Tensor:
         """`x` [tokens, dim], `condition` [stretches, dim], `text` [text tokens, text_dim] -> [tokens, dim]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=1)
-        x = x + gate(self.attention(modulate(norm(x), shift1, scale1, stretches), rotary, plan), gate1, stretches)
+        spans, kernels = stretches.rows(), self.kernels
+        attended = self.attention(modulated(x, shift1, scale1, spans, kernels), rotary, plan)
+        x = gated(x, attended, gate1, spans, kernels)
         x = x + self.cross(norm(x), text, words)
-        return x + gate(self.mlp(modulate(norm(x), shift2, scale2, stretches)), gate2, stretches)
+
+        def branch(rows: Tensor, first: int) -> Tensor:
+            spans = stretches.rows(first, first + len(rows))
+            return gated(rows, self.mlp(modulated(rows, shift2, scale2, spans, kernels)), gate2, spans, kernels)
+
+        return branch(x, 0) if self.tiles == 1 else tiled_rows(branch, x, self.tiles)
 
 
 class Head(nn.Module):
     """adaLN and a linear layer, both zero at first."""
 
-    def __init__(self, dim: int, token_dim: int) -> None:
+    def __init__(self, dim: int, token_dim: int, kernels: Kernels) -> None:
         super().__init__()
+        self.kernels = kernels
         self.modulation, self.linear = ZeroLinear(dim, 2 * dim), ZeroLinear(dim, token_dim)
 
     def forward(self, x: Tensor, condition: Tensor, stretches: Stretches) -> Tensor:
         """`x` [tokens, dim] -> [tokens, token_dim]."""
         shift, scale = self.modulation(condition).chunk(2, dim=1)
-        return cast(Tensor, self.linear(modulate(norm(x), shift, scale, stretches)))
+        return cast(Tensor, self.linear(modulated(x, shift, scale, stretches.rows(), self.kernels)))
 
 
 class VideoDiT(nn.Module):
@@ -216,7 +252,7 @@ class VideoDiT(nn.Module):
         self.embed = Linear(self.token_dim, config.dim)
         self.place = Place(config.dim, config.rope_theta) if config.absolute else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.head = Head(config.dim, self.token_dim)
+        self.head = Head(config.dim, self.token_dim, kernels_of(config.compile))
 
     def forward(self, batch: DiTBatch, plans: Sequence[Plan]) -> Tensor:
         """Prediction [tokens, token_dim] for the noisy `batch.packed.values`.

@@ -6,15 +6,13 @@ parameters as soon as a layer is built (DeepSpeed's `zero.Init`) then still cut 
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.fused import EAGER, EPSILON, Kernels, turned
 from models.rope import Rotary
 from parallel.attention import attend
 from parallel.plan import Plan
-
-EPSILON = 1e-6
 
 
 class Linear(nn.Linear):
@@ -43,13 +41,14 @@ def norm(x: Tensor) -> Tensor:
 class RMSNorm(nn.RMSNorm):
     """x / rms(x) times a learned scale (Zhang and Sennrich, arXiv:1910.07467, eq. 4), in at least float32."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, kernels: Kernels = EAGER) -> None:
         super().__init__(dim, eps=EPSILON)
+        self.kernels = kernels
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` [..., dim], normalised, in its own dtype."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return F.rms_norm(x.to(wide), x.shape[-1:], self.weight.to(wide), EPSILON).to(x.dtype)
+    def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:  # type: ignore[override]
+        """`x` [tokens, heads, dim], normalised and perhaps turned, in its own dtype."""
+        cos, sin = (None, None) if rotary is None else (rotary.cos, rotary.sin)
+        return turned(x, self.weight, cos, sin, self.kernels)
 
 
 class MLP(nn.Module):
@@ -68,27 +67,27 @@ class MLP(nn.Module):
 class SelfAttention(nn.Module):
     """Tokens look at tokens, as the plan says: query-key norm (Dehghani et al., arXiv:2302.05442, sec. 2), rotary."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, kernels: Kernels = EAGER) -> None:
         super().__init__()
         self.heads = heads
         self.qkv, self.out = Linear(dim, 3 * dim), Linear(dim, dim)
-        self.norm_q, self.norm_k = RMSNorm(dim // heads), RMSNorm(dim // heads)
+        self.norm_q, self.norm_k = RMSNorm(dim // heads, kernels), RMSNorm(dim // heads, kernels)
 
     def forward(self, x: Tensor, rotary: Rotary, plan: Plan) -> Tensor:
         """`x` [tokens, dim] -> [tokens, dim]."""
         q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # each [tokens, heads, head_dim]
-        out: Tensor = self.out(attend(rotary(self.norm_q(q)), rotary(self.norm_k(k)), v, plan).flatten(1))
+        out: Tensor = self.out(attend(self.norm_q(q, rotary), self.norm_k(k, rotary), v, plan).flatten(1))
         return out
 
 
 class CrossAttention(nn.Module):
     """Tokens look at the words of their document; adds nothing at first."""
 
-    def __init__(self, dim: int, text_dim: int, heads: int) -> None:
+    def __init__(self, dim: int, text_dim: int, heads: int, kernels: Kernels = EAGER) -> None:
         super().__init__()
         self.heads = heads
         self.q, self.kv, self.out = Linear(dim, dim), Linear(text_dim, 2 * dim), ZeroLinear(dim, dim)
-        self.norm_q, self.norm_k = RMSNorm(dim // heads), RMSNorm(dim // heads)
+        self.norm_q, self.norm_k = RMSNorm(dim // heads, kernels), RMSNorm(dim // heads, kernels)
 
     def forward(self, x: Tensor, text: Tensor, plan: Plan) -> Tensor:
         """`x` [tokens, dim] and `text` [text tokens, text_dim] -> [tokens, dim]."""

@@ -6,20 +6,20 @@
 
 A million tokens of one clip under plain flow need one row; a noise level for each frame needs one row a frame. Neither
 direction builds a [tokens, dim] table: the forward pass writes stretch by stretch, the backward pass sums stretch by
-stretch, in the order of the tokens (deterministic, unlike atomic adds). The price is about five small kernels for each
-stretch, so levels that alternate from token to token are right but slow.
+stretch, in the order of the tokens (deterministic, unlike atomic adds). The price is some small kernels for each
+stretch (`models.fused`), so levels that alternate from token to token are right but slow.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.fused import Spans
 from parallel.rectangles import Ints
 from parallel.stream import Send, here
 
@@ -48,50 +48,11 @@ class Stretches:
         spans = tuple(zip(first.tolist(), [*changes.tolist(), len(document)], strict=True))
         return cls(spans, send(torch.from_numpy(document[first])), send(torch.from_numpy(level[first])))
 
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor, stretches: Stretches) -> Tensor:
-    """x (1 + scale) + shift (Peebles and Xie, DiT, arXiv:2212.09748, sec. 3.2, fig. 3).
-
-    Args:
-        x: [tokens, dim].
-        shift: [stretches, dim].
-        scale: [stretches, dim].
-        stretches: which row each token takes.
-    """
-    out: Tensor = _Affine.apply(x, 1 + scale, shift, stretches.spans)  # type: ignore[no-untyped-call]
-    return out
-
-
-def gate(x: Tensor, scale: Tensor, stretches: Stretches) -> Tensor:
-    """x scale: how much of a branch is added; `x` is [tokens, dim], `scale` [stretches, dim]."""
-    out: Tensor = _Affine.apply(x, scale, None, stretches.spans)  # type: ignore[no-untyped-call]
-    return out
-
-
-class _Affine(torch.autograd.Function):
-    """out = x * scale + shift with the row of its stretch; saves `x` and the small tables."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor | None, spans: tuple[tuple[int, int], ...]) -> Tensor:
-        ctx.save_for_backward(x, scale)
-        ctx.spans, ctx.shifted = spans, shift is not None
-        out = torch.empty_like(x)
-        for row, (start, stop) in enumerate(spans):
-            if shift is None:
-                torch.mul(x[start:stop], scale[row], out=out[start:stop])
-            else:
-                torch.addcmul(shift[row], x[start:stop], scale[row], out=out[start:stop])
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        grad = grads[0]
-        x, scale = ctx.saved_tensors
-        grad_x, grad_scale, grad_shift = torch.empty_like(x), torch.zeros_like(scale), torch.zeros_like(scale)
-        for row, (start, stop) in enumerate(ctx.spans):
-            piece = grad[start:stop]
-            torch.mul(piece, scale[row], out=grad_x[start:stop])
-            torch.sum(piece * x[start:stop], dim=0, out=grad_scale[row])
-            if ctx.shifted:
-                torch.sum(piece, dim=0, out=grad_shift[row])
-        return grad_x, grad_scale, grad_shift if ctx.shifted else None, None
+    def rows(self, first: int = 0, last: int | None = None) -> Spans:
+        """Those of the tokens [first, last), counted from there; each with its row of the tables."""
+        last = max((stop for _, stop in self.spans), default=0) if last is None else last
+        return tuple(
+            (row, max(start, first) - first, min(stop, last) - first)
+            for row, (start, stop) in enumerate(self.spans)
+            if max(start, first) < min(stop, last)
+        )

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.fused import turn_into
+
 
 def pairs_per_axis(head_dim: int, axes: int) -> tuple[int, ...]:
     """Pairs that turn with each axis; their sum is head_dim / 2."""
@@ -31,10 +33,12 @@ class Rotary:
     """One turn for each token and pair, shared by all heads and layers.
 
     Attributes:
-        turn: [tokens, 1, head_dim / 2], complex numbers of modulus 1.
+        cos: [tokens, 1, head_dim / 2], of the angle, in at least float32.
+        sin: like it.
     """
 
-    turn: Tensor
+    cos: Tensor
+    sin: Tensor
 
     @classmethod
     def at(cls, coordinates: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotary:
@@ -52,10 +56,10 @@ class Rotary:
             steps = torch.arange(pairs, device=coordinates.device, dtype=real)
             angles.append(coordinates[:, axis, None] * theta ** (-steps / pairs))
         angle = torch.cat(angles, dim=1)[:, None]  # [tokens, 1, head_dim / 2]
-        return cls(torch.polar(torch.ones_like(angle), angle))
+        turn = torch.polar(torch.ones_like(angle), angle)
+        return cls(turn.real.contiguous(), turn.imag.contiguous())
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x` [tokens, heads, head_dim], turned; computed in at least float32, returned in the dtype of `x`."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        turned = torch.view_as_complex(wide.unflatten(2, (-1, 2)).contiguous()) * self.turn
-        return torch.view_as_real(turned).flatten(2).to(x.dtype)
+        turn_into(x, self.cos, self.sin, out := torch.empty_like(x))
+        return out

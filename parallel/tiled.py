@@ -13,6 +13,7 @@ gradient in float32 would be 20 GB; a tile of 2,048 has 1.2 GB of each.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -50,12 +51,19 @@ def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tiles: int) -> Tensor
     Raises:
         InputError: there is no tile.
     """
+    return tiled_rows(lambda rows, first: function(rows), x, tiles)
+
+
+def tiled_rows(function: Callable[[Tensor, int], Tensor], x: Tensor, tiles: int) -> Tensor:
+    """`tiled` for a function that is also told the first row of each tile, for what differs from row to row."""
     if tiles < 1:
         raise InputError("work in tiles has at least one tile", f"tiles = {tiles}", "give 1 or more")
     sizes = [(len(x) + i) // tiles for i in range(tiles)]
+    firsts = accumulate(sizes, initial=0)
     parts = []
-    for tile in x.split(sizes):  # one node in the graph; a slice for each tile would add up `tiles` whole gradients
-        part = checkpoint(function, tile, use_reentrant=False, preserve_rng_state=False)
+    # split is one node in the graph; a slice for each tile would add up `tiles` whole gradients
+    for tile, first in zip(x.split(sizes), firsts, strict=False):
+        part = checkpoint(function, tile, first, use_reentrant=False, preserve_rng_state=False)
         assert len(part) == len(tile), f"{len(tile)} rows became {len(part)}: only what treats each row alone is tiled"
         parts.append(part)
     return torch.cat(parts)
