@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models import fused
+from models.fused import Compile
 from parallel import mask
 from parallel.attention import attend
 from parallel.errors import InputError
@@ -44,12 +46,17 @@ class Backbone(nn.Module):
         model: `LlamaForCausalLM` or another of `KINDS`, or a model that has one for its words; made by `make`.
         recompute: keep only the input of each layer and its attention for the backward pass, compute the rest again.
         mlp_tiles: of each MLP, whose wide rows exist for one tile of tokens at a time (`parallel.tiled`).
+        compile_blocks: "blocks" makes one kernel of each norm, and of each activation with its product.
     """
 
-    def __init__(self, model: Any, recompute: bool = False, mlp_tiles: int = 1) -> None:
+    def __init__(
+        self, model: Any, recompute: bool = False, mlp_tiles: int = 1, compile_blocks: Compile = "none"
+    ) -> None:
         super().__init__()
         self.model = model
         self.rope: Rope = ()
+        if compile_blocks != "none":
+            _compile(self.decoder)
         if mlp_tiles > 1:
             for layer in self.decoder.layers:
                 layer.mlp.forward = partial(_in_tiles, layer.mlp.forward, mlp_tiles)
@@ -118,7 +125,14 @@ class Backbone(nn.Module):
         return tiled_cross_entropy(hidden, self.model.lm_head.weight, labels, weight, tile_tokens)
 
 
-def make(config: Any, dtype: torch.dtype, seed: int, recompute: bool = False, mlp_tiles: int = 1) -> Backbone:
+def make(
+    config: Any,
+    dtype: torch.dtype,
+    seed: int,
+    recompute: bool = False,
+    mlp_tiles: int = 1,
+    compile_blocks: Compile = "none",
+) -> Backbone:
     """A model of a transformers config, its first numbers a function of `seed` alone.
 
     Raises:
@@ -130,7 +144,7 @@ def make(config: Any, dtype: torch.dtype, seed: int, recompute: bool = False, ml
     register()
     made: Any = AutoModelForCausalLM
     model = drawn(lambda: made.from_config(config, attn_implementation=NAME), dtype, seed)
-    return Backbone(model, recompute, mlp_tiles)
+    return Backbone(model, recompute, mlp_tiles, compile_blocks)
 
 
 def drawn(make_it: Callable[[], Any], dtype: torch.dtype, seed: int) -> Any:
@@ -194,6 +208,51 @@ def register() -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
+
+
+def _compile(decoder: Any) -> None:
+    """Norms, and activations with their product, as one kernel each; modules and their hooks stay as they are."""
+    for module in decoder.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            norm = _norm(module.variance_epsilon, fused.BACKEND)
+            module.forward = partial(_normed, module, norm)
+    for layer in decoder.layers:
+        product = _product(decoder.config.hidden_act, fused.BACKEND)
+        layer.mlp.forward = partial(_mlp, layer.mlp, product)
+
+
+def _normed(module: Any, norm: Callable[[Tensor, Tensor], Tensor], hidden: Tensor) -> Tensor:
+    return norm(hidden.flatten(0, -2), module.weight).view(hidden.shape)
+
+
+def _mlp(mlp: Any, product: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
+    """As transformers computes it, but for the product; `x` is [..., dim]."""
+    a, b = mlp.gate_proj(x), mlp.up_proj(x)
+    found: Tensor = mlp.down_proj(product(a.flatten(0, -2), b.flatten(0, -2)).view(a.shape))
+    return found
+
+
+@cache
+def _norm(epsilon: float, backend: str) -> Callable[..., Any]:
+    def norm(hidden: Tensor, weight: Tensor) -> Tensor:
+        wide = hidden.to(torch.float32)  # as transformers does, whatever the dtype
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+        return weight * wide.to(hidden.dtype)
+
+    return fused.compiled(norm, norm, backend)
+
+
+@cache
+def _product(activation: str, backend: str) -> Callable[..., Any]:
+    from transformers.activations import ACT2FN
+
+    act = ACT2FN[activation]
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        found: Tensor = act(a) * b
+        return found
+
+    return fused.compiled(product, product, backend)
 
 
 def _recomputed(forward: Callable[..., Tensor], hidden: Tensor, **more: Any) -> Tensor:

@@ -275,8 +275,9 @@ def _compiled(backend: str) -> Kernels:
             grad = torch.stack((a * cos + b * sin, b * cos - a * sin), dim=-1).flatten(-2)
         return _norm_backward(grad, wide, weight.to(wide.dtype), grad_x)
 
-    written = (modulate, modulate_backward, gate, gate_backward, turn, turn_backward)
-    return Kernels(*(compiled(a, b, backend) for a, b in zip(written, vars(EAGER).values(), strict=True)))
+    written: tuple[Callable[..., Any], ...] = (modulate, modulate_backward, gate, gate_backward, turn, turn_backward)
+    plain: tuple[Callable[..., Any], ...] = (_modulate, _modulate_backward, _gate, _gate_backward, _turn, _turn_backward)
+    return Kernels(*(compiled(a, b, backend) for a, b in zip(written, plain, strict=True)))
 
 
 def compiled(function: Callable[..., Any], plain: Callable[..., Any], backend: str | None = None) -> Callable[..., Any]:

@@ -45,7 +45,7 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(dim, eps=EPSILON)
         self.kernels = kernels
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
         """`x` [tokens, heads, dim], normalised and perhaps turned, in its own dtype."""
         cos, sin = (None, None) if rotary is None else (rotary.cos, rotary.sin)
         return turned(x, self.weight, cos, sin, self.kernels)

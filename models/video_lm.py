@@ -23,6 +23,7 @@ from models import backbone, vision
 from models.backbone import Backbone, Plans, Rope, Window, windows_of
 from models.contrastive import Contrast
 from models.described import config_of, read_config, refuse_impossible
+from models.fused import Compile
 from models.next_token import Bools, Ints, Learned
 from models.schedule import AttentionConfig
 from models.talk_masks import MaskConfig, Sees
@@ -58,6 +59,8 @@ class VideoLMConfig(BaseModel):
         recompute: keep only the input of each layer and its attention for the backward pass, compute the rest again.
         mlp_tiles: of each MLP, whose wide rows exist for one tile of tokens at a time; 8 need half the room of its
             input.
+        compile: "blocks" makes one kernel of each norm of the language model, and of each activation with its product,
+            by torch.compile; "none" calls several of torch's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
@@ -73,6 +76,7 @@ class VideoLMConfig(BaseModel):
     freeze: tuple[Part, ...] = ()
     recompute: bool = False
     mlp_tiles: int = Field(default=1, ge=1)
+    compile: Compile = "none"
 
     @model_validator(mode="after")
     def _whole(self) -> VideoLMConfig:
@@ -270,7 +274,7 @@ def build(
         contrast: makes one for rows of a width, where that is learned.
     """
     make = vision.make if config.views else backbone.make
-    lm = make(config.transformers, dtype, seed, config.recompute, config.mlp_tiles)
+    lm = make(config.transformers, dtype, seed, config.recompute, config.mlp_tiles, config.compile)
     still = (*(prefix for part in config.freeze for prefix in PARTS[part]), *unused(config))
     for name, parameter in lm.model.named_parameters():
         plain = name if config.views else name.replace("model.", LAYERS, 1)

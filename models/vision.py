@@ -23,6 +23,7 @@ from torch import Tensor
 
 from models.backbone import NAME, Backbone, drawn, refuse_unknown, register
 from models.described import has_class_token
+from models.fused import Compile
 from parallel.errors import InputError
 from parallel.mesh import Groups
 from parallel.packed import Ranges
@@ -155,7 +156,14 @@ class VisionLM(Backbone):
         return torch.stack(list(features))[:count]
 
 
-def make(config: Any, dtype: torch.dtype, seed: int, recompute: bool = False, mlp_tiles: int = 1) -> VisionLM:
+def make(
+    config: Any,
+    dtype: torch.dtype,
+    seed: int,
+    recompute: bool = False,
+    mlp_tiles: int = 1,
+    compile_blocks: Compile = "none",
+) -> VisionLM:
     """A model of a transformers config, its first numbers a function of `seed` alone.
 
     Raises:
@@ -170,7 +178,7 @@ def make(config: Any, dtype: torch.dtype, seed: int, recompute: bool = False, ml
     attention = {"": "sdpa", "text_config": NAME, "vision_config": "sdpa"}  # an image is whole on its rank
     made: Any = LlavaForConditionalGeneration
     model = drawn(lambda: made._from_config(config, attn_implementation=attention), dtype, seed)
-    return VisionLM(model, recompute, mlp_tiles)
+    return VisionLM(model, recompute, mlp_tiles, compile_blocks)
 
 
 def pooled(features: Tensor, pool: int) -> Tensor:
