@@ -35,6 +35,7 @@ from launcher.weights import folder_of_weights
 from models.dit import VideoDiTConfig
 from models.kinds import DTYPES, build
 from parallel.agreement import refuse_differences
+from parallel.drawing import Drawn
 from parallel.ema import Ema
 from parallel.errors import InputError
 from parallel.kernel import Kernel
@@ -206,15 +207,24 @@ def build_feed(
 
 
 def build_engine(config: RunConfig, feed: Fed, device: torch.device) -> Engine:
-    """The model, the same first numbers on every rank, in its ZeRO engine; none yet, where a folder has them."""
+    """The model, the same first numbers on every rank, in its ZeRO engine; none yet, where a folder has them.
+
+    Where ZeRO-3 cuts a model that draws, no rank holds it whole at any time; layers of transformers are drawn after the
+    whole model is made, and cannot be cut before.
+    """
     channels = geometry_of(config).channels
     if device.type == "cuda" and isinstance(config.model, VideoDiTConfig):
         config.model.refuse_odd_widths()
-    with on_meta() if folder_of_weights(config) else nullcontext():
+    adam, zero, drawn = config.optimizer.adam(), config.zero, Drawn(dist.get_rank(), dist.get_world_size())
+    in_parts = zero.stage == 3 and isinstance(config.model, VideoDiTConfig)
+    with drawn.cutting() if in_parts else on_meta() if folder_of_weights(config) else nullcontext():
         model = build(config.model, channels, config.seed, DTYPES[config.dtype], config.objective)
-    model = model if folder_of_weights(config) else model.to(device)
-    adam, zero = config.optimizer.adam(), config.zero
-    return engine_for(model, adam, zero.stage, feed.micro_steps, zero.offload, device)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    model = model if in_parts or folder_of_weights(config) else model.to(device)
+    engine = engine_for(model, adam, zero.stage, feed.micro_steps, zero.offload, device)
+    if in_parts:
+        drawn.write(model, engine, names)
+    return engine
 
 
 def begin_with_weights(config: RunConfig, engine: Engine) -> None:

@@ -276,7 +276,14 @@ def _compiled(backend: str) -> Kernels:
         return _norm_backward(grad, wide, weight.to(wide.dtype), grad_x)
 
     written: tuple[Callable[..., Any], ...] = (modulate, modulate_backward, gate, gate_backward, turn, turn_backward)
-    plain: tuple[Callable[..., Any], ...] = (_modulate, _modulate_backward, _gate, _gate_backward, _turn, _turn_backward)
+    plain: tuple[Callable[..., Any], ...] = (
+        _modulate,
+        _modulate_backward,
+        _gate,
+        _gate_backward,
+        _turn,
+        _turn_backward,
+    )
     return Kernels(*(compiled(a, b, backend) for a, b in zip(written, plain, strict=True)))
 
 
