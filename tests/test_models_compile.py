@@ -83,7 +83,11 @@ def settings_of(family: str, dataset: Path, tmp_path: Path, mesh: tuple[int, int
 @pytest.mark.parametrize("family", ["draws", "speaks"])
 @pytest.mark.parametrize(
     ("mesh", "more"),
-    [((1, 1, 1), {}), ((1, 2, 1), {"recompute": True, "mlp_tiles": 3}), ((1, 1, 2), {"recompute": True})],
+    [
+        pytest.param((1, 1, 1), {}, marks=pytest.mark.slow),
+        ((1, 2, 1), {"recompute": True, "mlp_tiles": 3}),
+        pytest.param((1, 1, 2), {"recompute": True}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_a_model_equals_eager(
