@@ -80,21 +80,23 @@ def go_on(rank: int, run: RunConfig, sources: list[Path]) -> list[list[float]]:
     return curves
 
 
-def compare(root: Path, dataset: Path, sources: list[Layout], targets: list[Layout]) -> None:
-    made = {layout: saved(root, dataset, layout) for layout in sources}
-    for target in targets:
+def compare(root: Path, dataset: Path, onto: dict[Layout, list[Layout]]) -> None:
+    """`onto` names for each layout those whose checkpoints it goes on from."""
+    made = {layout: saved(root, dataset, layout) for layout in onto}
+    for target, sources in onto.items():
         run = settings(root / "target", dataset, target)
-        curves = run_world(run.mesh.mesh().ranks, go_on, run, [out for out, _ in made.values()])[0]
-        for (source, (_, want)), got in zip(made.items(), curves, strict=True):
+        curves = run_world(run.mesh.mesh().ranks, go_on, run, [made[source][0] for source in sources])[0]
+        for source, got in zip(sources, curves, strict=True):
+            _, want = made[source]
             assert got == pytest.approx(want, rel=1e-6), f"saved on {source}, loaded on {target}"
             if source == target:
                 assert got == want, f"on {source} again, not bit by bit"
 
 
-def test_a_few_layouts_onto_each_other(tmp_path: Path, dataset: Path) -> None:
-    compare(tmp_path, dataset, FEW, FEW)
+def test_a_few_layouts_onto_themselves_and_the_next_one(tmp_path: Path, dataset: Path) -> None:
+    compare(tmp_path, dataset, {layout: [layout, FEW[number - 1]] for number, layout in enumerate(FEW)})
 
 
 @pytest.mark.slow
 def test_every_layout_onto_every_other(tmp_path: Path, dataset: Path) -> None:
-    compare(tmp_path, dataset, LAYOUTS, LAYOUTS)
+    compare(tmp_path, dataset, dict.fromkeys(LAYOUTS, LAYOUTS))

@@ -14,11 +14,11 @@ import pytest
 from launcher.audit import audit
 from launcher.checkpoints.reading import by_hash, newest
 from launcher.checkpoints.storage import open_storage
-from launcher.command import Command
 from launcher.config import to_yaml
 from launcher.folder import RunFolder, append_line, read_lines
 from launcher.ledger import RESERVE_BYTES, Ledger
 from launcher.supervisor import DONE
+from tests.commands import Forked
 from tests.runs import config, events, lines
 
 
@@ -84,23 +84,26 @@ def test_the_reserve_tells_and_the_rest_is_held(disk: Path) -> None:
 def test_a_run_whose_own_disk_is_full_goes_on(disk: Path, tmp_path: Path, dataset: Path) -> None:
     out = disk / "run"
     file = tmp_path / "run.yaml"
-    checkpoint = {"every": 3, "keep": 2, "retry_seconds": 0.5}
-    run = config(out, dataset, mesh={"ulysses": 2}, zero__stage=2, dtype="float32", steps=120, checkpoint=checkpoint)
+    checkpoint = {"every": 2, "keep": 2, "retry_seconds": 0.2}
+    run = config(out, dataset, mesh={"ulysses": 2}, zero__stage=2, dtype="float32", steps=80, checkpoint=checkpoint)
     file.write_text(to_yaml(run))
-    log = tmp_path / "log"
-    with Command(file, ["--no-ray"], log) as command:
+    command = Forked("train", file, "--no-ray")
+    try:
         until(lambda: len(events(out, "checkpoint")) > 1)
         filler = fill(disk)
-        until(lambda: "was not saved" in log.read_text())
+        until(lambda: "was not saved" in command.said())
         saved, step = len(events(out, "checkpoint")), lines(out)[-1]["step"]
         until(lambda: command.poll() is not None or lines(out)[-1]["step"] > step + 5)
         filler.unlink()
         until(lambda: command.poll() is not None or len(events(out, "checkpoint")) > saved)
         until(lambda: command.poll() is not None, 300)
-        assert command.poll() == DONE, command.last_words()
-    assert [line["step"] for line in lines(out)] == list(range(1, 121))
+        assert command.poll() == DONE, command.said()
+    finally:
+        command.kill()
+        command.communicate(60)
+    assert [line["step"] for line in lines(out)] == list(range(1, 81))
     assert not events(out, "restart")
     assert audit(out).clean
     found, _ = newest(open_storage(RunFolder(out).checkpoints, None), by_hash)
     assert found is not None
-    assert found.state.step == 120
+    assert found.state.step == 80

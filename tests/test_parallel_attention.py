@@ -228,13 +228,13 @@ def test_bf16_is_as_good_as_one_kernel(name: str) -> None:
 
 
 def test_many_blocks_merge_without_loss() -> None:
-    """64 x 64 blocks that cannot be joined: merging output or gradients in bf16 would lose a digit and more."""
-    units, size = 128, 4
+    """32 x 32 blocks that cannot be joined: merging output or gradients in bf16 would lose a digit and more."""
+    units, size = 64, 4
     even = [(q, q + 1, k, k + 1) for q in range(0, units, 2) for k in range(0, units, 2)]
     alone = [(q, q + 1, q, q + 1) for q in range(1, units, 2)]
     mask = masks.blocks(Mask(rectangles.table(even + alone), units, units), [size] * units)
     plan = local_plan(mask)
-    assert len(plan.hops[0].launches) == 64
+    assert len(plan.hops[0].launches) == 32
     seen = torch.arange(units * size) // size % 2 == 0
     given = inputs(mask.queries, mask.keys, 4, 4)
     wanted = [x[seen] for x in expected(mask, 4, 4)]

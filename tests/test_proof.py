@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,22 +59,27 @@ def test_nothing_to_compare() -> None:
     assert proof([]).see(line(5, 1.0)) is None
 
 
-def half_done(out: Path, dataset: Path) -> None:
-    """As a kill leaves it: checkpoints of steps 2 and 4, lines of metrics up to step 6."""
+@pytest.fixture(scope="module")
+def half_done(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
+    """As a kill leaves it: checkpoints of steps 2 and 4, lines of metrics up to step 6. To be copied."""
+    out = tmp_path_factory.mktemp("half") / "run"
     train(config(out, dataset, steps=6, checkpoint__every=2))
     LocalStorage(RunFolder(out).checkpoints).remove("step-00000006")
+    return out
 
 
-def test_a_resume_is_verified(tmp_path: Path, dataset: Path) -> None:
-    half_done(tmp_path, dataset)
+def test_a_resume_is_verified(tmp_path: Path, dataset: Path, half_done: Path) -> None:
+    shutil.copytree(half_done, tmp_path, dirs_exist_ok=True)
     train(config(tmp_path, dataset, steps=7, checkpoint__every=2))
     (told,) = events(tmp_path, "verified")
     assert (told["checkpoint"], told["steps"], told["identical"]) == ("step-00000004", [5, 6], 2)
 
 
-def test_a_checkpoint_that_gives_other_numbers_is_left_for_the_one_before(tmp_path: Path, dataset: Path) -> None:
+def test_a_checkpoint_that_gives_other_numbers_is_left_for_the_one_before(
+    tmp_path: Path, dataset: Path, half_done: Path
+) -> None:
     """Its hashes are right, so only the replay can tell: here the numbers of before were changed."""
-    half_done(tmp_path, dataset)
+    shutil.copytree(half_done, tmp_path, dirs_exist_ok=True)
     metrics = RunFolder(tmp_path).metrics
     lines = list(read_lines(metrics))
     lines[4]["loss"] *= 1 + 1e-15

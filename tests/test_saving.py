@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -31,6 +30,7 @@ from launcher.folder import RunFolder, read_lines
 from launcher.processes import free_port
 from parallel.errors import InputError
 from parallel.zero import STATE_NAMES, Fragment
+from tests.commands import Forked
 from tests.runs import config, events, run, train
 from tests.worlds import run_world
 
@@ -188,11 +188,6 @@ def test_which_checkpoints_stay(tmp_path: Path) -> None:
 # --- Real disks and stores, whole runs ------------------------------------------------------------------------------
 
 
-def start(file: Path, *overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "launcher", "train", str(file), *overrides, "--no-ray"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -205,11 +200,11 @@ def trained_through(
     tmp_path: Path, dataset: Path, to: str, breaks: Callable[[], Any], mends: Callable[[], Any]
 ) -> None:
     """A run whose storage goes away after the first checkpoint and comes back after two failed saves."""
-    out, steps = tmp_path / "run", 400
+    out, steps = tmp_path / "run", 100_000
     run = config(out, dataset, steps=steps, dtype="float32", zero__stage=2, mesh={"ring": 2})
     file = tmp_path / "run.yaml"
     file.write_text(to_yaml(run))
-    process = start(file, f"checkpoint={{to: '{to}', every: 4, retry_seconds: 0.5, keep: 2}}")
+    process = Forked("train", file, f"checkpoint={{to: '{to}', every: 2, retry_seconds: 0.2, keep: 2}}", "--no-ray")
     wait_for(lambda: events(out, "checkpoint"))
     breaks()
     wait_for(lambda: len(events(out, "unsaved")) >= 2)

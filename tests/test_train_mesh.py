@@ -81,10 +81,13 @@ def test_a_schedule_of_masks_and_recompute(tmp_path: Path, dataset: Path, refere
 def test_deepspeed_equals_the_reference(
     tmp_path: Path, dataset: Path, reference: Lines, mesh: tuple[int, int, int], stage: int
 ) -> None:
-    settings = config(tmp_path, dataset, mesh=mesh_of(mesh), zero__stage=stage, dtype="float32", steps=20)
+    """Over 20 steps where the mesh is cut both ways and states or parameters are, too; over 5 on other ones."""
+    steps = 20 if mesh == (1, 2, 2) and stage > 1 else 5
+    settings = config(tmp_path, dataset, mesh=mesh_of(mesh), zero__stage=stage, dtype="float32", steps=steps)
     lines = train(settings)
-    assert len(lines) == len(reference) == 20
-    for got, want in zip(lines, reference, strict=True):
+    assert len(lines) == steps
+    assert len(reference) == 20
+    for got, want in zip(lines, reference[:steps], strict=True):
         assert got["loss"] == pytest.approx(want["loss"], rel=1e-5)
         assert got["grad_norm"] == pytest.approx(want["grad_norm"], rel=1e-5)
 
