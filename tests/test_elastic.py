@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def assert_state_is(found: Checkpoint, fragments: list[Fragment]) -> None:
 def go_on(rank: int, run: RunConfig, sources: list[Path]) -> list[list[float]]:
     """The losses after each of these checkpoints, on this rank's layout."""
     mesh = run.mesh.mesh()
+    # as many as ranks of a run take: how some sums are rounded depends on it
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // mesh.ranks))
     feed = build_feed(run, RankPlace(rank, mesh.ranks, rank, mesh.ranks, ""), CPU)
     engine = build_engine(run, feed, CPU)
     ema = Ema(engine, run.optimizer.ema)
