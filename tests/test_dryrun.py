@@ -1,16 +1,21 @@
-"""The dry run of a step beside a real one on CPUs: the same bytes, FLOPs and messages, rank by rank."""
+"""The dry run of a step beside a real one on CPUs: the same bytes, FLOPs and messages; and what a GPU would do."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
-from launcher.config import RunConfig, check
+from launcher.cli import app
+from launcher.config import RunConfig, check, to_yaml
 from launcher.dryrun.counter import Counter
 from launcher.dryrun.packs import packs_for
 from launcher.dryrun.step import Dry, DryRun, dry_run
+from parallel.errors import InputError
 from parallel.mesh import join
 from tests.worlds import run_alone, run_world
 
@@ -70,35 +75,141 @@ CONFIGS = {
 }
 
 
-def real(rank: int, run: RunConfig) -> DryRun:
-    """A real step on this machine, looked at by the same counter."""
+def real(rank: int, runs: dict[str, RunConfig]) -> dict[str, DryRun]:
+    """Real steps on this machine, looked at by the same counter."""
+    return {name: real_step(rank, run) for name, run in runs.items()}
+
+
+def real_step(rank: int, run: RunConfig) -> DryRun:
     groups = join(run.mesh.mesh(), rank)
     counter = Counter("cpu")
     with counter:
         dry = Dry(run, 0, groups, counter, packs_for(run, groups.place, 0), "cpu")
         dry.step()
-        return dry.found(rank)
+        found = dry.found(rank)
+    dry.engine.destroy()
+    return found
 
 
-def flops_of_torch(rank: int, run: RunConfig) -> int:
-    """What torch's own counter says of a real step."""
-    groups = join(run.mesh.mesh(), rank)
-    quiet = Counter("cpu")
-    dry = Dry(run, 0, groups, quiet, packs_for(run, groups.place, 0), "cpu")
-    with FlopCounterMode(display=False) as counter:
-        dry.step()
-    return counter.get_total_flops()
+def dry(runs: dict[str, RunConfig]) -> dict[str, DryRun]:
+    """The same steps, of the last rank, on fake tensors."""
+    return {name: dry_run(run, run.mesh.mesh().ranks - 1, "cpu") for name, run in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def steps() -> dict[str, tuple[DryRun, DryRun]]:
+    """Of each run the dry and the real step; one world for all runs of a size."""
+    sizes = {name: run.mesh.mesh().ranks for name, run in CONFIGS.items()}
+    found: dict[str, DryRun] = {}
+    for ranks in sorted(set(sizes.values())):
+        found |= run_world(ranks, real, {name: CONFIGS[name] for name in CONFIGS if sizes[name] == ranks})[-1]
+    guessed = run_alone(dry, CONFIGS)
+    return {name: (guessed[name], found[name]) for name in CONFIGS}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_dry_step_is_a_real_one(name: str) -> None:
-    run = CONFIGS[name]
-    last = run.mesh.mesh().ranks - 1
-    wanted = run_world(last + 1, real, run)[last]
-    found: DryRun = run_alone(dry_run, run, last, "cpu")
+def test_a_dry_step_is_a_real_one(steps: dict[str, tuple[DryRun, DryRun]], name: str) -> None:
+    found, wanted = steps[name]
     assert found.peak_bytes == pytest.approx(wanted.peak_bytes, rel=0.02), (found.peak, wanted.peak)
     assert found.kept_bytes == pytest.approx(wanted.kept_bytes, rel=0.02)
     assert found.largest_tensor_bytes == wanted.largest_tensor_bytes
     assert found.flops == wanted.flops
     assert found.sent == wanted.sent
     assert found.tokens == wanted.tokens
+
+
+def flops_of_torch(rank: int, run: RunConfig) -> int:
+    """What torch's own counter says of a real step."""
+    groups = join(run.mesh.mesh(), rank)
+    step = Dry(run, 0, groups, Counter("cpu"), packs_for(run, groups.place, 0), "cpu")
+    with FlopCounterMode(display=False) as counter:
+        step.step()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["dit_recompute", "lm"])
+def test_flops_are_those_that_torch_counts(steps: dict[str, tuple[DryRun, DryRun]], name: str) -> None:
+    (wanted,) = run_world(1, flops_of_torch, CONFIGS[name])
+    assert steps[name][0].flops == pytest.approx(wanted, rel=0.001)
+
+
+def on_gpus(runs: dict[str, RunConfig]) -> dict[str, DryRun]:
+    """Steps as a GPU would do them."""
+    return {name: dry_run(run, None, "cuda") for name, run in runs.items()}
+
+
+GPU = {
+    **{
+        f"dit_zero_{stage}_{way}": config(
+            DIT, dtype="bf16", model__recompute=True, zero__stage=stage, mesh__ring=2, **more
+        )
+        for stage in range(4)
+        for way, more in {"ring": {}, "ulysses": {"mesh__ulysses": 2}}.items()
+    },
+    "dit_float32": config(DIT),
+    "dit_tiles": config(DIT, dtype="bf16", model__mlp_tiles=4),
+    "dit_offload": config(DIT, dtype="bf16", model__recompute=True, model__offload=True),
+    "lm_zero_3_tiles": config(
+        LM, dtype="bf16", model__recompute=True, model__mlp_tiles=4, zero__stage=3, mesh__ulysses=2
+    ),
+    "lm_offload": config(LM, dtype="bf16", model__recompute=True, model__offload=True, mesh__ring=2),
+    "lm_eyes": config({**LM, "vision": EYES}, dtype="bf16", zero__stage=2),
+}
+
+
+@pytest.fixture(scope="module")
+def on_gpu() -> dict[str, DryRun]:
+    """Of each run, what a GPU would do."""
+    found: dict[str, DryRun] = run_alone(on_gpus, GPU)
+    return found
+
+
+@pytest.mark.parametrize("name", GPU)
+def test_a_step_on_a_gpu_waits_twice_and_uploads_nothing(on_gpu: dict[str, DryRun], name: str) -> None:
+    """For the loss, and for the norm of the gradients; the batch was put on the device by the feed."""
+    assert sum(on_gpu[name].host_waits.values()) <= 2, on_gpu[name].host_waits
+    assert on_gpu[name].host_transfers == {}
+
+
+def test_ulysses_keeps_no_more_than_a_ring(on_gpu: dict[str, DryRun]) -> None:
+    ring, both = (on_gpu[f"dit_zero_0_mesh__{way}"] for way in ("ring", "ulysses"))
+    assert both.kept_bytes / both.tokens <= 1.1 * ring.kept_bytes / ring.tokens
+
+
+def test_what_is_offloaded_is_not_on_the_device(on_gpu: dict[str, DryRun]) -> None:
+    assert on_gpu["dit_offload"].kept_bytes < 0.5 * on_gpu["dit_float32"].kept_bytes
+    assert on_gpu["dit_offload"].host_bytes > on_gpu["dit_offload"].kept_bytes
+
+
+def test_zero_shares_states_out(on_gpu: dict[str, DryRun]) -> None:
+    whole, shared = (on_gpu[f"dit_zero_{stage}_mesh__ring"].peak.by_kind for stage in (0, 3))
+    assert shared["optimizer"] == pytest.approx(whole["optimizer"] / 2, rel=0.05)
+    assert shared["parameters"] == pytest.approx(whole["parameters"] / 2, rel=0.05)
+
+
+def test_the_command_says_it_to_scripts(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(config(DIT, dtype="bf16")))
+    asked = ["dryrun", str(file), "mesh.ulysses=2", "--rank", "1", "--json"]
+    said: dict[str, Any] = json.loads(run_alone(told, asked))
+    keys = {"peak_bytes", "kept_bytes", "largest_tensor_bytes", "flops", "launches", "host_waits", "host_transfers"}
+    assert keys | {"sent_bytes", "by_kind"} <= said.keys()
+    assert (said["mesh"], said["rank"], said["host_waits"], said["host_transfers"]) == ([1, 1, 2], 1, 2, 0)
+    assert sum(said["by_kind"].values()) == said["peak_bytes"]
+
+
+def told(arguments: list[str]) -> str:
+    """What the command prints."""
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule"), [(["--rank", "9"], "counted from 0"), (["--device", "tpu"], "cuda or cpu")]
+)
+def test_wrong_input_is_refused(tmp_path: Path, arguments: list[str], rule: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(config(DIT)))
+    with pytest.raises(InputError, match=rule):
+        CliRunner().invoke(app, ["dryrun", str(file), *arguments], catch_exceptions=False)

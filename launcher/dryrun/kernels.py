@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from launcher.config import RunConfig
+from launcher.kernels import refuse_head_shapes
 from models.kinds import DTYPES
 from parallel.flash_cuda import FlashCUDA
 from parallel.kernel import HALF, Kernel, kernel_for
@@ -16,7 +17,12 @@ PAD_DIM = 32  # head_dim is rounded up to a multiple of
 
 
 def gpu_kernel(config: RunConfig) -> Kernel:
-    """The kernel that every GPU has for the dtype of a run."""
+    """The kernel that every GPU has for the dtype of a run.
+
+    Raises:
+        InputError: it takes no heads of this size.
+    """
+    refuse_head_shapes(config)
     dtype = DTYPES[config.dtype]
     return DryFlash() if dtype in HALF else kernel_for(torch.device("cuda"), dtype)
 
