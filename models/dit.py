@@ -45,6 +45,7 @@ from models.text import Captions, TextConfig, TextEncoder, check_heads
 from parallel.errors import InputError
 from parallel.geometry import Grid
 from parallel.kernel import Kernel
+from parallel.offload import offload_if
 from parallel.packed import Packed, local_spans
 from parallel.plan import Plan, cross_plan
 from parallel.recompute import recompute
@@ -72,6 +73,7 @@ class VideoDiTConfig(BaseModel):
             arXiv:2511.13720); short trainings on small clips need it to see that a word means a direction.
         recompute: keep only the input of each block and its attention for the backward pass, and compute the rest
             again.
+        offload: what is kept for the backward pass waits in pinned memory of the host; best with recompute.
         compile: "blocks" makes one kernel of each norm with its modulation or rotary embedding, and of each gate with
             its residual, by torch.compile; "none" calls several of torch's.
         attention: who sees whom; layer i takes pattern i modulo their number.
@@ -91,6 +93,7 @@ class VideoDiTConfig(BaseModel):
     rope_theta: float = Field(default=10_000.0, gt=1)
     absolute: bool = False
     recompute: bool = False
+    offload: bool = False
     compile: Compile = "none"
     attention: tuple[AttentionConfig, ...] = Field(default=(AttentionConfig(),), min_length=1)
 
@@ -274,9 +277,10 @@ class VideoDiT(nn.Module):
         if self.place is not None:
             x = x + self.place(packed.coordinates, dtype)
         assert len(plans) == len(self.config.attention), f"{len(plans)} plans for {len(self.config.attention)} patterns"
-        for block, plan in zip(self.blocks, cycle(plans), strict=False):
-            inputs = (x, condition, stretches, rotary, plan, text, batch.words)
-            x = recompute(block, *inputs) if self.config.recompute else block(*inputs)
+        with offload_if(self.config.offload):
+            for block, plan in zip(self.blocks, cycle(plans), strict=False):
+                inputs = (x, condition, stretches, rotary, plan, text, batch.words)
+                x = recompute(block, *inputs) if self.config.recompute else block(*inputs)
         return cast(Tensor, self.head(x, condition, stretches))
 
 

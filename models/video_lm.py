@@ -31,6 +31,7 @@ from models.vision import Places, Seen, VisionLM
 from parallel.errors import InputError
 from parallel.geometry import Grid
 from parallel.mesh import Groups
+from parallel.offload import offload_if
 from parallel.packed import Packed
 from parallel.views import Views
 
@@ -57,6 +58,7 @@ class VideoLMConfig(BaseModel):
         mask: who sees whom.
         freeze: parts that are not trained.
         recompute: keep only the input of each layer and its attention for the backward pass, compute the rest again.
+        offload: what is kept for the backward pass waits in pinned memory of the host; best with recompute.
         mlp_tiles: of each MLP, whose wide rows exist for one tile of tokens at a time; 8 need half the room of its
             input.
         compile: "blocks" makes one kernel of each norm of the language model, and of each activation with its product,
@@ -75,6 +77,7 @@ class VideoLMConfig(BaseModel):
     mask: MaskConfig = MaskConfig()
     freeze: tuple[Part, ...] = ()
     recompute: bool = False
+    offload: bool = False
     mlp_tiles: int = Field(default=1, ge=1)
     compile: Compile = "none"
 
@@ -240,18 +243,21 @@ class VideoLM(nn.Module):
         lm: the model.
         pool: see `VideoLMConfig`.
         contrast: of video and words, where that is learned.
+        offload: see `VideoLMConfig`.
     """
 
-    def __init__(self, lm: Backbone, pool: int = 1, contrast: Contrast | None = None) -> None:
+    def __init__(self, lm: Backbone, pool: int = 1, contrast: Contrast | None = None, offload: bool = False) -> None:
         super().__init__()
-        self.lm, self.pool = lm, pool
+        self.lm, self.pool, self.offload = lm, pool, offload
         if contrast is not None:
             self.contrast = contrast
 
     def forward(self, heard: Heard, plans: Plans) -> Tensor:
         """This rank's part of the sum of weighted losses. Collective over the ranks of the replica."""
         self.lm.turn(heard.rope)
-        hidden = self.lm.hidden(self.embedded(heard), heard.packed.position, plans)
+        embedded = self.embedded(heard)
+        with offload_if(self.offload):
+            hidden = self.lm.hidden(embedded, heard.packed.position, plans)
         return heard.objective.head(self, hidden, heard)
 
     def embedded(self, heard: Heard) -> Tensor:
@@ -280,12 +286,12 @@ def build(
         plain = name if config.views else name.replace("model.", LAYERS, 1)
         parameter.requires_grad_(not plain.startswith(still))
     if contrast is None:
-        return VideoLM(lm, config.pool)
+        return VideoLM(lm, config.pool, offload=config.offload)
     for parameter in lm.model.lm_head.parameters():
         parameter.requires_grad_(lm.model.config.get_text_config().tie_word_embeddings)  # nothing is said
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
-        return VideoLM(lm, config.pool, contrast(config.dim).to(dtype))
+        return VideoLM(lm, config.pool, contrast(config.dim).to(dtype), config.offload)
 
 
 def unused(config: VideoLMConfig) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -83,6 +83,11 @@ def offload(limit_bytes: int = LIMIT_BYTES) -> Iterator[Traffic]:
             yield store.traffic
     finally:
         _IN_USE.reset(token)
+
+
+def offload_if(wanted: bool) -> AbstractContextManager[Traffic | None]:
+    """`offload()`, or nothing."""
+    return offload() if wanted else nullcontext()
 
 
 def store_in_use() -> HostStore | None:
