@@ -78,16 +78,18 @@ def made_up(tensor: Tensor) -> bool | int | float:
 
 
 def _replace_parameters(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """`Module._apply` for fakes, which torch wants to swap in place and cannot: what changes is replaced.
+    """`Module._apply` for fakes, which torch wants to swap with what they become, and cannot.
 
-    Parameters that stay as they are stay the same objects, by which optimisers know them.
+    A parameter stays the same object, by which optimisers know it, unless it goes to another device.
     """
     known: dict[nn.Parameter, nn.Parameter] = {}
 
     def of(parameter: nn.Parameter) -> nn.Parameter:
         made = function(parameter.data)
-        same = made.dtype == parameter.dtype and made.device == parameter.device
-        return parameter if same else nn.Parameter(made, parameter.requires_grad)
+        if made.device.type != parameter.device.type:
+            return nn.Parameter(made, parameter.requires_grad)
+        parameter.data = made
+        return parameter
 
     for part in module.modules() if recurse else (module,):
         for name, parameter in part._parameters.items():
