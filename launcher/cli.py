@@ -214,19 +214,23 @@ def plan(
     Example: longreel plan --mask causal --tokens 1048576 --ring 8 --ulysses 8 --picture plan.png
     """
     from launcher.config import load
+    from launcher.makers import keep_of
     from launcher.planning import as_json, cheapest, explained, first_pack, mask_of, table
     from parallel.explain import Heads
     from parallel.mesh import Mesh
+    from parallel.plan import Keep
 
+    keep: Keep = "exchanged"
     if run is not None:
         config = load(run, overrides or [])
         what, shape = first_pack(config)
+        keep = keep_of(config)
         mesh = Mesh(1, config.mesh.ring, config.mesh.ulysses)
     else:
         what, shape, mesh = mask_of(mask, tokens), Heads(heads, kv_heads or heads, head_dim), Mesh(1, ring, ulysses)
     if picture is not None and (picture.suffix.lower() != ".png" or picture.is_dir()):
         raise InputError("a picture is a PNG file", f"--picture {picture}", "--picture plan.png")
-    parts, said = explained(what, split, mesh, shape, transport)
+    parts, said = explained(what, split, mesh, shape, transport, keep)
     if picture is not None:
         from launcher.picture import draw
 
@@ -239,7 +243,7 @@ def plan(
     console.print(table(said))
     console.print(f"{what.area:,} pairs of {what.queries:,}^2; busiest to mean {said.uneven:.3f}", highlight=False)
     if mesh.sequence_ranks > 1:
-        ways = cheapest(what, mesh.sequence_ranks, shape, split)
+        ways = cheapest(what, mesh.sequence_ranks, shape, split, keep)
         told = ", ".join(f"{m.ring} x {m.ulysses}: {sent / 2**20:,.1f} MiB" for m, sent, _ in ways[:4])
         console.print(f"ring x ulysses by bytes of the busiest rank: {told}", highlight=False, soft_wrap=True)
     if picture is not None:

@@ -71,7 +71,7 @@ def refuse_unusable_gpus() -> None:
     raise InputError(
         "torch can use the GPUs of a machine that has some",
         f"{seen} NVIDIA GPUs, driver {driver()}; torch {torch.__version__}, {built}, cannot use them{said}",
-        "install a build of torch that fits the driver (pytorch.org/get-started, longreel doctor), or take the CPU on "
+        "install a build of torch that fits the driver (make setup TORCH=cu126, longreel doctor), or take the CPU on "
         "purpose: device=cpu in a run, CUDA_VISIBLE_DEVICES= before any command",
     )
 

@@ -19,6 +19,7 @@ import torch.utils.deterministic
 
 from launcher.config import RunConfig
 from launcher.folder import RunFolder, read_lines
+from models.dit import VideoDiTConfig
 from models.kinds import DTYPES
 from models.video_lm import VideoLMConfig
 from parallel.choice import KernelChoice, choose, refuse_never, take
@@ -67,15 +68,17 @@ def refuse_kernels(config: RunConfig, device: str) -> None:
     """
     refuse_never(config.attention.kernel, device, DTYPES[config.dtype], config.determinism == "strict")
     if device == "cuda":
-        refuse_head_shapes(config)
+        refuse_shapes(config)
 
 
-def refuse_head_shapes(config: RunConfig) -> None:
-    """Heads that kernels of CUDA take; those for float32 and float64 take any.
+def refuse_shapes(config: RunConfig) -> None:
+    """Widths and heads that kernels of CUDA take; those of attention in float32 and float64 take any head.
 
     Raises:
         InputError: there is no kernel for some of the model's.
     """
+    if isinstance(config.model, VideoDiTConfig):
+        config.model.refuse_odd_widths()
     if DTYPES[config.dtype] in HALF:
         for shape in head_shapes(config):
             refuse_head_dim(shape.dim, f" ({shape.of})")

@@ -22,11 +22,15 @@ from parallel.plan import Keep
 def maker_of(config: RunConfig, groups: Groups, device: torch.device, kernel: Kernel | None = None) -> Maker:
     """What makes micro-steps for the model of a run; `kernel` is that of attention (see `Plan`)."""
     model, dtype = config.model, DTYPES[config.dtype]
-    keep: Keep = "output" if model.recompute else "exchanged"  # who computes again can also send again
     if isinstance(model, VideoLMConfig):
-        return TalkMaker(model, build_talk_objective(config.objective), groups, dtype, device, kernel, keep)
+        return TalkMaker(model, build_talk_objective(config.objective), groups, dtype, device, kernel, keep_of(config))
     codec = open_codec(config.codec, model.patch, dtype, device)
-    return ClipMaker(codec, build_flow(config.objective), model.attention, groups, device, kernel, keep)
+    return ClipMaker(codec, build_flow(config.objective), model.attention, groups, device, kernel, keep_of(config))
+
+
+def keep_of(config: RunConfig) -> Keep:
+    """What of attention waits for the backward pass: who computes again can also send again."""
+    return "output" if config.model.recompute else "exchanged"
 
 
 def check_data(config: RunConfig, curriculum: Curriculum) -> None:

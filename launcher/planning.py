@@ -18,7 +18,7 @@ from parallel.errors import InputError
 from parallel.explain import Explanation, Heads, explain
 from parallel.mask import Mask
 from parallel.mesh import Mesh
-from parallel.plan import Transport
+from parallel.plan import Keep, Transport
 from parallel.split import Split, balanced, contiguous, zigzag
 
 EXAMPLES = (
@@ -70,7 +70,9 @@ def split_of(name: str, mask: Mask, mesh: Mesh) -> Split:
     return makers[name]()
 
 
-def explained(mask: Mask, split: str, mesh: Mesh, heads: Heads, transport: str) -> tuple[Split, Explanation]:
+def explained(
+    mask: Mask, split: str, mesh: Mesh, heads: Heads, transport: str, keep: Keep = "exchanged"
+) -> tuple[Split, Explanation]:
     """A split of that name, and what it costs.
 
     Raises:
@@ -79,7 +81,7 @@ def explained(mask: Mask, split: str, mesh: Mesh, heads: Heads, transport: str) 
     for transport_ in get_args(Transport):
         if transport_ == transport:
             made = split_of(split, mask, mesh)
-            return made, explain(mask, made, mesh, heads, transport_)
+            return made, explain(mask, made, mesh, heads, transport_, keep)
     raise InputError("keys travel in one of two ways", f"--transport {transport}", " or ".join(get_args(Transport)))
 
 
@@ -135,13 +137,15 @@ def as_json(said: Explanation) -> str:
     )
 
 
-def cheapest(mask: Mask, ranks: int, heads: Heads, split: str) -> Sequence[tuple[Mesh, int, float]]:
+def cheapest(
+    mask: Mask, ranks: int, heads: Heads, split: str, keep: Keep = "exchanged"
+) -> Sequence[tuple[Mesh, int, float]]:
     """Every ring x ulysses of so many ranks: bytes that the busiest rank sends, and unevenness; fewest bytes first."""
     found = []
     for ulysses in range(1, min(ranks, heads.queries) + 1):
         if ranks % ulysses == 0:
             mesh = Mesh(1, ranks // ulysses, ulysses)
-            said = explain(mask, split_of(split, mask, mesh), mesh, heads)
+            said = explain(mask, split_of(split, mask, mesh), mesh, heads, keep=keep)
             found.append((mesh, int((said.forward_bytes + said.backward_bytes).sum(axis=1).max()), said.uneven))
     return sorted(found, key=lambda one: one[1])
 

@@ -17,6 +17,7 @@ from parallel.errors import InputError
 
 STEPS = 3  # that are compared
 NEAR = {"float64": 1e-9, "float32": 1e-5, "bf16": 5e-2}  # relative, on another layout or a GPU
+NEAR_TF32 = 1e-3  # of float32 on a GPU, whose products have 10 bits of each factor: other sums round them otherwise
 COMPARED = ("loss", "grad_norm")
 
 
@@ -49,10 +50,12 @@ class Proof:
         layout: how steps are computed now (`checkpoints.manifest.layout_of`).
         exact: whether this machine repeats itself bit by bit.
         dtype: of the run.
+        gpu: whether it computes on one.
     """
 
-    def __init__(self, checkpoint: str, layout: str, exact: bool, dtype: str) -> None:
-        self.checkpoint, self.layout, self.exact, self.near = checkpoint, layout, exact, NEAR[dtype]
+    def __init__(self, checkpoint: str, layout: str, exact: bool, dtype: str, gpu: bool = False) -> None:
+        self.checkpoint, self.layout, self.exact = checkpoint, layout, exact
+        self.near = NEAR_TF32 if gpu and dtype == "float32" else NEAR[dtype]
         self.before: dict[int, dict[str, Any]] = {}
         self.steps: list[int] = []
         self.identical = self.close = 0

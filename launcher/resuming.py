@@ -86,7 +86,7 @@ def proof_of(config: RunConfig, found: Checkpoint | None, device: torch.device) 
     if found is None or not config.restart.verify or changed_settings(found, config):
         return None
     exact = device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
-    return Proof(found.name, layout_of(settings), exact, config.dtype)
+    return Proof(found.name, layout_of(settings), exact, config.dtype, device.type == "cuda")
 
 
 def saver_for(config: RunConfig, storage: Storage, engine: Engine, ema: Ema | None, journal: Journal) -> Saver:

@@ -3,7 +3,7 @@
 The formulas, with S tokens on P = u x r ranks, n = S x hidden / P elements, g key heads for each query head (g' on a
 rank, where the ulysses degree u exceeds the key heads), b bytes of a number and a of a travelling gradient:
 
-    ulysses   forward = backward = (2 + 2 g') (u - 1) / u  n b
+    ulysses   forward = backward = (2 + 2 g') (u - 1) / u  n b, backward twice that where little is kept
     ring      forward 2 g (r - 1) n b      backward 2 g (r - 1) n b + 2 g r n a
     need      forward 2 kv_heads head_dim b x (columns fetched)      backward the same, with b + a
 """
@@ -20,7 +20,7 @@ from parallel.holding import held_by, needed
 from parallel.kernel import refuse_head_counts
 from parallel.mask import Mask
 from parallel.mesh import Mesh
-from parallel.plan import Transport, refuse_mismatch, refuse_transport
+from parallel.plan import Keep, Transport, refuse_mismatch, refuse_transport
 from parallel.rectangles import Ints
 from parallel.split import Split, areas_of
 from parallel.ulysses import Heads as SharedHeads
@@ -53,6 +53,7 @@ class Explanation:
         mesh: of the replica.
         transport: of keys.
         heads: shape of attention.
+        keep: what waits for the backward pass (`Plan.keep`); what does not is sent again.
         area: [places] pairs of a query and a key that each computes.
         tokens: [places] that each holds.
         columns: [places, places] key columns that place i needs of place j.
@@ -66,6 +67,7 @@ class Explanation:
     tokens: Ints
     columns: Ints
     rank_tokens: Ints
+    keep: Keep = "exchanged"
 
     @property
     def uneven(self) -> float:
@@ -87,7 +89,8 @@ class Explanation:
     @cached_property
     def backward_bytes(self) -> Ints:
         """[sequence ranks, sequence ranks] from rank i to rank j."""
-        return self._exchanged().T + self._keys() + self._gradients()
+        again = self._exchanged_again() if self.keep != "exchanged" else self._nothing()
+        return self._exchanged().T + again + self._keys() + self._gradients()
 
     @property
     def keys_held(self) -> Ints:
@@ -118,6 +121,18 @@ class Explanation:
                         home = len(self._shares.queries[i])
                         tokens = self.rank_tokens[first + i], self.rank_tokens[first + j]
                         found[first + i, first + j] = (tokens[0] * out + tokens[1] * home) * width
+        return found
+
+    def _exchanged_again(self) -> Ints:
+        """Tokens for heads once more in the backward pass: q, k, v and the output."""
+        found, degree = self._nothing(), self.mesh.ulysses
+        width = self.heads.dim * self.heads.bytes
+        for first in range(0, len(self.rank_tokens), degree):
+            for j in range(degree):
+                leaving = 2 * (len(self._shares.queries[j]) + len(self._shares.keys[j])) * width
+                for i in range(degree):
+                    if i != j:
+                        found[first + i, first + j] = self.rank_tokens[first + i] * leaving
         return found
 
     def _keys(self) -> Ints:
@@ -155,7 +170,14 @@ class Explanation:
         return np.zeros((ranks, ranks), np.int64)
 
 
-def explain(mask: Mask, split: Split, mesh: Mesh, heads: Heads, transport: Transport = "need") -> Explanation:
+def explain(
+    mask: Mask,
+    split: Split,
+    mesh: Mesh,
+    heads: Heads,
+    transport: Transport = "need",
+    keep: Keep = "exchanged",
+) -> Explanation:
     """What attention with this mask costs on this mesh.
 
     Raises:
@@ -173,4 +195,5 @@ def explain(mask: Mask, split: Split, mesh: Mesh, heads: Heads, transport: Trans
         tokens=np.array([held.of(place).count for place in range(mesh.ring)]),
         columns=needed(mask, held).columns(mesh.ring),
         rank_tokens=np.array([split.tokens(rank) for rank in range(mesh.sequence_ranks)]),
+        keep=keep,
     )

@@ -54,30 +54,30 @@ def counted(rank: int) -> Iterator[Ints]:
         yield sent
 
 
-def measured(rank: int, mesh: Mesh) -> dict[tuple[str, tuple[int, int], str], tuple[Ints, Ints]]:
+def measured(rank: int, mesh: Mesh) -> dict[tuple[str, tuple[int, int], str, str], tuple[Ints, Ints]]:
     groups = join(mesh, rank)
     found = {}
     for name, mask in MASKS.items():
         for heads in HEADS:
-            for transport in get_args(Transport):
+            for transport, keep in (("need", "exchanged"), ("ring", "exchanged"), ("need", "output")):
                 split = zigzag(mask.queries, 4)
-                plan = plan_for(mask, split, groups, transport)
+                plan = plan_for(mask, split, groups, transport, keep=keep)
                 q, k, v, grad = (x[rows_of(split, rank)].bfloat16() for x in inputs(mask.queries, mask.keys, *heads))
                 leaves = [x.requires_grad_() for x in (q, k, v)]
                 with counted(rank) as forward:
                     out = attend(*leaves, plan)
                 with counted(rank) as backward:
                     torch.autograd.grad(out, leaves, grad)
-                found[name, heads, transport] = forward, backward
+                found[name, heads, transport, keep] = forward, backward
     return found
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_bytes_are_as_explained(mesh: Mesh) -> None:
     answers = run_world(4, measured, mesh)
-    for name, heads, transport in answers[0]:
-        said = explain(MASKS[name], zigzag(MASKS[name].queries, 4), mesh, Heads(*heads, DIM), transport)
-        sent = [np.stack([a[name, heads, transport][i] for a in answers]) for i in (0, 1)]
+    for name, heads, transport, keep in answers[0]:
+        said = explain(MASKS[name], zigzag(MASKS[name].queries, 4), mesh, Heads(*heads, DIM), transport, keep)
+        sent = [np.stack([a[name, heads, transport, keep][i] for a in answers]) for i in (0, 1)]
         assert np.array_equal(sent[0], said.forward_bytes), (name, heads, transport)
         assert np.array_equal(sent[1], said.backward_bytes), (name, heads, transport)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from launcher.config import RunConfig
-from launcher.kernels import refuse_head_shapes
+from launcher.kernels import refuse_shapes
 from models.kinds import DTYPES
 from parallel.flash_cuda import FlashCUDA
 from parallel.kernel import HALF, Kernel, kernel_for
@@ -20,9 +20,9 @@ def gpu_kernel(config: RunConfig) -> Kernel:
     """The kernel that every GPU has for the dtype of a run.
 
     Raises:
-        InputError: it takes no heads of this size.
+        InputError: there is none for the model's widths or heads.
     """
-    refuse_head_shapes(config)
+    refuse_shapes(config)
     dtype = DTYPES[config.dtype]
     return DryFlash() if dtype in HALF else kernel_for(torch.device("cuda"), dtype)
 
