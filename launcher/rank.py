@@ -206,11 +206,11 @@ def build_feed(
     return Feed(curriculum, maker_of(config, groups, device, kernel))
 
 
-def build_engine(config: RunConfig, feed: Fed, device: torch.device) -> Engine:
+def build_engine(config: RunConfig, feed: Fed, device: torch.device, numbers: bool = True) -> Engine:
     """The model, the same first numbers on every rank, in its ZeRO engine; none yet, where a folder has them.
 
     Where ZeRO-3 cuts a model that draws, no rank holds it whole at any time; layers of transformers are drawn after the
-    whole model is made, and cannot be cut before.
+    whole model is made, and cannot be cut before. A dry run asks for no `numbers`.
     """
     channels = geometry_of(config).channels
     if device.type == "cuda" and isinstance(config.model, VideoDiTConfig):
@@ -222,7 +222,7 @@ def build_engine(config: RunConfig, feed: Fed, device: torch.device) -> Engine:
     names = {parameter: name for name, parameter in model.named_parameters()}
     model = model if in_parts or folder_of_weights(config) else model.to(device)
     engine = engine_for(model, adam, zero.stage, feed.micro_steps, zero.offload, device)
-    if in_parts:
+    if in_parts and numbers:
         drawn.write(model, engine, names)
     return engine
 

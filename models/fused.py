@@ -26,7 +26,7 @@ from torch import Tensor
 from torch._guards import detect_fake_mode
 
 EPSILON = 1e-6
-CHUNK_ROWS = 1 << 17  # of heads, that are float32 at a time: 64 MB of 128 numbers
+CHUNK_ROWS, CHUNKS = 1 << 19, 4  # of heads, that are float32 at a time: 256 MB of 128 numbers, or a quarter of all
 BACKEND = "inductor"  # of torch.compile
 Compile = Literal["none", "blocks"]
 Spans = tuple[tuple[int, int, int], ...]  # of stretches: row of the tables, rows [start, stop) of tokens
@@ -155,7 +155,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 def _chunks(x: Tensor) -> list[slice]:
     """Rows of [tokens, heads, head_dim] that are wide at a time."""
-    size = max(1, CHUNK_ROWS // x.shape[1])
+    size = max(1, CHUNK_ROWS // x.shape[1], -(-len(x) // CHUNKS))
     return [slice(start, start + size) for start in range(0, len(x), size)]
 
 

@@ -94,7 +94,7 @@ def stream_of(feed: Feed) -> Stream:
 def values(feed: Feed, pack: Pack, ranges: Ranges) -> torch.Tensor:
     """As the feed lays them out."""
     pieces = stream_of(feed).read(pack, ranges)
-    return torch.cat([feed.maker._empty(), *(feed.maker._values(pack, piece) for piece in pieces)])
+    return torch.cat([feed.maker.values(0), *(feed.maker._values(pack, piece) for piece in pieces)])
 
 
 @pytest.mark.parametrize("patch", [(1, 2, 2), (3, 1, 2)], ids=str)
@@ -141,7 +141,8 @@ def test_windows_in_time(source, vaes, encoded):
             for row, start, found in zip(pack.rows, pack.starts, whole, strict=True):
                 frames = stream_of(now).reader.frames(row, start, start + few)
                 latents = now.maker.codec.encode(torch.from_numpy(frames))
-                assert torch.equal(found, patchify(latents, (1, 2, 2)))
+                # not bit for bit: convolutions of other numbers of frames are summed in another order on some CPUs
+                torch.testing.assert_close(found, patchify(latents, (1, 2, 2)), rtol=1e-5, atol=1e-5)
 
 
 def test_cells_that_fill_no_token_are_cut_off_evenly(source, vaes, encoded):

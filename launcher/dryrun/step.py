@@ -1,7 +1,7 @@
 """`dry_run`: one step of one rank with the real parts of `launcher/rank.py`, counted and not computed.
 
     model, engine        build_engine     its ZeRO stage and offload, DeepSpeed's own code at stages 1 to 3
-    state to save        engine.owned     what the saver holds from the first step on
+    state to save        engine.held      what the saver holds from the first step on
     batch                the maker        plans, layout, noise levels; values are not drawn
     forward, backward    gradients        recompute, tiles, offload, ring and ulysses, all as in training
     update               engine.step
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter as Tally
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,7 @@ from parallel.ema import Ema
 from parallel.errors import InputError
 from parallel.mesh import Groups, Mesh, join
 from parallel.ulysses import share_heads
-from parallel.zero import STATE_NAMES, Engine, trained
+from parallel.zero import STATE_NAMES, Engine, Fragment, trained
 
 RATE = 1e-4  # of the update; any will do
 ONCE = re.compile(
@@ -154,9 +155,9 @@ class Dry:
         with counter.phase("model"):
             self.feed = DryFeed.of(config, segment, groups, self.device, kernels, len(packs))
         with counter.phase("engine"):
-            self.engine: Engine = build_engine(config, self.feed, self.device)
-            self.engine.owned()
-        self._tell_apart()
+            self.engine: Engine = build_engine(config, self.feed, self.device, numbers=False)
+            held = self.engine.held()  # as the saver does: from then on there are moments
+        self._tell_apart(held)
         with counter.phase("average"):
             self.ema = Ema(self.engine, config.optimizer.ema) if config.optimizer.ema else None
         counter.adopt(self.ema.averages if self.ema is not None else [], "average")
@@ -222,12 +223,12 @@ class Dry:
         self.counter.within = "" if phase == "end" else phase + number
         self.boundaries.append(Boundary(self.counter.moment, phase))
 
-    def _tell_apart(self) -> None:
+    def _tell_apart(self, held: Sequence[Fragment]) -> None:
         """Which of the engine's storages are parameters, states and gradients."""
         known: list[tuple[Tensor, str]] = []
         for parameter in self.engine.module.parameters():
             known.append((getattr(parameter, "ds_tensor", parameter).data, "parameters"))
-        for fragment in self.engine.held():
+        for fragment in held:
             known += [(fragment.tensors[name], "optimizer") for name in STATE_NAMES]
         for piece in self.counter.live.values():
             if piece.phase == "engine" and not piece.kind:
