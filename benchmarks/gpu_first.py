@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import selectors
@@ -102,6 +103,8 @@ def main() -> None:
     unknown = sorted(set(names) - {part.name for part in PARTS})
     if unknown:
         options.error(f"no part is called {', '.join(unknown)}")
+    if not 0 < given.minutes < math.inf:
+        options.error(f"--minutes is a number above 0, not {given.minutes:g}")
     if given.part:
         answer(given.part, Case(given.device, given.small, time.monotonic() + given.seconds))
         return
@@ -139,7 +142,8 @@ def ask(parts: list[Part], kind: str, small: bool, seconds: float, out: Path) ->
         elif left < LEAST:
             rows = [show(part, 0.0, Row(part.asks, "no time is left", "left out"))]
         else:
-            rows = run(part, kind, small, min(part.seconds, left - GRACE) if kind == "cuda" else left - GRACE)
+            own = part.seconds if kind == "cuda" else math.inf
+            rows = run(part, kind, small, min(own, left - GRACE), "wrong" if own < left - GRACE else "cut short")
         found = {"seconds": time.monotonic() - begin, "rows": [row.__dict__ for row in rows]}
         result["parts"][part.name] = found
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -150,8 +154,8 @@ def ask(parts: list[Part], kind: str, small: bool, seconds: float, out: Path) ->
     return wrong
 
 
-def run(part: Part, kind: str, small: bool, seconds: float) -> list[Row]:
-    """One part in a process of its own, killed with all that it started when its time is up."""
+def run(part: Part, kind: str, small: bool, seconds: float, too_late: str = "wrong") -> list[Row]:
+    """One part in a process of its own, killed with all that it started when its time is up, which is `too_late`."""
     command = command_of(part, kind, small, seconds)
     path = os.pathsep.join(filter(None, (str(HOME), os.environ.get("PYTHONPATH"))))
     begin, rows, words = time.monotonic(), list[Row](), list[str]()
@@ -170,7 +174,7 @@ def run(part: Part, kind: str, small: bool, seconds: float) -> list[Row]:
     finally:
         end(process)
     if late:
-        rows.append(show(part, time.monotonic() - begin, Row(part.asks, f"took more than {seconds:.0f} s", "wrong")))
+        rows.append(show(part, time.monotonic() - begin, Row(part.asks, f"took more than {seconds:.0f} s", too_late)))
     elif process.returncode or not rows:
         told = f"exit code {process.returncode}: {' | '.join(words) or 'no word'}"
         rows.append(show(part, time.monotonic() - begin, Row(part.asks, told, "wrong")))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 MARK = "gpu_first row "
-Status = Literal["ok", "wrong", "measured", "left out"]
+Status = Literal["ok", "wrong", "measured", "left out", "cut short"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Row:
     Attributes:
         what: was tried.
         found: in figures, for a person.
-        status: "ok" and "wrong" are of a comparison; "measured" has nothing to compare with; "left out" says why.
+        status: "ok" and "wrong" are of a comparison; "measured" has nothing to compare with; "left out" says
+            why; "cut short" had no time of all parts left.
         figures: for a script.
     """
 

@@ -448,6 +448,25 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _packs_reach(self) -> RunConfig:
+        for segment, data in zip(self.data.segments or (SegmentConfig(),), self.data.merged(), strict=True):
+            mesh = (segment.mesh or self.mesh).mesh()
+            if data.pack_tokens < mesh.sequence_ranks:
+                raise InputError(
+                    "each rank of a replica holds tokens of its packs",
+                    f"data.pack_tokens={data.pack_tokens}, mesh.ring x mesh.ulysses = {mesh.sequence_ranks} ranks",
+                    "a larger data.pack_tokens, or mesh.replica for the rest",
+                )
+            tokens = data.pack_tokens // mesh.sequence_ranks
+            if self.model.mlp_tiles > tokens:
+                raise InputError(
+                    "a tile of an MLP has tokens",
+                    f"model.mlp_tiles={self.model.mlp_tiles}, {tokens} tokens a rank",
+                    f"model.mlp_tiles={min(8, tokens)}",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _heads_reach(self) -> RunConfig:
         for mesh in self.meshes:
             if mesh.ulysses > self.model.heads:

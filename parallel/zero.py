@@ -545,7 +545,7 @@ def _deepspeed_config(
         micro_steps: of a step.
         offload: see `engine_for`.
         elements: that are trained.
-        device: "cuda" or "cpu".
+        device: "cuda" or "cpu"; or "meta", which stands for a GPU in a dry run, without its streams and pinned memory.
     """
     zero: dict[str, Any] = {
         "stage": stage,
@@ -554,7 +554,7 @@ def _deepspeed_config(
         "stage3_param_persistence_threshold": 0,
         # Memory of so many elements is taken at once, several times: no more than the model has. One bucket for all
         # of a model on a CPU, because sums over more than two ranks depend on where buckets end.
-        "reduce_bucket_size": max(1, min(elements, BUCKET if device == "cuda" else BUCKET_CPU)),
+        "reduce_bucket_size": max(1, min(elements, BUCKET_CPU if device == "cpu" else BUCKET)),
     }
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,

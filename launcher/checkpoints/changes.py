@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel, TypeAdapter
+
 from launcher.checkpoints.reading import Checkpoint
 from launcher.config import DataConfig, RunConfig
 from launcher.folder import RunFolder, known_id
+from models.kinds import ModelConfig
 from parallel.errors import InputError
 
 KEPT_DATA = (
@@ -20,6 +23,7 @@ KEPT_DATA = (
     "caption",
     "weights",
 )  # settings that decide what is in a pack
+SPARING = ("recompute", "offload", "mlp_tiles", "compile")  # settings of a model that only decide what memory it takes
 LABELS = {"weights": "dataset, its weights"}  # there is no setting of that name
 
 
@@ -29,7 +33,8 @@ def refuse_changes(checkpoint: Checkpoint, config: RunConfig) -> None:
     Raises:
         InputError: the model, codec, objective, seed or packing differ from the checkpoint's.
     """
-    changes = _changes(checkpoint, config, ("seed", "codec", "model", "objective"))
+    changes = _changes(checkpoint, config, ("seed", "codec", "objective"))
+    changes += list(_differences("model", _lasting(_model(checkpoint)), _lasting(config.model.model_dump(mode="json"))))
     step = checkpoint.state.step
     before = _segment(DataConfig.model_validate(checkpoint.manifest.config["data"]), step)
     changes += list(_differences("data", before, _segment(config.data, step)))
@@ -59,7 +64,23 @@ def refuse_foreign(checkpoint: Checkpoint, config: RunConfig) -> None:
 
 def changed_settings(checkpoint: Checkpoint, config: RunConfig) -> list[str]:
     """Settings that a resumed run may change, and did: the curve from here on is not that of the old ones."""
-    return _changes(checkpoint, config, ("dtype", "optimizer"))
+    before, now = (_sparing(m) for m in (_model(checkpoint), config.model.model_dump(mode="json")))
+    return [*_changes(checkpoint, config, ("dtype", "optimizer")), *_differences("model", before, now)]
+
+
+def _model(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Of the checkpoint, with what keys that did not exist then mean now."""
+    settings = checkpoint.manifest.config["model"]
+    known: BaseModel = TypeAdapter(ModelConfig).validate_python(settings)
+    return known.model_dump(mode="json")
+
+
+def _lasting(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in model.items() if key not in SPARING}
+
+
+def _sparing(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: model.get(key) for key in SPARING}
 
 
 def _segment(data: DataConfig, step: int) -> dict[str, Any]:

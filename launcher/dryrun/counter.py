@@ -138,6 +138,13 @@ class Counter(TorchDispatchMode):
         if piece is not None:
             piece.kind = kind
 
+    def forget(self, tensors: Sequence[Tensor]) -> None:
+        """Tensors that have shapes and no memory."""
+        for tensor in tensors:
+            piece = self._piece(tensor)
+            if piece is not None:
+                piece.size = 0
+
     def adopt(self, tensors: Sequence[Tensor], kind: str) -> None:
         """Count tensors that were made before, or by what no operator shows, and say what they are."""
         for tensor in tensors:

@@ -61,6 +61,8 @@ def fake_world(mesh: Mesh, rank: int, counter: Counter, deepspeed: bool = False)
         stack.callback(dist.destroy_process_group)
         stack.callback(_forget_groups)
         stack.enter_context(patch.object(nn.Module, "_apply", _replace_parameters))
+        if deepspeed:
+            stack.enter_context(_alike())
         if deepspeed and counter.device != "cpu":
             stack.enter_context(_accelerated_by(counter.device))
         token = PLACES.set(Places((counter.device,) if counter.device != "cpu" else (), "cpu"))
@@ -101,6 +103,15 @@ def _replace_parameters(module: nn.Module, function: Callable[[Tensor], Tensor],
             if buffer is not None:
                 part._buffers[name] = function(buffer)
     return module
+
+
+@contextmanager
+def _alike() -> Iterator[None]:
+    """ZeRO-3 does not compare the ranks' modules, as it does once in a run: there are no other ranks."""
+    from deepspeed.runtime.zero import partitioned_param_coordinator
+
+    with patch.object(partitioned_param_coordinator, "assert_ints_same_as_other_ranks", lambda _: None):
+        yield
 
 
 class _Autocast:

@@ -56,7 +56,7 @@ class DrawnPack:
 
 
 def packs_for(config: RunConfig, place: Place, segment: int, documents: int | None = None) -> list[DrawnPack]:
-    """The packs of one replica in one step of a segment: at most two, as later micro-steps are like the second.
+    """The packs of one replica in one step of a segment: at most three, as those between first and last are alike.
 
     Args:
         config: of the run.
@@ -79,10 +79,10 @@ def packs_for(config: RunConfig, place: Place, segment: int, documents: int | No
         mine = assign(_first_packs(curriculum, segment), mesh.replica, place.replica)
         least = min(sum(d.tokens for d in pack.documents) for pack in mine)
         if least >= LEAST_FILL * data.pack_tokens:
-            return [_own(curriculum.streams[segment], pack) for pack in mine[:2]]
+            return [_own(curriculum.streams[segment], pack) for pack in [*mine[:2], *mine[2:][-1:]]]
         words = f"the dataset fills {least:,} of {data.pack_tokens:,} tokens: "
-    drawn = _drawn(config, data, curriculum, documents or 1)
-    return [replace(drawn, words=words + drawn.words)] * min(2, micro_steps_of(config, segment))
+    drawn = _drawn(config, data, curriculum, segment, documents)
+    return [replace(drawn, words=words + drawn.words)] * min(3, micro_steps_of(config, segment))
 
 
 def mesh_of(config: RunConfig, segment: int) -> Mesh:
@@ -102,6 +102,13 @@ def longest_segment(config: RunConfig) -> int:
     return sizes.index(max(sizes))
 
 
+def _count(tokens: int, most: int, documents: int | None) -> tuple[int, int]:
+    """Documents of a pack of `tokens`, and tokens of each: as few as may have `most`, or as many as are asked for."""
+    if documents is not None:
+        return documents, tokens // documents
+    return max(1, tokens // most), min(tokens, most)
+
+
 def _first_packs(curriculum: Curriculum, segment: int) -> list[Pack]:
     _, packs, _ = curriculum.next_step(Position(step=curriculum.starts[segment]))
     return packs
@@ -113,21 +120,30 @@ def _own(stream: Any, pack: Pack) -> DrawnPack:
     return DrawnPack(pack.documents, laid, f"the run's first pack, {len(pack.documents)} samples, {tokens:,} tokens")
 
 
-def _drawn(config: RunConfig, data: DataConfig, curriculum: Curriculum | None, count: int) -> DrawnPack:
-    tokens = data.pack_tokens // count
+def _drawn(
+    config: RunConfig, data: DataConfig, curriculum: Curriculum | None, segment: int, documents: int | None
+) -> DrawnPack:
     if isinstance(config.model, VideoLMConfig):
-        return _conversations(config.model, tokens, count)
-    y, x = _picture(config, data, curriculum)
+        return _conversations(config.model, data, documents)
+    y, x = _picture(config, data, curriculum, segment)
+    most = data.pack_tokens
+    if data.frames is not None:
+        geometry = geometry_of(config)
+        usable = max(geometry.usable_frames(data.frames), geometry.frames_per_token)
+        cells_y, cells_x = (geometry.stride[n] * geometry.patch[n] for n in (1, 2))
+        most = geometry.grid(usable, cells_y, cells_x)[0] * y * x
+    count, tokens = _count(data.pack_tokens, most, documents)
     frames = tokens // (y * x)
     if not frames:
-        found = f"a frame of {y} x {x} tokens, {count} clips in {data.pack_tokens:,} tokens"
-        raise InputError("a pack holds a frame of each of its clips", found, "a larger data.pack_tokens")
+        found = f"a frame of {y} x {x} tokens, {_times(count, 'clip')} in {data.pack_tokens:,} tokens"
+        raise InputError("a pack holds a frame of each of its clips", found, "a larger pack, or fewer --documents")
     grid: Grid = (frames, y, x)
     made = tuple(Document(f"drawn-{n}", key_of("drawn", n), CAPTION, grid) for n in range(count))
-    return DrawnPack(made, (), f"drawn: {_times(count, 'clip')} of {frames:,} x {y} x {x} tokens")
+    filled = f"{count * frames * y * x:,} of {data.pack_tokens:,} tokens"
+    return DrawnPack(made, (), f"drawn: {_times(count, 'clip')} of {frames:,} x {y} x {x} tokens, {filled}")
 
 
-def _picture(config: RunConfig, data: DataConfig, curriculum: Curriculum | None) -> tuple[int, int]:
+def _picture(config: RunConfig, data: DataConfig, curriculum: Curriculum | None, segment: int) -> tuple[int, int]:
     """Tokens of a frame along (y, x): of the size that the run asks for, or its first sample has."""
     geometry = geometry_of(config)
     if data.size is not None:
@@ -135,11 +151,15 @@ def _picture(config: RunConfig, data: DataConfig, curriculum: Curriculum | None)
         return y, x
     if curriculum is None:
         return USUAL_PICTURE
-    grid = _first_packs(curriculum, 0)[0].documents[0].grid
+    grid = _first_packs(curriculum, segment)[0].documents[0].grid
     return grid[1], grid[2]
 
 
-def _conversations(model: VideoLMConfig, tokens: int, count: int) -> DrawnPack:
+def _conversations(model: VideoLMConfig, data: DataConfig, documents: int | None) -> DrawnPack:
+    count, tokens = _count(data.pack_tokens, data.positions or model.positions, documents)
+    if tokens < 2:
+        found = f"{_times(count, 'conversation')} in {data.pack_tokens:,} tokens"
+        raise InputError("a conversation has two tokens", found, "a larger data.pack_tokens, fewer --documents")
     views, frames, rows = model.views, 0, 0
     if views is not None:
         most = range(tokens * views.merge + 1)  # a view has a row at least

@@ -47,6 +47,8 @@ def show(found: DryRun, gpu_gib: float, console: Console) -> None:
     console.print(_work(found))
     for place, count in sorted({**found.host_waits, **found.host_transfers}.items()):
         console.print(escape(f"  {count} x {place}"), highlight=False, soft_wrap=True)
+    for note in found.notes:
+        console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
     if found.device == "cuda":
         console.print(_verdict(found, gpu_gib), highlight=False, soft_wrap=True)
 
