@@ -27,6 +27,7 @@ from launcher.hardware import Device
 from models.kinds import ModelConfig, ObjectiveConfig, refuse_other_objective
 from models.latents import CodecConfig
 from parallel.choice import Asked
+from parallel.effects import Content, Data, Nothing, Numbers, Rate, Rounding, State, Update
 from parallel.errors import InputError
 from parallel.mesh import Mesh
 from parallel.zero import AdamW, Offload, refuse_offload
@@ -62,9 +63,9 @@ class MeshConfig(Section):
         ulysses: ranks that share out attention heads, inside a node; at most as many as heads.
     """
 
-    replica: int = Field(default=1, ge=1)
-    ring: int = Field(default=1, ge=1)
-    ulysses: int = Field(default=1, ge=1)
+    replica: Rounding[int] = Field(default=1, ge=1)
+    ring: Rounding[int] = Field(default=1, ge=1)
+    ulysses: Rounding[int] = Field(default=1, ge=1)
 
     def mesh(self) -> Mesh:
         """As the type that the rest of the code uses."""
@@ -79,7 +80,7 @@ class KernelConfig(Section):
             "cudnn"; "auto" measures those that can be had when a run starts, and takes the fastest that is right.
     """
 
-    kernel: Asked = "auto"
+    kernel: Rounding[Asked] = "auto"
 
 
 class ZeroConfig(Section):
@@ -90,8 +91,8 @@ class ZeroConfig(Section):
         offload: what lies in the host's memory: nothing, the optimizer's state, or parameters too (stage 3).
     """
 
-    stage: int = Field(default=2, ge=0, le=3)
-    offload: Offload = "nothing"
+    stage: Rounding[int] = Field(default=2, ge=0, le=3)
+    offload: Rounding[Offload] = "nothing"
 
     @model_validator(mode="after")
     def _stage_offloads(self) -> ZeroConfig:
@@ -108,20 +109,21 @@ class SegmentConfig(Section):
     Attributes:
         until: the step with which it ends; the last segment has none.
         mesh: of these steps; the run's own if not given. Ranks stop with a checkpoint, and others go on from it.
-        dataset, pack_tokens, frames, size, stride, window, caption, positions, rope: as in `data`.
+        dataset, pack_tokens, frames, size, stride, window, caption, positions, rope, times: as in `data`.
     """
 
-    until: int | None = Field(default=None, ge=1)
+    until: Data[int | None] = Field(default=None, ge=1)
     mesh: MeshConfig | None = None
-    dataset: Datasets | None = None
-    pack_tokens: int | None = Field(default=None, ge=1)
-    frames: int | None = Field(default=None, ge=1)
-    size: tuple[int, int] | None = None
-    stride: int | None = Field(default=None, ge=1)
-    window: int | None = Field(default=None, ge=1)
-    caption: Choice | None = None
-    positions: int | None = Field(default=None, ge=1)
-    rope: dict[str, Any] | None = None
+    dataset: Content[Datasets | None] = None
+    pack_tokens: Data[int | None] = Field(default=None, ge=1)
+    frames: Data[int | None] = Field(default=None, ge=1)
+    size: Data[tuple[int, int] | None] = None
+    stride: Data[int | None] = Field(default=None, ge=1)
+    window: Data[int | None] = Field(default=None, ge=1)
+    caption: Data[Choice | None] = None
+    positions: Data[int | None] = Field(default=None, ge=1)
+    rope: Data[dict[str, Any] | None] = None
+    times: Data[bool | None] = None
 
 
 class DataConfig(Section):
@@ -145,19 +147,19 @@ class DataConfig(Section):
         segments: a curriculum, such as [{until: 1000, frames: 8}, {frames: 64, pack_tokens: 65536}].
     """
 
-    dataset: Datasets
-    pack_tokens: int = Field(default=32768, ge=1)
-    packs_per_step: int = Field(default=1, ge=1)
-    frames: int | None = Field(default=None, ge=1)
-    size: tuple[int, int] | None = None
-    stride: int = Field(default=1, ge=1)
-    window: int | None = Field(default=None, ge=1)
-    caption: Choice = "short"
-    workers: int = Field(default=0, ge=0, le=256)
-    tolerate: int = Field(default=16, ge=0)
-    positions: int | None = Field(default=None, ge=1)
-    rope: dict[str, Any] | None = None
-    times: bool = False
+    dataset: Content[Datasets]
+    pack_tokens: Data[int] = Field(default=32768, ge=1)
+    packs_per_step: Data[int] = Field(default=1, ge=1)
+    frames: Data[int | None] = Field(default=None, ge=1)
+    size: Data[tuple[int, int] | None] = None
+    stride: Data[int] = Field(default=1, ge=1)
+    window: Data[int | None] = Field(default=None, ge=1)
+    caption: Data[Choice] = "short"
+    workers: Nothing[int] = Field(default=0, ge=0, le=256)
+    tolerate: Nothing[int] = Field(default=16, ge=0)
+    positions: Data[int | None] = Field(default=None, ge=1)
+    rope: Data[dict[str, Any] | None] = None
+    times: Data[bool] = False
     segments: tuple[SegmentConfig, ...] = ()
 
     @property
@@ -249,15 +251,15 @@ class OptimizerConfig(Section):
         ema: decay of the moving average of the weights, which samples are drawn with, such as 0.999; 0 keeps none.
     """
 
-    learning_rate: float = Field(default=1e-4, gt=0)
-    warmup_steps: int = Field(default=0, ge=0)
-    schedule: Literal["constant", "cosine", "wsd"] = "constant"
-    final_ratio: float = Field(default=0.1, ge=0, le=1)
-    betas: tuple[Share, Share] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip: float = Field(default=1.0, ge=0)
-    ema: Share = 0.0
+    learning_rate: Rate[float] = Field(default=1e-4, gt=0)
+    warmup_steps: Rate[int] = Field(default=0, ge=0)
+    schedule: Rate[Literal["constant", "cosine", "wsd"]] = "constant"
+    final_ratio: Rate[float] = Field(default=0.1, ge=0, le=1)
+    betas: Update[tuple[Share, Share]] = (0.9, 0.95)
+    eps: Update[float] = Field(default=1e-8, gt=0)
+    weight_decay: Update[float] = Field(default=0.0, ge=0)
+    clip: Update[float] = Field(default=1.0, ge=0)
+    ema: Update[Share] = 0.0
 
     def adam(self) -> AdamW:
         """As the engine takes it."""
@@ -278,13 +280,13 @@ class CheckpointConfig(Section):
         retry_seconds: after which a save that failed is tried again; twice as long after each failure, to 300 s.
     """
 
-    every: int = Field(default=100, ge=1)
-    keep: int = Field(default=3, ge=1)
-    keep_every: int | None = Field(default=None, ge=1)
-    to: str | None = None
-    adopt: bool = False
-    wait: bool = False
-    retry_seconds: float = Field(default=5, gt=0)
+    every: Nothing[int] = Field(default=100, ge=1)
+    keep: Nothing[int] = Field(default=3, ge=1)
+    keep_every: Nothing[int | None] = Field(default=None, ge=1)
+    to: Nothing[str | None] = None
+    adopt: Nothing[bool] = False
+    wait: Nothing[bool] = False
+    retry_seconds: Nothing[float] = Field(default=5, gt=0)
 
 
 class GuardConfig(Section):
@@ -297,9 +299,9 @@ class GuardConfig(Section):
         limit: such steps in a row after which the run ends.
     """
 
-    policy: Literal["skip", "rewind", "end"] = "skip"
-    spike: float | None = Field(default=None, gt=1)
-    limit: int = Field(default=3, ge=1)
+    policy: Nothing[Literal["skip", "rewind", "end"]] = "skip"
+    spike: Update[float | None] = Field(default=None, gt=1)
+    limit: Nothing[int] = Field(default=3, ge=1)
 
 
 class RestartConfig(Section):
@@ -319,13 +321,13 @@ class RestartConfig(Section):
         patience_seconds: how long to wait for lost nodes to come back before going on with fewer.
     """
 
-    limit: int = Field(default=3, ge=0)
-    timeout_seconds: float | None = Field(default=None, gt=0)
-    silence_seconds: float = Field(default=10, gt=0)
-    hang_seconds: float | None = Field(default=None, gt=0)
-    elastic: bool = True
-    verify: bool = True
-    patience_seconds: float = Field(default=5, ge=0)
+    limit: Nothing[int] = Field(default=3, ge=0)
+    timeout_seconds: Nothing[float | None] = Field(default=None, gt=0)
+    silence_seconds: Nothing[float] = Field(default=10, gt=0)
+    hang_seconds: Nothing[float | None] = Field(default=None, gt=0)
+    elastic: Nothing[bool] = True
+    verify: Nothing[bool] = True
+    patience_seconds: Nothing[float] = Field(default=5, ge=0)
 
 
 class FaultConfig(Section):
@@ -342,11 +344,11 @@ class FaultConfig(Section):
         seconds: how long it lasts, where that has a meaning.
     """
 
-    kind: Literal["kill", "pause", "raise", "memory", "cut", "slow", "nan", "terminate", "full", "tear"]
-    rank: int = Field(default=0, ge=0)
-    step: int = Field(ge=1)
-    phase: Literal["data", "agree", "forward", "backward", "update", "save"] = "forward"
-    seconds: float = Field(default=5, gt=0)
+    kind: Nothing[Literal["kill", "pause", "raise", "memory", "cut", "slow", "nan", "terminate", "full", "tear"]]
+    rank: Nothing[int] = Field(default=0, ge=0)
+    step: Nothing[int] = Field(ge=1)
+    phase: Nothing[Literal["data", "agree", "forward", "backward", "update", "save"]] = "forward"
+    seconds: Nothing[float] = Field(default=5, gt=0)
 
 
 class SampleConfig(Section):
@@ -361,12 +363,12 @@ class SampleConfig(Section):
         fps: frames a second of the written file.
     """
 
-    prompts: tuple[str, ...] = ()
-    steps: int = Field(default=50, ge=1)
-    guidance: float = Field(default=4.0, ge=0)
-    frames: int | None = Field(default=None, ge=1)
-    size: tuple[int, int] | None = None
-    fps: int = Field(default=8, ge=1)
+    prompts: Nothing[tuple[str, ...]] = ()
+    steps: Nothing[int] = Field(default=50, ge=1)
+    guidance: Nothing[float] = Field(default=4.0, ge=0)
+    frames: Nothing[int | None] = Field(default=None, ge=1)
+    size: Nothing[tuple[int, int] | None] = None
+    fps: Nothing[int] = Field(default=8, ge=1)
 
 
 class RunConfig(Section):
@@ -382,12 +384,12 @@ class RunConfig(Section):
         steps: of training; each makes an update of the model, unless `guard` finds it harmful.
     """
 
-    out: Path
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    dtype: Literal["float64", "float32", "bf16"] = "bf16"
-    device: Device = "auto"
-    steps: int = Field(ge=1, le=10**9)
-    determinism: Literal["strict", "fast"] = "fast"
+    out: Nothing[Path]
+    seed: State[int] = Field(default=0, ge=0, lt=2**63)
+    dtype: Numbers[Literal["float64", "float32", "bf16"]] = "bf16"
+    device: Rounding[Device] = "auto"
+    steps: Rate[int] = Field(ge=1, le=10**9)
+    determinism: Rounding[Literal["strict", "fast"]] = "fast"
     mesh: MeshConfig = MeshConfig()
     attention: KernelConfig = KernelConfig()
     zero: ZeroConfig = ZeroConfig()

@@ -42,6 +42,7 @@ from models.modulation import Stretches
 from models.rope import Rotary
 from models.schedule import AttentionConfig
 from models.text import Captions, TextConfig, TextEncoder, check_heads
+from parallel.effects import Nothing, Rounding, State
 from parallel.errors import InputError
 from parallel.geometry import Grid
 from parallel.kernel import Kernel
@@ -81,20 +82,20 @@ class VideoDiTConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["video_dit"] = "video_dit"
-    dim: int = Field(default=384, gt=0)
-    depth: int = Field(default=12, gt=0)
-    heads: int = Field(default=6, gt=0)
-    mlp_ratio: float = Field(default=4.0, gt=0)
-    mlp_hidden: int | None = Field(default=None, gt=0)
-    mlp_tiles: int = Field(default=1, ge=1)
-    patch: Grid = (1, 2, 2)
+    kind: State[Literal["video_dit"]] = "video_dit"
+    dim: State[int] = Field(default=384, gt=0)
+    depth: State[int] = Field(default=12, gt=0)
+    heads: State[int] = Field(default=6, gt=0)
+    mlp_ratio: State[float] = Field(default=4.0, gt=0)
+    mlp_hidden: State[int | None] = Field(default=None, gt=0)
+    mlp_tiles: Rounding[int] = Field(default=1, ge=1)
+    patch: State[Grid] = (1, 2, 2)
     text: TextConfig = TextConfig()
-    rope_theta: float = Field(default=10_000.0, gt=1)
-    absolute: bool = False
-    recompute: bool = False
-    offload: bool = False
-    compile: Compile = "none"
+    rope_theta: State[float] = Field(default=10_000.0, gt=1)
+    absolute: State[bool] = False
+    recompute: Nothing[bool] = False
+    offload: Nothing[bool] = False
+    compile: Rounding[Compile] = "none"
     attention: tuple[AttentionConfig, ...] = Field(default=(AttentionConfig(),), min_length=1)
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from parallel.effects import Numbers, State
 from parallel.packed import Document, Packed, local_spans
 from parallel.random import key_of, normal, uniform
 from parallel.stream import Send, here
@@ -46,14 +47,14 @@ class RectifiedFlowConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["rectified_flow"] = "rectified_flow"
-    logit_mean: float = 0.0
-    logit_std: float = Field(default=1.0, ge=0)
-    shift: Literal["tokens"] | Annotated[float, Field(gt=0)] = 1.0
-    base_tokens: int = Field(default=4096, gt=0)
-    predict: Literal["velocity", "clean"] = "velocity"
-    caption_drop: float = Field(default=0.1, ge=0, le=1)
-    first_frame: float = Field(default=0.0, ge=0, le=1)
+    kind: State[Literal["rectified_flow"]] = "rectified_flow"
+    logit_mean: Numbers[float] = 0.0
+    logit_std: Numbers[float] = Field(default=1.0, ge=0)
+    shift: Numbers[Literal["tokens"] | Annotated[float, Field(gt=0)]] = 1.0
+    base_tokens: Numbers[int] = Field(default=4096, gt=0)
+    predict: State[Literal["velocity", "clean"]] = "velocity"
+    caption_drop: Numbers[float] = Field(default=0.1, ge=0, le=1)
+    first_frame: Numbers[float] = Field(default=0.0, ge=0, le=1)
 
 
 @dataclass(frozen=True, eq=False)

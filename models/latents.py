@@ -21,6 +21,7 @@ from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 
+from parallel.effects import Content, Numbers, State
 from parallel.errors import InputError
 from parallel.geometry import Geometry, Grid
 
@@ -68,9 +69,9 @@ class CodecConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["pixel", "diffusers"] = "pixel"
-    path: Path | None = None
-    tiling: bool = False
+    kind: State[Literal["pixel", "diffusers"]] = "pixel"
+    path: Content[Path | None] = None
+    tiling: Numbers[bool] = False
 
     @model_validator(mode="after")
     def _path_fits(self) -> CodecConfig:

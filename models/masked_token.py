@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from models.next_token import Bools, Ints, Learned
+from parallel.effects import Numbers, State
 from parallel.errors import InputError
 from parallel.packed import CODED
 from parallel.random import key_of, normal, uniform
@@ -32,9 +33,9 @@ class MaskedTokenConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["masked_token"] = "masked_token"
-    token: int = Field(ge=0)
-    share: float | None = Field(default=None, gt=0, le=1)
+    kind: State[Literal["masked_token"]] = "masked_token"
+    token: State[int] = Field(ge=0)
+    share: Numbers[float | None] = Field(default=None, gt=0, le=1)
 
 
 class MaskedToken:

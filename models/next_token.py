@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from parallel.effects import Numbers, State
 from parallel.errors import InputError
 
 Ints = npt.NDArray[np.int64]
@@ -37,12 +38,12 @@ class NextTokenConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["next_token"] = "next_token"
-    answered: float = Field(default=1.0, ge=0)
-    asked: float = Field(default=0.0, ge=0)
-    coded: float = Field(default=0.0, ge=0)
-    silent: float = Field(default=1.0, ge=0)
-    per: Literal["token", "sample"] = "token"
+    kind: State[Literal["next_token"]] = "next_token"
+    answered: Numbers[float] = Field(default=1.0, ge=0)
+    asked: Numbers[float] = Field(default=0.0, ge=0)
+    coded: Numbers[float] = Field(default=0.0, ge=0)
+    silent: Numbers[float] = Field(default=1.0, ge=0)
+    per: Numbers[Literal["token", "sample"]] = "token"
 
     @model_validator(mode="after")
     def _something_counts(self) -> NextTokenConfig:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from parallel import mask as masks
 from parallel import patterns
+from parallel.effects import State
 from parallel.geometry import Grid
 from parallel.mask import Mask
 
@@ -34,10 +35,10 @@ class AttentionConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["full", "frame_causal", "frame_window", "spatial", "temporal"] = "full"
-    before: int = Field(default=0, ge=0)
-    after: int = Field(default=0, ge=0)
-    sinks: int = Field(default=0, ge=0)
+    kind: State[Literal["full", "frame_causal", "frame_window", "spatial", "temporal"]] = "full"
+    before: State[int] = Field(default=0, ge=0)
+    after: State[int] = Field(default=0, ge=0)
+    sinks: State[int] = Field(default=0, ge=0)
 
 
 @lru_cache(maxsize=256)  # clips come in few sizes

@@ -23,6 +23,7 @@ from models.backbone import Window
 from parallel import composite
 from parallel import mask as masks
 from parallel.composite import Runs
+from parallel.effects import State
 from parallel.errors import InputError
 from parallel.mask import Mask
 
@@ -43,11 +44,11 @@ class MaskConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    visual: Literal["past", "whole", "itself", "frame"] = "past"
-    window: int | None = Field(default=None, ge=1)
-    chunk: int | None = Field(default=None, ge=1)
-    overlap: int = Field(default=0, ge=0)
-    sinks: int = Field(default=0, ge=0)
+    visual: State[Literal["past", "whole", "itself", "frame"]] = "past"
+    window: State[int | None] = Field(default=None, ge=1)
+    chunk: State[int | None] = Field(default=None, ge=1)
+    overlap: State[int] = Field(default=0, ge=0)
+    sinks: State[int] = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _one_of_them(self) -> MaskConfig:

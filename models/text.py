@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.layers import MLP, Linear, SelfAttention, norm
 from models.rope import Rotary
+from parallel.effects import State
 from parallel.errors import InputError
 from parallel.kernel import Kernel
 from parallel.mask import packed as packed_mask
@@ -31,10 +32,10 @@ class TextConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dim: int = Field(default=128, gt=0)
-    depth: int = Field(default=4, ge=0)
-    heads: int = Field(default=4, gt=0)
-    rope_theta: float = Field(default=10_000.0, gt=1)
+    dim: State[int] = Field(default=128, gt=0)
+    depth: State[int] = Field(default=4, ge=0)
+    heads: State[int] = Field(default=4, gt=0)
+    rope_theta: State[float] = Field(default=10_000.0, gt=1)
 
     @model_validator(mode="after")
     def _heads_divide(self) -> TextConfig:

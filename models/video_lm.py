@@ -28,6 +28,7 @@ from models.next_token import Bools, Ints, Learned
 from models.schedule import AttentionConfig
 from models.talk_masks import MaskConfig, Sees
 from models.vision import Places, Seen, VisionLM
+from parallel.effects import Content, Nothing, Rounding, State
 from parallel.errors import InputError
 from parallel.geometry import Grid
 from parallel.mesh import Groups
@@ -67,19 +68,19 @@ class VideoLMConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
 
-    kind: Literal["video_lm"] = "video_lm"
-    path: Path | None = None
-    language: dict[str, Any] | None = None
-    vision: dict[str, Any] | None = None
-    pool: int = Field(default=1, ge=1)
-    merge: int = Field(default=1, ge=1)
-    slow: int = Field(default=1, ge=1)
+    kind: State[Literal["video_lm"]] = "video_lm"
+    path: Content[Path | None] = None
+    language: State[dict[str, Any] | None] = None
+    vision: State[dict[str, Any] | None] = None
+    pool: State[int] = Field(default=1, ge=1)
+    merge: State[int] = Field(default=1, ge=1)
+    slow: State[int] = Field(default=1, ge=1)
     mask: MaskConfig = MaskConfig()
-    freeze: tuple[Part, ...] = ()
-    recompute: bool = False
-    offload: bool = False
-    mlp_tiles: int = Field(default=1, ge=1)
-    compile: Compile = "none"
+    freeze: State[tuple[Part, ...]] = ()
+    recompute: Nothing[bool] = False
+    offload: Nothing[bool] = False
+    mlp_tiles: Rounding[int] = Field(default=1, ge=1)
+    compile: Rounding[Compile] = "none"
 
     @model_validator(mode="after")
     def _whole(self) -> VideoLMConfig:

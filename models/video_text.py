@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from models.next_token import Bools, Ints, Learned
+from parallel.effects import State
 from parallel.gathering import gather, numbers
 from parallel.packed import ANSWERED
 from parallel.relayout import IGNORED
@@ -29,9 +30,9 @@ class VideoTextConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["video_text"] = "video_text"
-    width: int = Field(default=256, ge=1)
-    temperature: float = Field(default=0.07, ge=0.01, le=1)
+    kind: State[Literal["video_text"]] = "video_text"
+    width: State[int] = Field(default=256, ge=1)
+    temperature: State[float] = Field(default=0.07, ge=0.01, le=1)
 
 
 class VideoText:
