@@ -137,10 +137,14 @@ def train(
         code = go(config, lambda: ProcessRanks(processes), console, ranks_here(config.device))
     else:
         from launcher.actors import ActorRanks
-        from launcher.cluster import check_address
+        from launcher.cluster import asks_for_token, check_address
+        from launcher.ray_token import OPEN_CLUSTER
 
         if address is not None:
             check_address(address)
+            if not asks_for_token(address):
+                note = f"{address} asks nobody for a token: {OPEN_CLUSTER} (longreel doctor on its head)"
+                console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
         available = 0 if address else ranks_here(config.device)
         code = go(config, lambda: ActorRanks(address, mesh.ranks, config.device), console, available)
     if code == 0:
