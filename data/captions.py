@@ -8,7 +8,6 @@ there is but one, it is the caption.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from data.tables import TABLE_SUFFIXES, read_table
 from parallel.errors import InputError
+from parallel.parsing import ParseError, parse_json
 
 SHORT_KEYS = ("short", "caption", "text")  # of an object with captions, the first that is there
 LONG_KEYS = ("long", "caption_long", "long_caption")
@@ -84,8 +84,8 @@ def of_parts(parts: Mapping[str, bytes]) -> Caption:
     texts: dict[str, Any] = {}
     if "json" in said:
         try:
-            value = json.loads(said["json"])
-        except ValueError as error:
+            value = parse_json(said["json"])
+        except ParseError as error:
             raise no_caption(f"its json cannot be read: {error}") from error
         if isinstance(value, dict):
             texts = value
@@ -126,8 +126,8 @@ def parse_captions(data: bytes, origin: str, folder: Path | None = None) -> Capt
         InputError: it is no JSON object.
     """
     try:
-        raw = json.loads(data.decode("utf-8-sig"))
-    except ValueError as error:
+        raw = parse_json(data)
+    except ParseError as error:
         raise _not_json(f"{origin}: {error}") from error
     if not isinstance(raw, dict):
         raise InputError(

@@ -24,6 +24,7 @@ from torch import Tensor
 from parallel.effects import Content, Numbers, State
 from parallel.errors import InputError
 from parallel.geometry import Geometry, Grid
+from parallel.parsing import parse_json
 
 PER_FRAME = ("AutoencoderKL",)
 CAUSAL = ("AutoencoderKLWan", "AutoencoderKLHunyuanVideo")
@@ -199,7 +200,7 @@ def open_codec(
     folder, file = config.path, config.path / "config.json"
     remedy = "name the folder that `save_pretrained` wrote (often MODEL/vae); nothing is downloaded"
     try:
-        name = str(json.loads(file.read_text())["_class_name"])
+        name = str(parse_json(file.read_bytes())["_class_name"])
     except OSError as error:
         raise InputError("a diffusers codec is a folder with config.json and weights", str(error), remedy) from None
     except (ValueError, KeyError, TypeError) as error:
@@ -225,7 +226,7 @@ def identity_of(folder: Path) -> str:
     Raises:
         OSError, ValueError: there is no such autoencoder.
     """
-    config = json.loads((folder / "config.json").read_text())
+    config = parse_json((folder / "config.json").read_bytes())
     settings = {key: value for key, value in config.items() if key == "_class_name" or not key.startswith("_")}
     hasher = blake3(json.dumps(settings, sort_keys=True).encode())
     for file in _weights(folder):
