@@ -74,6 +74,12 @@ class CodecConfig(BaseModel):
     path: Content[Path | None] = None
     tiling: Numbers[bool] = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, settings: Any) -> Any:
+        """A name is a kind: `codec: pixel`."""
+        return {"kind": settings} if isinstance(settings, str) else settings
+
     @model_validator(mode="after")
     def _path_fits(self) -> CodecConfig:
         if (self.kind == "diffusers") != (self.path is not None):
