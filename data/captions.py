@@ -1,27 +1,37 @@
 """Captions: which words belong to which video, from the places where people keep them; a short and a long text of each.
 
-In this order: a table that names each video and its captions; `captions.json` beside the videos, {file: text} or
-{file: {"short": ..., "long": ...}}; a sidecar `<stem>.txt` or `<stem>.json` per video. The first two are read once; a
-sidecar is read when its video is listed. Both texts are kept: which of them to train on is chosen in training. Where
-there is but one, it is the caption.
+    1  the exact name of the video in a table, in captions.json or in another file of captions (caption_files.py)
+    2  words beside it: <stem>.txt, <stem>.json and what else carries its name (beside.py)
+    3  a name in a file of captions that can mean nothing but this video (naming.py)
+
+Both texts are kept: which of them to train on is chosen in training. Where there is but one, it is the caption. Where
+two texts have the same claim to a video and differ, it is left out with both of their names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
 from typing import Any, NamedTuple
 
-from data.tables import TABLE_SUFFIXES, read_table
+from data.beside import Sides, kind_of
+from data.naming import Matching, listed, nearest
+from parallel import parsing
 from parallel.errors import InputError
 from parallel.parsing import ParseError, parse_json
 
-SHORT_KEYS = ("short", "caption", "text")  # of an object with captions, the first that is there
-LONG_KEYS = ("long", "caption_long", "long_caption")
-FILE_NAME = "captions.json"
+SHORT_KEYS = ("short", "caption", "text", "cap", "prompt", "captions", "short_caption")  # the first that is there
+LONG_KEYS = ("long", "caption_long", "long_caption", "dense_caption", "detailed_caption")
 NO_CAPTION = "no caption"  # the value of the error of a video without one
 LARGEST_WORDS = 16 << 20  # bytes of one sidecar
+CONVERT = "not UTF-8; if it is Latin-1: iconv -f LATIN1 -t UTF-8"
+
+Tell = Callable[[str], None]  # told the name of a video with more captions than are used
+
+
+def silent(_: str) -> None:
+    """Tell nobody."""
 
 
 class Caption(NamedTuple):
@@ -31,148 +41,196 @@ class Caption(NamedTuple):
     long: str = ""
 
 
+class NoCaptionError(InputError):
+    """A video without a caption, which may be allowed; any other error about captions is of one that cannot be used."""
+
+
+class Twice(NamedTuple):
+    """Different words for one name: `where` says in which files or rows."""
+
+    where: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Captions:
-    """Raw captions by file name, and whether sidecar files may add to them.
+    """Raw captions by file name, and whether files beside a video may add to them.
 
     Attributes:
         origin: where they come from, for messages.
-        raw: {name relative to the source, with /: text or an object with texts}.
-        sidecars: look beside a video that `raw` lacks.
+        raw: {name relative to the source, with /: text, list of texts, object with texts, or `Twice`}.
+        sidecars: look beside a video whose exact name `raw` lacks.
+        files: the names of all files of the source, by which the others in `raw` are guessed; None guesses nothing.
+        taken: names in `raw` that mean files which are no part of the source.
+        broken: {folder of the source: why its file of captions cannot be read}.
     """
 
     origin: str
     raw: Mapping[str, Any] = field(default_factory=dict)
     sidecars: bool = True
+    files: Callable[[], Iterable[str]] | None = None
+    taken: frozenset[str] = frozenset()
+    broken: Mapping[str, str] = field(default_factory=dict)
 
-    def of(self, name: str, beside: Callable[[], Caption] | None = None) -> Caption:
+    def of(self, name: str, beside: Callable[[], Caption] | None = None, tell: Tell = silent) -> Caption:
         """The caption of one video.
 
         Args:
-            name: as in `raw`, or its last part.
-            beside: gives what stands beside it, or raises; called if `raw` lacks the video.
+            name: of the video.
+            beside: gives what stands beside it, or raises.
+            tell: told of further captions that are not used.
 
         Raises:
-            InputError: it has none, or an unreadable one.
+            NoCaptionError: it has none.
+            InputError: it has an unreadable one, or several that differ.
         """
-        entry = self.raw.get(name, self.raw.get(name.rpartition("/")[2]))
-        if entry is None and self.sidecars and beside is not None:
-            return beside()
-        return caption_of(entry, name)
+        entry = self.raw.get(name)
+        if not is_empty(entry):
+            return caption_of(entry, name, tell)
+        if self.sidecars and beside is not None:
+            try:
+                return beside()
+            except NoCaptionError:
+                pass
+        if self.raw and self.files is not None:
+            entry = self._guessed(name)
+            if not is_empty(entry):
+                return caption_of(entry, name, tell)
+        for folder, reason in self.broken.items():
+            if name.startswith(folder):
+                raise no_caption(reason)
+        raise no_caption(NO_CAPTION)
+
+    @cached_property
+    def matching(self) -> Matching:
+        """The names in `raw` beside those of the files; made when the first guess is asked for."""
+        return Matching(self.raw, self.files() if self.files is not None else (), self.taken)
+
+    def unmatched(self, files: Iterable[str]) -> list[str]:
+        """A sentence about names that mean none of these files, with the nearest that there are; [] if all do."""
+        files = list(files)
+        left = [name for name in Matching(self.raw, files, self.taken).unmatched if not is_empty(self.raw[name])]
+        if not left or not files:
+            return []
+        near = [(name, nearest(name, files, 1)) for name in left[:3]]
+        said = listed([f"{name} (nearest: {found[0]})" if found else name for name, found in near])
+        more = f" and {len(left) - len(near):,} more" if len(left) > len(near) else ""
+        many = f"{len(left):,} of {len(self.raw):,} names match no file" if len(left) > 1 else "a name matches no file"
+        return [f"{self.origin}: {many}: {said}{more}"]
+
+    def _guessed(self, name: str) -> Any:
+        meant = self.matching.of(name)
+        if meant.name is not None:
+            return self.raw[meant.name]
+        if meant.others:
+            others = " or ".join(meant.others[:3])
+            raise no_caption(f"{meant.rivals[0]} in {self.origin} may mean {others}: write the whole path there")
+        entries = [self.raw[rival] for rival in meant.rivals]
+        if any(entry != entries[0] for entry in entries):
+            rivals = " or ".join(meant.rivals[:3])
+            raise no_caption(f"its caption may be that of {rivals} in {self.origin}: write the whole path there")
+        return entries[0] if entries else None
 
 
-def caption_of(entry: Any, name: str) -> Caption:
-    """A text, or an object with texts, as a caption; `name` is for messages.
+def caption_of(entry: Any, name: str, tell: Tell = silent) -> Caption:
+    """A text, a list of texts (the first is taken), or an object with texts, as a caption; `name` is for messages.
 
     Raises:
-        InputError: it has none, or something else.
+        NoCaptionError: there is none.
+        InputError: it is something else.
     """
+    if isinstance(entry, Twice):
+        raise no_caption(f"{name} has different captions: {' and '.join(entry.where[:3])}")
     texts = entry if isinstance(entry, Mapping) else {SHORT_KEYS[0]: entry}
-    short, long = _first(texts, SHORT_KEYS, name), _first(texts, LONG_KEYS, name)
+    texts = {_key(key): value for key, value in texts.items()}
+    short, long = _first(texts, SHORT_KEYS, name, tell), _first(texts, LONG_KEYS, name, tell)
     if not short and not long:
         raise no_caption(NO_CAPTION)
     return Caption(short, long) if short else Caption(long)
 
 
-def of_parts(parts: Mapping[str, bytes]) -> Caption:
-    """The caption in the parts of a sample that have words, by suffix: json (an object or a text), txt, cls.
+def of_parts(parts: Mapping[str, bytes], tell: Tell = silent) -> Caption:
+    """The caption in what stands beside a video, by kind: json (an object or texts), txt, long, cls.
 
     Raises:
-        InputError: there is none, or a part is not what its suffix says.
+        NoCaptionError: there is none.
+        InputError: a part is not what it is called.
     """
-    said = {suffix: _text(suffix, data) for suffix, data in parts.items()}
+    said = {kind: text_of(data, f"its {kind}") for kind, data in parts.items()}
     texts: dict[str, Any] = {}
     if "json" in said:
         try:
-            value = parse_json(said["json"])
+            value = parse_json(said["json"], pairs=object_of)
         except ParseError as error:
             raise no_caption(f"its json cannot be read: {error}") from error
         if isinstance(value, dict):
-            texts = value
+            texts = {_key(key): one for key, one in value.items()}
         elif isinstance(value, str) or not said.get("txt"):
             texts = {"caption": value}
     words = {key: texts[key] for key in (*SHORT_KEYS, *LONG_KEYS) if key in texts}
     plain = said.get("txt") or ("" if any(words.get(key) for key in SHORT_KEYS) else said.get("cls", ""))
     if plain and not words.get("short"):
         words["short"] = plain
-    return caption_of(words, "the sample")
+    if said.get("long"):
+        words["long"] = said["long"]
+    return caption_of(words, "the sample", tell)
 
 
-def find_captions(folder: Path, given: Path | None = None) -> Captions:
-    """The captions of a folder of videos: `given` (a table or a JSON file), else `captions.json` in it, else sidecars.
+def of_sides(sides: Sides, read: Callable[[str], bytes], tell: Tell = silent) -> Caption:
+    """The caption in the names that speak of a video, each read when it is needed.
 
     Raises:
-        InputError: the file is absent, is not such a file, or lacks a column.
+        NoCaptionError: there is none.
+        InputError: one cannot be used, or several say different things.
     """
-    if given is not None and given.suffix.lower() in TABLE_SUFFIXES:
-        rows = read_table(given, captions=True)
-        return Captions(str(given), {_relative(row.path, folder): row.captions for row in rows})
-    file = given if given is not None else folder / FILE_NAME
-    if given is None and not file.exists():
-        return Captions(f"sidecar files in {folder}")
+    parts = {kind: read(name) for kind, name in sides.kinds.items()}
+    for kind, names in sides.twice.items():
+        texts = {read(name).strip(): name for name in names}
+        if len(texts) > 1:
+            raise no_caption(f"{' and '.join(names)} say different things: keep one of them")
+        parts[kind] = next(iter(texts))
     try:
-        return parse_captions(file.read_bytes(), str(file), folder)
-    except FileNotFoundError as error:
-        remedy = "name a .json, .jsonl, .csv or .parquet file"
-        raise InputError("the file of captions exists", str(file), remedy) from error
-    except OSError as error:
-        raise _not_json(f"{file}: {error.strerror}") from error
-
-
-def parse_captions(data: bytes, origin: str, folder: Path | None = None) -> Captions:
-    """What a `captions.json` says; absolute names in `folder` become relative to it.
-
-    Raises:
-        InputError: it is no JSON object.
-    """
-    try:
-        raw = parse_json(data)
-    except ParseError as error:
-        raise _not_json(f"{origin}: {error}") from error
-    if not isinstance(raw, dict):
-        raise InputError(
-            "a JSON file of captions is one object",
-            f"{origin}: {type(raw).__name__}",
-            'write {"clip.mp4": "what it shows", ...}',
-        )
-    return Captions(origin, {_relative(str(key), folder): value for key, value in raw.items()})
-
-
-def sidecars_of(path: Path) -> dict[str, bytes]:
-    """The files of words beside a video, by suffix.
-
-    Raises:
-        InputError: one cannot be read.
-    """
-    found = {}
-    for suffix in ("txt", "json"):
-        file = path.with_suffix(f".{suffix}")
-        try:
-            if file.stat().st_size > LARGEST_WORDS:
-                raise no_caption(f"the caption file {file.name} has {file.stat().st_size} bytes")
-            found[suffix] = file.read_bytes()
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise no_caption(f"the caption file {file.name} cannot be read: {error.strerror}") from error
-    return found
+        return of_parts(parts, tell)
+    except NoCaptionError:
+        found: dict[Caption, str] = {}
+        for name in sides.others:
+            try:
+                found.setdefault(of_parts({kind_of(name) or "txt": read(name)}, tell), name)
+            except NoCaptionError:
+                continue
+        if len(found) > 1:
+            several = " or ".join(list(found.values())[:3])
+            raise no_caption(f"its caption may be {several}: name it <video>.caption.txt, or keep one") from None
+        if not found:
+            raise
+        return next(iter(found))
 
 
 def no_caption(reason: str) -> InputError:
     """The error of a video without a caption that can be used."""
-    return InputError(
+    kind = NoCaptionError if reason == NO_CAPTION else InputError
+    return kind(
         "every video has a caption", reason, "write captions.json or <video>.txt beside it, or allow missing captions"
     )
 
 
-def _first(texts: Mapping[str, Any], keys: tuple[str, ...], name: str) -> str:
-    for key in keys:
-        entry = texts.get(key)
-        if entry is not None and not isinstance(entry, str):
-            raise no_caption(f"the caption of {name} is {type(entry).__name__}, not text")
-        if entry and entry.strip():
-            return clean(entry.strip())
-    return ""
+def text_of(data: bytes, what: str) -> str:
+    """Text of a file of words, in UTF-8 or with a mark of UTF-16 at its beginning.
+
+    Raises:
+        InputError: it is something else.
+    """
+    try:
+        return parsing.text_of(data).strip()
+    except ParseError:
+        raise no_caption(f"{what} is {CONVERT}") from None
+
+
+def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a key that stands there again with another value has `Twice` as its value."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        found[key] = Twice((f"{key} stands there twice",)) if key in found and found[key] != value else value
+    return found
 
 
 def clean(text: str) -> str:
@@ -180,19 +238,31 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _text(suffix: str, data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise no_caption(f"its {suffix} is not UTF-8") from error
+def _first(texts: Mapping[str, Any], keys: tuple[str, ...], name: str, tell: Tell) -> str:
+    for key in keys:
+        entry = texts.get(key)
+        if isinstance(entry, Twice):
+            raise no_caption(f"{name}: {entry.where[0]}, with different words")
+        if isinstance(entry, list) and entry and all(isinstance(one, str) for one in entry):
+            said = [one for one in entry if one.strip()]
+            if len(said) > 1:
+                tell(name)
+            entry = said[0] if said else None
+        if entry is not None and not isinstance(entry, str):
+            raise no_caption(f"the caption of {name} is {type(entry).__name__}, not text")
+        if entry and entry.strip():
+            return clean(entry.strip())
+    return ""
 
 
-def _relative(path: str, folder: Path | None) -> str:
-    given = Path(path)
-    if folder is not None and given.is_absolute() and given.is_relative_to(folder.absolute()):
-        return given.relative_to(folder.absolute()).as_posix()
-    return path if "://" in path else given.as_posix()
+def _key(key: Any) -> str:
+    return str(key).strip().lower().replace(" ", "_").replace("-", "_")
 
 
-def _not_json(what: str) -> InputError:
-    return InputError("captions are JSON, JSON lines, CSV or Parquet", what, 'write {"clip.mp4": "what it shows", ...}')
+def is_empty(entry: Any) -> bool:
+    """Whether an entry of captions says nothing; what is no text says something, and is refused."""
+    if isinstance(entry, Twice):
+        return False
+    if isinstance(entry, Mapping):
+        return all(is_empty(value) for key, value in entry.items() if _key(key) in (*SHORT_KEYS, *LONG_KEYS))
+    return entry is None or (isinstance(entry, str) and not entry.strip())

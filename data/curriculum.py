@@ -22,7 +22,6 @@ from data.shards import digest_bytes
 from data.stream import Pack, Stream
 from data.talk_stream import TalkStream
 from parallel.errors import InputError
-from parallel.parsing import parse_json
 
 START = Cursor()
 AnyStream = Stream | TalkStream
@@ -56,7 +55,7 @@ class Position:
             InputError: it is something else.
         """
         try:
-            raw = parse_json(text)
+            raw = json.loads(text)
             cursor = Cursor.from_json(json.dumps(raw["cursor"]))
             return cls(int(raw["step"]), cursor, str(raw["chain"]), str(raw["mark"]))
         except (ValueError, TypeError, KeyError) as error:

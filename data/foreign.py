@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data import image, tars
+from data.beside import Sides, chosen, kind_of, parts_of_sample
 from data.sources import VIDEO_SUFFIXES
 from data.tars import Damage, Member
 
@@ -61,13 +62,23 @@ class Candidate:
 
     Attributes:
         suffix: of the media, "" for text alone.
-        words: by kind (json, txt, cls).
+        sides: which parts are its caption, by suffix.
+        parts: those parts.
     """
 
     key: str
     suffix: str
     media: Member | None
-    words: Mapping[str, Member]
+    sides: Sides
+    parts: Mapping[str, Member]
+
+    @property
+    def words(self) -> Mapping[str, Member]:
+        """A part of each kind (json, txt, cls), the nearest to the media's name."""
+        found = {kind: self.parts[name] for kind, name in self.sides.kinds.items() if kind in WORDS}
+        for name in self.parts:
+            found.setdefault(kind_of(name) or "txt", self.parts[name])
+        return found
 
     @property
     def offset(self) -> int:
@@ -184,31 +195,21 @@ def candidates(group: Group, ignored: dict[str, int]) -> list[Candidate] | str:
             stem, _, last = suffix.rpartition(".")
             if last in kind:
                 media[stem] = suffix
-    chosen = []
+    words = [suffix for suffix, member in group.parts.items() if member.kind == "file" and kind_of(suffix)]
+    found, used = [], set(media.values())
     for stem, suffix in sorted(media.items(), key=lambda item: group.parts[item[1]].offset) or [("", "")]:
         member = group.parts.get(suffix)
         if member is not None and member.kind != "file":
             return f"{member.name} has no bytes of its own: {member.kind}"
-        words = {kind: name for kind in WORDS if (name := _words(group, kind, stem, media)) is not None}
+        last = suffix.rpartition(".")[2]
+        sides = chosen(parts_of_sample(words, stem, media or [""]), last)
         key = f"{group.key}.{stem}" if stem else group.key
-        last = "jpg" if suffix.endswith("jpeg") else suffix.rpartition(".")[2]
-        chosen.append((Candidate(key, last, member, {k: group.parts[n] for k, n in words.items()}), words.values()))
-    used = {*media.values(), *(name for _, names in chosen for name in names)}
+        parts = {name: group.parts[name] for name in sides.names}
+        found.append(Candidate(key, "jpg" if last == "jpeg" else last, member, sides, parts))
+        used |= parts.keys()
     others = sorted(group.parts.keys() - used)
-    if not media and (others or not {"json", "txt"} & chosen[0][0].words.keys()):
+    if not media and (others or not {"json", "txt"} & found[0].words.keys()):
         return f"no video and no image, only {', '.join(sorted(group.parts))}"
     for name in others:
         ignored[name] = ignored.get(name, 0) + 1
-    return [candidate for candidate, _ in chosen]
-
-
-def _words(group: Group, kind: str, stem: str, media: Mapping[str, str]) -> str | None:
-    """The part of this kind that speaks of the media `stem`: the one of its name, else one of no media's name."""
-    found = [suffix for suffix, member in group.parts.items() if member.kind == "file" and _last(suffix) == kind]
-    of_it = [suffix for suffix in found if suffix.rpartition(".")[0] == stem]
-    of_all = sorted(suffix for suffix in found if suffix.rpartition(".")[0] not in media)
-    return next(iter([*of_it, *of_all]), None)
-
-
-def _last(suffix: str) -> str:
-    return suffix.rpartition(".")[2]
+    return found

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data import image, latents, mp4, video
-from data.captions import LARGEST_WORDS, NO_CAPTION, Caption, of_parts
+from data.beside import Sides
+from data.captions import LARGEST_WORDS, Caption, NoCaptionError, of_sides
 from data.foreign import IMAGES, WORDS, Candidate
 from data.rgb import UPRIGHT
 from data.shards import SHARDS, Part, digest_bytes, uid_of
@@ -45,11 +46,11 @@ def read_sample(tar: Path, label: str, shard_id: str, found: Candidate, need_cap
 
 def _row(tar: Path, label: str, shard_id: str, found: Candidate, need_caption: bool) -> dict[str, Any] | str:
     with tar.open("rb") as file:
-        for member in found.words.values():
+        for member in found.parts.values():
             if member.size > LARGEST_WORDS:
                 return f"{member.name} has {member.size} bytes of words"
-        texts = {kind: read_part(file.fileno(), member) for kind, member in found.words.items()}
-        short, long = _caption(texts, need_caption or found.media is None)
+        texts = {name: read_part(file.fileno(), member) for name, member in found.parts.items()}
+        short, long = _caption(found.sides, texts, need_caption or found.media is None)
         row: dict[str, Any] = {
             "uid": "",
             "shard": f"{SHARDS}/{shard_id}.tar",
@@ -59,20 +60,20 @@ def _row(tar: Path, label: str, shard_id: str, found: Candidate, need_caption: b
             "caption_long": long,
             "file": readable(f"{label}/{found.key}"),
         }
-        kind = next((kind for kind in WORDS if kind in texts), None)
+        said = next((found.words[kind] for kind in WORDS if kind in found.words), None)
         words = Part(0, 0, "")
-        if kind is not None:
-            words = Part(found.words[kind].offset, found.words[kind].size, digest_bytes(texts[kind]))
+        if said is not None:
+            words = Part(said.offset, said.size, digest_bytes(read_part(file.fileno(), said)))
         row.update({"json_offset": words.offset, "json_size": words.size, "json_hash": words.hash})
         row.update(_media(file.fileno(), found))
     return {**row, "uid": uid_of(row["media_hash"], short, long)}
 
 
-def _caption(texts: Mapping[str, bytes], needed: bool) -> Caption:
+def _caption(sides: Sides, texts: Mapping[str, bytes], needed: bool) -> Caption:
     try:
-        return of_parts(texts)
-    except InputError as error:
-        if needed or error.value != NO_CAPTION:
+        return of_sides(sides, texts.__getitem__)
+    except NoCaptionError:
+        if needed:
             raise
         return Caption("")
 

@@ -159,6 +159,8 @@ class _Batch:
             outcome.rejected.append((item.number, one))
         outcome.tally.add(own)
         outcome.frames += sum(clip.frames for clip in kept.values())
+        if len(kept) > 1 and item.file.caption.short:
+            outcome.shared.append(len(kept))
         if not any(one.again for one in rejected):
             self.tally.add(own)
 

@@ -10,25 +10,30 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
+from shlex import quote
+from typing import Any
 
 from data import remote
 from data.ahead import ahead
+from data.beside import KINDS, Folders, Sides
 from data.bundles import local_members, remote_members
+from data.caption_files import Opened, find_captions, given_captions, video_table
 from data.captions import (
-    FILE_NAME,
+    LARGEST_WORDS,
     NO_CAPTION,
     Caption,
     Captions,
-    find_captions,
-    of_parts,
-    parse_captions,
-    sidecars_of,
+    NoCaptionError,
+    Tell,
+    no_caption,
+    of_sides,
 )
+from data.naming import listed, loose, nearest, parts_of
 from data.remote import RemoteFile
 from data.scratch import scratch
 from data.sources import (
@@ -49,10 +54,19 @@ from data.sources import (
 from data.tables import TABLE_SUFFIXES, Row, read_table
 from parallel.errors import InputError
 
+PACKED = {
+    ".gz": "gunzip -k",
+    ".tgz": "gunzip -k",
+    ".bz2": "bunzip2 -k",
+    ".xz": "unxz -k",
+    ".zst": "unzstd",
+    ".zip": "unzip",
+}
+
 Found = Iterable[SourceFile | Unusable]
 Look = Callable[[Counter[str]], Found]  # at an entry: what files it is; counts what is none
 SUFFIXES = frozenset([*MEDIA_SUFFIXES, TAR_SUFFIX])
-SIDECARS = (".txt", ".json")
+SIDECARS = frozenset(f".{suffix}" for suffix in KINDS if suffix != "cls")
 
 
 @dataclass
@@ -64,11 +78,15 @@ class Listing:
         total: how many files there will be; None while tars are still to be opened.
         ignored: what is no file to prepare, by suffix: other kinds of files and members of tars, and images beside
             videos of their name.
+        notes: what a person should know of the captions; the last ones come with the last file.
+        words: who has which caption.
     """
 
     looks: Iterable[Look]
     total: int | None
     ignored: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    words: Words | None = None
 
     def __iter__(self) -> Iterator[SourceFile | Unusable]:
         """Files, and what is wrong with others."""
@@ -77,31 +95,53 @@ class Listing:
             ignored: Counter[str] = Counter()
             return list(look(ignored)), ignored
 
-        count = 0
+        names = []
         for found, ignored in ahead(taken, self.looks):
             self.ignored += ignored
             for one in found:
-                count += 1
+                names.append(one.name)
                 yield one
-        self.total = count
+        self.total = len(names)
+        if self.words is not None:
+            self.notes += self.words.notes(names)
 
 
 @dataclass(frozen=True)
 class Words:
-    """Which caption a file has, and whether it may have none."""
+    """Which caption a file has, and whether it may have none.
+
+    Attributes:
+        captions: by name.
+        needed: a file without one cannot be used.
+        several: files with more captions than are used.
+    """
 
     captions: Captions
     needed: bool
+    several: list[str] = field(default_factory=list)
 
-    def of(self, name: str, beside: Callable[[], Caption] | None = None) -> Caption | Unusable:
+    def of(self, name: str, beside: Callable[[Tell], Caption] | None = None) -> Caption | Unusable:
         """The caption, or why the file cannot be used without."""
+
+        def tell(_: str) -> None:
+            self.several.append(name)
+
         try:
-            return self.captions.of(name, beside)
-        except (InputError, remote.FetchError) as error:
-            reason = error.value if isinstance(error, InputError) else f"its words: {error}"
-        if reason == NO_CAPTION and not self.needed:
-            return Caption("")
-        return Unusable(name, NO_CAPTION if reason == NO_CAPTION else BAD_CAPTION, reason)
+            return self.captions.of(name, None if beside is None else partial(beside, tell), tell)
+        except NoCaptionError:
+            return Unusable(name, NO_CAPTION, NO_CAPTION) if self.needed else Caption("")
+        except InputError as error:
+            return Unusable(name, BAD_CAPTION, error.value)
+        except remote.FetchError as error:
+            return Unusable(name, BAD_CAPTION, f"its words: {error}")
+
+    def notes(self, files: Iterable[str]) -> list[str]:
+        """What a person should know once all files are listed."""
+        notes = self.captions.unmatched(files)
+        if self.several:
+            many = f"{len(set(self.several)):,} files have several captions, of which the first is used"
+            notes.append(f"{many}: {listed(sorted(set(self.several)))}")
+        return notes
 
 
 def find(
@@ -133,15 +173,34 @@ def _local(source: Path, given: Path | None, leave_out: Path | None, need_captio
         remedy = "check the path; a URL begins with http://, https://, s3://, gs:// or the like"
         raise InputError("a source is a folder, a file, a table or a URL", f"{source}: no such file", remedy)
     if source.is_dir():
-        return _folder(source, Words(find_captions(source, given), need_captions), leave_out)
-    if source.suffix.lower() in TABLE_SUFFIXES:
+        return _folder(source, given, need_captions, leave_out)
+    if source.suffix.lower() in (*TABLE_SUFFIXES, ".txt"):
         return _table(source, str(source), given, need_captions)
-    words = Words(find_captions(source.parent, given), need_captions)
-    look = partial(_look_here, words, source.parent, source.name)
-    return Listing([look], None if source.suffix.lower() == TAR_SUFFIX else 1)
+    if source.suffix.lower() in PACKED:
+        rule = "a source is a folder, a video, an image, a plain tar or a table"
+        raise InputError(rule, str(source), unpacked(source))
+    return _file(source, given, need_captions)
 
 
-def _folder(folder: Path, words: Words, leave_out: Path | None) -> Listing:
+def _file(source: Path, given: Path | None, need_captions: bool) -> Listing:
+    """A video, an image or a tar."""
+    folder = source.parent
+    try:
+        here = sorted(os.listdir(folder))
+    except OSError as error:
+        raise InputError("a folder can be read", f"{folder}: {error.strerror}", "give one that you may read") from error
+    files = [name for name in here if not name.startswith(".")]
+    captions, notes = _captions_of(str(folder), [*files, source.name], folder, given)
+    label = readable(source.name)
+    likely = [name for name in captions.raw if parts_of(name)[-1:] == parts_of(label)[-1:]]
+    taken = frozenset(name for name in likely if name != label and os.path.exists(os.path.join(folder, name)))
+    universe = partial(_members, folder, [name for name in files if _suffix(name) in SUFFIXES])
+    words = Words(replace(captions, files=universe, taken=taken), need_captions)
+    look = partial(_look_here, words, Folders([*files, source.name], MEDIA_SUFFIXES), folder, source.name)
+    return Listing([look], None if source.suffix.lower() == TAR_SUFFIX else 1, notes=notes)
+
+
+def _folder(folder: Path, given: Path | None, need_captions: bool, leave_out: Path | None) -> Listing:
     try:
         entries = list(files_in(folder, leave_out))
     except OSError as error:
@@ -151,22 +210,71 @@ def _folder(folder: Path, words: Words, leave_out: Path | None) -> Listing:
     names, ignored = _without_pictures(sorted(name for name in files if _suffix(name) in SUFFIXES))
     if not names and not problems:
         raise _nothing_in(str(folder), files)
+    captions, notes = _captions_of(str(folder), files, folder, given)
     known = {*SUFFIXES, *SIDECARS, *TABLE_SUFFIXES}
     ignored += Counter(_suffix(name).removeprefix(".") or "(no suffix)" for name in files if _suffix(name) not in known)
-    return _listing(problems, names, lambda name: partial(_look_here, words, folder, name), ignored)
+    words = Words(replace(captions, files=partial(_members, folder, names)), need_captions)
+    folders = Folders(files, MEDIA_SUFFIXES)
+    return _listing(
+        problems, names, lambda name: partial(_look_here, words, folders, folder, name), ignored, words, notes
+    )
+
+
+def _captions_of(
+    origin: str, files: Sequence[str], folder: Path | None, given: Path | None, opened: Opened | None = None
+) -> tuple[Captions, list[str]]:
+    """Those in the file that was given, or in what lies in the folder."""
+    if given is not None:
+        return given_captions(given, folder or Path())
+    return find_captions(origin, files, opened, folder)
+
+
+def _members(folder: Path, names: Iterable[str]) -> Iterator[str]:
+    """The names of local files as they are reported, those in tars too: read when one must be guessed."""
+    for name in names:
+        if _suffix(name) != TAR_SUFFIX:
+            yield readable(name)
+            continue
+        with suppress(OSError):
+            yield from _labels(partial(local_members, readable(name), Path(os.path.join(folder, name))))
+
+
+def _labels(members: Callable[[Any, Counter[str]], Iterable[SourceFile | Unusable]]) -> list[str]:
+    """The names of what can be prepared in a tar."""
+    found: list[str] = []
+
+    def note(name: str, _: object) -> Unusable:
+        found.append(name)
+        return Unusable(name, NO_CAPTION, NO_CAPTION)
+
+    for _ in members(note, Counter()):
+        pass
+    return found
 
 
 def _table(file: Path, origin: str, given: Path | None, need_captions: bool) -> Listing:
     """Of paths relative to the folder of `origin` (a path or a URL), and of URLs."""
-    table = read_table(file, captions=need_captions and given is None)
+    lines = file.suffix.lower() == ".txt"
+    table = video_table(file) if lines else read_table(file, captions=need_captions and given is None)
     if not len(table):
         raise InputError("a source has videos", f"{origin}: no rows", "add a row per video")
     for scheme in table.schemes():
         remote.filesystem(f"{scheme}://")
-    captions = find_captions(Path(origin).parent, given) if given is not None else Captions(origin)
-    words = Words(captions, need_captions)
-    looks: Iterable[Look] = (partial(_look_at_row, words, origin, row) for row in table)
-    return Listing(looks, None if table.any_ends_with(TAR_SUFFIX) else len(table))
+    captions, notes = given_captions(given, Path(origin).parent) if given is not None else (Captions(origin), [])
+    words = Words(replace(captions, files=lambda: (row.path for row in table)), need_captions)
+    here = lru_cache(maxsize=64)(_folder_of)
+    looks: Iterable[Look] = (partial(_look_at_row, words, here, origin, row) for row in table)
+    told = words if given is not None else None
+    total = None if table.any_ends_with(TAR_SUFFIX) else len(table)
+    return Listing(looks, total, notes=[*table.notes, *notes], words=told)
+
+
+def _folder_of(folder: str) -> Folders:
+    """What lies beside files that a table names."""
+    try:
+        return Folders(os.listdir(folder), MEDIA_SUFFIXES)
+    except OSError:
+        return Folders((), MEDIA_SUFFIXES)
 
 
 def _remote(source: str, given: Path | None, need_captions: bool) -> Listing:
@@ -175,69 +283,119 @@ def _remote(source: str, given: Path | None, need_captions: bool) -> Listing:
         with _local_copy(source) as file:
             assert file is not None
             return _table(file, source, given, need_captions)
-    words = Words(find_captions(Path(), given) if given is not None else Captions(source), need_captions)
     if suffix in MEDIA_SUFFIXES or suffix == TAR_SUFFIX:
-        look = partial(_look_there, words, RemoteFile(name, source, None, ""), {})
-        return Listing([look], None if suffix == TAR_SUFFIX else 1)
+        captions, notes = given_captions(given, Path()) if given is not None else (Captions(source), [])
+        one = RemoteFile(name, source, None, "")
+        words = Words(replace(captions, files=partial(_far_members, [one])), need_captions)
+        look = partial(_look_there, words, Folders((), MEDIA_SUFFIXES), {}, one)
+        return Listing([look], None if suffix == TAR_SUFFIX else 1, notes=notes)
     problems: list[Unusable] = []
     found = remote.find(
         source,
-        lambda name: _suffix(name) in {*SUFFIXES, *SIDECARS},
+        lambda name: _suffix(name) in {*SUFFIXES, *SIDECARS, *TABLE_SUFFIXES},
         lambda name, reason: problems.append(Unusable(name, NOT_READ, reason)),
     )
     files = {file.name: file for file in found}
-    if given is None and FILE_NAME in files:
-        words = Words(parse_captions(_read(files[FILE_NAME]), files[FILE_NAME].url), need_captions)
     names, ignored = _without_pictures([name for name in files if _suffix(name) in SUFFIXES])
     if not names and not problems:
         raise _nothing_in(source, files)
-    beside = {name: file for name, file in files.items() if _suffix(name) in SIDECARS}
-    return _listing(problems, names, lambda name: partial(_look_there, words, files[name], beside), ignored)
+    captions, notes = _captions_of(source, list(files), None, given, lambda name: _copy_of(files[name].url))
+    words = Words(replace(captions, files=partial(_far_members, [files[name] for name in names])), need_captions)
+    look = partial(_look_there, words, Folders(files, MEDIA_SUFFIXES), files)
+    return _listing(problems, names, lambda name: partial(look, files[name]), ignored, words, notes)
 
 
-def _read(file: RemoteFile) -> bytes:
-    try:
-        return remote.read(file.url)
-    except remote.FetchError as error:
-        raise InputError("a file of captions can be fetched", f"{file.url}: {error}", "check it") from error
+def _far_members(files: Iterable[RemoteFile]) -> Iterator[str]:
+    """As `_members`, of remote files."""
+    for file in files:
+        place = remote_place(file.url, file.size, file.mark)
+        if place.suffix != TAR_SUFFIX:
+            yield file.name
+            continue
+        with suppress(remote.FetchError):
+            yield from _labels(partial(remote_members, file.name, place))
 
 
-def _look_here(words: Words, folder: Path, name: str, ignored: Counter[str]) -> Found:
-    """At a local file or tar."""
-    path, label = Path(os.path.join(folder, name)), readable(name)
+def _look_here(words: Words, folders: Folders, folder: Path, name: str, ignored: Counter[str]) -> Found:
+    """At a local file or tar of a folder."""
+    return _look_at(words, partial(folders.sides, name), Path(os.path.join(folder, name)), name, ignored)
+
+
+def _look_at(words: Words, sides: Callable[[], Sides], path: Path, name: str, ignored: Counter[str]) -> Found:
+    """At a local file or tar: `name` is how reports call it, `sides` gives the names of words beside it."""
+    label = readable(name)
     try:
         if _suffix(name) == TAR_SUFFIX:
             return list(local_members(label, path, words.of, ignored))
         place = local_place(path)
     except OSError as error:
         return [Unusable(label, NOT_READ, error.strerror or str(error))]
-    caption = words.of(label, lambda: of_parts(sidecars_of(path)))
+
+    def beside(tell: Tell) -> Caption:
+        return of_sides(sides(), lambda side: _sidecar(path.with_name(side)), tell)
+
+    caption = words.of(label, beside)
     return [caption if isinstance(caption, Unusable) else SourceFile(label, place, caption)]
 
 
-def _look_there(words: Words, file: RemoteFile, beside: Mapping[str, RemoteFile], ignored: Counter[str]) -> Found:
-    """At a remote file or tar."""
+def _sidecar(file: Path) -> bytes:
+    """The bytes of a file of words beside a video.
+
+    Raises:
+        InputError: it cannot be read, or is too large.
+    """
+    try:
+        if file.stat().st_size > LARGEST_WORDS:
+            raise no_caption(f"the caption file {file.name} has {file.stat().st_size} bytes")
+        return file.read_bytes()
+    except OSError as error:
+        raise no_caption(f"the caption file {file.name} cannot be read: {error.strerror}") from error
+
+
+def _look_there(
+    words: Words, folders: Folders, files: Mapping[str, RemoteFile], file: RemoteFile, ignored: Counter[str]
+) -> Found:
+    """At a remote file or tar; `files` are those of its source, by name."""
     place = remote_place(file.url, file.size, file.mark)
     if place.suffix == TAR_SUFFIX:
         try:
             return list(remote_members(file.name, place, words.of, ignored))
         except remote.FetchError as error:
             return [Unusable(file.name, NOT_FETCHED, str(error))]
-    stem = os.path.splitext(file.name)[0]
-    sides = {suffix[1:]: beside[stem + suffix] for suffix in SIDECARS if stem + suffix in beside}
-    caption = words.of(file.name, lambda: of_parts({suffix: remote.read(side.url) for suffix, side in sides.items()}))
+    above = file.name.rpartition("/")[0]
+
+    def beside(tell: Tell) -> Caption:
+        def read(side: str) -> bytes:
+            return remote.read(files[f"{above}/{side}" if above else side].url)
+
+        return of_sides(folders.sides(file.name), read, tell)
+
+    caption = words.of(file.name, beside)
     return [caption if isinstance(caption, Unusable) else SourceFile(file.name, place, caption)]
 
 
-def _look_at_row(words: Words, origin: str, row: Row, ignored: Counter[str]) -> Found:
+def _look_at_row(words: Words, here: Callable[[str], Folders], origin: str, row: Row, ignored: Counter[str]) -> Found:
     """At a row of a table; what it says goes before what stands beside its file."""
     far = remote.is_url(row.path) or remote.is_url(origin)
     name = row.path if far else str(PurePosixPath(row.path))
-    if any(row.captions.values()):
-        words = Words(Captions(words.captions.origin, {name: row.captions}), words.needed)
+
+    def said(name: str) -> Words:
+        own = Captions(words.captions.origin, {name: row.captions})
+        return replace(words, captions=own) if any(row.captions.values()) else words
+
     if far:
-        return _look_there(words, RemoteFile(name, remote.beside(origin, name), None, ""), {}, ignored)
-    return _look_here(words, Path(origin).parent, name, ignored)
+        place = RemoteFile(name, remote.beside(origin, name), None, "")
+        return _look_there(said(name), Folders((), MEDIA_SUFFIXES), {}, place, ignored)
+    path = Path(origin).parent / name
+    if not path.exists():
+        there = here(str(path.parent)).media("")
+        same = sorted(file for file in there if loose(path.name) in (loose(file), loose(os.path.splitext(file)[0])))
+        if len(same) != 1:
+            near = " or ".join(same or nearest(path.name, there, 1))
+            reason = f"No such file or directory{f' (meant may be {near})' if near else ''}"
+            return [Unusable(readable(name), NOT_READ, reason)]
+        path, name = path.with_name(same[0]), str(PurePosixPath(name).with_name(same[0]))
+    return _look_at(said(name), lambda: here(str(path.parent)).sides(path.name), path, name, ignored)
 
 
 def _without_pictures(names: list[str]) -> tuple[list[str], Counter[str]]:
@@ -247,13 +405,20 @@ def _without_pictures(names: list[str]) -> tuple[list[str], Counter[str]]:
     return [name for name in names if name not in pictures], Counter(_suffix(name)[1:] for name in pictures)
 
 
-def _listing(problems: list[Unusable], names: list[str], look: Callable[[str], Look], ignored: Counter[str]) -> Listing:
+def _listing(
+    problems: list[Unusable],
+    names: list[str],
+    look: Callable[[str], Look],
+    ignored: Counter[str],
+    words: Words,
+    notes: list[str],
+) -> Listing:
     def looks() -> Iterator[Look]:
         yield lambda _: problems
         yield from map(look, names)
 
     tars = any(_suffix(name) == TAR_SUFFIX for name in names)
-    return Listing(looks(), None if tars else len(problems) + len(names), ignored)
+    return Listing(looks(), None if tars else len(problems) + len(names), ignored, notes, words)
 
 
 @contextmanager
@@ -262,12 +427,18 @@ def _local_copy(file: str | None) -> Iterator[Path | None]:
     if file is None or not remote.is_url(file):
         yield Path(file) if file is not None else None
         return
+    with _copy_of(file) as path:
+        yield path
+
+
+@contextmanager
+def _copy_of(url: str) -> Iterator[Path]:
     with scratch() as folder:
-        path = folder / remote.name_of(file)
+        path = folder / remote.name_of(url)
         try:
-            remote.fetch(file, path)
+            remote.fetch(url, path)
         except remote.FetchError as error:
-            raise InputError("a table or a file of captions can be fetched", f"{file}: {error}", "check it") from error
+            raise InputError("a table or a file of captions can be fetched", f"{url}: {error}", "check it") from error
         yield path
 
 
@@ -275,7 +446,23 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+def unpacked(file: Path) -> str:
+    """What to type for a file that is compressed."""
+    how, suffix = PACKED[file.suffix.lower()], file.suffix.lower()
+    made = file.with_suffix(".tar") if suffix == ".tgz" else file.with_suffix("")
+    if suffix == ".zip":
+        return f"{how} {quote(str(file))} -d {quote(str(made))}, and give {quote(str(made))}"
+    return f"{how} {quote(str(file))}, and give {quote(str(made))}: samples are read by their offsets"
+
+
 def _nothing_in(source: str, names: Iterable[str]) -> InputError:
+    names = list(names)
     here = ", ".join(sorted({name.partition("/")[0] for name in names})[:5]) or "nothing"
     remedy = f"give a folder with files that end in {', '.join(sorted(VIDEO_SUFFIXES)[:8])} ..., or a table"
+    packed = sorted(name for name in names if _suffix(name) in PACKED)
+    tables = sorted(name for name in names if _suffix(name) in TABLE_SUFFIXES)
+    if packed and not remote.is_url(source):
+        remedy = unpacked(Path(source) / packed[0])
+    elif tables:
+        remedy = f"give the table itself: {quote(f'{source}/{tables[0]}')}"
     return InputError("a source has videos", f"{readable(source)} has: {readable(here)}", remedy)

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from data import remote, shards
-from data.captions import FILE_NAME, NO_CAPTION
+from data.caption_files import FILE_NAME
+from data.captions import NO_CAPTION
 from data.clips import CutOptions
 from data.convert import MIN_FRAMES, Todo, convert
 from data.filters import Filters
@@ -98,6 +99,7 @@ class Summary:
         rejected: in the order of the files, those of earlier runs over the same files included.
         ignored: what is no file to prepare, by suffix: other kinds of files and members of tars, and images beside
             videos of their name.
+        notes: what a person should know of captions and names.
         frames, bytes, shards: that this run wrote.
         seconds: that it took.
     """
@@ -109,6 +111,7 @@ class Summary:
     limits: dict[str, str] = field(default_factory=dict)
     rejected: list[Rejection] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
     frames: int = 0
     bytes: int = 0
     shards: int = 0
@@ -197,6 +200,7 @@ def _write(
         limits=_limits(options),
         rejected=[one for _, one in sorted(outcome.rejected, key=lambda pair: pair[0])],
         ignored=listing.ignored,
+        notes=[*listing.notes, *_sharing(outcome.shared)],
         frames=outcome.frames,
         bytes=outcome.bytes,
         shards=outcome.shards,
@@ -258,6 +262,14 @@ def _check(options: PrepareOptions) -> None:
     options.filters.check()
 
 
+def _sharing(clips: list[int]) -> list[str]:
+    """What to tell of files that were cut into several clips, all with the caption of the whole."""
+    if not clips:
+        return []
+    files = "1 file was" if len(clips) == 1 else f"{len(clips):,} files were"
+    return [f"{files} cut into several clips ({sum(clips):,} in all), each with the caption of the whole file"]
+
+
 def _nothing_usable(source: str, summary: Summary) -> InputError:
     if not summary.rejected:
         return InputError("a source has videos", f"{source}: no samples in its tars", "look into them with tar -tvf")
@@ -266,6 +278,7 @@ def _nothing_usable(source: str, summary: Summary) -> InputError:
     if first.kind == NO_CAPTION:
         folder = source if remote.is_url(source) or Path(source).is_dir() else Path(source).parent
         remedy = f"write {{file: text}} to {folder}/{FILE_NAME}, or allow missing captions"
+        remedy = "; ".join([*summary.notes, remedy])
     elif first.stage == "caption":
         remedy = 'write {"clip.mp4": "what it shows"}, or {"short": ..., "long": ...} for each'
     elif first.kind == MIN_FRAMES:

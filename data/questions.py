@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from data import video
-from data.captions import FILE_NAME
+from data.caption_files import FILE_NAME
 from data.shards import write_json
 from data.synth import COLOURS, CRF, DIRECTIONS, FPS, SHAPES, Floats, cover, paint, refuse_others
 from data.video import Frames

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data import video
-from data.captions import FILE_NAME
+from data.caption_files import FILE_NAME
 from data.shards import write_json
 from data.video import Frames
 from parallel.errors import InputError

@@ -1,4 +1,4 @@
-"""Tables that name videos, by path or URL, and say what they show: CSV, Parquet, JSON lines.
+"""Tables that name videos, by path or URL, and say what they show: CSV, TSV, Parquet, JSON lines, a list in JSON.
 
 A table stays in Arrow's columns, about as large in memory as its text; rows are made when they are asked for.
 """
@@ -6,9 +6,9 @@ A table stays in Arrow's columns, about as large in memory as its text; rows are
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +18,22 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
+from data.columns import (
+    LONG_COLUMNS,
+    PATH_COLUMNS,
+    SHORT_COLUMNS,
+    column_of,
+    delimiter_of,
+    is_known,
+    missing,
+    other_columns,
+)
+from data.naming import listed
 from parallel.errors import InputError
+from parallel.parsing import parse_json
 
-PATH_COLUMNS = ("path", "file", "video", "url", "image")
-SHORT_COLUMNS = ("caption", "text", "short")
-LONG_COLUMNS = ("caption_long", "long", "long_caption")
-COLUMNS = (*PATH_COLUMNS, *SHORT_COLUMNS, *LONG_COLUMNS)
+HEAD = 1 << 16  # bytes among which a CSV's first line ends
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 ROWS_AT_A_TIME = 4096
 
 
@@ -36,11 +46,12 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Columns as text; `short` and `long` are None if the table has no such column."""
+    """Columns as text; `short` and `long` are None if the table has no such column; `notes` are for people."""
 
     paths: pa.ChunkedArray
     short: pa.ChunkedArray | None
     long: pa.ChunkedArray | None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -68,28 +79,38 @@ class Table:
 
 
 def read_table(file: Path, captions: bool) -> Table:
-    """The paths and the captions of a table.
+    """The paths and the captions of a table; of rows about one video the first counts.
 
     Args:
-        file: a .csv, .parquet or .jsonl file.
+        file: a .csv, .tsv, .parquet, .jsonl or .json file.
         captions: whether it must have a column with captions.
 
     Raises:
-        InputError: no such table, a column is missing (names the columns that it has), or a video stands there twice.
+        InputError: no such table, a column is missing (names the columns that it has), or a row names no video.
     """
     if file.suffix.lower() not in READERS:
-        raise InputError("a table is a .csv, a .parquet or a .jsonl file", str(file), "convert it to one of them")
+        rule = "a table is a .csv, .tsv, .parquet, .jsonl or .json file"
+        raise InputError(rule, str(file), "save it as .csv, with a line path,caption above")
     try:
         names, table = READERS[file.suffix.lower()](file)
         columns = {name: table[name].cast(pa.string()) for name in table.column_names}
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError("a table can be read", f"{file}: {error}", "check the file with pandas or DuckDB") from error
-    paths = pyarrow.compute.utf8_trim_whitespace(columns[_column(names, PATH_COLUMNS, file)])
-    short, long = (next((c for c in accepted if c in columns), None) for accepted in (SHORT_COLUMNS, LONG_COLUMNS))
-    if captions and short is None and long is None:
-        _column(names, SHORT_COLUMNS, file)
+        if isinstance(error, InputError):
+            raise
+        raise InputError("a table can be read", f"{file}: {' '.join(str(error).split())}", _remedy(error)) from error
+    found, notes = {}, []
+    for kind, accepted in (("paths", PATH_COLUMNS), ("captions", SHORT_COLUMNS), ("long captions", LONG_COLUMNS)):
+        found[kind], others = column_of(names, accepted, file)
+        if others:
+            notes.append(f"{file.name}: {other_columns(kind, str(found[kind]), others)}")
+    if found["paths"] is None:
+        raise missing(names, PATH_COLUMNS, file)
+    if captions and found["captions"] is None and found["long captions"] is None:
+        raise missing(names, SHORT_COLUMNS, file)
+    paths = pyarrow.compute.utf8_trim_whitespace(columns[found["paths"]])
     _check_paths(paths, file)
-    return Table(paths, columns.get(short), columns.get(long))
+    short, long = (columns.get(found[kind]) for kind in ("captions", "long captions"))
+    return _each_once(Table(paths, short, long, tuple(notes)), file)
 
 
 def _check_paths(paths: pa.ChunkedArray, file: Path) -> None:
@@ -98,31 +119,52 @@ def _check_paths(paths: pa.ChunkedArray, file: Path) -> None:
         raise InputError(
             "every row of a table names its video", f"{file}: row {empty + 1} does not", "fill or remove the row"
         )
-    if len(paths.unique()) < len(paths):
-        again = next(entry["values"] for entry in paths.value_counts().to_pylist() if entry["counts"] > 1)
-        raise InputError(
-            "a table names each video once", f"{file}: {again} stands there twice", "keep one caption of it"
-        )
+
+
+def _each_once(table: Table, file: Path) -> Table:
+    """The first row of each video, and a note about the others."""
+    if len(table.paths.unique()) == len(table.paths):
+        return table
+    rows: dict[str, list[int]] = {}
+    for row, path in enumerate(table.paths.to_pylist()):
+        rows.setdefault(path, []).append(row)
+    several = [f"{path} (rows {', '.join(str(n + 1) for n in at[:3])})" for path, at in rows.items() if len(at) > 1]
+    note = f"{file.name}: {len(several):,} videos stand in several rows, of which the first is used: {listed(several)}"
+    first = pa.array([at[0] for at in rows.values()])
+    short, long = (None if column is None else column.take(first) for column in (table.short, table.long))
+    return Table(table.paths.take(first), short, long, (*table.notes, note))
+
+
+def _remedy(error: Exception) -> str:
+    if "utf" in str(error).lower():
+        return "save it as UTF-8; if it is Latin-1: iconv -f LATIN1 -t UTF-8"
+    return "mend that place, or write a .jsonl with an object a line"
 
 
 # As text throughout: a folder of videos called 001, 002 must not become the numbers 1 and 2.
 
 
-def _read_csv(file: Path) -> tuple[list[str], pa.Table]:
-    with pyarrow.csv.open_csv(file) as head:
-        names = head.schema.names
+def _read_csv(file: Path, usual: str = ",") -> tuple[list[str], pa.Table]:
+    with file.open("rb") as start:
+        head = start.read(HEAD)
+    encoding = "utf-16" if head.startswith(UTF_16) else "utf-8"
+    first = head.decode(encoding, "replace").lstrip("\ufeff").lstrip("\r\n").partition("\n")[0].rstrip("\r")
+    delimiter = delimiter_of(first, usual)
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
+    read = pyarrow.csv.ReadOptions(encoding=encoding)
+    with pyarrow.csv.open_csv(file, parse_options=parse, read_options=read) as opened:
+        names = opened.schema.names
     convert = pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()),
         strings_can_be_null=False,
-        include_columns=[name for name in names if name in COLUMNS],
+        include_columns=[name for name in names if is_known(name)],
     )
-    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    return names, pyarrow.csv.read_csv(file, parse_options=parse, convert_options=convert)
+    return names, pyarrow.csv.read_csv(file, parse_options=parse, convert_options=convert, read_options=read)
 
 
 def _read_parquet(file: Path) -> tuple[list[str], pa.Table]:
     names = pyarrow.parquet.read_schema(file).names
-    return names, pyarrow.parquet.read_table(file, columns=[name for name in names if name in COLUMNS])
+    return names, pyarrow.parquet.read_table(file, columns=[name for name in names if is_known(name)])
 
 
 def _read_jsonl(file: Path) -> tuple[list[str], pa.Table]:
@@ -130,30 +172,40 @@ def _read_jsonl(file: Path) -> tuple[list[str], pa.Table]:
         first: Any = json.loads(next(lines, "{}"))
     if not isinstance(first, dict):
         raise ValueError("its first line is no JSON object")
+    names = dict.fromkeys((*PATH_COLUMNS, *SHORT_COLUMNS, *LONG_COLUMNS, *filter(is_known, first)))
     # said beforehand, because a column of dates would be read as times, and written otherwise than it was
-    schema = pa.schema([(name, pa.string()) for name in COLUMNS])
+    schema = pa.schema([(name, pa.string()) for name in names])
     parse = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     table = pyarrow.json.read_json(file, parse_options=parse)
-    return list(first), table.select([name for name in COLUMNS if name in first or table[name].null_count < len(table)])
+    there = [name for name in names if name in first or table[name].null_count < len(table)]
+    return [*first, *(name for name in there if name not in first)], table.select(there)
+
+
+def _read_json(file: Path) -> tuple[list[str], pa.Table]:
+    """A list of objects, or one object {file: caption}."""
+    value = parse_json(file.read_bytes())
+    if isinstance(value, Mapping):
+        value = [
+            {"path": name, **(said if isinstance(said, dict) else {"caption": said})} for name, said in value.items()
+        ]
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise ValueError('it is neither a list of objects, [{"path": ..., "caption": ...}], nor {file: caption}')
+    names = list(dict.fromkeys(name for row in value for name in row))
+    return names, pa.table({name: [_cell(row.get(name)) for row in value] for name in names if is_known(name)})
+
+
+def _cell(value: Any) -> str | None:
+    """A cell of JSON as text; of several captions the first."""
+    if isinstance(value, list):
+        value = next((one for one in value if isinstance(one, str) and one.strip()), None)
+    return None if value is None else str(value)
 
 
 READERS: dict[str, Callable[[Path], tuple[list[str], pa.Table]]] = {
     ".csv": _read_csv,
+    ".tsv": partial(_read_csv, usual="\t"),
     ".parquet": _read_parquet,
     ".jsonl": _read_jsonl,
+    ".json": _read_json,
 }
 TABLE_SUFFIXES = tuple(READERS)
-
-
-def _column(names: list[str], accepted: tuple[str, ...], file: Path) -> str:
-    for name in accepted:
-        if name in names:
-            return name
-    lower = {name.lower().strip(): name for name in names}
-    near = next((lower[m] for a in accepted for m in get_close_matches(a, list(lower), n=1, cutoff=0.6)), None)
-    remedy = f"rename {near!r} to {accepted[0]!r}" if near else f"add a column {accepted[0]!r}"
-    raise InputError(
-        f"a table has a column {' or '.join(map(repr, accepted[:2]))}",
-        f"{file} has: {', '.join(map(repr, names)) or 'none'}",
-        remedy,
-    )

@@ -41,12 +41,12 @@ def prepare(
         str,
         typer.Argument(
             help="Path or URL (http, s3, gs, ...) of a folder, a video, an image, a WebDataset tar, or a table (CSV, "
-            "Parquet, JSON lines) of paths or URLs."
+            "TSV, Parquet, JSON lines, JSON) of paths or URLs."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The dataset folder; run again with more videos to add them.")],
     captions: Annotated[
-        str | None, typer.Option(help="Captions, if not beside the videos: JSON, JSON lines, CSV, Parquet.")
+        str | None, typer.Option(help="Captions, if not beside the videos: JSON, JSON lines, CSV, TSV, Parquet.")
     ] = None,
     allow_missing_captions: Annotated[bool, typer.Option(help="Keep videos that have no caption.")] = False,
     limit: Annotated[int | None, typer.Option(help="Only the first so many files.")] = None,

@@ -29,6 +29,8 @@ def print_summary(console: Console, summary: Summary, out: Path, funnel: Path | 
     if summary.ignored:
         said = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(summary.ignored.items()))
         _say(console, f"passed over, because they are no videos or images to prepare: {said}")
+    for note in summary.notes:
+        console.print(printable(note), highlight=False, soft_wrap=True)
     if funnel is not None:
         _say(console, f"{funnel}  the same as a picture, of all that is in the dataset")
     _say(console, f"{out}")

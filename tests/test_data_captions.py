@@ -1,12 +1,17 @@
 """Captions are found where people keep them, short and long, and a video without one is told, not guessed."""
 
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from data.captions import NO_CAPTION, Caption, caption_of, find_captions, of_parts, sidecars_of
+from data.beside import Folder, Sides
+from data.caption_files import find_captions, given_captions
+from data.captions import NO_CAPTION, Caption, Captions, caption_of, of_parts, of_sides
+from data.listing import find
+from data.sources import SourceFile
 from data.tables import read_table
 from parallel.errors import InputError
 
@@ -34,20 +39,71 @@ def test_a_caption_is_a_text_or_an_object_with_texts(entry, expected):
 
 def test_what_is_no_caption():
     assert refused(caption_of, 7, "a.mp4") == "the caption of a.mp4 is int, not text"
-    assert refused(caption_of, {"short": ["a"]}, "a.mp4") == "the caption of a.mp4 is list, not text"
+    assert refused(caption_of, {"short": [1]}, "a.mp4") == "the caption of a.mp4 is list, not text"
     for nothing in ("", " \n", {}, {"short": " "}, None):
         assert refused(caption_of, nothing, "a.mp4") == NO_CAPTION
+
+
+def test_several_captions_of_one_video_are_told():
+    told = []
+    assert caption_of({"cap": ["first", "second"], "long": ["l"]}, "a.mp4", told.append) == ("first", "l")
+    assert caption_of(["", "second"], "b.mp4", told.append) == ("second", "")
+    assert told == ["a.mp4"]
 
 
 def test_captions_json_by_path_and_by_name(tmp_path):
     raw = {"a.mp4": " plain ", "deep/b.mp4": {"short": "s", "long": "l"}, str(tmp_path / "c.mp4"): "absolute"}
     (tmp_path / "captions.json").write_text(json.dumps(raw))
-    captions = find_captions(tmp_path)
-    assert captions.of("a.mp4") == captions.of("elsewhere/a.mp4") == ("plain", "")
+    files = ["elsewhere/a.mp4", "deep/b.mp4", "c.mp4", "d.mp4"]
+    captions, notes = find_captions(str(tmp_path), ["captions.json", *files], absolute=tmp_path)
+    captions = replace(captions, files=lambda: files)
+    assert notes == []
+    assert captions.of("elsewhere/a.mp4") == ("plain", "")
     assert captions.of("deep/b.mp4") == ("s", "l")
     assert captions.of("c.mp4") == ("absolute", "")
     assert captions.of("d.mp4", lambda: Caption("beside")) == ("beside", "")
     assert refused(captions.of, "d.mp4") == NO_CAPTION
+
+
+@pytest.mark.parametrize(
+    ("raw", "files", "file", "expected"),
+    [
+        ({"clip.mp4": "A"}, ["clip.mp4", "sub/clip.mp4"], "sub/clip.mp4", None),  # an exact name is of its file alone
+        ({"clip.mp4": "A"}, ["sub/clip.mp4"], "sub/clip.mp4", "A"),
+        ({"clip.mp4": "A"}, ["a/clip.mp4", "b/clip.mp4"], "a/clip.mp4", "may mean a/clip.mp4 or b/clip.mp4"),
+        ({"/old/a/clip.mp4": "A"}, ["a/clip.mp4", "b/clip.mp4"], "a/clip.mp4", "A"),
+        ({"/old/a/clip.mp4": "A"}, ["a/clip.mp4", "clip.mp4"], "clip.mp4", None),
+        ({"x/clip.mp4": "A"}, ["y/clip.mp4"], "y/clip.mp4", None),  # its folder says otherwise
+        ({"/1/clip.mp4": "A", "/2/clip.mp4": "B"}, ["clip.mp4"], "clip.mp4", "that of /1/clip.mp4 or /2/clip.mp4"),
+        ({"/1/clip.mp4": "A", "/2/clip.mp4": "A"}, ["clip.mp4"], "clip.mp4", "A"),
+        ({"clip": "A"}, ["clip.mp4"], "clip.mp4", "A"),
+        ({"clip": "A"}, ["clip.mp4", "clip.mov"], "clip.mp4", "clip in captions.json may mean clip.mov or clip.mp4"),
+        ({"clip.mov": "A"}, ["clip.mp4"], "clip.mp4", None),
+        ({"a\\Clip.MP4 ": "A"}, ["a/clip.mp4"], "a/clip.mp4", "A"),
+        ({"Clip.mp4": "A"}, ["Clip.mp4", "clip.mp4"], "clip.mp4", None),
+        ({"u\u0308.mp4": "A"}, ["\u00fc.mp4"], "\u00fc.mp4", "A"),
+        ({"1.mp4": "A"}, ["s.tar/1.mp4"], "s.tar/1.mp4", "A"),
+        ({"1.mp4": "A"}, ["s.tar/1.mp4", "t.tar/1.mp4"], "t.tar/1.mp4", "s.tar/1.mp4 or t.tar/1.mp4"),
+        ({"a.mp4": "A"}, ["https://h/x/a.mp4?sig=b/a.mp4"], "https://h/x/a.mp4?sig=b/a.mp4", "A"),
+        ({"b/clip.mp4": "B", "clip.mp4": "A"}, ["a/b/clip.mp4"], "a/b/clip.mp4", "B"),
+        ({"clip.mp4": ""}, ["clip.mp4"], "clip.mp4", None),
+    ],
+)
+def test_a_name_means_one_file(raw, files, file, expected):
+    captions = Captions("captions.json", raw, files=lambda: files)
+    if expected in raw.values():
+        assert captions.of(file) == (expected, "")
+    else:
+        assert (expected or NO_CAPTION) in refused(captions.of, file)
+    assert captions.of(file, lambda: Caption("beside")) == (raw.get(file) or "beside", "")
+
+
+def test_names_that_mean_nothing_are_told_with_the_nearest():
+    captions = Captions("captions.json", {"clp.mp4": "A", "b.mp4": "B", "z/9": "C", "none.mp4": ""})
+    assert captions.unmatched(["clip.mp4", "b.mp4"]) == [
+        "captions.json: 2 of 4 names match no file: clp.mp4 (nearest: clip.mp4), z/9"
+    ]
+    assert captions.unmatched(["clp.mp4", "b.mp4", "9.mp4"]) == []
 
 
 @pytest.mark.parametrize(
@@ -74,10 +130,109 @@ def test_unusable_words_beside_a_video(tmp_path):
     assert "json cannot be read" in refused(of_parts, {"json": b"{broken"})
     assert "list, not text" in refused(of_parts, {"json": b"[1]"})
     assert "txt is not UTF-8" in refused(of_parts, {"txt": b"\xff\xfe\x00"})
-    (tmp_path / "a.txt").mkdir()
-    assert "a.txt cannot be read: Is a directory" in refused(sidecars_of, tmp_path / "a.mp4")
-    (tmp_path / "b.json").write_text("{}")
-    assert sidecars_of(tmp_path / "b.mp4") == {"json": b"{}"}
+    assert "say different things" in refused(of_sides, Sides(twice={"txt": ("a.TXT", "a.txt")}), str.encode)
+    assert of_sides(Sides(twice={"txt": ("a.TXT", "a.txt")}), lambda _: b"same") == ("same", "")
+
+
+@pytest.mark.parametrize(
+    ("media", "words", "name", "expected"),
+    [
+        (["a.mp4"], ["a.txt", "b.txt"], "a.mp4", {"txt": "a.txt"}),
+        (["a.mp4"], ["a.TXT", "a.Json"], "a.mp4", {"txt": "a.TXT", "json": "a.Json"}),
+        (["a.mp4", "a.mov"], ["a.mp4.txt", "a.txt"], "a.mp4", {"txt": "a.mp4.txt"}),
+        (["a.mp4", "a.mov"], ["a.mp4.txt", "a.txt"], "a.mov", {"txt": "a.txt"}),
+        (["a.mp4"], ["a.asr.txt", "a.caption.txt"], "a.mp4", {"txt": "a.caption.txt"}),
+        (["a.mp4"], ["a.caption"], "a.mp4", {"txt": "a.caption"}),
+        (["a.mp4"], ["a.long.txt", "a.short.txt"], "a.mp4", {"txt": "a.short.txt", "long": "a.long.txt"}),
+        (["m.mp4", "m.part1.mp4"], ["m.part1.txt"], "m.mp4", {}),
+        (["m.mp4", "m.part1.mp4"], ["m.part1.txt"], "m.part1.mp4", {"txt": "m.part1.txt"}),
+        (["m.mp4"], ["m.part1.txt", "mm.txt"], "m.mp4", {}),
+        (["CLIP.mp4"], ["clip.txt"], "CLIP.mp4", {"txt": "clip.txt"}),
+        (["CLIP.mp4", "clip.mp4"], ["clip.txt"], "CLIP.mp4", {}),
+        (["CLIP.mp4", "clip.mp4"], ["clip.txt"], "clip.mp4", {"txt": "clip.txt"}),
+    ],
+)
+def test_words_beside_a_video(media, words, name, expected):
+    sides = Folder(media, words).sides(name)
+    assert (sides.kinds, sides.others) == (expected, ())
+
+
+def test_languages_are_taken_where_there_is_one():
+    one, two = ["m.en.txt"], ["m.de.txt", "m.en.txt"]
+    assert of_sides(Folder(["m.mp4"], one).sides("m.mp4"), str.encode) == ("m.en.txt", "")
+    assert "may be m.de.txt or m.en.txt" in refused(of_sides, Folder(["m.mp4"], two).sides("m.mp4"), str.encode)
+    assert of_sides(Folder(["m.mp4"], two).sides("m.mp4"), lambda _: b"same") == ("same", "")
+
+
+def fill(folder, files):
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text if isinstance(text, str) else json.dumps(text))
+    return folder
+
+
+def captions_of(source, **options):
+    found = find(str(source), **options)
+    said = {one.name: one.caption.short if isinstance(one, SourceFile) else one.reason for one in found}
+    return said, found.notes
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (  # two folders, one name
+            {"clip.mp4": "", "sub/clip.mp4": "", "sub/clip.txt": "S", "captions.json": {"clip.mp4": "C"}},
+            {"clip.mp4": "C", "sub/clip.mp4": "S"},
+        ),
+        (
+            {"a/1.mp4": "", "b/1.mp4": "", "a/captions.json": {"1.mp4": "A"}, "b/captions.json": {"1": "B"}},
+            {"a/1.mp4": "A", "b/1.mp4": "B"},
+        ),
+        (
+            {"t/1.mp4": "", "t/metadata.jsonl": '{"file_name": "1.mp4", "text": "T"}\n', "metadata.csv": "a,b\n1,2\n"},
+            {"t/1.mp4": "T"},
+        ),
+        (
+            {"v/1.mp4": "", "v/2.mp4": "", "videos.txt": "v/1.mp4\nv/2.mp4\n", "prompt.txt": "one\ntwo\n\n"},
+            {"v/1.mp4": "one", "v/2.mp4": "two"},
+        ),
+        (
+            {"1.mp4": "", "captions.json": {"1.mp4": "A"}, "metadata.csv": "file_name,text\n1.mp4,B\n"},
+            {"1.mp4": "1.mp4 has different captions: captions.json and metadata.csv"},
+        ),
+        ({"1.mp4": "", "x/2.mp4": "", "x/captions.json": "{"}, {"1.mp4": "no caption", "x/2.mp4": "x/captions.json: "}),
+        ({"1.mp4": "", "captions.json": '{"1.mp4": "A", "1.mp4": "B"}'}, {"1.mp4": "1.mp4 stands there twice"}),
+        ({"v/1.mp4": "", "meta/captions.json": {"v/1.mp4": "A"}}, {"v/1.mp4": "A"}),
+    ],
+)
+def test_captions_of_a_folder_and_below(tmp_path, files, expected):
+    said, _ = captions_of(fill(tmp_path, files))
+    assert said.keys() == expected.keys()
+    assert all(text in said[name] for name, text in expected.items())
+
+
+def test_what_is_not_used_is_told(tmp_path):
+    fill(tmp_path, {"a.mp4": "", "captions.json": {"a.mp4": ["x", "y"], "b.mp4": "B"}, "metadata.csv": "q\n1\n"})
+    said, notes = captions_of(tmp_path)
+    assert said == {"a.mp4": "x"}
+    assert len(notes) == 3
+    assert "metadata.csv is not read as captions: a table has a column" in notes[0]
+    assert notes[1] == "captions.json: a name matches no file: b.mp4"
+    assert notes[2] == "1 files have several captions, of which the first is used: a.mp4"
+
+
+def test_one_file_of_a_folder_has_its_own_words(tmp_path):
+    fill(tmp_path, {"clip.mp4": "", "sub/clip.mp4": "", "captions.json": {"sub/clip.mp4": "S"}})
+    assert captions_of(tmp_path / "clip.mp4")[0] == {"clip.mp4": "no caption"}
+    assert captions_of(tmp_path / "sub" / "clip.mp4", captions=str(tmp_path / "captions.json"))[0] == {"clip.mp4": "S"}
+
+
+def test_given_captions_may_lie_elsewhere(tmp_path):
+    fill(tmp_path, {"v/a.mp4": "", "m/c.csv": "path,caption\n../v/a.mp4,A\n"})
+    assert given_captions(tmp_path / "m" / "c.csv", tmp_path / "v")[0].raw.keys() == {"a.mp4"}
+    fill(tmp_path, {"m/c.json": {"v/a.mp4": "A"}})
+    assert captions_of(tmp_path / "v", captions=str(tmp_path / "m" / "c.json"))[0] == {"v/a.mp4"[2:]: "A"}
 
 
 @pytest.mark.parametrize("path_column", ["path", "file", "video", "url"])
@@ -93,21 +248,21 @@ def test_tables(tmp_path, path_column, short, long):
         assert (first.path, first.captions) == ("001", {"short": "a, b", "long": "2020-01-01"})
         assert second.path == "x/2.mp4"
         assert not any(second.captions.values())
-        captions = find_captions(tmp_path, tmp_path / name)
+        captions, _ = given_captions(tmp_path / name, tmp_path)
         assert captions.of("001") == ("a, b", "2020-01-01")
         assert refused(captions.of, "x/2.mp4") == NO_CAPTION
 
 
 def test_a_missing_column_is_named_with_a_guess(tmp_path):
-    (tmp_path / "t.csv").write_text("path,Captions,score\na.mp4,words,1\n")
+    (tmp_path / "t.csv").write_text("path,Captoin,score\na.mp4,words,1\n")
     with pytest.raises(InputError) as error:
-        find_captions(tmp_path, tmp_path / "t.csv")
+        given_captions(tmp_path / "t.csv", tmp_path)
     assert "'caption' or 'text'" in error.value.rule
-    assert "'path', 'Captions', 'score'" in error.value.value
-    assert error.value.remedy == "rename 'Captions' to 'caption'"
+    assert "'path', 'Captoin', 'score'" in error.value.value
+    assert error.value.remedy == "rename 'Captoin' to 'caption'"
     (tmp_path / "u.jsonl").write_text('{"score": 1, "caption": "words"}\n')
     with pytest.raises(InputError, match="add a column 'path'"):
-        find_captions(tmp_path, tmp_path / "u.jsonl")
+        given_captions(tmp_path / "u.jsonl", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -120,17 +275,102 @@ def test_a_missing_column_is_named_with_a_guess(tmp_path):
         ("c.jsonl", ""),
         ("c.jsonl", "[1]\n"),
         ("c.csv", "path,caption\n,words\n"),
-        ("c.csv", "path,caption\na,1\na,2\n"),
+        ("c.csv", "path,caption\r\na.mp4,\xff\n".encode("latin-1")),
         ("c.xlsx", "words"),
     ],
 )
 def test_a_file_that_holds_no_captions_is_refused(tmp_path, name, content):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=name.replace(".", r"\.")):
-        find_captions(tmp_path, tmp_path / name)
+        given_captions(tmp_path / name, tmp_path)
 
 
 def test_a_file_that_is_absent_is_refused(tmp_path):
     for name in ("c.json", "c.csv", "c.parquet", "c.jsonl"):
         with pytest.raises(InputError, match="c\\."):
-            find_captions(tmp_path, tmp_path / name)
+            given_captions(tmp_path / name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("t.csv", "File_Name, Prompt \na.mp4,A\n"),
+        ("t.csv", "VIDEO PATH,TEXT\na.mp4,A\n"),
+        ("t.csv", "media-path;caption\na.mp4;A\n"),
+        ("t.csv", "\ufeffpath;caption\r\na.mp4;A\r\n"),
+        ("t.csv", "path\tcaption\na.mp4\tA\n".encode("utf-16")),
+        ("t.tsv", "video\tcap\na.mp4\tA\n"),
+        ("t.jsonl", '{"Video_Path": "a.mp4", "Cap": "A"}\n'),
+        ("t.json", '[{"path": "a.mp4", "cap": ["A", "B"]}]'),
+        ("t.json", '{"a.mp4": "A"}'),
+        ("t.json", '{"a.mp4": {"prompt": "A"}}'),
+        ("t.csv", "path,caption\na,A\n"),
+        ("t.csv", "path,caption\nA.MP4,A\n"),
+        ("t.csv", "path,caption\na.mp4,A\na.mp4,B\n"),
+        ("t.csv", "path,caption,text\na.mp4,A,T\n"),
+    ],
+)
+def test_tables_as_people_write_them(tmp_path, name, data):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    assert captions_of(tmp_path / name)[0] == {"a.mp4": "A"}
+
+
+def test_what_a_table_has_and_is_not_used_is_told(tmp_path):
+    fill(tmp_path, {"a.mp4": "", "t.csv": "path,text,caption\na.mp4,T,A\nb.mp4,,B\na.mp4,,C\n"})
+    said, notes = captions_of(tmp_path / "t.csv")
+    assert said == {"a.mp4": "A", "b.mp4": "No such file or directory"}
+    assert notes == [
+        "t.csv: column 'caption' has the captions; not used: 'text'",
+        "t.csv: 1 videos stand in several rows, of which the first is used: a.mp4 (rows 1, 3)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("header", "remedy"),
+    [
+        ("PATH,Path,caption", "rename one of them to 'path'"),
+        ("a.mp4,words of it", "put a line with the names of the columns above"),
+    ],
+)
+def test_headers_that_mean_nothing_or_too_much(tmp_path, header, remedy):
+    fill(tmp_path, {"t.csv": f"{header}\n{header}\n"})
+    with pytest.raises(InputError) as error:
+        find(str(tmp_path / "t.csv"))
+    assert remedy in error.value.remedy
+
+
+def test_a_list_of_videos_is_a_source(tmp_path):
+    fill(tmp_path, {"v/a.mp4": "", "v/b.mp4": "", "videos.txt": "v/a.mp4\nv/b.mp4\n", "prompts.txt": "A\nB\n"})
+    assert captions_of(tmp_path / "videos.txt")[0] == {"v/a.mp4": "A", "v/b.mp4": "B"}
+    assert captions_of(tmp_path, captions=str(tmp_path / "prompts.txt"))[0] == {"v/a.mp4": "A", "v/b.mp4": "B"}
+    fill(tmp_path, {"prompts.txt": "A\n"})
+    with pytest.raises(InputError, match="as many lines"):
+        find(str(tmp_path / "videos.txt"))
+    with pytest.raises(InputError, match="a video a line"):
+        find(str(fill(tmp_path, {"x.txt": "words\n"}) / "x.txt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("s.tar.gz", "gunzip -k {0}/s.tar.gz, and give {0}/s.tar"),
+        ("s.tgz", "gunzip -k {0}/s.tgz, and give {0}/s.tar"),
+        ("s.zip", "unzip {0}/s.zip -d {0}/s, and give {0}/s"),
+    ],
+)
+def test_what_is_compressed_is_to_be_unpacked(tmp_path, name, remedy):
+    fill(tmp_path, {name: ""})
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(InputError) as error:
+            find(str(source))
+        assert error.value.remedy.startswith(remedy.format(tmp_path))
+
+
+def test_a_row_may_leave_the_suffix_out(tmp_path):
+    fill(tmp_path, {"a.mp4": "", "b.mp4": "", "b.mov": "", "clip.mp4": "", "t.csv": "path,text\na,A\nb,B\nclp.mp4,C\n"})
+    assert captions_of(tmp_path / "t.csv")[0] == {
+        "a.mp4": "A",
+        "b": "No such file or directory (meant may be b.mov or b.mp4)",
+        "clp.mp4": "No such file or directory (meant may be clip.mp4)",
+    }

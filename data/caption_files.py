@@ -1,0 +1,271 @@
+"""Files of captions: the one that was given, or those that lie in a folder of videos and below it.
+
+    captions.json, .jsonl, .csv, .tsv, .parquet      {file: text}, or a table
+    metadata.jsonl, .csv, .parquet                   a table with a column file_name, as Hugging Face's videofolder has
+    videos.txt and prompt.txt                        a path and a text a line, as diffusers and finetrainers have
+
+Names in one are relative to the folder that it lies in. All that is found is one mapping; where two files say different
+things of one name, its video is left out with both of them named.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.captions import Captions, Twice, caption_of, is_empty, object_of
+from data.naming import listed
+from data.sources import MEDIA_SUFFIXES
+from data.tables import TABLE_SUFFIXES, Table, read_table
+from parallel.errors import InputError
+from parallel.parsing import ParseError, parse_json, text_of
+
+FILE_NAME = "captions.json"
+VIDEO_LISTS, PROMPT_LISTS = ("videos.txt", "video.txt"), ("prompt.txt", "prompts.txt", "caption.txt", "captions.txt")
+REMEDY = 'write {"clip.mp4": "what it shows", ...}'
+
+Opened = Callable[[str], AbstractContextManager[Path]]  # a name in the source as a local file
+
+
+@dataclass
+class Merged:
+    """What several files of captions say.
+
+    Attributes:
+        raw: as of `Captions`.
+        origins: the files.
+        broken: {folder: why its file cannot be read}.
+        notes: what a person should know.
+    """
+
+    raw: dict[str, Any] = field(default_factory=dict)
+    origins: list[str] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    _where: dict[str, str] = field(default_factory=dict)
+
+    def add(self, origin: str, said: Iterable[tuple[str, Any]]) -> None:
+        """What one file says of names relative to the source."""
+        self.origins.append(origin)
+        for name, entry in said:
+            before = self.raw.get(name)
+            if not is_empty(before) and is_empty(entry):
+                continue
+            if not is_empty(before) and _words(before) != _words(entry):
+                places = dict.fromkeys((self._where[name], origin))
+                entry = Twice(tuple(places) if len(places) > 1 else (f"twice in {origin}",))
+            self.raw[name] = entry
+            self._where.setdefault(name, origin)
+
+
+def given_captions(given: Path, folder: Path) -> tuple[Captions, list[str]]:
+    """The captions in the file that was given, and what a person should know of them.
+
+    Args:
+        given: a table, a JSON file, or a text file with a caption a line beside a videos.txt.
+        folder: of the videos; names are relative to it.
+
+    Raises:
+        InputError: the file is absent, is not such a file, or lacks a column.
+    """
+    merged = Merged()
+    said = _said(given, merged.notes)
+    merged.add(str(given), ((_relative(name, folder, given.parent), entry) for name, entry in said))
+    return Captions(str(given), merged.raw), merged.notes
+
+
+def find_captions(
+    folder: str, files: Sequence[str], opened: Opened | None = None, absolute: Path | None = None
+) -> tuple[Captions, list[str]]:
+    """The captions that lie in a folder of videos, and what a person should know of them.
+
+    Args:
+        folder: for messages.
+        files: names of all files in it, to any depth.
+        opened: gives those of captions; None: they lie on this machine.
+        absolute: its path, to which absolute names become relative; None: they stay.
+
+    Raises:
+        InputError: the one in the folder itself cannot be read.
+    """
+    opened = opened or (lambda name: nullcontext(Path(os.path.join(folder, name))))
+    there, merged = set(files), Merged()
+    for name in sorted(files):
+        above, _, last = name.rpartition("/")
+        last = last.lower()
+        if last not in NAMED and not (last in VIDEO_LISTS and _prompts(name, there)):
+            continue
+        above = f"{above}/" if above else ""
+        try:
+            with opened(name) as file:
+                if last in VIDEO_LISTS:
+                    said = list(_lines(file, opened, name, there))
+                else:
+                    said = list(_said(file, merged.notes, name))
+        except InputError as error:
+            if last.startswith("metadata"):
+                merged.notes.append(f"{name} is not read as captions: {error.rule}; {error.value}")
+                continue
+            if not above:
+                raise
+            merged.broken[above] = f"{name}: {error.rule}; found: {error.value}"
+            continue
+        merged.add(name, ((_below(above, str(key), there, absolute), entry) for key, entry in said))
+    origin = listed(merged.origins) if merged.origins else f"sidecar files in {folder}"
+    return Captions(origin, merged.raw, broken=merged.broken), merged.notes
+
+
+def video_table(file: Path) -> Table:
+    """A text file with the path of a video a line, beside one with a caption a line, as a table.
+
+    Raises:
+        InputError: its lines are no videos, or there are more or fewer captions.
+    """
+    import pyarrow as pa
+
+    videos = [line.strip() for line in _lines_of(file, str(file))]
+    if not any(Path(video).suffix.lower() in MEDIA_SUFFIXES for video in videos):
+        first = f"{file} begins with {videos[0][:80]!r}" if videos else f"{file}: no lines"
+        raise InputError(
+            "a text file that is a source has the path of a video a line", first, "give a folder or a table"
+        )
+    beside = [file.with_name(name) for name in PROMPT_LISTS if file.with_name(name).is_file() and name != file.name]
+    words: list[str] = _lines_of(beside[0], str(beside[0])) if beside else [""] * len(videos)
+    pairs = dict(paired(videos, words, str(file), str(beside[0]) if beside else ""))
+    return Table(
+        pa.chunked_array([list(pairs)], pa.string()), pa.chunked_array([list(pairs.values())], pa.string()), None
+    )
+
+
+def _said(file: Path, notes: list[str], origin: str | None = None) -> Iterator[tuple[str, Any]]:
+    """(name as written, captions) in a file; `notes` grow by what a person should know."""
+    suffix = file.suffix.lower()
+    if suffix == ".txt":
+        yield from _given_lines(file)
+        return
+    if suffix == ".json" or suffix not in TABLE_SUFFIXES:
+        try:
+            data = file.read_bytes()
+        except FileNotFoundError as error:
+            remedy = "name a .json, .jsonl, .csv, .tsv or .parquet file"
+            raise InputError("the file of captions exists", str(file), remedy) from error
+        except OSError as error:
+            raise _not_json(f"{file}: {error.strerror}") from error
+        raw = captions_in(data, origin or str(file))
+        if isinstance(raw, dict):
+            yield from raw.items()
+            return
+    table = read_table(file, captions=True)
+    notes += table.notes
+    yield from ((row.path, row.captions) for row in table)
+
+
+def captions_in(data: bytes, origin: str) -> Mapping[str, Any] | Sequence[Any]:
+    """What a `captions.json` says: {name: captions}, or a list of rows.
+
+    Raises:
+        InputError: it is neither.
+    """
+    try:
+        raw = parse_json(data, pairs=object_of)
+    except ParseError as error:
+        raise _not_json(f"{origin}: {error}") from error
+    if isinstance(raw, list) and raw and all(isinstance(row, dict) for row in raw):
+        return raw
+    if not isinstance(raw, dict):
+        raise InputError("a JSON file of captions is one object", f"{origin}: {type(raw).__name__}", REMEDY)
+    return raw
+
+
+def _given_lines(file: Path) -> Iterator[tuple[str, Any]]:
+    beside = [file.with_name(name) for name in VIDEO_LISTS if file.with_name(name).is_file()]
+    if not beside:
+        remedy = f"put a {VIDEO_LISTS[0]} with a path a line beside it, or write a .csv with the columns path,caption"
+        raise InputError("captions a line have their videos a line", f"{file}: no {VIDEO_LISTS[0]} beside it", remedy)
+    yield from paired(_lines_of(beside[0], str(beside[0])), _lines_of(file, str(file)), str(beside[0]), str(file))
+
+
+def _lines(file: Path, opened: Opened, name: str, there: set[str]) -> Iterator[tuple[str, Any]]:
+    prompts = _prompts(name, there)
+    with opened(prompts) as words:
+        yield from paired(_lines_of(file, name), _lines_of(words, prompts), name, prompts)
+
+
+def paired(videos: Sequence[str], prompts: Sequence[str], names: str, words: str) -> Iterator[tuple[str, str]]:
+    """The lines of two files side by side.
+
+    Raises:
+        InputError: one has more lines.
+    """
+    if len(videos) != len(prompts):
+        raise InputError(
+            "videos and captions have as many lines",
+            f"{names}: {len(videos)}, {words}: {len(prompts)}",
+            "write a caption a line, an empty line for none",
+        )
+    yield from ((video.strip(), text) for video, text in zip(videos, prompts, strict=True) if video.strip())
+
+
+def _lines_of(file: Path, origin: str) -> list[str]:
+    try:
+        lines = text_of(file.read_bytes()).split("\n")
+    except (OSError, ParseError) as error:
+        raise InputError("a list of captions can be read", f"{origin}: {error}", "save it as UTF-8") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
+
+
+def _prompts(name: str, there: set[str]) -> str:
+    """The file whose lines belong to those of a list of videos; "" if there is none."""
+    above = name.rpartition("/")[0]
+    return next((one for last in PROMPT_LISTS if (one := posixpath.join(above, last)) in there), "")
+
+
+def _below(above: str, key: str, there: set[str], absolute: Path | None) -> str:
+    """A name in a file of captions in folder `above`, relative to the source.
+
+    One that does not exist there but does from the source on was written so.
+    """
+    name = key if "://" in key else _relative(key, absolute)
+    if not above or "://" in name or name.startswith("/") or (absolute is not None and Path(key).is_absolute()):
+        return name
+    joined = posixpath.normpath(above + name)
+    return name if joined not in there and name in there else joined
+
+
+def _relative(name: str, folder: Path | None, beside: Path | None = None) -> str:
+    """A path that somebody wrote, relative to the folder of the videos if it lies in it."""
+    if "://" in name:
+        return name
+    given = Path(name)
+    if folder is not None and (given.is_absolute() or ".." in given.parts):
+        start = Path(os.path.abspath(folder))
+        for base in (beside, folder):
+            whole = Path(os.path.abspath(os.path.join(base or folder, given)))
+            if whole.is_relative_to(start):
+                return whole.relative_to(start).as_posix()
+    return posixpath.normpath(given.as_posix()) if given.parts else name
+
+
+def _words(entry: Any) -> Any:
+    """Captions, so that those that say the same in two forms are equal."""
+    try:
+        return caption_of(entry, "")
+    except InputError:
+        return entry
+
+
+def _not_json(what: str) -> InputError:
+    return InputError("captions are JSON, JSON lines, CSV, TSV or Parquet", what, REMEDY)
+
+
+NAMED = frozenset(
+    [FILE_NAME, *(f"captions{s}" for s in TABLE_SUFFIXES)]
+    + [f"metadata{s}" for s in TABLE_SUFFIXES if s not in (".json", ".tsv")]
+)

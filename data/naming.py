@@ -1,0 +1,155 @@
+"""Which file is meant by a name that somebody wrote: exactly, or by a guess that nothing speaks against.
+
+    as written               files                        means
+    clip.mp4                 clip.mp4, sub/clip.mp4       clip.mp4: an exact name belongs to its file alone
+    /disk/a/clip.mp4         a/clip.mp4, b/clip.mp4       a/clip.mp4: one path ends with the other
+    clip                     clip.mp4                     clip.mp4: only its suffix is left out
+    A\\Clip.MP4              a/clip.mp4                   a/clip.mp4: written loosely
+    clip.mp4                 a/clip.mp4, b/clip.mp4       nobody knows: a refusal that names both
+    x/clip.mp4               y/clip.mp4                   nothing: its folder says otherwise
+
+A guess is taken where one written name fits one file best and no other file as well. Time and memory grow with the
+number of names times the depth of their paths.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from urllib.parse import unquote, urlsplit
+
+Parts = tuple[str, ...]
+Score = tuple[bool, bool, int]  # whole paths are the same, suffixes too, parts that agree
+SHOWN = 3  # names that a message lists
+COMPARED = 2000  # names among which the nearest is looked for
+
+
+@dataclass(frozen=True)
+class Meant:
+    """What is known of one file.
+
+    Attributes:
+        name: the written name that means it, None if none does.
+        rivals: written names between which nobody can choose.
+        others: files that the only written name might mean as well.
+    """
+
+    name: str | None = None
+    rivals: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+class Matching:
+    """Written names beside the files that there are.
+
+    Args:
+        written: names as people wrote them, exact ones relative to the same folder as `files`.
+        files: names of all files that could be meant.
+        taken: written names that are known to mean something else.
+    """
+
+    def __init__(self, written: Iterable[str], files: Iterable[str], taken: Collection[str] = ()) -> None:
+        self.files = list(dict.fromkeys(files))
+        there = set(self.files)
+        written = list(dict.fromkeys(written))
+        self.exact = {name for name in written if name in there}
+        self.left = [name for name in written if name not in there and name not in taken]
+        self._of_file: dict[str, dict[str, Score]] = defaultdict(dict)
+        self._of_name: dict[str, dict[str, Score]] = defaultdict(dict)
+        self._pair()
+
+    def of(self, file: str) -> Meant:
+        """Which written name means a file."""
+        if file in self.exact:
+            return Meant(file)
+        fits = {name: score for name, score in self._of_file[file].items() if file in _best(self._of_name[name])}
+        names = _best(fits)
+        if len(names) > 1:
+            return Meant(rivals=tuple(sorted(names)))
+        for name in names:
+            others = _best(self._of_name[name])
+            return Meant(name) if len(others) == 1 else Meant(rivals=(name,), others=tuple(sorted(others)))
+        return Meant()
+
+    @property
+    def unmatched(self) -> list[str]:
+        """Written names that no file could be."""
+        return [name for name in self.left if not self._of_name[name]]
+
+    def _pair(self) -> None:
+        of_parts: dict[Parts, list[str]] = defaultdict(list)
+        for name in self.left:
+            of_parts[parts_of(name)].append(name)
+        files: dict[Parts, list[tuple[str, bool]]] = defaultdict(list)
+        for file in self.files:
+            for parts, full in _forms(file):
+                files[parts].append((file, full))
+                for start in range(1, len(parts)):  # a name that is the end of the file's path
+                    for name in of_parts.get(parts[start:], ()):
+                        self._note(file, name, (False, full, len(parts) - start))
+        for parts, names in of_parts.items():
+            for start in range(len(parts)):  # a file whose path is the end of the name
+                for file, full in files.get(parts[start:], ()):
+                    for name in names:
+                        self._note(file, name, (start == 0, full, len(parts) - start))
+
+    def _note(self, file: str, name: str, score: Score) -> None:
+        if score > self._of_file[file].get(name, (False, False, 0)):
+            self._of_file[file][name] = self._of_name[name][file] = score
+
+
+def parts_of(name: str) -> Parts:
+    """The parts of a path or a URL, written alike: without capitals, `.`, `\\` and what is left and right of a path."""
+    if "://" in name:
+        name = unquote(urlsplit(name).path)
+    name = loose(name).replace("\\", "/")
+    return tuple(part for part in name.split("/") if part not in ("", "."))
+
+
+def loose(text: str) -> str:
+    """Text as people confuse it: capitals, spaces around it, two ways to write an accent."""
+    return unicodedata.normalize("NFC", text).strip().casefold()
+
+
+def nearest(name: str, files: Collection[str], count: int = SHOWN) -> list[str]:
+    """The files whose names are most like a name that means none of them.
+
+    Among many files only those are compared that begin or end alike.
+    """
+    stem = _stem(name)
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        by_stem[_stem(file)].append(file)
+    stems: Iterable[str] = by_stem
+    if len(by_stem) > COMPARED:
+        stems = [one for one in by_stem if one[:2] == stem[:2] or stem[-3:] in one][:COMPARED]
+    near = [stem] if stem in by_stem else get_close_matches(stem, list(stems), n=count, cutoff=0.6)
+    return [file for one in near for file in sorted(by_stem[one])][:count]
+
+
+def listed(names: Collection[str], count: int = SHOWN) -> str:
+    """A few of many names, for a sentence."""
+    shown = list(names)[:count]
+    return ", ".join(shown) + (f" and {len(names) - len(shown):,} more" if len(names) > len(shown) else "")
+
+
+def _stem(name: str) -> str:
+    last = (parts_of(name) or ("",))[-1]
+    return last.rpartition(".")[0] or last
+
+
+def _forms(file: str) -> list[tuple[Parts, bool]]:
+    """Its parts, and those without its suffix; whether the suffix is there."""
+    parts = parts_of(file)
+    if not parts:
+        return []
+    stem, dot, _ = parts[-1].rpartition(".")
+    return [(parts, True), ((*parts[:-1], stem), False)] if dot and stem else [(parts, True)]
+
+
+def _best(scores: Mapping[str, Score]) -> list[str]:
+    most = max(scores.values(), default=None)
+    return [name for name, score in scores.items() if score == most]
