@@ -6,11 +6,9 @@ gives parts of a file. The media are read later, by the worker that converts the
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from data import foreign, remote, tars
 from data.captions import LARGEST_WORDS, Caption, Tell, of_sides
@@ -18,7 +16,7 @@ from data.foreign import Candidate
 from data.shards import digest_of
 from data.sources import Place, SourceFile, Unusable, local_place, readable
 from data.tar_sources import why_not
-from data.tars import BLOCK, Damage, Kind, Member
+from data.tars import Damage, Member
 from parallel.errors import InputError
 
 BLOCK_OF_HEADERS = 64 << 10  # bytes fetched at a time: headers, and words that lie beside them
@@ -49,12 +47,6 @@ def local_members(
     with path.open("rb") as file:
         damage: list[Damage] = []
 
-        def entries() -> Iterator[Member | Damage]:
-            for entry in tars.walk(file.fileno()):
-                if isinstance(entry, Damage):
-                    damage.append(entry)
-                yield entry
-
         def read(member: Member) -> bytes:
             file.seek(member.offset)
             return file.read(member.size)
@@ -62,7 +54,7 @@ def local_members(
         def place(member: Member, suffix: str) -> Place:
             return local_place(path, (member.offset, member.offset + member.size), suffix)
 
-        yield from _samples(name, entries(), read, place, captioned, ignored)
+        yield from _samples(name, _told(tars.walk(file.fileno()), damage), read, place, captioned, ignored)
         for one in damage:
             yield Unusable(name, DAMAGED, f"{one.reason}, at byte {one.start}")
 
@@ -89,29 +81,28 @@ def remote_members(
                 span = (member.offset, member.offset + member.size)
                 return Place(whole.where, suffix, member.size, span, digest_of(whole.version, span))
 
-            damage: list[str] = []
-            yield from _samples(name, _walk(file, damage), read, place, captioned, ignored)
-            for reason in damage:
-                yield Unusable(name, DAMAGED, reason)
+            def part(size: int, at: int) -> bytes:
+                file.seek(at)
+                return bytes(file.read(size))
+
+            damage: list[Damage] = []
+            size = file.size if whole.size is None else whole.size
+            # headers alone: to look for one behind damage would fetch the whole tar
+            yield from _samples(name, _told(tars.entries(part, size, False), damage), read, place, captioned, ignored)
+            for one in damage:
+                yield Unusable(name, DAMAGED, f"{one.reason}, at byte {one.start}")
     except (remote.FetchError, InputError):
         raise
     except Exception as error:  # each store has errors of its own
         raise remote.FetchError(remote.why(error)) from error
 
 
-def _walk(file: Any, damage: list[str]) -> Iterator[Member | Damage]:
-    """The members of a remote tar; tells what ends it before its end blocks, which tarfile passes over."""
-    try:
-        with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
-            while (info := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # or all headers stay in memory
-                kind: Kind = "file" if info.isreg() and not info.issparse() else "folder" if info.isdir() else "other"
-                yield Member(info.name, kind, info.offset, info.offset_data, info.size)
-            file.seek(tar.offset)
-            if file.read(BLOCK) != bytes(BLOCK):
-                damage.append(f"damaged or cut short at byte {tar.offset}")
-    except tarfile.TarError as error:
-        damage.append(str(error))
+def _told(entries: Iterator[Member | Damage], damage: list[Damage]) -> Iterator[Member | Damage]:
+    """The same, with the damage noted."""
+    for entry in entries:
+        if isinstance(entry, Damage):
+            damage.append(entry)
+        yield entry
 
 
 def _samples(

@@ -22,6 +22,7 @@ from data.shards import digest_bytes
 from data.stream import Pack, Stream
 from data.talk_stream import TalkStream
 from parallel.errors import InputError
+from parallel.parsing import parse_json
 
 START = Cursor()
 AnyStream = Stream | TalkStream
@@ -55,7 +56,7 @@ class Position:
             InputError: it is something else.
         """
         try:
-            raw = json.loads(text)
+            raw = parse_json(text)
             cursor = Cursor.from_json(json.dumps(raw["cursor"]))
             return cls(int(raw["step"]), cursor, str(raw["chain"]), str(raw["mark"]))
         except (ValueError, TypeError, KeyError) as error:

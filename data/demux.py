@@ -2,32 +2,48 @@
 
 Every failure of FFmpeg is told as an InputError with the name of the file. Seeking by time is a guess, so it counts
 only if it lands on the very packet; otherwise all packets are read from the start, at 1 to 3 us each.
+
+Of several video streams the film is meant, which is one of many frames: a cover or a title that is not marked as one
+has a single frame, whatever its size. Of those with at least a quarter as many frames as the longest, the one with most
+pixels is chosen, then the one with most frames, then the first.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import av
+from av.format import Flags
 
-from data.scan import Scan, broken
+from data.scan import WITH_ALPHA, Scan, broken, by_output, by_time, read_headers
+from data.truncation import why_cut
 from data.unreadable import why_unreadable
+from parallel.errors import InputError
 
 Source = Path | bytes
 
 DECODING = {"err_detect": "explode"}  # else a damaged frame is patched up in silence
 SEEK_FROM = 64  # packets; fewer are read as fast as a seek
 INDEXED = ("mov", "matroska")  # demuxers that seek by an index of packets
+LISTED = ("mov", "avi")  # demuxers whose index has every packet of a file from the beginning
+TIMELESS = ("avi",)  # formats without time stamps, beside those that FFmpeg marks so
+FILM_SHARE = 4  # a film has at least one in so many frames of the longest stream
+
+
+class RowMissingError(InputError):
+    """Decoding did not give a row where its time stamp puts it."""
 
 
 @contextmanager
-def opened(source: Source) -> Iterator[tuple[Any, Any]]:
-    """The container and its chosen video stream: the one with most pixels, then most frames, then the first."""
+def opened(source: Source, index: int | None = None) -> Iterator[tuple[Any, Any]]:
+    """The container and a video stream of it: the one of this index, or the film."""
     name = name_of(source)
     with _container(source, name) as container, told(name):
         streams = candidates(container)
@@ -35,11 +51,29 @@ def opened(source: Source) -> Iterator[tuple[Any, Any]]:
             kinds = sorted({s.type for s in container.streams})
             why = None if kinds else why_unreadable(source)
             raise broken(name, why or f"no video stream (it has: {', '.join(kinds) or 'nothing'})")
-        stream = max(streams, key=lambda s: (s.height * s.width, s.frames, -s.index))
+        if index is None and len(streams) > 1:
+            index = _film(streams, _lengths(source, container, streams))
+        stream = streams[0] if index is None else container.streams[index]
         stream.codec_context.thread_count = 1
         stream.thread_type = "NONE"
         stream.codec_context.options = DECODING
         yield container, stream
+
+
+def _film(streams: Sequence[Any], lengths: Counter[int]) -> int:
+    """The index of the stream that is meant, of those with so many frames."""
+    longest = max(lengths[s.index] for s in streams)
+    films = [s for s in streams if FILM_SHARE * lengths[s.index] >= longest]
+    return int(max(films, key=lambda s: (s.height * s.width, lengths[s.index], -s.index)).index)
+
+
+def _lengths(source: Source, container: Any, streams: Sequence[Any]) -> Counter[int]:
+    """Packets of each stream, by its index: out of the file's own, or for want of one by reading them all."""
+    if container.format.name.startswith(LISTED) and all(s.frames for s in streams):
+        return Counter({s.index: len(s.index_entries) for s in streams})
+    with _container(source, name_of(source)) as other:
+        packets = other.demux([other.streams[s.index] for s in streams])
+        return Counter(packet.stream_index for packet in packets if packet.size)
 
 
 def _container(source: Source, name: str) -> Any:
@@ -47,7 +81,7 @@ def _container(source: Source, name: str) -> Any:
         return av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
         said = error.strerror or str(error)
-        why = why_unreadable(source)
+        why = why_unreadable(source) or why_cut(source)
         raise broken(name, why or f"no kind of video that FFmpeg knows, or damaged ({said})") from error
 
 
@@ -72,9 +106,40 @@ def candidates(container: Any) -> list[Any]:
     ]
 
 
+def scan_stream(source: Source, container: Any, stream: Any, counted: bool = False) -> Scan:
+    """The rows of a stream, of which nothing was read yet; all its packets are read.
+
+    Args:
+        source, container, stream: as `opened`.
+        counted: decode it to see what comes out, even if its time stamps seem to tell the rows.
+
+    Raises:
+        InputError: packets are missing or damaged, or there is nothing to start from.
+    """
+    name = name_of(source)
+    made_up = bool(container.format.flags & Flags.no_timestamps.value) or container.format.name in TIMELESS
+    if (reason := why_cut(source)) is not None:
+        raise broken(name, reason)
+    headers = read_headers(container.demux(stream), stream, made_up, name)
+    if container.format.name.startswith("mov") and len(headers.pts) < len(stream.index_entries):
+        raise broken(name, f"cut short: {len(headers.pts)} of {len(stream.index_entries)} frames are there")
+    found = None if counted else by_time(headers, name)
+    if found is None:
+        first = headers.restarts[0]
+        with opened(source, stream.index) as (again, same):
+            packets = _numbered(islice(again.demux(same), first, None), first)
+            frames = frames_of(packets, name, decoder(same) if headers.alpha else None)
+            found = by_output(headers, [frame.pts for frame in frames], name)
+    return replace(found, stream=stream.index)
+
+
 def packets_from(source: Source, container: Any, stream: Any, scan: Scan, row: int, fresh: bool) -> Iterator[Any]:
     """The packets from the last restart at or before a row; `fresh` if none of the container was read yet."""
     first, number = scan.restart(row)
+    if scan.numbers is not None:
+        with opened(source, scan.stream) as (container, stream):
+            yield from _numbered(islice(container.demux(stream), number, None), number)
+        return
     if fresh and number < SEEK_FROM:
         yield from islice(container.demux(stream), number, None)
         return
@@ -89,14 +154,40 @@ def packets_from(source: Source, container: Any, stream: Any, scan: Scan, row: i
                 return
             if packet.pts is None or packet.pts > scan.pts[first]:
                 break
-    with opened(source) as (container, stream):
+    with opened(source, scan.stream) as (container, stream):
         yield from islice(container.demux(stream), number, None)
 
 
-def frames_of(packets: Iterable[Any], name: str) -> Iterator[Any]:
-    """Decoded, in presentation order; demuxing ends with an empty packet that flushes the decoder."""
+def _numbered(packets: Iterable[Any], first: int) -> Iterator[Any]:
+    """Packets with their numbers for time stamps, which the decoder hands through to the frames."""
+    for number, packet in enumerate(packets, first):
+        if packet.size:
+            packet.pts = packet.dts = number
+        yield packet
+
+
+def decoder(stream: Any) -> Any:
+    """A decoder that reads the transparencies beside the pictures of a stream.
+
+    Raises:
+        InputError: there is none.
+    """
+    codec = WITH_ALPHA[stream.codec_context.name]
+    try:
+        context = av.CodecContext.create(codec, "r")
+    except av.codec.codec.UnknownCodecError as error:
+        raise broken(stream.container.name, f"what is transparent needs FFmpeg's {codec}, which is not here") from error
+    context.extradata, context.thread_count, context.options = stream.codec_context.extradata, 1, DECODING
+    return context
+
+
+def frames_of(packets: Iterable[Any], name: str, decoder: Any = None) -> Iterator[Any]:
+    """Decoded, in presentation order; demuxing ends with an empty packet that flushes the decoder.
+
+    `decoder` is another than that of their stream.
+    """
     for packet in packets:
-        for frame in packet.decode():
+        for frame in packet.decode() if decoder is None else decoder.decode(packet if packet.size else None):
             yield whole(frame, name)
 
 
@@ -109,9 +200,9 @@ def whole(frame: Any, name: str) -> Any:
 
 def numbered(frames: Iterable[Any], scan: Scan, start: int, stop: int) -> Iterator[tuple[int, Any]]:
     """(row, frame) of frames that were decoded from a restart; -1 for rows outside [start, stop)."""
-    if not scan.pts:  # then decoding began with row 0
+    if not scan.keys:  # then decoding began with row 0
         return enumerate(frames)
-    row_of = {pts: row for row, pts in enumerate(scan.pts[start:stop], start)}
+    row_of = {key: row for row, key in enumerate(scan.keys[start:stop], start)}
     return ((row_of.get(frame.pts, -1), frame) for frame in frames)
 
 
@@ -119,7 +210,7 @@ def in_rows(frames: Iterable[tuple[int, Any]], start: int, stop: int, name: str)
     """Of (row, frame), those of rows [start, stop), every one.
 
     Raises:
-        InputError: one is missing.
+        RowMissingError: one is missing.
     """
     expected = start
     for row, frame in frames if start < stop else ():
@@ -131,7 +222,8 @@ def in_rows(frames: Iterable[tuple[int, Any]], start: int, stop: int, name: str)
             if expected == stop:
                 return
     if expected < stop:
-        raise broken(name, f"frame {expected} cannot be decoded")
+        missing = broken(name, f"frame {expected} cannot be decoded")
+        raise RowMissingError(missing.rule, missing.value, missing.remedy)
 
 
 def name_of(source: Source) -> str:

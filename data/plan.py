@@ -24,6 +24,7 @@ from data.mix import Mix
 from data.packing import Floats, arrange, best_fit_decreasing
 from data.permutation import Ints
 from parallel.errors import InputError
+from parallel.parsing import parse_json
 from parallel.random import key_of
 
 LEAST_WINDOW = 1 << 12  # draws
@@ -56,7 +57,7 @@ class Cursor:
             InputError: it is something else.
         """
         try:
-            cursor = cls(**json.loads(text))
+            cursor = cls(**parse_json(text))
         except (ValueError, TypeError) as error:
             raise _no_cursor(text) from error
         if any(type(value) is not int or value < 0 for value in asdict(cursor).values()):

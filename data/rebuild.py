@@ -22,6 +22,7 @@ from data.index import FACTS, SCHEMA
 from data.shards import SHARDS, digest_bytes, uid_of
 from data.tars import Damage, Member
 from parallel.errors import InputError
+from parallel.parsing import parse_json
 
 Row = dict[str, Any]  # columns of SCHEMA, as Parquet gives them back
 BAD_TYPES = (pa.ArrowException, TypeError)
@@ -142,7 +143,7 @@ def _row(file: int, uid: str, parts: Mapping[str, Member], shard_id: str) -> Row
     if "json" not in parts:
         raise ValueError("it has no json part")
     words = read_part(file, parts["json"])
-    facts = json.loads(words)
+    facts = parse_json(words)
     if not isinstance(facts, dict) or facts.get("uid") != uid or facts.keys() != {"uid", *FACTS}:
         raise ValueError("its json part is not that of this sample")
     suffix = facts["media"]

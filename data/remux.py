@@ -40,9 +40,9 @@ def remux(source: Source, found: Video, start: int, stop: int, fps: Fraction | N
         InputError: packets are missing.
     """
     scan = found.scan
-    if found.codec != "h264" or not scan.pts or scan.restart(start)[0] != start:
+    if found.codec != "h264" or not scan.pts or scan.numbers is not None or scan.restart(start)[0] != start:
         return None
-    with opened(source) as (container, stream):
+    with opened(source, scan.stream) as (container, stream):
         extradata = stream.codec_context.extradata or b""
         if extradata[:1] != b"\x01":
             return None  # start codes in place of lengths (ISO/IEC 14496-15): the muxer would rewrite the packets

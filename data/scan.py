@@ -1,105 +1,179 @@
-"""`Scan`: where decoding may begin, and which packet is which row, from packet headers alone.
+"""`Scan`: where decoding may begin, and which packet is which row.
+
+    time stamps tell            rows are time stamps, sorted: packet headers alone, 1 to 3 us a packet
+    time stamps do not tell     rows are decode output in order: the stream is decoded once, and packets are numbered
+
+A packet need not be a frame: it may belong to an edit that is not shown, be half of an interlaced picture, or say
+"as before". And time stamps need not be the file's: AVI and raw streams have none, and FFmpeg makes them up in the
+order of decoding, which is not that of B-frames.
 
 Only restarts that clear the decoder's memory count (an H.264 recovery point does not), so that decoding from one gives
-the very pixels of a full decode. 1 to 3 us a packet.
+the very pixels of a full decode.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from parallel.errors import InputError
 
-MISSING_FRAMES, MISSING_SECONDS = 2, 0.05  # at the end of a stream: the last frame may be shown for longer
 IDR = 5  # ITU-T H.264, table 7-1
+ALPHA = 1  # BlockAddID of a second picture of transparencies (WebM's alpha guidelines)
+WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that read it
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Time stamps of one stream, found without decoding.
+    """The rows of one stream.
 
     Attributes:
-        pts: of each row, ascending; empty if the container has no time stamps (rows are then decode output in order).
+        pts: time stamp of each row, ascending; empty if nothing tells when a frame is shown.
         restarts: (row, packet number) from where decoding may begin, ascending.
         packets: how many carry a visible frame.
+        numbers: packet number of each row, if time stamps do not tell which packet is which row; empty: not even
+            packets tell it, and rows can only be counted from the first.
+        alpha: whether transparencies lie beside the pictures.
+        stream: index of the stream in its file.
     """
 
     pts: tuple[int, ...]
     restarts: tuple[tuple[int, int], ...]
     packets: int
+    numbers: tuple[int, ...] | None = None
+    alpha: bool = False
+    stream: int | None = None
 
     @property
     def frames(self) -> int:
         """Rows of the stream."""
         return len(self.pts) or self.packets
 
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """By which a decoded frame is known to be of a row; empty if only its place tells."""
+        return self.pts if self.numbers is None else self.numbers
+
     def restart(self, row: int) -> tuple[int, int]:
         """(row, packet number) from which decoding yields `row` exactly."""
         return max((found for found in self.restarts if found[0] <= row), default=(0, 0))
 
 
-def scan_packets(packets: Iterable[Any], stream: Any, name: str) -> Scan:
-    """The rows of a stream from all its packets; `name` is for messages.
+@dataclass
+class Headers:
+    """What the headers of all packets of a stream say, in decode order.
+
+    Attributes:
+        pts, dts: time stamps; None: absent.
+        shown: whether it carries a picture that is shown.
+        keys: (packet number, whether decoding may begin there) of key packets.
+        alpha: whether transparencies lie beside the pictures.
+        made_up: whether time stamps count frames in the order of decoding.
+    """
+
+    pts: list[int | None] = field(default_factory=list)
+    dts: list[int | None] = field(default_factory=list)
+    shown: list[bool] = field(default_factory=list)
+    keys: list[tuple[int, bool]] = field(default_factory=list)
+    alpha: bool = False
+    made_up: bool = False
+
+    @property
+    def restarts(self) -> list[int]:
+        """Packets from where decoding may begin: clean ones, or for want of them the first key packet."""
+        return [n for n, clean in self.keys if clean] or [n for n, _ in self.keys[:1]]
+
+
+def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) -> Headers:
+    """The headers of all packets of a stream; `made_up` is for codecs that reorder frames, `name` for messages.
 
     Raises:
-        InputError: packets are missing or damaged, or there is nothing to start from.
+        InputError: a packet is damaged, or there is nothing to start from.
     """
-    codec, extradata = stream.codec_context.name, stream.codec_context.extradata or b""
-    pts: list[int | None] = []
-    keys: list[tuple[int | None, int, bool]] = []  # pts, packet number, is a clean restart
-    shown: list[bool] = []
+    context = stream.codec_context
+    codec, extradata = context.name, context.extradata or b""
+    headers = Headers(made_up=made_up and context.codec.reorder)
     for number, packet in enumerate(packets):
         if not packet.size:
             break  # the flush at the end
         if packet.is_corrupt:
             raise broken(name, f"packet {number} is damaged or cut short")
         if packet.is_keyframe:
-            keys.append((packet.pts, number, codec != "h264" or is_restart(bytes(packet), extradata)))
-        pts.append(packet.pts)
-        shown.append(not packet.is_discard and (codec != "vp8" or bool(memoryview(packet)[0] & 0x10)))  # RFC 6386, 9.1
-    if stream.frames > len(pts):
-        raise broken(name, f"cut short: {len(pts)} of {stream.frames} frames are there")
-    if not keys:
-        raise broken(name, "no key frame to start from" if pts else "the video stream is empty")
-    if any(p is None for p in pts):
-        return Scan((), ((0, 0),), sum(shown))
-    # What precedes the first restart, in decode order or in time, refers to frames that are not there.
-    restarts = [(p, n) for p, n, clean in keys if clean] or [(p, n) for p, n, _ in keys[:1]]
-    first_pts, first = restarts[0]
-    rows = sorted(
-        p
-        for n, (p, s) in enumerate(zip(pts, shown, strict=True))
-        if s and n >= first and p is not None and p >= (first_pts or 0)
-    )
-    if len(set(rows)) < len(rows):
-        raise broken(name, "two frames have the same time stamp")
-    if not rows:
-        raise broken(name, "no frame is shown")
-    row_of_restart = np.searchsorted(np.asarray(rows, np.int64), np.asarray([p for p, _ in restarts], np.int64))
-    found = sorted((int(row), n) for row, (_, n) in zip(row_of_restart, restarts, strict=True))
-    return Scan(tuple(rows), tuple(found), len(rows))
+            headers.keys.append((number, codec != "h264" or is_restart(bytes(packet), extradata)))
+        headers.pts.append(packet.pts)
+        headers.dts.append(packet.dts)
+        # RFC 6386, 9.1
+        headers.shown.append(not packet.is_discard and (codec != "vp8" or bool(memoryview(packet)[0] & 0x10)))
+        headers.alpha |= codec in WITH_ALPHA and _has_alpha(packet)
+    # as some programs write B-frames: the time of decoding in place of that of showing
+    stamps = [p for p in headers.pts if p is not None]
+    headers.made_up |= context.reorder_depth > 0 and bool(np.all(np.diff(stamps) > 0))
+    if not headers.keys:
+        raise broken(name, "no key frame to start from" if headers.pts else "the video stream is empty")
+    return headers
 
 
-def check_declared(scan: Scan, stream: Any, name: str) -> None:
-    """Matroska and WebM tell no number of frames, but how long a stream is: a file that was cut has less.
+def by_time(headers: Headers, name: str) -> Scan | None:
+    """The rows of a stream whose time stamps tell them; None if they do not.
 
     Raises:
-        InputError: seconds are missing at the end.
+        InputError: no frame is shown.
     """
-    said = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", "").strip())
-    if said is None or len(scan.pts) < 2:
-        return
-    hours, minutes, seconds = said.groups()
-    declared = 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-    there = float(scan.pts[-1] * stream.time_base)
-    longest = float(max(np.diff(scan.pts)) * stream.time_base)  # that a frame is shown
-    if there + longest < declared - max(MISSING_FRAMES * longest, MISSING_SECONDS):
-        raise broken(name, f"cut short: its last frame is at {there:.2f} s, it says it is {declared:.2f} s long")
+    pts, restarts = headers.pts, headers.restarts
+    if headers.made_up or any(p is None for p in pts):
+        return None
+    # What precedes the first restart, in decode order or in time, refers to frames that are not there.
+    first, first_pts = restarts[0], pts[restarts[0]] or 0
+    shown = enumerate(zip(pts, headers.shown, strict=True))
+    rows = sorted(p for n, (p, s) in shown if s and n >= first and p is not None and p >= first_pts)
+    if not rows:
+        raise broken(name, "no frame is shown")
+    if len(set(rows)) < len(rows):
+        return None
+    row_of_restart = np.searchsorted(np.asarray(rows, np.int64), np.asarray([pts[n] for n in restarts], np.int64))
+    found = sorted((int(row), n) for row, n in zip(row_of_restart, restarts, strict=True))
+    return Scan(tuple(rows), tuple(found), len(rows), alpha=headers.alpha)
+
+
+def by_output(headers: Headers, numbers: Sequence[int | None], name: str) -> Scan:
+    """The rows of a stream as they were decoded: `numbers` are the packets that the frames came from, in their order.
+
+    A row is shown at the time stamp of its packet, if these ascend; else the rows share, in order, those at which
+    their packets are decoded.
+
+    Raises:
+        InputError: frames have the same time stamp.
+    """
+    if not numbers:
+        raise broken(name, "no frame can be decoded")
+    known = [n for n in numbers if n is not None]
+    if len(set(known)) < len(numbers):
+        return Scan((), ((0, 0),), len(numbers), (), headers.alpha)
+    row_of = {number: row for row, number in enumerate(known)}
+    restarts = tuple(sorted((row_of[n], n) for n in headers.restarts if n in row_of))
+    return Scan(_times(headers, known, name), restarts, len(known), tuple(known), headers.alpha)
+
+
+def _times(headers: Headers, numbers: Sequence[int], name: str) -> tuple[int, ...]:
+    """Ascending, one for each of these packets; empty if nothing tells them."""
+    shown = [p for n in numbers if (p := headers.pts[n]) is not None]
+    decoded = [d for n in numbers if (d := headers.dts[n]) is not None]
+    if len(shown) == len(numbers) and not headers.made_up and all(np.diff(shown) > 0):
+        return tuple(shown)
+    stamps = [sorted(times) for times in (decoded, shown) if len(times) == len(numbers)]
+    ascending = next((times for times in stamps if all(np.diff(times) > 0)), None)
+    if stamps and ascending is None:
+        raise broken(name, "two frames have the same time stamp")
+    return tuple(ascending or ())
+
+
+def _has_alpha(packet: Any) -> bool:
+    sides = (side for side in packet.iter_sidedata() if side.data_type == "matroska_block_additional")
+    return any(int.from_bytes(bytes(side)[:8]) == ALPHA for side in sides)
 
 
 def is_restart(packet: bytes, extradata: bytes) -> bool:

@@ -25,6 +25,7 @@ from blake3 import blake3
 
 from data import tars
 from parallel.errors import InputError
+from parallel.parsing import ParseError, parse_json
 
 SHARDS, INDEX, COMMITS, MANIFEST, QUARANTINE, PREVIEWS = FOLDERS = (
     "shards",
@@ -221,9 +222,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     remedy = f"restore it from a copy, or longreel data check {path.parent.parent} --repair"
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        what = error.strerror if isinstance(error, OSError) else "is not JSON"
+        value = parse_json(path.read_bytes())
+    except (OSError, ParseError) as error:
+        what = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError("a file of the dataset can be read", f"{path}: {what}", remedy) from error
     if not isinstance(value, dict):
         raise InputError("a file of the dataset is a JSON object", f"{path}", remedy)

@@ -14,13 +14,19 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
+
+from parallel.parsing import ParseError, whole_number
 
 BLOCK = 512
 RECORD = 20 * BLOCK  # an archive is filled up to a multiple of it
 LONGEST_EXTENSION = 1 << 20  # bytes of a long name or of a pax header; more is an attack, not a name
+LONGEST_NAME = 4096  # bytes, with its folders: no file system of Linux takes more
+MOST_EXTENSIONS = 16  # of one member; without an end to them a damaged chain would be read again from each of its links
 CHUNK = 1 << 20  # bytes read at a time where everything must be read
 
+ReadAt = Callable[[int, int], bytes]  # (bytes at most, offset); fewer at the end only
 Kind = Literal["file", "link", "folder", "sparse", "other"]
 KINDS: dict[bytes, Kind] = {
     tarfile.REGTYPE: "file",
@@ -92,7 +98,11 @@ def walk(file: int, resync: bool = True) -> Iterator[Member | Damage]:
         file: an open descriptor.
         resync: go on at the next header after a damaged one.
     """
-    size = os.fstat(file).st_size
+    return entries(partial(os.pread, file), os.fstat(file).st_size, resync)
+
+
+def entries(file: ReadAt, size: int, resync: bool = True) -> Iterator[Member | Damage]:
+    """As `walk`, of `size` bytes that lie anywhere."""
     at = 0
     while True:
         found = _next(file, at, size)
@@ -115,12 +125,12 @@ def walk(file: int, resync: bool = True) -> Iterator[Member | Damage]:
         at = start
 
 
-def _next(file: int, at: int, size: int) -> Member | Damage | None:
+def _next(file: ReadAt, at: int, size: int) -> Member | Damage | None:
     """The member whose header begins at `at`; None at the end blocks."""
     first = at
     said: dict[str, str] = {}  # by a long name or a pax header before the header itself
-    while True:
-        block = os.pread(file, BLOCK, at)
+    for _ in range(MOST_EXTENSIONS):
+        block = file(BLOCK, at)
         if len(block) < BLOCK:
             return Damage(min(first, size), size, "the file ends where a header should be", "cut")
         try:
@@ -134,7 +144,7 @@ def _next(file: int, at: int, size: int) -> Member | Damage | None:
             return _member(file, info, first, at, said)
         if not 0 <= info.size <= LONGEST_EXTENSION:
             return Damage(first, at, f"damaged header: a name of {info.size} bytes")
-        data = os.pread(file, info.size, at)
+        data = file(info.size, at)
         if len(data) < info.size:
             return Damage(first, size, "the file ends inside a long name", "cut")
         at += padded(info.size)
@@ -142,26 +152,31 @@ def _next(file: int, at: int, size: int) -> Member | Damage | None:
             said.update(EXTENSIONS[info.type](data))
         except ValueError:
             return Damage(first, at, "damaged pax header")
+    return Damage(first, at, f"damaged header: more than {MOST_EXTENSIONS} headers of one member")
 
 
-def _member(file: int, info: tarfile.TarInfo, first: int, at: int, said: dict[str, str]) -> Member | Damage:
+def _member(file: ReadAt, info: tarfile.TarInfo, first: int, at: int, said: dict[str, str]) -> Member | Damage:
     name, length = said.get("GNU.sparse.name") or said.get("path") or info.name, said.get("size", str(info.size))
     kind = KINDS.get(info.type, "other")
     if any(key.startswith("GNU.sparse.") for key in said):
         kind = "sparse"
     elif kind == "sparse":
         at = _after_the_map(file, at)
-    if not length.isdigit():
-        return Damage(first, at, f"damaged header: {name} has a size of {length}")
+    if len(name) > LONGEST_NAME:
+        return Damage(first, at, f"damaged header: a name of {len(name):,} bytes")
+    try:
+        data = whole_number(length)
+    except ParseError as error:
+        return Damage(first, at, f"damaged header: the size of {name}: {error}")
     has_data = kind in ("file", "sparse") or info.type not in tarfile.SUPPORTED_TYPES
-    return Member(name, kind, first, at, int(length) if has_data else 0)
+    return Member(name, kind, first, at, data if has_data else 0)
 
 
-def _after_the_map(file: int, at: int) -> int:
+def _after_the_map(file: ReadAt, at: int) -> int:
     """Where the data of an old GNU sparse member begin: more blocks of its map may follow the header."""
-    more = os.pread(file, 1, at - BLOCK + 482)
+    more = file(1, at - BLOCK + 482)
     while more not in (b"", b"\0"):
-        more = os.pread(file, 1, at + 504)
+        more = file(1, at + 504)
         at += BLOCK
     return at
 
@@ -175,9 +190,10 @@ def _pax(data: bytes) -> dict[str, str]:
     said: dict[str, str] = {}
     while data.rstrip(b"\0"):
         length, _, _ = data.partition(b" ")
-        record, data = data[len(length) + 1 : int(length)], data[int(length) :]
+        stop = whole_number(length)
+        record, data = data[len(length) + 1 : stop], data[stop:]
         key, equals, value = record.partition(b"=")
-        if not (equals and value.endswith(b"\n") and int(length) == len(length) + 1 + len(record)):
+        if not (equals and value.endswith(b"\n") and stop == len(length) + 1 + len(record)):
             raise ValueError("not a pax record")
         if key in (b"path", b"size") or key.startswith(b"GNU.sparse."):
             said[key.decode()] = value[:-1].decode("utf-8", "surrogateescape")
@@ -197,10 +213,10 @@ EXTENSIONS: dict[bytes, Callable[[bytes], dict[str, str]]] = {  # entries that b
 }
 
 
-def _next_header(file: int, at: int, size: int) -> int | None:
+def _next_header(file: ReadAt, at: int, size: int) -> int | None:
     """Where the next whole header begins."""
     while at < size:
-        chunk = os.pread(file, CHUNK, at)
+        chunk = file(CHUNK, at)
         for start in range(0, len(chunk) - BLOCK + 1, BLOCK):
             block = chunk[start : start + BLOCK]
             if block[257:262] == b"ustar" and _is_header(block):
@@ -217,12 +233,12 @@ def _is_header(block: bytes) -> bool:
     return True
 
 
-def _filled(file: int, at: int, size: int) -> Damage | None:
+def _filled(file: ReadAt, at: int, size: int) -> Damage | None:
     """What is wrong behind the first end block, at `at`."""
     if size < at + 2 * BLOCK:
         return Damage(at, size, "the file ends inside its end blocks", "end")
     for start in range(at, size, CHUNK):
-        chunk = os.pread(file, CHUNK, start)
+        chunk = file(CHUNK, start)
         if chunk.strip(b"\0"):
             first = start + len(chunk) - len(chunk.lstrip(b"\0"))
             return Damage(first, size, "bytes behind the end of the archive", "end")

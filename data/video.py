@@ -32,19 +32,21 @@ from data.demux import (
     DECODING,
     Source,
     candidates,
+    decoder,
     frames_of,
     in_rows,
     name_of,
     numbered,
     opened,
     packets_from,
+    scan_stream,
     told,
     whole,
 )
 from data.h264 import GOP_FRAMES, encode
 from data.rates import rate_of
 from data.rgb import Frames, Rgb, Turn, check_colours, turn_of
-from data.scan import Scan, broken, check_declared, scan_packets
+from data.scan import Scan, broken
 
 SLOWEST, FASTEST = Fraction(1, 3600), 10_000  # frames a second; beyond, time stamps are damaged
 PADDING = bytes(64)  # AV_INPUT_BUFFER_PADDING_SIZE: decoders may read so far past a packet
@@ -89,32 +91,35 @@ class Video:
         return max(b - a for a, b in pairwise([0, *rows]))
 
 
-def probe(source: Source) -> Video:
+def probe(source: Source, counted: bool = False) -> Video:
     """Reads the headers, every packet's time stamp, and decodes the first frame.
 
-    Of several video streams the one with most pixels is chosen, then the one with most frames, then the first; cover
-    pictures do not count.
+    Of several video streams the film is meant (`data.demux`); cover pictures do not count.
+
+    Args:
+        source: a path, or a whole file in memory.
+        counted: decode all frames to see which there are, even if time stamps seem to tell it.
 
     Raises:
         InputError: no video stream, damaged or cut short, or its frames cannot be shown as they were meant.
     """
     name = name_of(source)
     with opened(source) as (container, stream):
-        scan = scan_packets(container.demux(stream), stream, name)
-        check_declared(scan, stream, name)
-        first = next(frames_of(packets_from(source, container, stream, scan, 0, fresh=False), name), None)
+        found = scan_stream(source, container, stream, counted)
+        packets = packets_from(source, container, stream, found, 0, fresh=False)
+        first = next(frames_of(packets, name, decoder(stream) if found.alpha else None), None)
         if first is None:
             raise broken(name, "no frame can be decoded")
         check_colours(first, name)
         turn, aspect = turn_of(first, name), stream.sample_aspect_ratio or Fraction(1)
         square = first.height, max(1, round(first.width * aspect))
         height, width = square[::-1] if turn.transpose else square
-        fps, even = rate_of(scan.pts, stream.time_base, stream.average_rate or stream.guessed_rate)
+        fps, even = rate_of(found.pts, stream.time_base, stream.average_rate or stream.guessed_rate)
         if not SLOWEST <= fps <= FASTEST:
             raise broken(name, f"{float(fps):.3g} frames a second by its time stamps")
         kind = container.metadata.get("major_brand", "").strip() or container.format.name
         return Video(
-            frames=scan.frames,
+            frames=found.frames,
             fps=fps,
             even=even,
             height=height,
@@ -127,7 +132,7 @@ def probe(source: Source) -> Video:
             codec=stream.codec_context.name,
             pixel_format=first.format.name,
             video_streams=len(candidates(container)),
-            scan=scan,
+            scan=found,
         )
 
 
@@ -226,17 +231,18 @@ class _Reading:
 
     def _decoded(self, start: int, stop: int) -> Iterator[Any]:
         packets = packets_from(self.source, self.container, self.stream, self.scan, start, self.fresh)
-        frames = numbered(frames_of(packets, self.name), self.scan, start, stop)
+        made = frames_of(packets, self.name, decoder(self.stream) if self.scan.alpha else None)
+        frames = numbered(made, self.scan, start, stop)
         return in_rows(frames, start, stop, self.name)
 
 
 @contextmanager
 def _reading(source: Source, video: Video | None) -> Iterator[_Reading]:
     name = name_of(source)
-    with opened(source) as (container, stream):
-        scan = video.scan if video else scan_packets(container.demux(stream), stream, name)
+    with opened(source, video.scan.stream if video else None) as (container, stream):
+        found = video.scan if video else scan_stream(source, container, stream)
         interlaced = video.interlaced if video else stream.codec_context.field_order in INTERLACED
-        yield _Reading(source, name, container, stream, scan, interlaced, fresh=video is not None)
+        yield _Reading(source, name, container, stream, found, interlaced, fresh=video is not None)
 
 
 def _decode_clip(

@@ -17,11 +17,11 @@ import cv2
 import numpy as np
 
 from data.cuts import Detector, small_size
-from data.demux import Source, name_of
+from data.demux import RowMissingError, Source, name_of
 from data.previews import CELL_HEIGHT, Strip
 from data.rgb import Frames, Rgb
 from data.scores import Scorer, Scores
-from data.video import Video, pictures
+from data.video import Video, pictures, probe
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,23 @@ def watch(source: Source, found: Video, segment: int | None = None) -> Film:
     Raises:
         InputError: the file does not decode to its end.
     """
+    try:
+        return _watch(source, found, segment)
+    except RowMissingError:
+        if found.scan.numbers is not None:
+            raise
+        # its time stamps do not tell which frames come out, or not in which order
+        return _watch(source, probe(source, counted=True), segment)
+
+
+def _watch(source: Source, found: Video, segment: int | None) -> Film:
     rgb = Rgb(name_of(source), None, small_size(found.height, found.width))
     detector, steady = Detector(), True
     shots: list[list[Segment]] = [[]]
     watched = _Watched(0)
     for row, frame in enumerate(pictures(source, found)):
         if frame.interlaced_frame and not found.interlaced:  # the header did not say so
-            return watch(source, replace(found, interlaced=True), segment)
+            return _watch(source, replace(found, interlaced=True), segment)
         steady &= (frame.height, frame.width, frame.format.name) == (*found.stored, found.pixel_format)
         small = rgb(frame)
         new_shot = detector.begins(small)

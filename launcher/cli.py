@@ -26,6 +26,7 @@ from launcher.cli_needle import needle
 from launcher.cli_prepare import prepare
 from launcher.cli_speak import evaluate, speaks, tell_answers
 from launcher.cli_why import why
+from launcher.overrides import CONTEXT, RunCommand
 from parallel.errors import InputError
 
 app = typer.Typer(
@@ -102,7 +103,7 @@ app.command("eval")(evaluate)
 app.command()(needle)
 
 
-@app.command(context_settings={"allow_interspersed_args": True})
+@app.command(cls=RunCommand, context_settings=CONTEXT)
 def train(
     run: Annotated[Path, typer.Argument(help="The run, a YAML file; see recipes/.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example steps=20 mesh.ring=2")] = None,
@@ -137,10 +138,14 @@ def train(
         code = go(config, lambda: ProcessRanks(processes), console, ranks_here(config.device))
     else:
         from launcher.actors import ActorRanks
-        from launcher.cluster import check_address
+        from launcher.cluster import asks_for_token, check_address
+        from launcher.ray_token import OPEN_CLUSTER
 
         if address is not None:
             check_address(address)
+            if not asks_for_token(address):
+                note = f"{address} asks nobody for a token: {OPEN_CLUSTER} (longreel doctor on its head)"
+                console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
         available = 0 if address else ranks_here(config.device)
         code = go(config, lambda: ActorRanks(address, mesh.ranks, config.device), console, available)
     if code == 0:
@@ -189,7 +194,7 @@ def sample(
     console.print(f"{sheet}  all of them, frame by frame", highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=RunCommand)
 def plan(
     run: Annotated[
         Path | None, typer.Argument(help="A run, whose first pack and mesh are taken; or give --mask.")
@@ -214,6 +219,7 @@ def plan(
     Example: longreel plan --mask causal --tokens 1048576 --ring 8 --ulysses 8 --picture plan.png
     """
     from launcher.config import load
+    from launcher.deal import idle_notes
     from launcher.makers import keep_of
     from launcher.planning import as_json, cheapest, explained, first_pack, mask_of, table
     from parallel.explain import Heads
@@ -221,8 +227,10 @@ def plan(
     from parallel.plan import Keep
 
     keep: Keep = "exchanged"
+    notes: list[str] = []
     if run is not None:
         config = load(run, overrides or [])
+        notes = list(idle_notes(config))
         what, shape = first_pack(config)
         keep = keep_of(config)
         mesh = Mesh(1, config.mesh.ring, config.mesh.ulysses)
@@ -240,6 +248,8 @@ def plan(
         print(as_json(said))
         return
     console = Console()
+    for note in notes:
+        console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
     console.print(table(said))
     console.print(f"{what.area:,} pairs of {what.queries:,}^2; busiest to mean {said.uneven:.3f}", highlight=False)
     if mesh.sequence_ranks > 1:
@@ -275,5 +285,6 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 for command in (dryrun, why, drill, submit, status, logs, stop, cluster):
-    app.command(context_settings={"allow_interspersed_args": True})(command)
+    takes_settings = command in (dryrun, drill, submit, cluster)
+    app.command(cls=RunCommand if takes_settings else None, context_settings=CONTEXT)(command)
 app.command("list")(list_)

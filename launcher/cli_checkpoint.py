@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from launcher.overrides import RunCommand
 from parallel.errors import InputError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def export(
     Console().print(f"{out}: {what} of step {told['step']}, {told['tensors']} tensors, {size}", highlight=False)
 
 
-@app.command("import")
+@app.command("import", cls=RunCommand)
 def import_(
     source: Annotated[Path, typer.Argument(help="A universal checkpoint of DeepSpeed: a folder that has zero/.")],
     run: Annotated[Path, typer.Argument(help="The run that goes on from it, a YAML file.")],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from launcher.overrides import RunCommand
 from parallel.errors import InputError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def needles(
     console.print(f"{records} haystacks of up to {length:,} bytes in {out}", highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=RunCommand)
 def stats(
     dataset: Annotated[Path, typer.Argument(help="A folder that longreel prepare or import wrote.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="With --run: key=value, such as data.frames=16")] = None,
@@ -112,7 +113,7 @@ def stats(
         Console().print(render(str(dataset), found, words), highlight=False)
 
 
-@app.command()
+@app.command(cls=RunCommand)
 def show(
     dataset: Annotated[Path, typer.Argument(help="A folder that longreel prepare or import wrote.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="With --run: key=value, such as data.frames=16")] = None,
@@ -325,7 +326,7 @@ def audit(
     raise typer.Exit(0 if found.clean else 1)
 
 
-@app.command()
+@app.command(cls=RunCommand)
 def simulate(
     run: Annotated[Path | None, typer.Argument(help="A run, whose dataset and model count; or give --samples.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as for longreel train")] = None,
@@ -348,13 +349,15 @@ def simulate(
     Example: longreel data simulate --ranks 4096 --samples 10000000 --pack-tokens 1048576
     """
     from launcher.bars import Bar
-    from launcher.simulating import Asked, simulated, table_of
+    from launcher.simulating import Asked, idle_in, simulated, table_of
 
     synthetic = (samples, mean, sigma, pack_tokens, dim)
     console = Console(stderr=json_)
     with Bar(console, "windows") as bar:
         asked = Asked(ranks, sequence, packs)
         found = simulated(run, overrides or [], asked, synthetic, lambda d, t: bar.update(d, t, ""))
+    for note in idle_in(found):
+        console.print(f"[yellow]{note}[/]", highlight=False, soft_wrap=True)
     print(json.dumps(found)) if json_ else console.print(table_of(found))
 
 

@@ -65,7 +65,7 @@ def evaluate(
     for column in ("questions", "right", "accuracy", "chance"):
         table.add_column(column, justify="right")
     for score in scores:
-        chance = f"{1 / score.choices:.0%}" if score.choices else ""
+        chance = f"{score.chance:.0%}" if score.chance else ""
         table.add_row(score.kind, f"{score.questions:,}", f"{score.right:,}", f"{score.accuracy:.1%}", chance)
     console.print(table)
     console.print(f"{path}  every answer", highlight=False, markup=False, soft_wrap=True)

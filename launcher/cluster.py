@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from launcher.ray_token import START_HEAD, TOKEN_FILE, close_token, has_token, own_token
 from parallel.errors import InputError
 
 CONNECT_SECONDS = 5.0
@@ -28,7 +29,6 @@ HEAD_SECONDS = 20.0  # of silence, after which a head is gone
 KNOCK_SECONDS = 2.0
 SIOCGIFADDR = 0x8915  # Linux: the address of a network device
 OBJECT_BYTES = 1 << 30  # for results on their way, in an embedded Ray; what is more goes to disk
-TOKEN_FILE = "~/.ray/auth_token"
 HERE_FILE = "/tmp/ray/ray_current_cluster"  # in which a node writes where its head is
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -61,10 +61,13 @@ def connect(address: str | None, cpus: int, object_bytes: int = OBJECT_BYTES) ->
         InputError: no Ray head answers there, or this machine is no node of its cluster.
     """
     os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
+    if told := close_token(os.environ):
+        print(told, file=sys.stderr, flush=True)
     settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "namespace": "longreel"}
     if address is None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # "no cluster": listen on loopback only, as on macOS
         os.environ.setdefault("RAY_enable_worker_prestart", "0")  # idle workers would take our cores
+        os.environ.update(own_token(os.environ))
         embedded = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         settings.update(embedded, object_store_memory=object_bytes)
     else:
@@ -117,7 +120,7 @@ def check_address(address: str, seconds: float = CONNECT_SECONDS) -> None:
         InputError: it is no address, nobody listens, or what listens is no Ray head. After half a minute at most.
     """
     address = resolved(address)
-    remedy = "start one with: ray start --head --port=6379, or leave --address out for an embedded Ray"
+    remedy = f"start one with: {START_HEAD}; or leave --address out for an embedded Ray"
     host, port = _host_port(address, remedy)
     try:
         socket.create_connection((host, port), timeout=seconds).close()
@@ -143,10 +146,24 @@ def use_token(environment: Mapping[str, str]) -> dict[str, str]:
     `ray start --head` asks for the token that an earlier `ray.init()` wrote to the home folder; clients do not show it
     unless they are told to. A cluster that asks for none does not mind.
     """
-    has_token = "RAY_AUTH_TOKEN" in environment or "RAY_AUTH_TOKEN_PATH" in environment
-    if "RAY_AUTH_MODE" not in environment and (has_token or Path(TOKEN_FILE).expanduser().exists()):
+    if "RAY_AUTH_MODE" not in environment and has_token(environment):
         return {**environment, "RAY_AUTH_MODE": "token"}
     return dict(environment)
+
+
+def asks_for_token(address: str) -> bool:
+    """Whether the Ray head at host:port, or at "auto", turns away whoever shows no token. Takes a second or two.
+
+    A head that does not answer counts as one that asks: `check_address` says what is wrong with it.
+    """
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", resolved(address)]
+    stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    stranger |= {**SETTINGS, "RAY_AUTH_MODE": "disabled"}
+    try:
+        answer = subprocess.run(command, capture_output=True, timeout=HEALTH_SECONDS, env=stranger)
+    except subprocess.TimeoutExpired:
+        return True
+    return answer.returncode != 0
 
 
 def no_token(address: str) -> InputError:

@@ -23,8 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from data.mix import mix_of
 from data.sampling import Choice
+from launcher.aliases import meaning_of, value_of
 from launcher.hardware import Device
-from models.kinds import ModelConfig, ObjectiveConfig, refuse_other_objective
+from models.kinds import ModelConfig, ObjectiveConfig, refuse_other_objective, usual_objective
 from models.latents import CodecConfig
 from parallel.choice import Asked
 from parallel.effects import Content, Data, Nothing, Numbers, Rate, Rounding, State, Update
@@ -44,6 +45,8 @@ EXAMPLES = {  # of keys without a default that shows their kind
     "sample.size": "[32,32]",
 }
 
+
+OF_A_KIND = ("model", "objective", "codec")  # sections whose kind alone may stand for them
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -132,7 +135,7 @@ class DataConfig(Section):
     Attributes:
         dataset: folder that `longreel prepare` wrote, or several with their weights, {FOLDER: 3, FOLDER: 1}.
         pack_tokens: length of one packed sequence, in tokens; the ranks of a replica share it.
-        packs_per_step: packed sequences of one step, over all replicas and micro-steps.
+        packs_per_step: packed sequences of one step, over all replicas and micro-steps; one a replica, if not given.
         frames: at most this many frames per sample, from a random start; none for whole clips.
         size: [height, width] to scale and crop to; none for clips as they are stored.
         stride: take every stride-th frame.
@@ -161,6 +164,17 @@ class DataConfig(Section):
     rope: Data[dict[str, Any] | None] = None
     times: Data[bool] = False
     segments: tuple[SegmentConfig, ...] = ()
+
+    @property
+    def chosen_packs(self) -> bool:
+        """Whether `packs_per_step` was given, rather than taken from the mesh."""
+        return "packs_per_step" in self.model_fields_set
+
+    def with_packs(self, packs: int) -> DataConfig:
+        """The same with another number of packs a step, which nobody has chosen."""
+        found = self.model_copy(update={"packs_per_step": packs})
+        found.model_fields_set.discard("packs_per_step")
+        return found
 
     @property
     def turning(self) -> tuple[tuple[str, Any], ...]:
@@ -381,6 +395,7 @@ class RunConfig(Section):
         device: "auto": the GPUs, where there are any that torch can use; "cpu" insists on the CPU.
         determinism: "strict": steps on CUDA repeat themselves bit by bit, and are slower; an operation that cannot,
             fails. "fast": sums may add up in any order. On a CPU every step repeats itself.
+        objective: what the model learns; the usual one of its kind, if not given: rectified_flow, or next_token.
         steps: of training; each makes an update of the model, unless `guard` finds it harmful.
     """
 
@@ -425,12 +440,27 @@ class RunConfig(Section):
     def _segment_mesh(self, step: int) -> MeshConfig | None:
         return self.data.segments[bisect_right(self.data.starts, step) - 1].mesh
 
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_objective(cls, settings: Any) -> Any:
+        given = settings.get("objective") if isinstance(settings, dict) else ""
+        if given is None or (isinstance(given, dict) and "kind" not in given):
+            return {**settings, "objective": {"kind": usual_objective(settings.get("model")), **(given or {})}}
+        return settings
+
     @field_validator("out")
     @classmethod
     def _not_empty(cls, out: Path) -> Path:
         if not out.name:
             raise InputError("a run has a folder of its own", f"out: {out}", "out=runs/NAME")
         return out
+
+    @model_validator(mode="after")
+    def _packs_for_all(self) -> RunConfig:
+        """Fix the number of packs while the mesh is the one that was asked for: one that shrinks keeps it."""
+        if not self.data.chosen_packs:
+            object.__setattr__(self, "data", self.data.with_packs(max(mesh.replica for mesh in self.meshes)))
+        return self
 
     @model_validator(mode="after")
     def _faults_strike(self) -> RunConfig:
@@ -551,11 +581,35 @@ def _refuse_unknown(settings: Mapping[str, Any], lines: Mapping[str, str]) -> No
             continue
         if any(key.startswith(k + ".") and k in known and not any(o.startswith(k + ".") for o in known) for k in known):
             continue  # below a plain value: pydantic says what is wrong with the type
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        last = key.rsplit(".", 1)[-1]
-        near = near or [k for k in known if k.rsplit(".", 1)[-1] == last][:1]
-        near = near or difflib.get_close_matches(last, [k.rsplit(".", 1)[-1] for k in known], n=1, cutoff=0.0)
-        raise InputError("every key of a run is known", f"{key} ({_where(key, lines)})", f"did you mean {near[0]}?")
+        raise InputError("every key of a run is known", f"{key} ({_where(key, lines)})", _meant(key, known))
+
+
+def _meant(key: str, known: Sequence[str]) -> str:
+    """What to write instead of an unknown key: what other systems call so, the nearest one, or those that there are."""
+    near, meaning = nearest_key(key, known), meaning_of(key)
+    if meaning is not None and not (near and near.endswith(f".{key.rpartition('.')[2]}")):
+        return f"here it is {meaning}" if meaning.keys else meaning.why
+    if near is not None:
+        return f"did you mean {near}?"
+    section = key.rpartition(".")[0]
+    there = [k for k in known if k.rpartition(".")[0] == section] or [k for k in known if "." not in k]
+    return f"leave it out; there {'is' if len(there) == 1 else 'are'} {', '.join(there)}"
+
+
+def nearest_key(key: str, known: Sequence[str]) -> str | None:
+    """The key that was probably meant: of the same last name, or spelled alike; None if none is."""
+    section, _, last = key.rpartition(".")
+    same = [k for k in known if k.rpartition(".")[2] == last]
+    if same:
+        return max(same, key=lambda k: (k.startswith(f"{section}."), -k.count(".")))
+    inside = [k for k in known if section and k.rpartition(".")[0] == section]
+    others = [k for k in known if k != section]
+    for names in (inside, others):
+        near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+        if near:
+            return near[0]
+    lasts = difflib.get_close_matches(last, [k.rpartition(".")[2] for k in known], n=1, cutoff=0.7)
+    return next((k for k in known if lasts and k.rpartition(".")[2] == lasts[0]), None)
 
 
 def _first_mistake(error: ValidationError, lines: Mapping[str, str]) -> InputError:
@@ -579,8 +633,9 @@ def _first_mistake(error: ValidationError, lines: Mapping[str, str]) -> InputErr
         return InputError(rule, found, f"for example {key}={_example(key)}")
     if first["type"] == "missing" and key in known_keys():
         return InputError(f"a run has {key}", f"no such key{more}", f"add it, or give {key}=VALUE")
-    rule = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    return InputError(rule, f"{first['input']!r} ({where}){more}", f"for example {key}={_example(key)}")
+    rule, remedy = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}", f"for example {key}={_example(key)}"
+    meant = value_of(key, first["input"])
+    return InputError(rule, f"{first['input']!r} ({where}){more}", f"{meant}; {remedy}" if meant else remedy)
 
 
 def _where(key: str, lines: Mapping[str, str]) -> str:
@@ -648,7 +703,9 @@ def _set(settings: dict[str, Any], key: str, value: Any) -> None:
     here = settings
     for name in path:
         inner = here.setdefault(name, {})
-        if not isinstance(inner, dict):
+        if isinstance(inner, str) and here is settings and name in OF_A_KIND:
+            inner = here[name] = {"kind": inner}
+        elif not isinstance(inner, dict):
             inner = here[name] = {}
         here = inner
     here[last] = value

@@ -52,6 +52,7 @@ def examine(path: Path = Path(".")) -> list[Finding]:
             ("flash attention", gpu.flash, "train without it: torch's own kernels are used"),
             ("deepspeed", lambda: software.deepspeed(child), "pip install 'deepspeed>=0.19'"),
             ("ray", lambda: software.ray(child), "pip install 'ray[default,train]>=2.50', or train with --no-ray"),
+            ("ray token", software.ray_token, "ls -l ~/.ray/auth_token"),
             ("gloo", software.gloo, "is the loopback interface up? ip link set lo up"),
             ("video", software.video, "pip install 'av>=14,<19'"),
             ("memory", machine.memory, "give /proc to the container"),

@@ -7,6 +7,8 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
+import socket
 import subprocess
 import sys
 import threading
@@ -17,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from launcher import finding
+from launcher.cluster import asks_for_token, resolved
 from launcher.doctor_machine import free_bytes
 from launcher.finding import TORCH, Finding, gib, import_wrong, install, one_line, version
 from launcher.hardware import memory
+from launcher.ray_token import ASK_FOR_IT, OPEN_CLUSTER, open_to_others, token_file
+from parallel.errors import InputError
 
 OLDEST_PYTHON = (3, 11)
 OBJECT_STORE = 128 << 20  # of the embedded Ray, in shared memory
@@ -104,6 +109,31 @@ def ray(child: subprocess.Popen[str]) -> Iterator[Finding]:
         yield Finding("ray", "note", found, remedy)
     else:
         yield Finding("ray", "ok", found)
+
+
+def ray_token() -> Iterator[Finding]:
+    """Who can read the token, and whether the cluster that this machine belongs to asks for it."""
+    mode, file = open_to_others(os.environ), token_file(os.environ)
+    if mode:
+        found = f"others on this machine can read {file} (mode {mode:04o}), and run code with it"
+        yield Finding("ray token", "problem", found, shlex.join(["chmod", "600", str(file)]))
+    head = head_here()
+    if head is not None and not asks_for_token(head):
+        found = f"the Ray cluster of this machine, {head}, asks nobody for a token: {OPEN_CLUSTER}"
+        yield Finding("ray token", "problem", found, ASK_FOR_IT)
+    elif not mode:
+        yield Finding("ray token", "ok", f"{head} asks for it" if head is not None else "no Ray cluster runs here")
+
+
+def head_here() -> str | None:
+    """host:port of the head of the cluster that this machine is a node of, if it answers."""
+    try:
+        address = resolved("auto")
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=LINK_SECONDS).close()
+    except (InputError, OSError, ValueError, OverflowError):
+        return None
+    return address
 
 
 def _ray_servers() -> list[Path]:

@@ -28,6 +28,7 @@ from parallel.errors import InputError
 from parallel.random import key_of
 
 Ints = npt.NDArray[np.int64]
+ALL = "all"  # questions, whatever they are about
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Question:
 
     Attributes:
         uid: of the record.
-        kind: what it is about, to be counted with others; "all" if the record does not say.
+        kind: what it is about, to be counted with others; empty if the record does not say.
         conversation: that ends with the right answer.
         choices: to choose from; empty for an answer in words.
     """
@@ -68,16 +69,18 @@ class Score:
     """Of one kind of question.
 
     Attributes:
-        kind: which.
+        kind: which; "all" for every question, "no kind" for those that name none where others do.
         questions: how many.
         right: of them.
-        choices: mean number to choose from; 0 for answers in words.
+        choices: mean number to choose from; 0 if some answers are in words.
+        chance: share that is right by guessing; 0 if some answers are in words.
     """
 
     kind: str
     questions: int
     right: int
     choices: float
+    chance: float
 
     @property
     def accuracy(self) -> float:
@@ -94,7 +97,8 @@ def question_of(record: Mapping[str, Any], where: str) -> Question:
     rule, remedy = "a question has an answer", "see docs/video-language.md for the forms"
     if not isinstance(record, Mapping):
         raise InputError(rule, f"{where}: {record!r}"[:200], remedy)
-    uid, kind = str(record.get("id", where)), str(record.get("about", "all"))
+    uid, kind = str(record.get("id", where)), str(record.get("about") or "")
+    kind = "" if kind == ALL else kind
     if not isinstance(record.get("choices") or [], (list, tuple)):
         raise InputError("choices are a list", f"{where}: choices: {record['choices']!r}"[:200], remedy)
     choices = tuple(str(choice) for choice in record.get("choices") or ())
@@ -166,14 +170,20 @@ def evaluate(
 
 
 def scores_of(questions: Sequence[Question], answered: Sequence[Answered]) -> list[Score]:
-    """By kind, in the order in which they first come."""
+    """By kind, in the order in which they first come, and of all questions last; of all alone if none has a kind."""
     of_kind: dict[str, list[tuple[Question, Answered]]] = defaultdict(list)
-    for pair in zip(questions, answered, strict=True):
+    pairs = list(zip(questions, answered, strict=True))
+    for pair in pairs:
         of_kind[pair[0].kind].append(pair)
-    return [
-        Score(kind, len(pairs), sum(a.right for _, a in pairs), sum(len(q.choices) for q, _ in pairs) / len(pairs))
-        for kind, pairs in of_kind.items()
-    ]
+    kinds = [] if set(of_kind) <= {""} else [_score(kind or "no kind", mine) for kind, mine in of_kind.items()]
+    return [*kinds, _score(ALL, pairs)] if pairs else []
+
+
+def _score(kind: str, pairs: Sequence[tuple[Question, Answered]]) -> Score:
+    right, choices = sum(a.right for _, a in pairs), [len(q.choices) for q, _ in pairs]
+    if not all(choices):
+        return Score(kind, len(pairs), right, 0.0, 0.0)
+    return Score(kind, len(pairs), right, sum(choices) / len(pairs), sum(1 / n for n in choices) / len(pairs))
 
 
 def questions_of(path: Path, limit: int | None = None) -> list[Question]:

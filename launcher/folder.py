@@ -24,6 +24,7 @@ from typing import Any
 from uuid import uuid4
 
 from parallel.errors import InputError
+from parallel.parsing import ParseError, parse_json
 
 IDENTITY = ".id"
 
@@ -135,8 +136,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     for line in path.read_bytes().split(b"\n"):
         try:
-            fields = json.loads(line)
-        except ValueError:
+            fields = parse_json(line)
+        except ParseError:
             continue  # empty, or broken by a kill
         if isinstance(fields, dict):
             yield fields

@@ -24,6 +24,7 @@ from typing import Any
 from launcher.checkpoints.manifest import Updates
 from launcher.config import GuardConfig
 from launcher.folder import RunFolder, write_whole
+from parallel.parsing import parse_json
 
 NORMS = 32  # of which the median is taken
 LEAST_NORMS = 16  # before which nothing spikes
@@ -86,7 +87,7 @@ class Guard:
 def windows_of(folder: RunFolder) -> tuple[Window, ...]:
     """Steps of a run that make no update."""
     path = folder.root / WINDOWS
-    return tuple((int(first), int(last)) for first, last in json.loads(path.read_bytes())) if path.exists() else ()
+    return tuple((int(first), int(last)) for first, last in parse_json(path.read_bytes())) if path.exists() else ()
 
 
 def add_window(folder: RunFolder, window: Window) -> None:

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher.cluster import HEAD_SECONDS, head_gone, no_token, use_token
 from launcher.manifests import DASHBOARD, STOP_SECONDS
+from launcher.ray_token import ASK_FOR_IT, OPEN_CLUSTER, close_token
 from launcher.room import Node, Room, refuse_too_large, room_for
 from launcher.versions import CODE, HOME
 from parallel.errors import InputError
@@ -47,6 +48,7 @@ KNOCK_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
 READY_SECONDS = 60.0  # for the services of a head that was just started: they come up one after the other
 RETRY_SECONDS = 1.0
+MOST_TAILS = 5  # tries in a row to follow a log, of which none brings a line
 OURS = "longreel"  # in the metadata of a job: that it is ours
 ENDED = ("done", "stopped", "refused", "failed")
 RUN_FILE = "run.yaml"
@@ -54,6 +56,8 @@ NOISE = re.compile(r"^(?:[\d\s,:-]+INFO job_manager\.py|Running entrypoint for j
 NOT_YET = re.compile("No available agent|Cannot connect to host|TimeoutError")  # nothing was done then
 REFUSED = re.compile(r"Request failed with status code (\d+): (.*)\.", re.DOTALL)
 OTHER_VERSION = re.compile("Version check returned|Ray version .* is running on the cluster")
+LOOPBACK = "; that it is reached by a loopback address, as through ssh, says nothing of who else reaches it"
+NO_RUN: dict[str, Any] = {"out": "-", "mesh": "", "ranks": 0, "steps": 0}  # of a job that somebody else submitted
 STEP = re.compile(r"(?:step +|resumed from step |stopped at step )(\d+)")
 # the raylet is the parent of our parent, and knows which Python its workers are started with
 ENTRYPOINT = (
@@ -119,12 +123,16 @@ class Jobs:
 
     def __init__(self, address: str, open_cluster: bool = False, say: Callable[[str], None] | None = None) -> None:
         self.url, self.say = url_of(address), say or _to_stderr
-        if not knock(self.url) and not (open_cluster or _loopback(self.url)):
-            raise InputError(
-                "a cluster that others can reach asks for a token: else anybody runs code there",
-                f"{self.url} answers everybody",
-                "start Ray as longreel cluster writes it, or --no-token on a network that is closed",
-            )
+        if not knock(self.url):
+            if not open_cluster:
+                raise InputError(
+                    "a cluster asks for a token: else whoever reaches a port of it runs code there",
+                    f"{self.url} answers everybody{LOOPBACK if _loopback(self.url) else ''}",
+                    f"{ASK_FOR_IT}\n    or, on a network that nobody else is on: the same command with --no-token",
+                )
+            self.say(f"{self.url} asks nobody for a token: {OPEN_CLUSTER}")
+        if told := close_token(os.environ):
+            self.say(told)
         os.environ.update(use_token(os.environ))  # before Ray is imported, which reads it once
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
             os.environ.pop(name, None)  # they would win against the address that was given
@@ -171,9 +179,9 @@ class Jobs:
     def all(self, whole: bool = False) -> list[Job]:
         """Our jobs, the newest first, with the steps of those that run; `whole`: of all, for which each log is read."""
         with self._told():
-            found = [i for i in self.client.list_jobs() if OURS in (i.metadata or {}) and i.submission_id]
+            found = [i for i in self.client.list_jobs() if is_ours(i)]
             found.sort(key=lambda i: i.start_time or 0, reverse=True)
-            logs = [self.client.get_job_logs(i.submission_id) if whole or not i.end_time else "" for i in found]
+            logs = [self._log(i.submission_id) if whole or not i.end_time else "" for i in found]
             return [job_of(info, log) for info, log in zip(found, logs, strict=True)]
 
     def get(self, name: str) -> Job:
@@ -276,9 +284,20 @@ class Jobs:
             remedy = f"longreel list --address {self.url}" + (f"; the nearest is {near[0]}" if near else "")
             raise InputError("a job is named by its id", f"{name}: {self.url} knows none", remedy) from None
 
+    def _log(self, name: str) -> str:
+        """What a job printed; nothing if it was removed meanwhile."""
+        try:
+            return str(self.client.get_job_logs(name))
+        except RuntimeError as error:
+            found = REFUSED.fullmatch(str(error))
+            if found is None or found[1] != "404":
+                raise
+            return ""
+
     def _chunks(self, name: str) -> Iterator[str]:
         """Pieces of the log as they come, knocking at the head while none come."""
         pieces, passed_on, skip, heard, broken = self._tail(name), 0, 0, time.monotonic(), False
+        tries = 0
         while True:
             try:
                 piece = pieces.get(timeout=KNOCK_SECONDS)
@@ -288,13 +307,18 @@ class Jobs:
                 return
             if isinstance(piece, str) and piece:
                 fresh, skip = piece[skip:], max(0, skip - len(piece))
-                passed_on, heard = passed_on + len(fresh), time.monotonic()
+                passed_on, heard, tries = passed_on + len(fresh), time.monotonic(), 0
                 yield fresh
                 continue
             broken = broken or isinstance(piece, Exception)
             if _answers(self.url):
                 heard = time.monotonic()
                 if broken:  # only the connection was: from the beginning again, without what was passed on
+                    with self._told():
+                        self._info(name)  # or the job is gone
+                    if (tries := tries + 1) > MOST_TAILS:
+                        raise self._refused(f"its log cannot be followed: {_last_line(str(piece))}")
+                    time.sleep(RETRY_SECONDS)
                     pieces, skip, broken = self._tail(name), passed_on, False
             elif time.monotonic() - heard > HEAD_SECONDS - KNOCK_SECONDS:
                 raise head_gone(self.url, time.monotonic() - heard)
@@ -327,6 +351,8 @@ class Jobs:
 
         try:
             yield
+        except InputError:
+            raise
         except AuthenticationError:
             raise no_token(self.url) from None
         except (NoConnection, Timeout, ConnectionError, ServerUnavailable):
@@ -337,11 +363,14 @@ class Jobs:
             if found := REFUSED.fullmatch(str(error)):
                 raise self._refused(f"HTTP {found[1]}: {_last_line(found[2])}") from None
             if not OTHER_VERSION.search(str(error)):
-                raise
-            remedy = f"install the Ray of the cluster here: longreel doctor shows ours, {self.url}/api/version its own"
-            raise InputError(
-                "a cluster runs a Ray that ours can talk to", f"{self.url}: {_last_line(str(error))}", remedy
-            ) from None
+                raise self._refused(_last_line(str(error)) or type(error).__name__) from None
+            raise self._other_version(_last_line(str(error))) from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # an answer in other words than ours
+            raise self._other_version(f"{type(error).__name__}: {_last_line(str(error))}") from None
+
+    def _other_version(self, said: str) -> InputError:
+        remedy = f"install the Ray of the cluster here: longreel doctor shows ours, {self.url}/api/version its own"
+        return InputError("a cluster runs a Ray that ours can talk to", f"{self.url}: {said}", remedy)
 
     def _refused(self, said: str) -> InputError:
         rule, remedy = (
@@ -384,7 +413,7 @@ def knock(url: str) -> bool:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise InputError(rule, f"{url}: {reason}", remedy) from None
-    if "ray_version" not in found:
+    if not isinstance(found, dict) or "ray_version" not in found:
         raise InputError(rule, f"{url}: something else answers", remedy)
     return False
 
@@ -394,6 +423,17 @@ def metadata_of(config: RunConfig) -> dict[str, str]:
     mesh = config.mesh.mesh()
     about = {"out": str(config.out), "mesh": str(mesh), "ranks": mesh.ranks, "steps": config.steps}
     return {OURS: json.dumps(about)}
+
+
+def is_ours(info: Any) -> bool:
+    """Whether a job is a run of ours, and tells of it in the words that we know."""
+    try:
+        about = json.loads((info.metadata or {}).get(OURS, ""))
+    except (ValueError, RecursionError):
+        return False
+    kinds = {"out": str, "mesh": str, "ranks": int, "steps": int}
+    known = isinstance(about, dict) and all(type(about.get(name)) is kind for name, kind in kinds.items())
+    return known and bool(info.submission_id)
 
 
 def stage(config: RunConfig, folder: Path) -> None:
@@ -407,7 +447,7 @@ def stage(config: RunConfig, folder: Path) -> None:
 
 def job_of(info: Any, log: str) -> Job:
     """What Ray tells of a job, and its log, in our words."""
-    about = json.loads(info.metadata[OURS])
+    about = json.loads(info.metadata[OURS]) if is_ours(info) else NO_RUN
     lines = list(quiet(log.splitlines()))
     steps = [int(found[1]) for line in lines if (found := STEP.match(line))]
     state = {"PENDING": "starting", "RUNNING": "running", "SUCCEEDED": "done", "STOPPED": "stopped"}.get(

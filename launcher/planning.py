@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import get_args
 
@@ -95,11 +96,11 @@ def first_pack(config: RunConfig) -> tuple[Mask, Heads]:
 
 
 def table(said: Explanation) -> Table:
-    """One row a rank."""
+    """One row for each class of ranks whose figures are the same, as they are shown."""
     forward, backward = said.forward_bytes.sum(axis=1), said.backward_bytes.sum(axis=1)
     found = Table(title=f"{said.mesh}, keys by {said.transport}", title_justify="left")
     for name in (
-        "rank",
+        "ranks",
         "tokens",
         "million pairs",
         "of mean",
@@ -108,18 +109,32 @@ def table(said: Explanation) -> Table:
         "backward",
         "MiB of keys in flight",
     ):
-        found.add_column(name, justify="right")
+        found.add_column(name, justify="right", overflow="fold")
+    classes: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for rank in range(said.mesh.sequence_ranks):
         place = rank // said.mesh.ulysses
-        found.add_row(
-            str(rank),
+        figures = (
             f"{said.rank_tokens[rank]:,}",
             f"{said.area[place] / 1e6:,.1f}",
             f"{said.flops[rank] / said.flops.mean():.3f}",
             f"{3.5 * said.flops[rank] / 1e12:,.2f}",
             *(f"{sent / 2**20:,.1f}" for sent in (forward[rank], backward[rank], said.keys_held[rank])),
         )
+        classes[figures].append(rank)
+    for figures, ranks in classes.items():
+        found.add_row(ranges_of(ranks), *figures)
     return found
+
+
+def ranges_of(numbers: Sequence[int]) -> str:
+    """Ascending numbers as people write them: "0-7, 16"."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ", ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in found)
 
 
 def as_json(said: Explanation) -> str:

@@ -11,6 +11,7 @@ from launcher.checkpoints.changes import changed_settings, refuse_changes, refus
 from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.storage import open_storage
 from launcher.config import RunConfig
+from launcher.deal import as_begun, idle_notes
 from launcher.folder import RunFolder
 from launcher.hardware import cores, gpus, ranks_here, refuse_unusable_gpus
 from launcher.kernels import refuse_kernels
@@ -27,12 +28,14 @@ class Ready:
     """What the checks found.
 
     Attributes:
+        config: of the run, with what its checkpoint decides.
         step: of the checkpoint that the run will go on from; 0 for a fresh run.
         samples: that will be trained on.
         notes: what works, but perhaps not as the person thinks, one sentence each.
         flops: of the dearest pack (`patience.pack_flops`).
     """
 
+    config: RunConfig
     step: int
     samples: int
     notes: tuple[str, ...]
@@ -57,6 +60,7 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
         refuse_kernels(config, "cuda" if gpus(config.device) else "cpu")
     found, broken = newest(open_storage(RunFolder(config.out).checkpoints, config.checkpoint.to), trusting)
     state = found.state if found else None
+    config = as_begun(config, found)
     if found is not None:
         refuse_foreign(found, config)
         refuse_changes(found, config)
@@ -69,12 +73,13 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
     changed = changed_settings(found, config) if found is not None else []
     if found is not None and changed:
         notes.append(f"changed since step {found.state.step}: {'; '.join(changed)}")
+    notes += idle_notes(config, begun=found is not None)
     for stream in curriculum.streams[at:]:
         refuse_missing_shards(stream)
         notes += notes_on(stream)
     flops = pack_flops(config, curriculum)
     notes += notes_on_time(config, flops, "cpu" if available and not gpus(config.device) else "cuda")
-    return Ready(state.step if state else 0, curriculum.streams[at].plan.mix.samples, tuple(notes), flops)
+    return Ready(config, state.step if state else 0, curriculum.streams[at].plan.mix.samples, tuple(notes), flops)
 
 
 def notes_on_time(config: RunConfig, flops: float, kind: Kind) -> Iterator[str]:

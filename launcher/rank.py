@@ -161,10 +161,10 @@ def run(
             pulse.enter("update", state.step + 1)
             most = guard.most(state.step + 1, loss, state.updates)
             norm = engine.step(rate, most)
-            if ema is not None and norm <= most:
-                ema.update()
             trouble = guard.trouble(state.step + 1, loss, norm, state.updates)
             updates = guard.after(state.updates, norm, norm <= most, bool(trouble))
+            if ema is not None and norm <= most:
+                ema.update(updates.done)
             state = TrainState(batch.position, feed.datasets(batch.position), updates)
             if trouble:
                 answer_trouble(trouble, guard.config, state, batch, journal, storage)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 import statistics
 from collections import Counter
@@ -29,6 +28,7 @@ from launcher import charts
 from launcher.charts import Curve, Mark, Values, chart
 from launcher.folder import RunFolder, read_lines, write_whole
 from parallel.errors import InputError
+from parallel.parsing import ParseError, parse_json
 
 MOST_SAMPLES = 24  # newest videos on the page
 MOST_SHEETS = 4  # newest contact sheets
@@ -599,8 +599,8 @@ def _whole_lines(path: Path) -> tuple[list[Row], int]:
 
 def _json(path: Path) -> Row:
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        found = parse_json(path.read_bytes())
+    except (OSError, ParseError):
         return {}
     return found if isinstance(found, dict) else {}
 

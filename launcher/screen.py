@@ -6,7 +6,6 @@ On a terminal it is a progress bar; in a log file, a line every few seconds.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -20,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from launcher.folder import RunFolder
 from launcher.stacks import alike
+from parallel.parsing import ParseError, parse_json
 
 SECONDS_BETWEEN_LINES = 10.0
 CALLS = 8  # of a stack that are shown
@@ -57,8 +57,8 @@ class Tail:
 def _parsed(line: bytes) -> Any:
     """What a line holds; nothing if a kill or a full disk broke it."""
     try:
-        return json.loads(line)
-    except ValueError:
+        return parse_json(line)
+    except ParseError:
         return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import gcd
 from pathlib import Path
@@ -18,6 +18,7 @@ from data.plan import DataPlan, window_for
 from data.simulate import log_normal_lengths, simulate
 from data.stream import Stream
 from launcher.config import RunConfig, load
+from launcher.deal import Deal
 from launcher.streams import open_curriculum
 from models.schedule import masks_of
 from models.video_lm import VideoLMConfig
@@ -101,11 +102,20 @@ def simulated(
     config = load(run, overrides)
     mesh = config.mesh.mesh()
     replicas, sequence = asked.settled(mesh.ranks, mesh.ring * mesh.ulysses)
-    step = config.data.packs_per_step if asked.packs is None else replicas * asked.packs
+    step = config.data.packs_per_step
+    if asked.packs is not None or not config.data.chosen_packs:
+        step = replicas * (asked.packs or 1)
     config = load(run, [*overrides, f"data.packs_per_step={step}"])
     curriculum = open_curriculum(config)
     found = asdict(simulate(curriculum.streams[0].plan, replicas, sequence, on_progress))
     return told(replicas, sequence, step) | found | reading(config, curriculum, replicas, sequence)
+
+
+def idle_in(found: Mapping[str, Any]) -> Iterator[str]:
+    """Whether replicas have nothing to compute in some micro-step of these figures, in words."""
+    deal = Deal(found["packs_per_step"], found["replicas"])
+    if deal.empty:
+        yield f"{deal}; --packs {deal.micro_steps}, or data.packs_per_step={deal.micro_steps * deal.replicas}"
 
 
 def told(replicas: int, sequence: int, step: int) -> dict[str, int]:

@@ -22,6 +22,7 @@ from launcher.causes import Cause, cause_of, last_line
 from launcher.checkpoints.reading import Checkpoint, newest, trusting
 from launcher.checkpoints.storage import open_storage
 from launcher.config import MeshConfig, RunConfig
+from launcher.deal import Deal
 from launcher.folder import RunFolder
 from launcher.patience import patience
 from launcher.ranks import NODE, End, HeadGoneError, How, LostError, NoRoomError, Ranks, Where, culprit, is_bad, is_echo
@@ -153,6 +154,8 @@ class Supervisor:
             return False
         if mesh != self.mesh:
             why = "the next segment has another" if before != self.wanted else self._why_another(mesh)
+            deal = Deal(self.config.data.packs_per_step, mesh.replica)
+            why += f"; {deal}" if deal.empty else ""
             if self.starts or mesh != self.wanted:
                 self._record("mesh", **{"from": str(self.mesh), "to": str(mesh), "reason": why})
         self.mesh = mesh

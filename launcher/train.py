@@ -33,6 +33,7 @@ def train(config: RunConfig, make_ranks: Callable[[], Ranks], console: Console, 
         available: see `preflight.check`.
     """
     ready = preflight.check(config, available)
+    config = ready.config
     for note in ready.notes:
         console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
     if ready.step >= config.steps:

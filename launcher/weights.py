@@ -31,6 +31,7 @@ from launcher.checkpoints.reading import Checkpoint
 from launcher.config import RunConfig
 from models.video_lm import VideoLMConfig
 from parallel.errors import InputError
+from parallel.parsing import parse_json
 from parallel.zero import DeepSpeedEngine, Engine, shape_of, trained
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -217,7 +218,7 @@ def stored_in(folder: Path) -> dict[str, Stored]:
     """
     if (folder / INDEX).is_file():
         try:
-            places: dict[str, str] = dict(json.loads((folder / INDEX).read_text())["weight_map"])
+            places: dict[str, str] = dict(parse_json((folder / INDEX).read_bytes())["weight_map"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(RULE, f"{folder / INDEX} is no index: {error}", "copy it again") from error
         headers = {file: _header(folder / Path(file).name) for file in sorted(set(places.values()))}
@@ -287,7 +288,7 @@ def _header(path: Path) -> dict[str, Stored]:
             pass
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            described: dict[str, Any] = json.loads(file.read(size))
+            described: dict[str, Any] = parse_json(file.read(size))
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(RULE, f"{path} is no whole safetensors file: {error}", "copy it again") from error
     described.pop("__metadata__", None)

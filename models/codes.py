@@ -9,7 +9,6 @@ is the path with no download: a code is the mean colour of a patch, in levels. `
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cached_property
 from math import prod
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from models.latents import PixelCodec, identity_of
 from parallel.errors import InputError
+from parallel.parsing import parse_json
 
 COLOUR = re.compile(r"colour:(\d{1,6})(?::(\d{1,6}))?")
 CLASS = "VQModel"
@@ -178,7 +178,7 @@ def _opened(folder: Path) -> Any:
     file = folder / "config.json"
     remedy = "name the folder that `save_pretrained` wrote (often MODEL/vqvae); nothing is downloaded"
     try:
-        name = str(json.loads(file.read_text())["_class_name"])
+        name = str(parse_json(file.read_bytes())["_class_name"])
     except OSError as error:
         raise InputError(f"codes come from a folder with a {CLASS}", str(error), remedy) from None
     except (ValueError, KeyError, TypeError) as error:

@@ -37,17 +37,24 @@ LEARNS: dict[type[AnyModelConfig], tuple[type[AnyObjectiveConfig], ...]] = {  # 
 
 
 def _known(noun: str, kinds: dict[str, Any]) -> BeforeValidator:
-    """Check `kind` before anything else, so that a typing error is named as such; no kind means the first one."""
+    """Check `kind` before anything else, so that a typing error is named as such; no kind means the first one.
+
+    A name alone is a kind with its defaults: `objective: rectified_flow`.
+    """
+    of_it = f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
     def check(value: Any) -> Any:
         if isinstance(value, BaseModel):
             return value
+        if isinstance(value, str):
+            value = {"kind": value}
         if not isinstance(value, dict):
-            raise InputError(f"a {noun} is a mapping with a kind", repr(value), f"write kind: {next(iter(kinds))}")
+            remedy = f"{noun}={next(iter(kinds))}, or {noun}.kind and its other keys"
+            raise InputError(f"{of_it} is a kind, or a mapping with a kind", repr(value), remedy)
         kind = value.get("kind", next(iter(kinds)))
         if kind not in kinds:
             near = get_close_matches(str(kind), kinds, n=1, cutoff=0.0)
-            raise InputError(f"a {noun} is one of: {', '.join(kinds)}", f"kind: {kind}", f"did you mean {near[0]}?")
+            raise InputError(f"{of_it} is one of: {', '.join(kinds)}", f"kind: {kind}", f"did you mean {near[0]}?")
         return kinds[kind].model_validate(value)
 
     return BeforeValidator(check)
@@ -55,6 +62,17 @@ def _known(noun: str, kinds: dict[str, Any]) -> BeforeValidator:
 
 ModelConfig = Annotated[AnyModelConfig, _known("model", MODELS)]
 ObjectiveConfig = Annotated[AnyObjectiveConfig, _known("objective", OBJECTIVES)]
+
+
+def usual_objective(model: Any) -> str:
+    """The kind of objective of a model that names none.
+
+    Args:
+        model: its settings as they were written: a mapping, a kind alone, or something that is refused later.
+    """
+    kind = model.get("kind") if isinstance(model, dict) else model if isinstance(model, str) else None
+    learned = LEARNS[MODELS.get(str(kind), next(iter(MODELS.values())))][0]
+    return next(name for name, one in OBJECTIVES.items() if one is learned)
 
 
 def refuse_other_objective(model: AnyModelConfig, objective: AnyObjectiveConfig) -> None:

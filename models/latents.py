@@ -24,6 +24,7 @@ from torch import Tensor
 from parallel.effects import Content, Numbers, State
 from parallel.errors import InputError
 from parallel.geometry import Geometry, Grid
+from parallel.parsing import parse_json
 
 PER_FRAME = ("AutoencoderKL",)
 CAUSAL = ("AutoencoderKLWan", "AutoencoderKLHunyuanVideo")
@@ -72,6 +73,12 @@ class CodecConfig(BaseModel):
     kind: State[Literal["pixel", "diffusers"]] = "pixel"
     path: Content[Path | None] = None
     tiling: Numbers[bool] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, settings: Any) -> Any:
+        """A name is a kind: `codec: pixel`."""
+        return {"kind": settings} if isinstance(settings, str) else settings
 
     @model_validator(mode="after")
     def _path_fits(self) -> CodecConfig:
@@ -199,7 +206,7 @@ def open_codec(
     folder, file = config.path, config.path / "config.json"
     remedy = "name the folder that `save_pretrained` wrote (often MODEL/vae); nothing is downloaded"
     try:
-        name = str(json.loads(file.read_text())["_class_name"])
+        name = str(parse_json(file.read_bytes())["_class_name"])
     except OSError as error:
         raise InputError("a diffusers codec is a folder with config.json and weights", str(error), remedy) from None
     except (ValueError, KeyError, TypeError) as error:
@@ -225,7 +232,7 @@ def identity_of(folder: Path) -> str:
     Raises:
         OSError, ValueError: there is no such autoencoder.
     """
-    config = json.loads((folder / "config.json").read_text())
+    config = parse_json((folder / "config.json").read_bytes())
     settings = {key: value for key, value in config.items() if key == "_class_name" or not key.startswith("_")}
     hasher = blake3(json.dumps(settings, sort_keys=True).encode())
     for file in _weights(folder):

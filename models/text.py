@@ -52,10 +52,13 @@ def check_heads(dim: int, heads: int, axes: int, name: str = "") -> None:
     if dim % heads or dim // heads % 2 or dim // heads < 2 * axes:
         unit = 2 * heads
         near = max(axes, round(dim / unit)) * unit
+        fitting = [n for n in range(1, dim + 1) if dim % n == 0 and dim // n % 2 == 0 and dim // n >= 2 * axes]
+        below, above = [n for n in fitting if n < heads][-1:], [n for n in fitting if n > heads][:1]
+        of_this_dim = [f"model.{name}heads={n}" for n in (*below, *above)]
         raise InputError(
             f"{name}dim / {name}heads is an even number of at least {2 * axes} (rotary embedding turns pairs)",
             f"{name}dim: {dim}, {name}heads: {heads}",
-            f"use {name}dim: {near}",
+            " or ".join([*of_this_dim, f"model.{name}dim={near}"]),
         )
 
 

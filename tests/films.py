@@ -43,13 +43,15 @@ def write(
     steps=None,
     flags=0,
     rate=30,
+    form=None,
     **tags,
 ):
     """A file in any container and codec; `steps[i]` is the duration of frame i in ticks of 1/rate s.
 
-    `frames`: RGB arrays, or ready-made `av.VideoFrame`s; `tags`: attributes of the codec context.
+    `frames`: RGB arrays, or ready-made `av.VideoFrame`s; `form`: FFmpeg's name of the container; `tags`: attributes of
+    the codec context.
     """
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format=form) as container:
         stream = container.add_stream(codec, rate=rate)
         images = [
             f
@@ -83,3 +85,52 @@ def turned(data: bytes, matrix: tuple[int, ...]) -> bytes:
 def nearest(frames: np.ndarray, known: np.ndarray) -> list[int]:
     """Which of the known frames each one is most like."""
     return [int(np.argmin(np.abs(known.astype(int) - frame).mean(axis=(1, 2, 3)))) for frame in frames]
+
+
+def stamped(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """A film whose frames carry their numbers: block b over the top quarter is bright if bit b is set."""
+    film = np.full((frames, height, width, 3), 90, np.uint8)
+    for row, frame in enumerate(film):
+        left = row % (width - 10)
+        frame[height // 2 :, left : left + 10] = (200, 60, 60)
+        for bit in range(8):
+            frame[: height // 4, bit * width // 8 : (bit + 1) * width // 8] = 230 if row >> bit & 1 else 20
+    return film
+
+
+def stamps(film: np.ndarray) -> list[int]:
+    """The numbers that the frames of a film carry, whatever its size."""
+    _, height, width, _ = film.shape
+    top = film[:, height // 16 : height // 4 - height // 16]
+    blocks = [
+        top[:, :, bit * width // 8 + 1 : (bit + 1) * width // 8 - 1].mean(axis=(1, 2, 3)) > 125 for bit in range(8)
+    ]
+    return [int(n) for n in sum(block.astype(int) << bit for bit, block in enumerate(blocks))]
+
+
+def avi_of(path, data: bytes, repeats=()) -> None:
+    """An AVI again, with an entry without bytes (show the frame before once more) after each of these entries."""
+    movi = data.index(b"movi") - 8
+    head, at, entries = bytearray(data[:movi]), movi + 12, []
+    while data[at : at + 4] == b"00dc":
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        entries += [data[at + 8 : at + 8 + size]] + [b""] * repeats.count(len(entries) - sum(not e for e in entries))
+        at += 8 + size + size % 2
+    flags = [int.from_bytes(f, "little") for f in _index_flags(data)]
+    chunks, index, offset, seen = b"", b"", 4, 0
+    for entry in entries:
+        chunk = b"00dc" + struct.pack("<I", len(entry)) + entry + bytes(len(entry) % 2)
+        index += b"00dc" + struct.pack("<III", flags[seen] if entry else 0, offset, len(entry))
+        seen += bool(entry)
+        chunks, offset = chunks + chunk, offset + len(chunk)
+    for at in (head.index(b"avih") + 8 + 16, head.index(b"strh") + 8 + 32):  # the number of frames
+        head[at : at + 4] = struct.pack("<I", len(entries))
+    body = bytes(head) + b"LIST" + struct.pack("<I", 4 + len(chunks)) + b"movi" + chunks
+    body += b"idx1" + struct.pack("<I", len(index)) + index
+    path.write_bytes(body[:4] + struct.pack("<I", len(body) - 8) + body[8:])
+
+
+def _index_flags(data: bytes) -> list[bytes]:
+    at = data.rindex(b"idx1")
+    size = int.from_bytes(data[at + 4 : at + 8], "little")
+    return [data[i + 4 : i + 8] for i in range(at + 8, at + 8 + size, 16)]

@@ -132,3 +132,39 @@ def test_hostile_pax_headers_end(tmp_path, record):
     assert damage == Damage(0, 1024, "damaged pax header")
     assert isinstance(found, Member)
     assert found.name == "a.txt"
+
+
+def pax(key: str, value: str) -> bytes:
+    """A pax header with one record, and its padding."""
+    size = len(f" {key}={value}\n".encode()) + 1
+    while len(str(size)) + len(f" {key}={value}\n".encode()) != size:
+        size += 1
+    record = f"{size} {key}={value}\n".encode()
+    info = tarfile.TarInfo("pax")
+    info.type, info.size = tarfile.XHDTYPE, len(record)
+    return info.tobuf() + record + bytes(-len(record) % 512)
+
+
+@pytest.mark.parametrize(
+    ("before", "reason"),
+    [
+        (pax("size", "9" * 5000), "a number of 5,000 digits"),
+        (pax("size", "9" * 19), "a number of 19 digits"),
+        (pax("size", "²"), "is no whole number"),
+        (pax("size", "-1"), "is no whole number"),
+        (pax("path", "a/" * 50_000 + "b.mp4"), "a name of 100,005 bytes"),
+        (b"".join(pax("mtime", str(n)) for n in range(40)), "more than 16 headers"),
+    ],
+)
+def test_a_hostile_header_costs_its_member(tmp_path, before, reason):
+    """Whoever reads the tar: a local one, or a remote one by its parts."""
+    first, last = tarfile.TarInfo("first.txt").tobuf(), tarfile.TarInfo("last.txt").tobuf()
+    data = first + before + tarfile.TarInfo("a.txt").tobuf() + last + bytes(1024)
+    found = walked(tmp_path / "a.tar", data)
+    assert [one.name for one in found if isinstance(one, Member)][:: len(found)] == ["first.txt"]
+    assert found[-1] == Member("last.txt", "file", len(data) - 1536, len(data) - 1024, 0)
+    assert reason in next(one.reason for one in found if isinstance(one, Damage))
+    far = list(tars.entries(lambda size, at: data[at : at + size], len(data), resync=False))
+    assert far[0] == found[0]
+    assert reason in far[1].reason
+    assert len(far) == 2, "a remote tar is not searched behind its damage"

@@ -247,7 +247,7 @@ def test_matroska_cut_short(tmp_path):
     assert video.probe(tmp_path / "whole.mkv").frames == 60
     for part in (0.5, 0.9):
         (tmp_path / "cut.mkv").write_bytes(data[: int(part * len(data))])
-        with pytest.raises(InputError, match=r"cut short: its last frame is at|damaged|packet"):
+        with pytest.raises(InputError, match="cut short: its frames go to byte"):
             video.probe(tmp_path / "cut.mkv")
 
 

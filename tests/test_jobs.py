@@ -88,7 +88,7 @@ def listed(*states: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
     monkeypatch.setattr(jobs, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr("launcher.cluster.TOKEN_FILE", "/nowhere/token")
+    monkeypatch.setattr("launcher.ray_token.TOKEN_FILE", "/nowhere/token")
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.setenv(name, "")  # what the client sets or removes is undone afterwards
         os.environ.pop(name)
@@ -99,7 +99,11 @@ def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
 
 
 def submitted(head: Head, tmp_path: Path, said: list[str]) -> str:
-    return Jobs(head.url, say=said.append).submit(config(tmp_path / "out", tmp_path, mesh={"ring": 2})).id
+    return (
+        Jobs(head.url, open_cluster=True, say=said.append)
+        .submit(config(tmp_path / "out", tmp_path, mesh={"ring": 2}))
+        .id
+    )
 
 
 def test_a_job_waits_until_the_head_takes_it(head: Head, tmp_path: Path) -> None:
@@ -110,6 +114,7 @@ def test_a_job_waits_until_the_head_takes_it(head: Head, tmp_path: Path) -> None
     assert submitted(head, tmp_path, said).startswith("out-")
     assert [head.asked.count(r) for r in ("POST /api/jobs/", "GET /api/v0/nodes")] == [4, 3]
     assert said == [
+        f"{head.url} asks nobody for a token: whoever reaches it can run code there",
         f"waiting until {head.url} is ready: no node of it is alive",
         f"waiting until {head.url} is ready: {NO_AGENT[1]}",
     ]
@@ -137,6 +142,15 @@ def gone(head: Head) -> None:
         ("GET /api/v0/nodes", (200, json.dumps({"result": False, "msg": "no GCS", "data": {}})), "no GCS"),
         ("GET /api/version", (404, ""), "a Ray head answers at --address"),
         ("GET /api/version", (200, '{"ray_version": "1.9.0"}'), "a Ray that ours can talk to\n.*Ray version 1.9.0"),
+        ("GET /api/jobs/", (200, "<html>a proxy</html>"), "a Ray head does what it is asked"),
+        (
+            "GET /api/jobs/",
+            (200, '[{"kind": "of another version"}]'),
+            "a Ray that ours can talk to\\n.*ValidationError",
+        ),
+        ("GET /api/jobs/", (200, "7"), "a Ray that ours can talk to\\n.*TypeError"),
+        ("GET /api/version", (200, "[1]"), "a Ray head answers at --address\\n.*something else answers"),
+        ("GET /api/v0/nodes", (200, '{"result": true}'), "a Ray"),
         ("POST /api/jobs/", (403, "no"), "a cluster with token authentication is given its token"),
         ("GET /api/v0/nodes", (401, "no"), "a cluster with token authentication is given its token"),
     ],
@@ -152,7 +166,7 @@ def test_what_a_head_refuses_is_told_at_once(
 
 @pytest.mark.parametrize("ask", [Jobs.all, Jobs.nodes, lambda found: found.get("j")])
 def test_a_head_that_goes_is_told(head: Head, ask: Callable[[Jobs], Any]) -> None:
-    found = Jobs(head.url)
+    found = Jobs(head.url, open_cluster=True)
     gone(head)
     with pytest.raises(InputError, match="the head of a cluster answers as long as a run goes on"):
         ask(found)
@@ -165,7 +179,50 @@ def test_a_command_waits_and_its_output_stays_json(
     file.write_text(to_yaml(config(tmp_path / "out", tmp_path)))
     head.at["POST /api/jobs/"] = [NO_AGENT]
     with suppress(SystemExit):
-        app(["submit", str(file), "--address", head.url, "--json"], standalone_mode=False)
+        app(["submit", str(file), "--address", head.url, "--json", "--no-token"], standalone_mode=False)
     out, err = capsys.readouterr()
     assert json.loads(out)["room"]["now"]
     assert f"waiting until {head.url} is ready: No available agent" in err
+
+
+@pytest.mark.parametrize("command", [["submit", "RUN"], ["status"], ["logs", "j"], ["stop", "j"], ["list"]])
+def test_a_cluster_without_a_token_is_refused_through_a_tunnel_too(
+    head: Head, tmp_path: Path, command: list[str]
+) -> None:
+    """The end of a tunnel is a loopback address, whoever else reaches the cluster at its other end."""
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(config(tmp_path / "out", tmp_path)))
+    typed = [str(file) if word == "RUN" else word for word in command]
+    with pytest.raises(InputError, match="answers everybody; that it is reached by a loopback address") as caught:
+        app([*typed, "--address", head.url], standalone_mode=False)
+    assert "RAY_AUTH_MODE=token ray start --head" in caught.value.remedy
+    assert head.asked == ["GET /api/version"]
+
+
+def details(name: str, **about: Any) -> dict[str, Any]:
+    return {"type": "SUBMISSION", "submission_id": name, "entrypoint": "x", "status": "RUNNING", "metadata": about}
+
+
+def test_jobs_of_others_and_of_other_versions_take_no_list_down(head: Head) -> None:
+    told = json.dumps({"out": "/runs/a", "mesh": "m", "ranks": 2, "steps": 9})
+    odd = [details("b", longreel="{"), details("c", longreel="[]"), details("d", longreel='{"out": 1}'), details("e")]
+    jobs_ = [
+        details("a", longreel=told),
+        *odd,
+        {"type": "DRIVER", "job_id": "1", "status": "RUNNING", "entrypoint": ""},
+    ]
+    head.at["GET /api/jobs/"] = [(200, json.dumps(jobs_))] * 2
+    (found,) = Jobs(head.url, open_cluster=True).all()
+    assert (found.id, found.out, found.said) == ("a", "/runs/a", ""), "its log was removed meanwhile"
+
+
+@pytest.mark.filterwarnings("ignore:ssl=None:DeprecationWarning")  # Ray says so to aiohttp
+def test_a_log_that_cannot_be_followed_is_told(head: Head) -> None:
+    """The head has the job, but no stream of what it prints: as behind a proxy that passes on no websockets."""
+    head.at["GET /api/jobs/j"] = [(200, json.dumps(details("j")))] * 99
+    with pytest.raises(InputError, match=r"its log cannot be followed: 404"):
+        list(Jobs(head.url, open_cluster=True).follow("j"))
+    head.at["GET /api/jobs/j"] = [(200, json.dumps(details("j"))), (404, "Job j does not exist")]
+    head.at["GET /api/jobs/"] = [(200, "[]")] * 3
+    with pytest.raises(InputError, match="a job is named by its id"):
+        list(Jobs(head.url, open_cluster=True).follow("j"))

@@ -1,4 +1,4 @@
-"""Guarded parsing: whatever a text holds, there is a value or one `ParseError` with a reason, in time that grows as the text does."""
+"""Guarded parsing: whatever a text holds, there is a value or one `ParseError`, in time that grows as the text does."""
 
 from __future__ import annotations
 

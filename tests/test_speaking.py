@@ -242,11 +242,12 @@ def test_answers_are_judged(speaker: Speaker, files: list[Path]) -> None:
     assert seen == [(n, 6) for n in range(1, 7)]
     scores = scores_of(questions, found)
     assert [(s.kind, s.questions, s.right, s.choices) for s in scores] == [
-        ("words", 2, sum(one.right for one in found[:2]), 0), ("choices", 3, 2, 3), ("all", 1, 1, 0),
+        ("words", 2, sum(one.right for one in found[:2]), 0), ("choices", 3, 2, 3), ("no kind", 1, 1, 0),
+        ("all", 6, sum(one.right for one in found), 0),
     ]  # fmt: skip
     record = as_record(scores, found)
     assert record["scores"][1]["accuracy"] == 2 / 3
-    assert record["answers"][5] == {"id": "m", "kind": "all", "expected": said, "said": said, "right": True}
+    assert record["answers"][5] == {"id": "m", "kind": "", "expected": said, "said": said, "right": True}
 
 
 def talks_of(name: str, answer: str) -> list[dict[str, Any]]:
@@ -378,15 +379,16 @@ def test_a_run_that_draws_is_asked_nothing(tmp_path: Path, dataset: Path, run: P
 def test_the_commands(run: Path, dataset: Path, tmp_path: Path) -> None:
     """JSON for a script, a table for a person; all answers in a file."""
     name = Index.open(dataset).file(0)
-    rows: list[dict[str, Any]] = [
+    records: list[dict[str, Any]] = [
         {"id": "a", "video": name, "question": "?", "answer": 0, "choices": ["a", "b"], "about": "letters"},
         {"id": "b", "question": "?", "answer": "y"},
     ]
-    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, records)))
     asked = ["eval", str(run), str(tmp_path / "asked.jsonl"), "--clips", str(dataset), "--most", "3"]
     done = CliRunner().invoke(app, [*asked, "--json"], catch_exceptions=False)
     told = json.loads(done.stdout)
-    assert [(s["kind"], s["questions"], s["choices"]) for s in told["scores"]] == [("letters", 1, 2.0), ("all", 1, 0.0)]
+    rows = [(s["kind"], s["questions"], s["choices"]) for s in told["scores"]]
+    assert rows == [("letters", 1, 2.0), ("no kind", 1, 0.0), ("all", 2, 0.0)]
     assert Path(told["file"]) == run / "eval" / "asked-step-2.json"
     written = json.loads(Path(told["file"]).read_text())
     assert [one["id"] for one in written["answers"]] == ["a", "b"]

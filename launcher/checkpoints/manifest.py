@@ -14,6 +14,7 @@ from blake3 import blake3
 from data.curriculum import Position
 from launcher.checkpoints.part import Part, hash_of
 from launcher.checkpoints.storage import MANIFEST, PREFIX, Storage
+from parallel.parsing import ParseError, parse_json
 
 FORMAT = 3
 SEAL = "seal"
@@ -118,7 +119,7 @@ class Manifest:
             BrokenError: it was changed, or is of another format.
         """
         try:
-            record: dict[str, Any] = json.loads(data)
+            record: dict[str, Any] = parse_json(data)
             if not isinstance(record, dict):
                 raise BrokenError(f"{MANIFEST}: is no JSON object")
             seal = record.pop(SEAL, None)
@@ -140,7 +141,7 @@ class Manifest:
             )
         except BrokenError:
             raise
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        except ParseError:
             raise BrokenError(f"{MANIFEST}: is not the JSON that was written") from None
         except KeyError as error:
             raise BrokenError(f"{MANIFEST}: lacks {error}") from None

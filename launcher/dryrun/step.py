@@ -190,7 +190,7 @@ class Dry:
         pulse.enter("update", 1)
         self.engine.step(RATE)
         if self.ema is not None:
-            self.ema.update()
+            self.ema.update(1)
         pulse.enter("end", 1)
 
     def found(self, rank: int) -> DryRun:

@@ -1,0 +1,217 @@
+"""A packet is not a frame, a declared number is no promise, and time stamps may be the demuxer's.
+
+Every film carries the numbers of its frames, so that what comes out says what it is.
+"""
+
+import struct
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from data import video
+from data.clips import CutOptions, cut_into_clips
+from data.truncation import why_cut
+from parallel.errors import InputError
+from tests.films import avi_of, stamped, stamps, write
+
+B_FRAMES = {"bf": "3", "g": "12", "b_strategy": "0"}
+MPEG4 = {"bf": "2", "g": "12"}
+FRAMES, RATE = 32, 25
+TICK, MOVIE_TICK = 512, 40  # of a frame, in units of the track and of the movie
+
+
+def kept(path: Path) -> list[list[int]]:
+    """The numbers of the frames of each clip that comes of a file."""
+    return [stamps(video.decode(clip.data)) for clip in cut_into_clips(path, CutOptions(min_frames=1)).kept]
+
+
+def frames_shown(path: Path) -> list[int]:
+    """The same of all clips together."""
+    return list(chain.from_iterable(kept(path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options", "form"),
+    [
+        ("a.avi", "libx264", B_FRAMES, None),
+        ("pyramid.avi", "libx264", {"bf": "7", "g": "24", "x264-params": "b-pyramid=normal:b-adapt=0"}, None),
+        ("xvid.avi", "mpeg4", MPEG4, None),
+        ("a.h264", "libx264", B_FRAMES, "h264"),
+        ("a.hevc", "libx265", {"x265-params": "bframes=3:log-level=none"}, "hevc"),
+        ("raw.m4v", "mpeg4", MPEG4, "m4v"),
+        ("a.m2v", "mpeg2video", MPEG4, "mpeg2video"),
+        ("a.mpg", "mpeg1video", MPEG4, "mpeg"),
+        ("a.vob", "mpeg2video", MPEG4, "vob"),
+        ("a.flv", "libx264", B_FRAMES, None),
+        ("a.mjpeg", "mjpeg", {}, "mjpeg"),
+        ("a.nut", "libx264", B_FRAMES, None),
+    ],
+)
+def test_frames_come_in_order_where_a_container_has_no_time_stamps(tmp_path, name, codec, options, form):
+    film = stamped(FRAMES)
+    pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    path = write(tmp_path / name, film, codec, pixels, options, rate=RATE, form=form, bit_rate=800_000)
+    found = video.probe(path)
+    assert (found.frames, float(found.fps), found.even) == (FRAMES, RATE, True)
+    assert stamps(video.decode(path)) == list(range(FRAMES))
+    assert stamps(video.decode(path, 17, 31, 3)) == [17, 20, 23, 26, 29]
+    assert frames_shown(path) == list(range(FRAMES))
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixels", "options"),
+    [
+        ("mjpeg", "yuvj420p", {}),
+        ("libx264", "yuv420p", B_FRAMES),
+        ("mpeg4", "yuv420p", MPEG4),
+        ("mpeg4", "yuv420p", {}),
+    ],
+)
+def test_entries_without_bytes_show_a_frame_once_more(tmp_path, codec, pixels, options):
+    path = write(tmp_path / "whole.avi", stamped(FRAMES), codec, pixels, options, rate=RATE, bit_rate=800_000)
+    repeats = [4, 10, 10, 20, 31]
+    avi_of(tmp_path / "a.avi", path.read_bytes(), repeats)
+    found = video.probe(tmp_path / "a.avi")
+    assert (found.frames, found.fps) == (FRAMES, RATE)
+    stamped_rows = (np.array(found.scan.pts) - found.scan.pts[0]).tolist()
+    assert stamped_rows == [row + sum(r < row for r in repeats) for row in range(FRAMES)]
+    (shown,) = kept(tmp_path / "a.avi")
+    assert sorted(set(shown)) == list(range(FRAMES))
+    assert shown == sorted(shown)
+
+
+def edited(data: bytes, entries: list[tuple[int, int]]) -> bytes:
+    """An mp4 whose only track has another edit list, of (frames, first frame); -1: nothing is shown."""
+    at = data.index(b"edts") - 4
+    size = int.from_bytes(data[at : at + 4])
+    times = [(frames * MOVIE_TICK, -1 if first < 0 else (first + 2) * TICK) for frames, first in entries]
+    body = struct.pack(">II", 0, len(times)) + b"".join(struct.pack(">IiHH", *time, 1, 0) for time in times)
+    box = struct.pack(">I4s", 16 + len(body), b"edts") + struct.pack(">I4s", 8 + len(body), b"elst") + body
+    out = bytearray(data[:at] + box + data[at + size :])
+    for kind in (b"moov", b"trak"):  # which lie behind the frames
+        parent = out.index(kind) - 4
+        out[parent : parent + 4] = struct.pack(">I", int.from_bytes(out[parent : parent + 4]) + len(box) - size)
+    return bytes(out)
+
+
+@pytest.fixture(scope="module")
+def phone(tmp_path_factory) -> bytes:
+    path = write(tmp_path_factory.mktemp("phone") / "a.mp4", stamped(FRAMES), options=B_FRAMES, rate=RATE)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("entries", "shown"),
+    [
+        ([(20, 5)], [*range(5, 25)]),
+        ([(20, 0)], [*range(20)]),
+        ([(8, 2), (10, 18)], [*range(2, 10), *range(18, 28)]),
+        ([(8, 18), (10, 2)], [*range(18, 26), *range(2, 12)]),
+        ([(10, -1), (32, 0)], [*range(32)]),
+        ([(1, 31)], [31]),
+    ],
+)
+def test_an_edit_list_tells_which_frames_are_shown(tmp_path, phone, entries, shown):
+    (tmp_path / "a.mp4").write_bytes(edited(phone, entries))
+    assert stamps(video.decode(tmp_path / "a.mp4")) == shown
+    assert frames_shown(tmp_path / "a.mp4") == shown
+
+
+def test_time_stamps_in_the_order_of_decoding_are_not_believed(tmp_path, phone):
+    (tmp_path / "a.mp4").write_bytes(phone.replace(b"ctts", b"free").replace(b"elst", b"free"))
+    assert stamps(video.decode(tmp_path / "a.mp4")) == list(range(FRAMES))
+    assert kept(tmp_path / "a.mp4") == [list(range(FRAMES))]
+
+
+def test_a_last_frame_that_is_held_is_no_cut(tmp_path):
+    path = write(tmp_path / "a.mp4", stamped(FRAMES), options=B_FRAMES, rate=RATE)
+    with av.open(str(path)) as source, av.open(str(tmp_path / "held.mkv"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        last = max(packets, key=lambda packet: packet.pts)
+        for packet in packets:
+            packet.stream = stream
+            packet.duration *= 200 if packet is last else 1
+            target.mux(packet)
+    assert video.probe(tmp_path / "held.mkv").frames == FRAMES
+    assert stamps(video.decode(tmp_path / "held.mkv")) == list(range(FRAMES))
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.mkv", "a.webm", "a.gif", "a.mp4"])
+def test_a_file_is_cut_short_where_bytes_are_missing(tmp_path, name):
+    codec = {"a.webm": "libvpx", "a.gif": "gif"}.get(name, "libx264")
+    path = write(tmp_path / name, stamped(FRAMES), codec, "rgb8" if codec == "gif" else "yuv420p", rate=RATE)
+    data = path.read_bytes()
+    assert why_cut(data) is None
+    for part in (0.4, 0.6, 0.85):
+        with pytest.raises(InputError, match="cut short"):
+            video.probe(data[: int(part * len(data))])
+
+
+def test_an_avi_without_its_index_has_all_its_frames(tmp_path):
+    data = write(tmp_path / "a.avi", stamped(FRAMES), options=B_FRAMES, rate=RATE).read_bytes()
+    (tmp_path / "cut.avi").write_bytes(data[: data.rindex(b"idx1") + 20])
+    assert kept(tmp_path / "cut.avi") == [list(range(FRAMES))]
+
+
+# --- Which stream, and what is transparent beside it ------------------------------------------------------------------
+
+
+def streams(path: Path, *films: tuple[np.ndarray, str]) -> Path:
+    """A file of several video streams: films and the codecs they are in."""
+    with av.open(str(path), "w") as container:
+        made = []
+        for film, codec in films:
+            stream = container.add_stream(codec, rate=RATE)
+            stream.height, stream.width = film.shape[1:3]
+            stream.pix_fmt = {"libx264": "yuv420p", "png": "rgb24"}.get(codec, "yuvj420p")
+            made.append(stream)
+        for stream, (film, _) in zip(made, films, strict=True):
+            for row, frame in enumerate(film):
+                image = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                image.pts, image.time_base = row, Fraction(1, RATE)
+                container.mux(stream.encode(image))
+            container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.mov", "a.avi"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_still_of_more_pixels_is_not_the_film(tmp_path, name, first):
+    film, still = (stamped(FRAMES), "libx264"), (stamped(1, 320, 400), "mjpeg")
+    path = streams(tmp_path / name, *((still, film) if first else (film, still)))
+    found = video.probe(path)
+    assert (found.frames, found.height, found.width, found.video_streams) == (FRAMES, 48, 64, 2)
+    assert kept(path) == [list(range(FRAMES))]
+
+
+def test_of_films_the_one_with_most_pixels_is_meant_and_of_a_show_of_stills_none(tmp_path):
+    small, large = stamped(FRAMES), stamped(FRAMES // 2, 96, 128)
+    path = streams(tmp_path / "a.mkv", (small, "libx264"), (large, "libx264"), (stamped(3, 320, 400), "mjpeg"))
+    found = video.probe(path)
+    assert (found.frames, found.height, found.video_streams) == (FRAMES // 2, 96, 3)
+    alone = streams(tmp_path / "still.mkv", (stamped(1), "mjpeg"))
+    assert video.probe(alone).frames == 1
+
+
+@pytest.mark.parametrize(("codec", "name"), [("libvpx-vp9", "a.webm"), ("libvpx", "a.webm"), ("libvpx-vp9", "a.mkv")])
+def test_what_is_transparent_beside_the_pictures_is_laid_over_black(tmp_path, codec, name):
+    picture = np.full((FRAMES, 64, 64, 4), (40, 180, 90, 255), np.uint8)
+    picture[:, :, 32:, 3] = 0
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=RATE)
+        stream.height = stream.width = 64
+        stream.pix_fmt, stream.options = "yuva420p", {"auto-alt-ref": "0"}
+        for row, frame in enumerate(picture):
+            image = av.VideoFrame.from_ndarray(frame, format="rgba").reformat(format="yuva420p")
+            image.pts, image.time_base = row, Fraction(1, RATE)
+            container.mux(stream.encode(image))
+        container.mux(stream.encode(None))
+    (clip,) = cut_into_clips(tmp_path / name).kept
+    for shown in (video.decode(clip.data), video.decode(tmp_path / name), video.decode(tmp_path / name, 20, 24)):
+        assert np.abs(shown[:, 4:60, 4:28].astype(int) - (40, 180, 90)).max() < 12
+        assert shown[:, 4:60, 36:60].max() < 8
