@@ -2,16 +2,19 @@
 
     film      |---------- shot ----------|-- shot --|---- shot ----|
     restarts  |        |        |        |      |             |
-    clips     [ copied ][    copied     ] too short  [  encoded   ]
+    pauses                     |
+    clips     [    copied      ][ copied ] too short  [  encoded   ]
 
-What needs no change is copied packet by packet (`data.remux`): no generation loss, at no cost beside watching. A shot
-that does not begin at a restart, or that is turned, scaled, interlaced, of another codec or pixel format, or of an
-uneven rate, is decoded and encoded, a frame at a time, so memory does not grow with length. An image is a clip of one
-frame and stays as it is.
+A shot ends where the picture changes, or its size, and where the time stamps pause or go over to another rate
+(`data.rates`). What needs no change is copied packet by packet (`data.remux`): no generation loss, at no cost beside
+watching. A clip that does not begin at a restart, or that is turned, scaled, interlaced, of another codec or pixel
+format, or of an uneven rate, is decoded and encoded, a frame at a time, so memory does not grow with length. An image
+is a clip of one frame and stays as it is.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,16 +30,18 @@ from data import image, mp4, video
 from data.cuts import small_size
 from data.h264 import encode
 from data.previews import Strip
-from data.rates import seen
+from data.rates import Stretch
 from data.remux import remux
 from data.rgb import UPRIGHT, Frames
 from data.scores import Scorer, Scores
 from data.slices import Slices
+from data.timeline import STILL, Timeline, timeline_of
 from data.video import Video
 from data.watch import Film, Shot, part, thumbnail, watch
 from parallel.errors import InputError
 
 SMALLEST_SIDE = 16  # pixels
+MOST_TOLD = 8  # short shots, or pauses, by their rows
 SEGMENTS = 8  # that a part of a long shot is watched in
 COPIED = ("yuv420p", "yuvj420p")  # pixel formats
 
@@ -86,6 +91,7 @@ class Clip:
         slices: of `data`; None if it can only be read whole.
         scores: measured while cutting.
         preview: a JPEG strip of a few frames for a person to look at.
+        timeline: when its frames are shown in the source.
     """
 
     start: int
@@ -99,6 +105,7 @@ class Clip:
     slices: Slices | None = None
     scores: Scores | None = None
     preview: bytes | None = None
+    timeline: Timeline = STILL
 
 
 @dataclass(frozen=True)
@@ -130,13 +137,16 @@ def cut_into_clips(path: Path, options: CutOptions = CutOptions()) -> Clips:
     kept: list[Clip] = []
     short: list[str] = []
     for shot in film.shots:
-        for rows in _parts(film, shot, options):
-            if len(rows) < options.min_frames:
-                short.append(f"{rows[0]}:{rows[-1] + 1}")
+        for piece in _parts(film, shot, options):
+            if len(piece.rows) < options.min_frames:
+                short.append(f"{piece.rows[0]}:{piece.rows[-1] + 1}")
             else:
-                kept.append(_clip(path, film, shot, rows, options))
+                kept.append(_clip(path, film, shot, piece, options))
     pieces = len(kept) + len(short)
-    reason = f"{len(short)} of {pieces} shots have fewer than {options.min_frames} frames: {', '.join(short)}"
+    reason = f"{len(short)} of {pieces} shots have fewer than {options.min_frames} frames: {_some(short)}"
+    pauses = [f"{one.pause:.1f} s before frame {one.rows[0]}" for one in film.stretches if one.pause]
+    if pauses:
+        reason += f"; the time stamps pause, which ends a shot: {_some(pauses)}"
     return Clips(pieces, tuple(kept), (reason,) if short else ())
 
 
@@ -158,20 +168,24 @@ def target_size(height: int, width: int, options: CutOptions) -> tuple[Size, Siz
     return (max(bucket[0], round(height * scale)), max(bucket[1], round(width * scale))), bucket
 
 
-def _parts(film: Film, shot: Shot, options: CutOptions) -> list[Sequence[int]]:
-    """The rows of each clip of a shot, one per frame; those of an uneven rate may repeat."""
-    found, start, stop = film.found, shot[0].start, shot[-1].stop
-    rows: Sequence[int] = range(start, stop)
-    if not found.even:
-        rows = seen(found.scan.pts, found.time_base, found.fps, start, stop)
-    most = options.max_frames
-    if most is None or len(rows) <= most:
-        return [rows]
+def _some(told: Sequence[str]) -> str:
+    more = f" and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
+    return ", ".join(told[:MOST_TOLD]) + more
+
+
+def _parts(film: Film, shot: Shot, options: CutOptions) -> list[Stretch]:
+    """What becomes a clip each, of a shot."""
+    whole = film.stretches[bisect_right(film.stretches, shot[0].start, key=lambda one: one.rows[0]) - 1]
+    stretch, most = whole.of_rows(shot[0].start, shot[-1].stop), options.max_frames
+    frames = len(stretch.rows)
+    if most is None or frames <= most:
+        return [stretch]
     bounds = None
-    if _needs_no_change(film, options):
-        restarts = [row - start for row, _ in found.scan.restarts if start < row < stop]
-        bounds = at_restarts(restarts, len(rows), options.min_frames, most)
-    return [rows[a:b] for a, b in pairwise(bounds or equal_parts(len(rows), -(-len(rows) // most)))]
+    if _needs_no_change(film, shot, stretch, options):
+        start, stop = stretch.rows[0], stretch.rows[-1] + 1
+        restarts = [row - start for row, _ in film.found.scan.restarts if start < row < stop]
+        bounds = at_restarts(restarts, frames, options.min_frames, most)
+    return [stretch.part(a, b) for a, b in pairwise(bounds or equal_parts(frames, -(-frames // most)))]
 
 
 def equal_parts(frames: int, parts: int) -> list[int]:
@@ -190,20 +204,24 @@ def at_restarts(restarts: Sequence[int], frames: int, least: int, most: int) -> 
     return None
 
 
-def _clip(path: Path, film: Film, shot: Shot, rows: Sequence[int], options: CutOptions) -> Clip:
-    found, start, stop = film.found, rows[0], rows[-1] + 1
-    scaled, size = target_size(found.height, found.width, options)
+def _clip(path: Path, film: Film, shot: Shot, stretch: Stretch, options: CutOptions) -> Clip:
+    found, rows = film.found, stretch.rows
+    start, stop = rows[0], rows[-1] + 1
+    scaled, size = target_size(*shot[0].look.size, options)
     data = None
-    if _needs_no_change(film, options) and _longest_gop(found, start, stop) <= options.max_gop:
-        data = _copied(path, found, shot, start, stop)
+    if _needs_no_change(film, shot, stretch, options) and _longest_gop(found, start, stop) <= options.max_gop:
+        data = _copied(path, found, shot, stretch)
     if data is None:
-        data = encode(_frames(path, found, rows, scaled, size), found.fps)
-    return Clip(start, stop, data, len(rows), found.fps, *size, "mp4", mp4.slices(data), *part(shot, start, stop))
+        data = encode(_frames(path, found, rows, scaled, size), stretch.fps)
+    timeline = timeline_of(stretch.seconds, float(stretch.fps))
+    figures = part(shot, start, stop)
+    return Clip(start, stop, data, len(rows), stretch.fps, *size, "mp4", mp4.slices(data), *figures, timeline)
 
 
-def _copied(path: Path, found: Video, shot: Shot, start: int, stop: int) -> bytes | None:
-    """Rows [start, stop), if they can be remuxed and then show what was seen: one frame is compared, bit for bit."""
-    data = remux(path, found, start, stop)
+def _copied(path: Path, found: Video, shot: Shot, stretch: Stretch) -> bytes | None:
+    """Rows, if they can be remuxed and then show what was seen: one frame is compared, bit for bit."""
+    start, stop = stretch.rows[0], stretch.rows[-1] + 1
+    data = remux(path, found, start, stop, stretch.fps)
     seen_first = next((segment.picture for segment in shot if segment.start == start), None)
     if data is None or seen_first is None:
         return data
@@ -211,16 +229,17 @@ def _copied(path: Path, found: Video, shot: Shot, start: int, stop: int) -> byte
     return data if np.array_equal(thumbnail(first), seen_first) else None
 
 
-def _needs_no_change(film: Film, options: CutOptions) -> bool:
+def _needs_no_change(film: Film, shot: Shot, stretch: Stretch, options: CutOptions) -> bool:
     """Whether packets may be stored as they are, as far as the whole file tells."""
-    found = film.found
+    found, size = film.found, shot[0].look.size
     return (
         film.steady
-        and found.even
+        and stretch.even
         and not found.interlaced
         and (found.codec, found.turn) == ("h264", UPRIGHT)
         and found.pixel_format in COPIED
-        and target_size(found.height, found.width, options) == (found.stored, found.stored)
+        and found.stored == size
+        and target_size(*size, options) == (size, size)
     )
 
 

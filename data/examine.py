@@ -24,7 +24,7 @@ from data import image, video
 from data.damage import compare_bytes, compare_parts, is_ours, salvage, tell_size
 from data.diagnosis import Diagnosis, Job
 from data.findings import LEAVE_OUT, REBUILD, Finding
-from data.index import SCHEMA
+from data.index import ADDED, OLDER, SCHEMA
 from data.layout import digest_range
 from data.rebuild import Row, Told, told_by
 from data.shards import digest_bytes
@@ -95,6 +95,8 @@ def _readable(data: bytes) -> list[Row] | None:
         table = _table(data)
     except (pa.ArrowException, OSError):
         return None
+    if table.schema.equals(OLDER):
+        return [{**row, **dict.fromkeys(ADDED)} for row in table.to_pylist()]
     return table.to_pylist() if table.schema.equals(SCHEMA) else None
 
 
@@ -126,7 +128,10 @@ def _compare(told: Told, rows: list[Row] | None, found: Diagnosis) -> None:
             found.tell("missing row", "the shard has it, the index has not", REBUILD, true["uid"], file=path)
         elif true is None and row is not None:
             found.tell("extra row", "the index has it, the shard has not", REBUILD, row["uid"], file=path)
-        elif row is not None and true is not None and row != true:
+        elif row is not None and true is not None:
+            true = {**true, **{name: None for name in ADDED if row[name] is None}}  # an older index is no wrong one
+            if row == true:
+                continue
             columns = [name for name in SCHEMA.names if row[name] != true[name]]
             what = ", ".join(f"{name} is {_short(row[name])}, not {_short(true[name])}" for name in columns)
             found.tell("wrong row", what, REBUILD, true["uid"], ",".join(columns), path)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.index import Ints
+from data.timeline import Timelines
 
 Floats = npt.NDArray[np.float64]
 
@@ -141,7 +142,9 @@ def _of_frames(name: str, table: pa.Table) -> Floats:
 
 def video_seconds(table: pa.Table) -> Floats:
     """[rows] seconds of each video; NaN for what is not one."""
-    return _number("frames", table) / _rate(table)
+    timelines, frames = Timelines(table), _number("frames", table)
+    lasts = timelines.ends(frames.astype(np.int64)) - timelines.begin
+    return np.where(np.isnan(_rate(table)), np.nan, lasts)
 
 
 def _rate(table: pa.Table) -> Floats:

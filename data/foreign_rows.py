@@ -81,7 +81,10 @@ def _caption(sides: Sides, texts: Mapping[str, bytes], needed: bool) -> Caption:
 def _media(file: int, found: Candidate) -> dict[str, Any]:
     """Columns of the media part."""
     empty = {"media_offset": 0, "media_size": 0, "media_hash": "", "frames": 0, "fps": 0.0, "height": 0, "width": 0}
-    nothing: dict[str, Any] = {"slice_rows": (), "slice_offsets": (), "slice_hashes": (), "start": 0, "stop": 0}
+    nothing: dict[str, Any] = {
+        **dict.fromkeys(("slice_rows", "slice_offsets", "slice_hashes", "time_rows", "time_seconds"), ()),
+        **dict.fromkeys(("start", "stop"), 0),
+    }
     if found.media is None:
         return {**empty, **nothing}
     if not 0 < found.media.size <= LARGEST_MEDIA:
@@ -97,8 +100,10 @@ def _media(file: int, found: Candidate) -> dict[str, Any]:
     tables: dict[str, Any] = {}
     if slices and set(slices.rows) <= {row for row, _ in probed.scan.restarts}:  # each can be decoded by itself
         tables = {"slice_rows": slices.rows, "slice_offsets": slices.offsets, "slice_hashes": slices.hashes}
+    timeline = probed.timeline()
+    times = {"time_rows": timeline.rows, "time_seconds": timeline.seconds}
     sizes = {"frames": probed.frames, "fps": float(probed.fps), "height": probed.height, "width": probed.width}
-    return {**nothing, **columns, **sizes, **tables, "stop": probed.frames}
+    return {**nothing, **columns, **sizes, **times, **tables, "stop": probed.frames}
 
 
 def _is_plain(found: Video) -> bool:

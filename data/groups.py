@@ -5,7 +5,6 @@ files --convert, in workers--> clips --near copies--> samples --> tar --> rows -
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,6 +19,7 @@ from data.filters import NEAR_DUPLICATES, Filters
 from data.hosts import Hosts
 from data.ledger import Ledger
 from data.outcome import Outcome, Rejection, Tally
+from data.rebuild import json_of
 from data.scores import Scores
 from data.shards import PREVIEWS, Sample, digest_bytes, digest_of, uid_of
 from data.sources import NO_ANSWER
@@ -145,9 +145,7 @@ class _Batch:
             for uid, clip in kept.items():
                 self.rows.append(_row(uid, item, clip))
                 self.strips.append(clip.preview)
-                facts = {"uid": uid, **{name: self.rows[-1][name] for name in index.FACTS}}
-                text = json.dumps(facts, sort_keys=True, ensure_ascii=False) + "\n"
-                yield Sample(uid, {"json": text.encode(), clip.media: clip.data})
+                yield Sample(uid, {"json": json_of(self.rows[-1]), clip.media: clip.data})
             self.writer.on_file(item.file.name)
 
     def _count(self, item: Todo, result: Result, kept: Mapping[str, Clip], rejected: Sequence[Rejection]) -> None:
@@ -217,6 +215,8 @@ def _row(uid: str, item: Todo, clip: Clip) -> dict[str, Any]:
         "stop": clip.stop,
         "frames": clip.frames,
         "fps": float(clip.fps),
+        "time_rows": clip.timeline.rows,
+        "time_seconds": clip.timeline.seconds,
         "height": clip.height,
         "width": clip.width,
     }

@@ -32,7 +32,7 @@ from data.tar_sources import Tar, find_tars, why_not
 from data.workers import Limits, Lost, Workers, available_cores, fair_memory
 from parallel.errors import InputError
 
-FORMAT = 1  # part of every shard id: raise it when the same tar would give other rows
+FORMAT = 2  # part of every shard id: raise it when the same tar would give other rows
 SECONDS = 600  # that a sample may take
 SMALL_JOB_BYTES = 256 << 20  # of tars: below it, starting workers costs more than it saves
 

@@ -27,6 +27,7 @@ from data.manifest import Manifest
 from data.sampling import Choice
 from data.shards import COMMITS, INDEX, MANIFEST, Part, digest_bytes, digest_of, write_bytes
 from data.slices import Slices
+from data.timeline import STILL, Timeline
 from parallel.errors import InputError
 
 Ints = npt.NDArray[np.int64]
@@ -53,6 +54,8 @@ SCHEMA = pa.schema(
         ("file", pa.string()),  # the source file, and the rows of it that the clip shows
         ("start", pa.int64()),
         ("stop", pa.int64()),
+        ("time_rows", pa.list_(pa.int32())),  # see `Timeline`; null in datasets that are older than it
+        ("time_seconds", pa.list_(pa.float64())),
         *((name, pa.float32()) for name in ("motion", "sharpness", "brightness", "black", "text")),  # see `Scores`
         ("phash", pa.string()),
     ]
@@ -60,6 +63,8 @@ SCHEMA = pa.schema(
 LOCATED = ("uid", "shard", *(name for name in SCHEMA.names if name.endswith(("_offset", "_size", "_hash"))))
 # columns that <uid>.json holds too, so that an index can be made again from its tar
 FACTS = tuple(name for name in SCHEMA.names if name not in LOCATED and not name.startswith("slice_"))
+ADDED = ("time_rows", "time_seconds")  # columns that older datasets have not
+OLDER = pa.schema([field for field in SCHEMA if field.name not in ADDED])
 REPEATED = ("shard", "media", "file")  # columns of few values: kept once each in memory
 IN_MEMORY = pa.schema([(f.name, pa.dictionary(pa.int32(), f.type) if f.name in REPEATED else f.type) for f in SCHEMA])
 
@@ -122,6 +127,13 @@ class Index:
         """The slice table of the media part; None if it can only be read whole."""
         rows, offsets, hashes = (self.table[f"slice_{name}"][row].as_py() for name in ("rows", "offsets", "hashes"))
         return Slices(tuple(rows), tuple(offsets), tuple(hashes)) if rows else None
+
+    def timeline(self, row: int) -> Timeline:
+        """When the stored frames are shown in the source."""
+        rows, seconds, fps = (self.table[name][row].as_py() for name in ("time_rows", "time_seconds", "fps"))
+        if rows is None:  # an older dataset: right where the rate of the source was even
+            return Timeline((0,), ((self.table["start"][row].as_py() or 0) / fps,), fps) if fps and fps > 0 else STILL
+        return Timeline(tuple(rows), tuple(seconds), fps or 0.0)
 
     def shards(self) -> dict[Path, int]:
         """The bytes that each tar has at least, going by the samples in it."""
@@ -199,7 +211,9 @@ class Index:
 
 def write_rows(dataset: Path, shard_id: str, rows: Iterable[Mapping[str, Any]]) -> tuple[str, str, int]:
     """Writes a shard's rows as `index/<id>.parquet`: (path relative to the dataset, BLAKE3, number of rows)."""
-    table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+    listed = list(rows)
+    older = bool(listed) and all(row.get(name) is None for row in listed for name in ADDED)
+    table = pa.Table.from_pylist(listed, schema=OLDER if older else SCHEMA)  # older rows keep their bytes
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table, buffer, compression="zstd")
     path = f"{INDEX}/{shard_id}.parquet"

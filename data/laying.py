@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from data.timeline import STILL, Timeline
 from parallel.errors import InputError
 from parallel.packed import ANSWERED, ASKED, SILENT
 from parallel.relayout import IGNORED
@@ -38,15 +39,16 @@ class Sight:
         row: of the index of clips.
         first, last: frames of it, counted as taken, [first, last).
         watched: whether silence is learned after each view.
-        start, step: seconds of the first frame that could be taken, in its source, and from one to the next.
+        timeline: when the stored frames of the clip are shown in its source.
+        stride: stored frames from one that is taken to the next.
     """
 
     row: int
     first: int
     last: int
     watched: bool = False
-    start: float = 0.0
-    step: float = 0.0
+    timeline: Timeline = STILL
+    stride: int = 1
 
     @property
     def frames(self) -> int:
@@ -162,7 +164,8 @@ def stamps_of(sight: Sight, views: Views, times: Times | None) -> list[Ints]:
     count = len(views.rows(sight.frames))
     if times is None:
         return [np.zeros(0, np.int64)] * count
-    return [times(sight.start + sight.step * (sight.first + view * views.merge)) for view in range(count)]
+    frames = (sight.first + view * views.merge for view in range(count))
+    return [times(sight.timeline.second(frame * sight.stride)) for frame in frames]
 
 
 def times_of(tokenizer: Any) -> Times:

@@ -12,8 +12,8 @@ import numpy as np
 from data import image, video
 from data.sampling import Sampling
 from data.stream import Stream
-from data.talk_stream import seconds_of
 from data.talk_writer import Names
+from data.timeline import STILL, Timeline
 from data.video import Frames
 from parallel.errors import InputError
 
@@ -47,15 +47,16 @@ class Looker:
             found.append(np.concatenate([piece.frames for piece in pieces if piece.frames is not None]))
         return found
 
-    def seconds(self, name: str, uid: str = "") -> list[tuple[float, float]]:
-        """Of each clip that the name stands for: when its first frame is, and from one to the next; raises as above."""
-        if self.clips is None:
-            path = self.folder / name
-            with path.open("rb") as file:
-                if image.suffix_of(file.read(image.MAGIC)):
-                    return [(0.0, 0.0)]
-            return [(0.0, float(self.sampling.stride / video.probe(path).fps))]
-        return [seconds_of(self.clips, self.rows[clip]) for clip in self.names.clips(name, uid)]
+    def timelines(self, name: str, uid: str = "") -> list[Timeline]:
+        """Of each clip that the name stands for, from its first frame that `frames` gives on; raises as it."""
+        if self.clips is not None:
+            return [self.clips.index.timeline(self.rows[clip]) for clip in self.names.clips(name, uid)]
+        path = self.folder / name
+        with path.open("rb") as file:
+            if image.suffix_of(file.read(image.MAGIC)):
+                return [STILL]
+        told = video.probe(path)
+        return [told.timeline().part(_first(told.frames, self.sampling), told.frames)]
 
 
 def frames_of(path: Path, sampling: Sampling) -> Frames:
@@ -75,10 +76,14 @@ def frames_of(path: Path, sampling: Sampling) -> Frames:
     used = sampling.frames_used(told.frames)
     if not used:
         raise InputError("a video has the frames that are taken", f"{path}: {told.frames}", "a longer one")
-    span = (used - 1) * sampling.stride + 1
-    start = (told.frames - span) // 2
+    start, span = _first(told.frames, sampling), (used - 1) * sampling.stride + 1
     frames = video.decode(path, start, start + span, sampling.stride, sampling.scaled(told.height, told.width))
     return _cropped(frames, sampling)
+
+
+def _first(frames: int, sampling: Sampling) -> int:
+    """The first frame that is taken of a file of so many: those in the middle are."""
+    return (frames - (sampling.frames_used(frames) - 1) * sampling.stride - 1) // 2
 
 
 def _cropped(frames: Frames, sampling: Sampling) -> Frames:

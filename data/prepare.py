@@ -40,7 +40,7 @@ from data.workers import LEAST_MEMORY, Limits, Pool, Workers, available_cores, f
 from parallel.errors import InputError
 
 SMALL_JOB_BYTES = 16 << 20  # of input: below it, starting workers costs more than it saves
-FORMAT = 3  # part of every shard id: raise it when the same input would give other bytes
+FORMAT = 4  # part of every shard id: raise it when the same input would give other bytes
 
 MakePool = Callable[[int | None, Limits], Pool]  # of so many workers, or of as many as it finds good
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from data import tars
 from data.foreign import contents
 from data.foreign_rows import read_part, read_sample, slices_of_media
-from data.index import FACTS, SCHEMA
+from data.index import ADDED, FACTS, SCHEMA
 from data.shards import SHARDS, digest_bytes, uid_of
 from data.tars import Damage, Member
 from parallel.errors import InputError
@@ -89,7 +89,7 @@ def as_stored(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
 
 def json_of(row: Mapping[str, Any]) -> bytes:
     """`<uid>.json` of a row."""
-    facts = {"uid": row["uid"], **{name: row[name] for name in FACTS}}
+    facts = {"uid": row["uid"], **{name: row[name] for name in FACTS if name not in ADDED or row[name] is not None}}
     return (json.dumps(facts, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
@@ -144,12 +144,12 @@ def _row(file: int, uid: str, parts: Mapping[str, Member], shard_id: str) -> Row
         raise ValueError("it has no json part")
     words = read_part(file, parts["json"])
     facts = parse_json(words)
-    if not isinstance(facts, dict) or facts.get("uid") != uid or facts.keys() != {"uid", *FACTS}:
+    if not isinstance(facts, dict) or facts.get("uid") != uid or facts.keys() | set(ADDED) != {"uid", *FACTS}:
         raise ValueError("its json part is not that of this sample")
     suffix = facts["media"]
     if set(parts) != {"json", suffix} - {""}:
         raise ValueError(f"it has the parts {', '.join(sorted(parts))}, its json part says json, {suffix}")
-    row: Row = {**facts, "shard": f"{SHARDS}/{shard_id}.tar"}
+    row: Row = {**dict.fromkeys(ADDED), **facts, "shard": f"{SHARDS}/{shard_id}.tar"}
     row.update({"json_offset": parts["json"].offset, "json_size": len(words), "json_hash": digest_bytes(words)})
     row.update({"media_offset": 0, "media_size": 0, "media_hash": ""})
     slices = None

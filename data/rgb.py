@@ -37,6 +37,8 @@ HD_LINES = 720
 HDR = {int(ColorTrc.SMPTE2084): "PQ", int(ColorTrc.ARIB_STD_B67): "HLG"}
 # Matrices as ITU-T H.273, table 4, numbers them
 BT709, BT601 = 1, 6
+CONVERT = "convert it to upright BT.709 (HDR with ffmpeg's zscale and tonemap), or leave it out"
+SPLIT = "longreel prepare divides it there; or scale it to one size (ffmpeg -i IN -vf scale=W:H OUT.mp4)"
 KNOWN = {BT709, 4, 5, BT601, 7, 9}  # and FCC, BT.601 of 625 lines, SMPTE 240M, BT.2020
 OPEN = {0, 2, 3}  # RGB where the format is not, unspecified, reserved
 
@@ -69,10 +71,7 @@ class _Way:
 
 
 class Rgb:
-    """Converts the frames of one stream; keeps swscale's tables, which cost more than a small conversion.
-
-    Frames that change their size within a stream are scaled to the size of the first.
-    """
+    """Converts frames of one size and turn; keeps swscale's tables, which cost more than a small conversion."""
 
     def __init__(self, name: str, aspect: Fraction | None = None, size: tuple[int, int] | None = None) -> None:
         """Prepares for one stream.
@@ -83,26 +82,29 @@ class Rgb:
             size: (height, width) as displayed, to scale to; None for all pixels there are.
         """
         self.name, self.aspect, self.size = name, aspect or Fraction(1), size
-        self.turn = UPRIGHT
+        self.turn, self.stored = UPRIGHT, (0, 0)
         self._ways: dict[tuple[Any, ...], _Way] = {}
         self._reformatter = VideoReformatter()
 
     def start(self, frame: Any) -> tuple[int, int]:
         """(height, width) of what comes out; `frame` is the first of the stream."""
         self.turn = turn_of(frame, self.name)
+        self.stored = frame.height, frame.width
         if self.size is None:
-            stored = frame.height, max(1, round(frame.width * self.aspect))
-            self.size = stored[::-1] if self.turn.transpose else stored
+            self.size = displayed(*self.stored, self.aspect, self.turn)
         return self.size
 
     def __call__(self, frame: Any, out: Frames | None = None) -> Frames:
         """A decoded frame as RGB [height, width, 3], written into `out` if given.
 
         Raises:
-            InputError: HDR, colours of an unknown kind, or tilted.
+            InputError: HDR, colours of an unknown kind, tilted, or of another size than the first.
         """
         if out is None:
             out = np.empty((*(self.size if self._ways and self.size else self.start(frame)), 3), np.uint8)
+        if (frame.height, frame.width) != self.stored:
+            old, new = (f"{height} x {width}" for height, width in (self.stored, (frame.height, frame.width)))
+            raise _unusable(self.name, f"its picture changes from {old} to {new} within the film", SPLIT)
         key = (frame.format.name, frame.height, frame.width, frame.colorspace, frame.color_range, frame.color_trc)
         if key not in self._ways:
             self._ways[key] = self._way(frame)
@@ -169,6 +171,11 @@ def _plane(plane: Any) -> Frames:
     return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
 
 
-def _unusable(name: str, reason: str) -> InputError:
-    remedy = "convert it to upright BT.709 (HDR with ffmpeg's zscale and tonemap), or leave it out"
+def displayed(height: int, width: int, aspect: Fraction, turn: Turn) -> tuple[int, int]:
+    """(height, width) of a stored picture that is upright and has square pixels; `aspect` as of `Rgb`."""
+    square = height, max(1, round(width * aspect))
+    return square[::-1] if turn.transpose else square
+
+
+def _unusable(name: str, reason: str, remedy: str = CONVERT) -> InputError:
     return InputError("a video is shown as it was meant", f"{name}: {reason}", remedy)

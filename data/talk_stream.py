@@ -22,6 +22,7 @@ from data.packing import Floats
 from data.plan import Cursor, DataPlan, window_for
 from data.stream import Pack, Stream
 from data.talks import Talks
+from data.timeline import Timelines
 from data.video import Frames
 from parallel.errors import InputError
 from parallel.packed import Document
@@ -29,7 +30,7 @@ from parallel.random import key_of
 from parallel.views import Views
 
 Ints = npt.NDArray[np.int64]
-ROUNDING = 1e-6  # frames, by which a time may miss one
+ROUNDING = 0.05  # frames, by which a time may miss one: time stamps are of whole milliseconds
 
 
 class TalkStream:
@@ -207,8 +208,8 @@ class _Sights:
     def _sight(self, i: int) -> Sight:
         assert self.clips is not None, "talks with visuals have clips"
         row = int(self.rows[i])
-        start, step = seconds_of(self.clips, row)
-        return Sight(row, int(self.first[i]), int(self.last[i]), bool(self.watched[i]), start, step)
+        first, last, watched = int(self.first[i]), int(self.last[i]), bool(self.watched[i])
+        return Sight(row, first, last, watched, self.clips.index.timeline(row), self.clips.sampling.stride)
 
     def _refuse_empty(self, of_visual: Ints) -> None:
         seen = np.zeros(len(self.clips_before) - 1, np.int64)
@@ -219,14 +220,6 @@ class _Sights:
             row = bisect_right(self.visuals_before.tolist(), visual) - 1
             found = f"{self.talks.uid(row)}: visual {visual - int(self.visuals_before[row])} of {self.talks.file(row)}"
             raise InputError("a visual shows a frame at least", found, "mend its begin and end, or data.stride")
-
-
-def seconds_of(clips: Stream, row: int) -> tuple[float, float]:
-    """Of a clip: when in its source it begins, and from one frame that is taken to the next; 0 and 0 of an image."""
-    fps = float(clips.index.table["fps"][row].as_py() or 0)
-    if fps <= 0:
-        return 0.0, 0.0
-    return float(clips.index.table["start"][row].as_py() or 0) / fps, clips.sampling.stride / fps
 
 
 def refuse_stretches(clips: Stream) -> None:
@@ -262,11 +255,8 @@ def _stretches(clips: Stream, rows: Ints, begin: Floats, end: Floats) -> tuple[I
     if np.isnan(begin).all() and np.isnan(end).all():
         return np.zeros_like(whole), whole
     refuse_stretches(clips)
-    fps = clips.index.table["fps"].to_numpy()[rows]
-    fps = np.where(fps > 0, fps, 1.0)  # an image has none, and is seen at its beginning
-    start = clips.index.table["start"].to_numpy()[rows] / fps  # of the clip in its source
-    step = clips.sampling.stride / fps
-    first, last = (np.floor((time - start) / step + ROUNDING) + 1 for time in (begin, end))
+    timelines, stride = Timelines(clips.index.table), clips.sampling.stride
+    first, last = (np.floor((timelines.rows_until(rows, time) + ROUNDING) / stride) + 1 for time in (begin, end))
     first = np.clip(np.where(np.isnan(begin), 0, first), 0, whole).astype(np.int64)
     last = np.clip(np.where(np.isnan(end), whole, last), 0, whole).astype(np.int64)
     return first, np.maximum(last, first)

@@ -26,6 +26,7 @@ from data.chat import DEFAULT_PLACES, encode
 from data.conversations import Conversation, Kind, Visual, conversation_of
 from data.index import Index
 from data.shards import digest_file, digest_of, make_folder, publish_file, temporary_of, write_bytes, write_json
+from data.timeline import Timelines
 from data.tokenizers import silence_of
 from parallel.errors import InputError
 from parallel.packed import ANSWERED, ASKED, CODED
@@ -84,10 +85,7 @@ class Names:
             return
         files = index.table["file"].cast(pa.string()).to_pylist()
         uids, starts = (index.table[name].to_pylist() for name in ("uid", "start"))
-        rates = np.maximum(np.nan_to_num(index.table["fps"].to_numpy()), 0)
-        ends = np.divide(
-            index.table["start"].to_numpy() + index.frames, rates, out=np.zeros(len(rates)), where=rates > 0
-        )
+        ends = Timelines(index.table).ends(index.frames)
         self.ends = dict(zip(uids, ends.tolist(), strict=True))
         for _, file, uid in sorted(zip(starts, files, uids, strict=True), key=lambda one: (one[0] or 0, one[2])):
             self.by_name.setdefault(file, []).append(uid)

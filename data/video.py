@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain, pairwise
 from typing import Any
@@ -44,9 +44,10 @@ from data.demux import (
     whole,
 )
 from data.h264 import GOP_FRAMES, encode
-from data.rates import rate_of
-from data.rgb import Frames, Rgb, Turn, check_colours, turn_of
+from data.rates import Stretch, rate_of, stretches
+from data.rgb import Frames, Rgb, Turn, check_colours, displayed, turn_of
 from data.scan import Scan, broken
+from data.timeline import Timeline, timeline_of
 
 SLOWEST, FASTEST = Fraction(1, 3600), 10_000  # frames a second; beyond, time stamps are damaged
 PADDING = bytes(64)  # AV_INPUT_BUFFER_PADDING_SIZE: decoders may read so far past a packet
@@ -60,10 +61,12 @@ class Video:
     """What the probe found in the chosen stream.
 
     Attributes:
-        fps: the rate of its frames if they are even, else a rate to see them at (`data.rates`).
+        fps: the rate of its frames if they are even, else of the usual one (`data.rates`).
         even: whether the frames follow an even beat.
+        begin: seconds from where a player begins to the first frame.
         height, width: in pixels as displayed (square pixels, upright).
         stored: (height, width) as coded.
+        aspect: width of a stored pixel, if its height is 1.
         turn: from stored to upright.
         time_base: seconds, the unit of the time stamps.
         video_streams: in the file, cover pictures not counted.
@@ -72,9 +75,11 @@ class Video:
     frames: int
     fps: Fraction
     even: bool
+    begin: float
     height: int
     width: int
     stored: tuple[int, int]
+    aspect: Fraction
     turn: Turn
     interlaced: bool
     time_base: Fraction
@@ -89,6 +94,19 @@ class Video:
         """The most frames from one restart to the next."""
         rows = [row for row, _ in self.scan.restarts] + [self.frames]
         return max(b - a for a, b in pairwise([0, *rows]))
+
+    def stretches(self) -> list[Stretch]:
+        """All rows as stretches of one rate each, their seconds counted from where a player begins."""
+        if not self.scan.pts:  # decode output in order is all that is known
+            return [Stretch(range(self.frames), self.fps, np.arange(self.frames) / float(self.fps), True)]
+        found = stretches(self.scan.pts, self.time_base, self.fps if self.even else None)
+        return [replace(one, seconds=self.begin + one.seconds) for one in found]
+
+    def timeline(self) -> Timeline:
+        """When each row is shown."""
+        rows = np.arange(self.frames) / float(self.fps)
+        stamps = np.asarray([p - self.scan.pts[0] for p in self.scan.pts], np.float64) * float(self.time_base)
+        return timeline_of(self.begin + (stamps if len(stamps) else rows), float(self.fps))
 
 
 def probe(source: Source, counted: bool = False) -> Video:
@@ -112,8 +130,7 @@ def probe(source: Source, counted: bool = False) -> Video:
             raise broken(name, "no frame can be decoded")
         check_colours(first, name)
         turn, aspect = turn_of(first, name), stream.sample_aspect_ratio or Fraction(1)
-        square = first.height, max(1, round(first.width * aspect))
-        height, width = square[::-1] if turn.transpose else square
+        height, width = displayed(first.height, first.width, aspect, turn)
         fps, even = rate_of(found.pts, stream.time_base, stream.average_rate or stream.guessed_rate)
         if not SLOWEST <= fps <= FASTEST:
             raise broken(name, f"{float(fps):.3g} frames a second by its time stamps")
@@ -122,9 +139,11 @@ def probe(source: Source, counted: bool = False) -> Video:
             frames=found.frames,
             fps=fps,
             even=even,
+            begin=_begin(container, stream, found),
             height=height,
             width=width,
             stored=(first.height, first.width),
+            aspect=aspect,
             turn=turn,
             interlaced=stream.codec_context.field_order in INTERLACED,
             time_base=stream.time_base,
@@ -294,9 +313,16 @@ def _wanted(there: range, start: int, stop: int, step: int, name: str) -> range:
     raise broken(name, f"rows {start} to {stop} {what} were asked for")
 
 
-def _square(frame: Any, stream: Any) -> tuple[int, int]:
-    """(height, width) of a stored picture when its pixels are made square."""
-    return frame.height, max(1, round(frame.width * (stream.sample_aspect_ratio or Fraction(1))))
+def _begin(container: Any, stream: Any, scan: Scan) -> float:
+    """Seconds from where a player begins, which is with the first stream of the file, to row 0.
+
+    Sound that begins a little before zero is what its encoder put there to begin with, and no beginning.
+    """
+    if not scan.pts:
+        return 0.0
+    first = float(scan.pts[0] * stream.time_base)
+    began = first if container.start_time is None else max(0.0, container.start_time / av.time_base)
+    return max(0.0, first - began)
 
 
 def _end(wanted: range) -> int:

@@ -4,6 +4,8 @@
     rows   0 . . . . . . . . | . . . . . . . . . . . . . | . .          shots
            |-- segment 0 --| |-- segment 1 -|-- 2 --| ...               figures are of segments
 
+A picture of another size, or turned otherwise, begins a new shot: a phone that is turned goes on in the same file. So
+does a frame after a pause, or with which another rate begins (`data.rates`).
 A shot that may be cut further is watched in segments, because how long it is only shows at its end; the figures of a
 part are put together from those of its segments. Everything but decoding costs a third of it at 1280 x 720.
 """
@@ -19,15 +21,32 @@ import numpy as np
 from data.cuts import Detector, small_size
 from data.demux import RowMissingError, Source, name_of
 from data.previews import CELL_HEIGHT, Strip
-from data.rgb import Frames, Rgb
+from data.rates import Stretch
+from data.rgb import Frames, Rgb, Turn, displayed, turn_of
 from data.scores import Scorer, Scores
 from data.video import Video, pictures, probe
+
+
+@dataclass(frozen=True)
+class Look:
+    """Of which size pictures are.
+
+    Attributes:
+        stored: (height, width) as coded.
+        turn: from stored to upright.
+        size: (height, width) as displayed.
+    """
+
+    stored: tuple[int, int]
+    turn: Turn
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Segment:
     """Rows [start, stop) of one shot; `picture` is the first of them, see `thumbnail`."""
 
+    look: Look
     start: int
     stop: int
     scores: Scores
@@ -40,11 +59,19 @@ Shot = Sequence[Segment]
 
 @dataclass(frozen=True)
 class Film:
-    """What was seen: `found` as it turned out to be; `steady` if no picture changed its size or kind."""
+    """What was seen.
+
+    Attributes:
+        found: as it turned out to be.
+        shots: in order, end to end.
+        steady: whether no picture changed its size or kind.
+        stretches: of one rate each, end to end; no shot lies in two.
+    """
 
     found: Video
     shots: Sequence[Shot]
     steady: bool
+    stretches: Sequence[Stretch]
 
 
 def watch(source: Source, found: Video, segment: int | None = None) -> Film:
@@ -68,24 +95,31 @@ def watch(source: Source, found: Video, segment: int | None = None) -> Film:
 
 
 def _watch(source: Source, found: Video, segment: int | None) -> Film:
-    rgb = Rgb(name_of(source), None, small_size(found.height, found.width))
-    detector, steady = Detector(), True
+    name, look, steady = name_of(source), Look(found.stored, found.turn, (found.height, found.width)), True
+    rgb, detector = Rgb(name, None, small_size(*look.size)), Detector()
     shots: list[list[Segment]] = [[]]
-    watched = _Watched(0)
+    stretches = found.stretches()
+    begins = {stretch.rows[0] for stretch in stretches[1:]}
+    watched = _Watched(look, 0)
     for row, frame in enumerate(pictures(source, found)):
         if frame.interlaced_frame and not found.interlaced:  # the header did not say so
             return _watch(source, replace(found, interlaced=True), segment)
-        steady &= (frame.height, frame.width, frame.format.name) == (*found.stored, found.pixel_format)
+        stored, turn = (frame.height, frame.width), turn_of(frame, name)
+        steady &= (stored, frame.format.name) == (found.stored, found.pixel_format)
+        new_shot = (stored, turn) != (look.stored, look.turn)
+        if new_shot:
+            look = Look(stored, turn, displayed(*stored, found.aspect, turn))
+            rgb, detector, steady = Rgb(name, None, small_size(*look.size)), Detector(), False
         small = rgb(frame)
-        new_shot = detector.begins(small)
+        new_shot |= detector.begins(small) | (row in begins)
         if new_shot or row - watched.start == segment:
             shots[-1].append(watched.closed())
-            watched = _Watched(row)
+            watched = _Watched(look, row)
             if new_shot:
                 shots.append([])
         watched.add(small)
     shots[-1].append(watched.closed())
-    return Film(found, shots, steady)
+    return Film(found, shots, steady, stretches)
 
 
 def part(shot: Shot, start: int, stop: int) -> tuple[Scores, bytes]:
@@ -123,8 +157,8 @@ def thumbnail(frame: Frames) -> Frames:
 class _Watched:
     """The segment that is being watched."""
 
-    def __init__(self, start: int) -> None:
-        self.start = self.stop = start
+    def __init__(self, look: Look, start: int) -> None:
+        self.look, self.start, self.stop = look, start, start
         self.scorer, self.strip = Scorer(), Strip()
         self.picture: Frames | None = None
 
@@ -137,4 +171,4 @@ class _Watched:
 
     def closed(self) -> Segment:
         assert self.picture is not None, "a segment has frames"
-        return Segment(self.start, self.stop, self.scorer.result(), self.strip.jpeg(), self.picture)
+        return Segment(self.look, self.start, self.stop, self.scorer.result(), self.strip.jpeg(), self.picture)

@@ -99,7 +99,7 @@ def tell_answers(
     for prompt in prompts or speaker.prompts:
         conversation = conversation_about(videos, prompt)
         words = speaker.said(
-            speaker.asked(*speaker.lay(conversation, looker.frames, None, looker.seconds)),
+            speaker.asked(*speaker.lay(conversation, looker.frames, None, looker.timelines)),
             MOST_WORDS + (coding.most if coding else 0),
         )
         said, drawn = speaker.text(words), coding.drawn(words) if coding else Drawn((), 0)

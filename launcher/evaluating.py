@@ -155,7 +155,7 @@ def evaluate(
     for number, question in enumerate(questions, 1):
         order = _order(question.uid) if shuffle else None
         asked = speaker.asked(
-            *speaker.lay(question.conversation, _look(looker, question.uid), order, _seconds(looker, question.uid))
+            *speaker.lay(question.conversation, _look(looker, question.uid), order, _timelines(looker, question.uid))
         )
         if question.choices:
             scores = [speaker.likelihood(asked, choice) for choice in question.choices]
@@ -226,8 +226,8 @@ def _look(looker: Looker, uid: str) -> Callable[[str], Any]:
     return lambda name: looker.frames(name, uid)
 
 
-def _seconds(looker: Looker, uid: str) -> Callable[[str], Any]:
-    return lambda name: looker.seconds(name, uid)
+def _timelines(looker: Looker, uid: str) -> Callable[[str], Any]:
+    return lambda name: looker.timelines(name, uid)
 
 
 def _order(uid: str) -> Callable[[int], Ints]:

@@ -22,6 +22,7 @@ from data.laying import Laid, Sight, Times, lay, times_of
 from data.sampling import Sampling
 from data.talk_writer import with_codes
 from data.talks import Talks
+from data.timeline import STILL, Timeline
 from data.tokenizers import open_tokenizer
 from data.video import Frames
 from launcher.checkpoints.reading import Checkpoint
@@ -101,7 +102,7 @@ class Speaker:
         conversation: Conversation,
         look: Look,
         order: Callable[[int], Ints] | None = None,
-        seconds: Callable[[str], Sequence[tuple[float, float]]] | None = None,
+        timelines: Callable[[str], Sequence[Timeline]] | None = None,
     ) -> tuple[Laid, Frames]:
         """The layout of a conversation and all frames that it sees.
 
@@ -109,7 +110,7 @@ class Speaker:
             conversation: the last turn is what the assistant says.
             look: finds frames.
             order: in which the n frames of each clip are shown; None as they are.
-            seconds: of each clip when it begins, and from one frame to the next; where the model is told times.
+            timelines: of each clip; where the model is told times.
         """
         places = {**DEFAULT_PLACES, **self.places}  # talks know those alone that their tokenizer has
         encoded = encode(conversation, self.tokenizer, places)
@@ -121,11 +122,11 @@ class Speaker:
             tokens, kinds = with_codes(encoded.tokens, kinds, spots, codes)
             return lay(tokens, kinds, spots[:0], [], None, self.silence), none
         when = [
-            seconds(visual.name) if self.times and seconds else [(0.0, 0.0)] * len(clips)
+            timelines(visual.name) if self.times and timelines else [STILL] * len(clips)
             for visual, clips in zip(conversation.visuals, shown, strict=True)
         ]
         sights = [
-            [Sight(0, 0, len(frames), False, *at) for frames, at in zip(clips, times, strict=True)]
+            [Sight(0, 0, len(frames), False, at, self.sampling.stride) for frames, at in zip(clips, times, strict=True)]
             for clips, times in zip(shown, when, strict=True)
         ]
         laid = lay(encoded.tokens, kinds, spots, sights, self.maker.model.views, self.silence, self.times)

@@ -66,6 +66,7 @@ def _row(number: int) -> dict[str, Any]:
     slices = mp4.slices(data)
     tables = {"slice_rows": slices.rows, "slice_offsets": slices.offsets, "slice_hashes": slices.hashes}
     facts = {"media": "mp4", "frames": 30, "fps": 8.0, "height": 16, "width": 16, "start": 0, "stop": 30}
+    facts |= {"time_rows": (0,), "time_seconds": (0.0,)}
     words = {"caption": caption, "caption_long": "", "file": f"{number}.mp4"}
     return {"uid": uid_of(digest_bytes(data), caption), **facts, **words, **SCORES, **tables}
 

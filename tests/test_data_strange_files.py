@@ -12,6 +12,7 @@ from av.codec.context import Flags
 
 from data import rates, video
 from data.clips import CutOptions, cut_into_clips
+from data.timeline import timeline_of
 from data.watch import watch
 from parallel.errors import InputError
 from tests.films import ONE, TWO30, calm, moving, nearest, turned, write
@@ -223,10 +224,12 @@ def test_a_size_that_changes_within_the_stream(tmp_path):
         for packet in (p for source in (a, b) for p in source.demux(video=0) if p.size):
             packet.stream = stream
             target.mux(packet)
-    cut = cut_into_clips(path)
-    frames = np.concatenate([video.decode(clip.data) for clip in cut.kept])
-    assert frames.shape == (24, 48, 64, 3)
-    assert np.abs(frames[:12].astype(int) - first).mean() < 4
+    shown = [video.decode(clip.data) for clip in cut_into_clips(path).kept]
+    assert [frames.shape for frames in shown] == [(12, 48, 64, 3), (12, 64, 96, 3)]
+    for frames, film in zip(shown, (first, second), strict=True):
+        assert np.abs(frames.astype(int) - film).mean() < 4
+    with pytest.raises(InputError, match=r"its picture changes from 48 x 64 to 64 x 96 within the film"):
+        video.decode(path)
 
 
 # --- Time ------------------------------------------------------------------------------------------------------------
@@ -269,20 +272,69 @@ def test_rates():
     assert rates.rate_of(ntsc, Fraction(1, 30000), None) == (Fraction(30000, 1001), True)
     assert rates.rate_of([0, 5000, 10000], Fraction(1), None) == (Fraction(1, 5000), True)
     assert rates.rate_of([0, 1, 4, 5, 8], Fraction(1, 10), None) == (5, True)
-    assert rates.rate_of([0, 1, 2, 12, 13, 14, 24], Fraction(1, 10), None) == (Fraction(5, 2), False)
+    assert rates.rate_of([0, 1, 2, 12, 13, 14, 24], Fraction(1, 10), None) == (10, False)
     gap = [*range(50), *range(100, 150)]
     assert rates.rate_of(gap, Fraction(1, 25), Fraction(100, 8)) == (25, False)
-    burst = [*range(50), 5000]
-    rate, is_even = rates.rate_of(burst, Fraction(1, 50), None)
-    assert not is_even
-    assert rate == Fraction(1, 2), "few frames and a long pause: the mean rate"
+    assert rates.rate_of([*range(50), 5000], Fraction(1, 50), None) == (50, False), "one outlier moves nothing"
 
 
-def test_rows_that_are_seen():
-    pts, ms = [0, 100, 120, 140, 500], Fraction(1, 1000)
-    assert rates.seen(pts, ms, Fraction(10), 0, 5) == [0, 1, 3, 3, 3, 4]
-    assert rates.seen(pts, ms, Fraction(10), 1, 4) == [1, 3, 3, 3]
-    assert rates.seen(pts, ms, Fraction(50), 1, 3) == [1, 2]
+MS = Fraction(1, 1000)
+
+
+@pytest.mark.parametrize(
+    # milliseconds; (first row, frames, beats, rate, seconds of the pause before) of each stretch
+    ("steps", "expected"),
+    [
+        pytest.param([40] * 47, [(0, 48, 48, 25, 0)], id="even"),
+        pytest.param([40] * 23 + [30_000] + [40] * 23, [(0, 24, 24, 25, 0), (24, 24, 24, 25, 30)], id="a pause"),
+        pytest.param(
+            ([40] * 9 + [5000]) * 2 + [40] * 9, [(10 * n, 10, 10, 25, 5 * (n > 0)) for n in range(3)], id="two"
+        ),
+        pytest.param([60_000] + [40] * 46, [(0, 1, 1, 1, 0), (1, 47, 47, 25, 60)], id="a title"),
+        pytest.param([40] * 46 + [60_000], [(0, 47, 47, 25, 0), (47, 1, 1, 1, 60)], id="a last frame by itself"),
+        pytest.param([40] * 23 + [200] + [40] * 23, [(0, 48, 52, 25, 0)], id="a held frame"),
+        pytest.param([33, 33, 34, 67] * 20, [(0, 81, 81, Fraction(4000, 167), 0)], id="24 frames in 30 beats"),
+        pytest.param([100] * 50 + [33, 33, 34] * 50, [(0, 201, 301, 30, 0)], id="a rate that changes"),
+        pytest.param([100] * 99 + [33, 33, 34] * 20, [(0, 99, 99, 10, 0), (99, 61, 61, 30, 0)], id="a quicker end"),
+        pytest.param(
+            [40] * 100 + [1000] * 40 + [40] * 100,
+            [(0, 100, 100, 25, 0), (100, 40, 40, 1, 0), (140, 101, 101, 25, 0)],
+            id="a slow time lapse",
+        ),
+        pytest.param(
+            [40] * 100 + [5] * 20 + [40] * 100,
+            [(0, 100, 100, 25, 0), (100, 20, 20, 200, 0), (120, 101, 101, 25, 0)],
+            id="a burst",
+        ),
+        pytest.param([40] * 50 + [5] * 3 + [40] * 50, [(0, 104, 104, 25, 0)], id="a short burst: a beat for each"),
+        pytest.param(([40] * 3 + [1500]) * 5, [(0, 21, 26, 25, 0)], id="frames held too often are cut short"),
+        pytest.param([40, 900] * 10, [(0, 21, 21, Fraction(10, 9), 0)], id="two kinds, mixed"),
+        pytest.param([60_000], [(0, 2, 2, Fraction(1, 60), 0)], id="two frames"),
+        pytest.param([], [(0, 1, 1, 1, 0)], id="one frame"),
+    ],
+)
+def test_stretches_of_one_rate(steps, expected):
+    pts = np.cumsum([1000, *steps]).tolist()
+    found = rates.stretches(pts, MS, None)
+    assert [(s.rows[0], len(set(s.rows)), len(s.rows), s.fps, round(s.pause)) for s in found] == expected
+    assert sorted({row for s in found for row in s.rows}) == list(range(len(pts))), "no frame is dropped"
+    for stretch in found:
+        first = [list(stretch.rows).index(row) for row in sorted(set(stretch.rows))]
+        began = (np.array(pts) - pts[0])[sorted(set(stretch.rows))] / 1000
+        np.testing.assert_allclose(stretch.seconds[first], began)
+        told = timeline_of(stretch.seconds, float(stretch.fps))
+        assert max(abs(told.second(n) - s) for n, s in enumerate(stretch.seconds)) < 0.5 / stretch.fps
+        assert [round(told.rows_until(told.second(n)), 3) for n in range(len(stretch.rows))] == [
+            *range(len(stretch.rows))
+        ]
+
+
+def test_the_beats_of_a_shot():
+    pts = np.cumsum([0, 40, 40, 120, 40, 80, *[40] * 20]).tolist()
+    (found,) = rates.stretches(pts, MS, None)
+    shot = found.of_rows(2, 5)
+    assert (list(shot.rows), shot.fps) == ([2, 2, 2, 3, 4, 4], 25)
+    np.testing.assert_allclose(shot.seconds, [0.08, 0.12, 0.16, 0.2, 0.24, 0.28])
 
 
 def test_a_start_time_that_is_not_zero_and_an_edit_list(tmp_path):

@@ -22,6 +22,7 @@ from data.talk_records import captions_of, records_of
 from data.talk_stream import TalkStream
 from data.talk_writer import Told, write
 from data.talks import LEFT_OUT, MANIFEST, Talks
+from data.timeline import Timeline
 from data.tokenizers import SILENCE, TEMPLATE, byte_tokenizer, open_tokenizer
 from data.video import Frames
 from models.next_token import NextTokenConfig
@@ -47,7 +48,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def row(number: int) -> dict[str, Any]:
         file, start = SHOTS[number]
-        return {**plain(number), "file": file, "start": start, "stop": start + FRAMES}
+        times = {"time_rows": (0,), "time_seconds": (start / FPS,)}
+        return {**plain(number), **times, "file": file, "start": start, "stop": start + FRAMES}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "_row", row)
@@ -478,7 +480,7 @@ def test_times_stand_before_views() -> None:
     times = times_of(Letters())
     tokens, kinds = np.array([1, 9, 2, 3]), np.array([ASKED, ASKED, ASKED, ANSWERED])
     views = Views(pixels=4, side=1, merge=2)
-    laid = lay(tokens, kinds, np.array([1]), [[Sight(0, 2, 5, False, 3.0, 0.25)]], views, None, times)
+    laid = lay(tokens, kinds, np.array([1]), [[Sight(0, 2, 5, False, Timeline((0,), (3.0,), 4.0))]], views, None, times)
     stamps = [[ord(letter) for letter in text] for text in ("3.5s", "4.0s")]
     assert laid.tokens.tolist() == [1, *stamps[0], 9, *stamps[1], 9, 2, 3]
     assert laid.starts.tolist() == [5, 10]
