@@ -190,7 +190,8 @@ def _even(seconds: Floats, time_base: Fraction, declared: Fraction | None) -> Fr
 def _usual(steps: Floats, quantile: float, time_base: Fraction) -> Fraction:
     """The rate of steps about as long as one that is longer than `quantile` of them."""
     typical = np.sort(steps)[int(len(steps) * quantile)]
-    usual = steps[np.abs(steps - typical) < max(USUAL * typical, 1.01 * float(time_base))]
+    rounding = min(1.01 * float(time_base), 2 * USUAL * typical)
+    usual = steps[np.abs(steps - typical) < max(USUAL * typical, rounding)]
     rate = _plain(float(1 / usual.mean()), float(time_base / usual.sum()))
     whole = round(rate)
     return Fraction(whole) if rate.denominator not in (1, 1001) and abs(whole - rate) < ROUND * rate else rate
