@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from data.index import Index
+from data.rows import json_rows
 from parallel.errors import InputError
+from parallel.parsing import ParseError, shorter
 
+REMEDY = "see docs/video-language.md for the forms"
 QUESTION = "Describe this video."
 
 
 def records_of(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where it stands, record) of a JSON list, or of a file with a JSON object a line.
+    """(where it stands, record) of a JSON list, or of a file with a JSON object a line; see `data.rows`.
+
+    A record that cannot be read is a `ParseError`.
 
     Raises:
-        InputError: it cannot be read, or is neither.
+        InputError: the file cannot be read.
     """
-    rule, remedy = "conversations are a JSON list, or a JSON object a line", "see docs/video-language.md for the forms"
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        for where, record in json_rows(path):
+            yield f"{path}, {where}", record
     except (OSError, UnicodeDecodeError) as error:
+        rule, remedy = (
+            "conversations are a JSON list, or a JSON object a line",
+            "see docs/video-language.md for the forms",
+        )
         raise InputError(rule, f"{path}: {getattr(error, 'strerror', None) or error}", remedy) from None
-    if text.lstrip()[:1] == "[":
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(rule, f"{path}: {error}", remedy) from None
-        yield from ((f"{path}, record {number}", record) for number, record in enumerate(found, 1))
-        return
-    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold other separators of Unicode
-        if line.strip():
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(rule, f"{path}, line {number}: {error}", remedy) from None
+
+
+def refuse_unread(record: Any, where: str) -> None:
+    """Raise what kept a record from being read, or that it is no object.
+
+    Raises:
+        InputError: says where it stands.
+    """
+    if isinstance(record, ParseError):
+        raise InputError("a record is JSON", f"{where}: {record}", "mend it there, or take it out")
+    if not isinstance(record, Mapping):
+        raise InputError("a record is an object", f"{where}: {shorter(record)}", REMEDY)
 
 
 def captions_of(index: Index, question: str = QUESTION) -> Iterator[tuple[str, Any]]:

@@ -26,6 +26,7 @@ from data.chat import DEFAULT_PLACES, encode
 from data.conversations import Conversation, Kind, Visual, conversation_of
 from data.index import Index
 from data.shards import digest_file, digest_of, make_folder, publish_file, temporary_of, write_bytes, write_json
+from data.talk_records import refuse_unread
 from data.timeline import Timelines
 from data.tokenizers import silence_of
 from parallel.errors import InputError
@@ -206,8 +207,7 @@ def _rows(
     seen: set[str] = set()
     for number, (where, record) in enumerate(records, 1):
         try:
-            if not isinstance(record, Mapping):
-                raise InputError("a record is an object", f"{where}: {record!r}"[:200], "see docs/video-language.md")
+            refuse_unread(record, where)
             conversation = conversation_of(record, where)
             row = _row(conversation, tokenizer, names, places, coder)
             if row["uid"] in seen:

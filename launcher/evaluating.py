@@ -22,7 +22,7 @@ from data.conversations import Conversation, Turn, Visual, conversation_of
 from data.index import Index
 from data.looking import Looker
 from data.stream import Stream
-from data.talk_records import records_of
+from data.talk_records import records_of, refuse_unread
 from launcher.speaking import Speaker
 from parallel.errors import InputError
 from parallel.random import key_of
@@ -95,8 +95,7 @@ def question_of(record: Mapping[str, Any], where: str) -> Question:
         InputError: of no known form, nobody answers last, or the answer is none of the choices.
     """
     rule, remedy = "a question has an answer", "see docs/video-language.md for the forms"
-    if not isinstance(record, Mapping):
-        raise InputError(rule, f"{where}: {record!r}"[:200], remedy)
+    refuse_unread(record, where)
     uid, kind = str(record.get("id", where)), str(record.get("about") or "")
     kind = "" if kind == ALL else kind
     if not isinstance(record.get("choices") or [], (list, tuple)):

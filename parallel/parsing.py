@@ -13,7 +13,9 @@ object.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import Any
 
 from parallel.errors import InputError
@@ -23,6 +25,9 @@ DEEPEST = 64  # brackets within brackets; records of people have about 8
 DIGITS = 100  # of a whole number: identifiers of 128 bits have 39, floats end at 308
 WHOLE_DIGITS = 18  # of a number that counts bytes or rows: 64 bits hold it
 
+BLANK = re.compile(r"[ \t\n\r]*")
+SCALAR = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s,\[\]{}"]+', re.DOTALL)
+BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 Pairs = Callable[[list[tuple[str, Any]]], Any]
 
 
@@ -49,13 +54,19 @@ def text_of(data: bytes) -> str:
         ) from None
 
 
-def parse_json(text: str | bytes | bytearray, limit: int = LARGEST, pairs: Pairs | None = None) -> Any:
+def parse_json(
+    text: str | bytes | bytearray,
+    limit: int = LARGEST,
+    pairs: Pairs | None = None,
+    number: Callable[[str], Any] | None = None,
+) -> Any:
     """The value of a JSON text. NaN and Infinity are taken, as `json.dumps` writes them.
 
     Args:
         text: of one value; bytes are UTF-8.
         limit: bytes (or characters) of it, at most.
         pairs: makes the value of each object from its (key, value) pairs; None: a dict, and a key twice is an error.
+        number: makes the value of each number from how it is written; None: int and float.
 
     Raises:
         ParseError: no JSON, a key stands twice in an object, or it is too long, too deep, or has too long a number.
@@ -64,12 +75,52 @@ def parse_json(text: str | bytes | bytearray, limit: int = LARGEST, pairs: Pairs
         raise ParseError(f"it has {len(text):,} bytes, more than {limit:,}")
     if not isinstance(text, str):
         text = text_of(bytes(text))
+    return _guarded(lambda: _decoder(pairs, number).decode(text))
+
+
+def json_elements(text: str, number: Callable[[str], Any] | None = None) -> Iterator[Any]:
+    """The elements of a JSON list, each guarded on its own: one that is odd is a `ParseError`, the next one is read.
+
+    Args:
+        text: of the list.
+        number: see `parse_json`.
+    """
+    decoder, at = _decoder(None, number), _past_blanks(text, 0) + 1
+    while True:
+        at = _past_blanks(text, at)
+        if text[at : at + 1] == "]":
+            rest = text[_past_blanks(text, at + 1) :]
+            if rest:
+                yield ParseError(f"it stands behind the end of the list: {shorter(rest[:80])}")
+            return
+        try:
+            element, stop = _guarded(partial(decoder.raw_decode, text, at))
+        except ParseError as error:
+            element, stop = error, _after(text, at)
+        following = None if stop is None else _past_blanks(text, stop)
+        if following is None or text[following : following + 1] not in (",", "]"):
+            reason = element if isinstance(element, ParseError) else "no comma follows it"
+            yield ParseError(f"{reason}; neither it nor what follows it can be read")
+            return
+        yield element
+        at = following + (text[following] == ",")
+
+
+@lru_cache(maxsize=16)
+def _decoder(pairs: Pairs | None, number: Callable[[str], Any] | None) -> json.JSONDecoder:
+    hook = _unique if pairs is None else pairs
+    return json.JSONDecoder(parse_int=number or _integer, parse_float=number, object_pairs_hook=hook)
+
+
+def _guarded(parse: Callable[[], Any]) -> Any:
+    """What `parse` gives; every error of a parser of JSON as a `ParseError`."""
     try:
-        value = json.loads(text, parse_int=_integer, object_pairs_hook=_unique if pairs is None else pairs)
+        value = parse()
     except ParseError:
         raise
     except json.JSONDecodeError as error:
-        raise ParseError(f"it is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+        at = f"line {error.lineno}, column {error.colno}" if "\n" in error.doc else f"column {error.colno}"
+        raise ParseError(f"it is not JSON: {error.msg.removesuffix(' at')}, at {at}") from None
     except RecursionError:
         raise ParseError(f"its brackets are nested deeper than {DEEPEST} levels") from None
     except MemoryError:
@@ -78,6 +129,25 @@ def parse_json(text: str | bytes | bytearray, limit: int = LARGEST, pairs: Pairs
         raise ParseError(f"it is not JSON: {error}") from None
     _refuse_depth(value)
     return value
+
+
+def _past_blanks(text: str, at: int) -> int:
+    found = BLANK.match(text, at)
+    assert found is not None, "it matches nothing, too"
+    return found.end()
+
+
+def _after(text: str, at: int) -> int | None:
+    """Where a value that begins at `at` ends, by its brackets; None if it does not."""
+    if text[at : at + 1] not in ("{", "["):
+        scalar = SCALAR.match(text, at)
+        return scalar.end() if scalar else None
+    depth = 0
+    for found in BRACKETS.finditer(text, at):
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(found[0], 0)
+        if depth == 0:
+            return found.end()
+    return None
 
 
 def whole_number(text: str | bytes) -> int:
@@ -137,7 +207,7 @@ def _refuse_depth(value: Any) -> None:
         level = [
             inner
             for outer in level
-            if isinstance(outer, (dict, list))
+            if isinstance(outer, (dict, list, tuple))
             for inner in (outer.values() if isinstance(outer, dict) else outer)
             if isinstance(inner, (dict, list))
         ]

@@ -18,7 +18,7 @@ from data.index import Index
 from data.laying import Laid, Sight, lay, times_of
 from data.sampling import Sampling
 from data.stream import Stream
-from data.talk_records import captions_of, records_of
+from data.talk_records import captions_of, records_of, refuse_unread
 from data.talk_stream import TalkStream
 from data.talk_writer import Told, write
 from data.talks import LEFT_OUT, MANIFEST, Talks
@@ -270,10 +270,11 @@ def test_files_of_records(tmp_path: Path) -> None:
     for text in (json.dumps(rows), lines, "\ufeff" + lines, lines.replace("\n", "\r\n")):
         (tmp_path / "rows").write_text(text, encoding="utf-8", newline="")
         assert [record for _, record in records_of(tmp_path / "rows")] == rows
-    for data, match in ((b"[1", "rows: "), (b'{"a": 1}\n{', "rows, line 2"), (b"\xff", "utf-8")):
+    for data, match in ((b"[1", "rows, record 1: "), (b'{"a": 1}\n{', "rows, line 2: "), (b"\xff", "rows, line 1: ")):
         (tmp_path / "rows").write_bytes(data)
+        where, record = list(records_of(tmp_path / "rows"))[-1]
         with pytest.raises(InputError, match=match):
-            list(records_of(tmp_path / "rows"))
+            refuse_unread(record, where)
     with pytest.raises(InputError, match="No such file"):
         list(records_of(tmp_path / "nowhere"))
 
