@@ -12,6 +12,7 @@ with its reason. A shard with a clip that cannot be read is not written: mend th
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -199,7 +200,8 @@ class _Work:
         """Raises InputError if a clip could not be read: its whole shard is still to do."""
         if self.unreadable:
             found = f"{len(self.unreadable)} shards have one that cannot; {self.unreadable[0].value}"
-            remedy = f"longreel data check {self.source.dataset} --repair, then this again: what is done stays"
+            mend = shlex.join(["longreel", "data", "check", str(self.source.dataset), "--repair"])
+            remedy = f"{mend}, then this again: what is done stays"
             raise InputError("every clip of a dataset can be read", found, remedy)
 
     def finish(self) -> None:

@@ -52,7 +52,9 @@ def step_table(step: int, seen: Sequence[Seen]) -> Table:
         numbers = name in ("epoch", "tokens")
         table.add_column(name, justify="right" if numbers else "left", overflow="fold", no_wrap=name == "sample")
     for s in seen:
-        table.add_row(s.uid, str(s.epoch), f"{s.tokens:,}", escape(s.file), escape(s.caption), escape(s.unreadable))
+        table.add_row(
+            escape(s.uid), str(s.epoch), f"{s.tokens:,}", escape(s.file), escape(s.caption), escape(s.unreadable)
+        )
     return table
 
 

@@ -8,6 +8,7 @@ counters        kills of the kernel's memory killer           --+
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -172,7 +173,7 @@ def _of_gpu_shortage(end: End, config: RunConfig | None) -> Cause:
     told = told.partition("GpuMemoryError: ")[2] or last_line(end)
     words, remedy = f"ran out of GPU memory: {told}", _less_memory(config, "gpu")
     if config is not None:
-        remedy += f"; what each saves: longreel dryrun {config.out / 'config.yaml'} KEY=VALUE"
+        remedy += f"; what each saves: longreel dryrun {shlex.quote(str(config.out / 'config.yaml'))} KEY=VALUE"
     if any(sign in end.message for sign in OUTSIDE):
         words += " (NCCL, cuBLAS and the driver take what torch's allocator leaves)"
     return Cause("memory", words, remedy)

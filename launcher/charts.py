@@ -17,16 +17,19 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from statistics import fmean, median
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 POINTS = 500  # of a curve; a phone shows fewer, a wide screen two pixels each
 SMOOTH_PARTS = 40  # the smoothed curve is the mean over this fraction of the run
 SIDE = 1000  # of the SVG's own square coordinates
 LOG_FIRST = 5  # the log scale comes first if the highest value is this many times the median
 FULL_MARKS = 60  # more vertical lines than that become short ticks at the foot of the chart
-MIDDLES: dict[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "median": median}
-Values = Sequence[float | None]
+Numbers = npt.NDArray[np.float64]
+MIDDLES: dict[str, Callable[[Numbers], Any]] = {"mean": np.mean, "median": np.median}
+Values = Sequence[float | None] | Numbers
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Curve:
 
     Attributes:
         name: in the legend.
-        values: one for each step of the chart; None where there is none.
+        values: one for each step of the chart; None or NaN where there is none.
         look: "mean" and "median" draw the values faint and their moving mean or median over them; "area" fills down
             to zero.
         colour: which of the page's colours, 1 to 3; 3 is that of a limit.
@@ -83,7 +86,7 @@ class Scale:
 
 def chart(
     title: str,
-    steps: Sequence[int],
+    steps: Sequence[int] | Numbers,
     curves: Sequence[Curve],
     unit: str = "",
     marks: Sequence[Mark] = (),
@@ -101,7 +104,9 @@ def chart(
         log: offer a log scale where the values allow it; it is the first choice if they span much.
         zero: the axis begins at zero.
     """
-    shown = [v for c in curves for v in c.values if v is not None]
+    there = [numbers(curve.values) for curve in curves]
+    there = [values[~np.isnan(values)] for values in there]
+    shown = [float(end(values)) for values in there if len(values) for end in (np.min, np.max)]
     head = f"<b>{escape(title)}</b> <span class=soft>{escape(unit)}</span>"
     if not shown:
         return f'<figure class="card chart"><figcaption>{head}</figcaption><p class=soft>no values yet</p></figure>'
@@ -111,9 +116,9 @@ def chart(
     scales = [linear_scale(shown, zero)] + ([log_scale(shown)] if offer_log else [])
     switch = ""
     if offer_log:
-        checked = " checked" if max(shown) > LOG_FIRST * median(shown) else ""
+        checked = " checked" if max(shown) > LOG_FIRST * float(np.median(np.concatenate(there))) else ""
         switch = f"<label class=switch><input type=checkbox{checked}> log scale</label>"
-    xs = [steps[b.stop - 1] for b in buckets]
+    xs = [int(steps[b.stop - 1]) for b in buckets]
     plots = "".join(_plot(title, xs, lines, scale, marks) for scale in scales)
     data = json.dumps({"steps": xs, "values": [line.shown() for line in lines]}, separators=(",", ":"))
     return (
@@ -136,6 +141,11 @@ class _Line:
         return [None if p is None else float(f"{p[2]:.6g}") for p in self.points]
 
 
+def numbers(values: Values) -> Numbers:
+    """As an array, NaN for none."""
+    return np.asarray(values, dtype=np.float64)
+
+
 def thin(count: int, points: int = POINTS) -> list[range]:
     """`count` steps as at most `points` stretches of nearly equal length."""
     parts = min(count, points)
@@ -143,12 +153,13 @@ def thin(count: int, points: int = POINTS) -> list[range]:
 
 
 def smooth(
-    values: Values, buckets: Sequence[range], window: int, middle: Callable[[Sequence[float]], float] = fmean
+    values: Values, buckets: Sequence[range], window: int, middle: Callable[[Numbers], Any] = np.mean
 ) -> list[float | None]:
     """For each stretch the middle of its values and of those up to `window` // 2 to each side of it."""
-    reach = window // 2
-    around = ([v for v in values[max(0, b.start - reach) : b.stop + reach] if v is not None] for b in buckets)
-    return [middle(a) if a else None for a in around]
+    reach, all_ = window // 2, numbers(values)
+    around = (all_[max(0, b.start - reach) : b.stop + reach] for b in buckets)
+    known = (a[~np.isnan(a)] for a in around)
+    return [float(middle(a)) if len(a) else None for a in known]
 
 
 def thinning(count: int) -> int:
@@ -213,17 +224,19 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 def _lines(curve: Curve, buckets: Sequence[range]) -> Iterator[_Line]:
     spans: list[tuple[float, float, float] | None] = []
+    values = numbers(curve.values)
     for bucket in buckets:
-        there = [v for i in bucket if (v := curve.values[i]) is not None]
-        spans.append((min(there), max(there), fmean(there)) if there else None)
+        part = values[bucket.start : bucket.stop]
+        part = part[~np.isnan(part)]
+        spans.append((float(part.min()), float(part.max()), float(part.mean())) if len(part) else None)
     colour = f"c{curve.colour}"
     if curve.look not in MIDDLES:
         yield _Line(curve.name, f"{colour} {curve.look}", spans)
         return
     band = " band" if any(len(b) > 1 for b in buckets) else ""
     yield _Line(curve.name, f"{colour} faint{band}", spans)
-    window = window_of(len(curve.values))
-    middles = smooth(curve.values, buckets, window, MIDDLES[curve.look])
+    window = window_of(len(values))
+    middles = smooth(values, buckets, window, MIDDLES[curve.look])
     yield _Line(
         f"{curve.look} of {window} steps", f"{colour} line", [None if m is None else (m, m, m) for m in middles]
     )
@@ -316,7 +329,7 @@ def _read_out(value: float | None) -> str:
 
 
 def _gaps(curves: Sequence[Curve]) -> str:
-    missing = {curve.name: sum(v is None for v in curve.values) for curve in curves}
+    missing = {curve.name: int(np.isnan(numbers(curve.values)).sum()) for curve in curves}
     said = "; ".join(f"{count:,} steps have no finite {name}" for name, count in missing.items() if count)
     return f"<span class=soft>{escape(said)}</span>" if said else ""
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from data.findings import Finding
 from data.repair import Repaired
 from data.shards import QUARANTINE
+from launcher.console import visible
 from launcher.report import duration, size_text
 
 LISTED = 40  # findings that are told one by one
@@ -27,7 +28,7 @@ def findings_table(findings: Sequence[Finding]) -> list[RenderableType]:
     for name in ("kind", "file and sample", "part", "found"):
         table.add_column(name, overflow="fold", no_wrap=name == "kind")
     for one in findings[:LISTED]:
-        where = plain(one.file) + (f"\n{one.sample}" if one.sample else "")
+        where = plain(one.file) + (f"\n{plain(one.sample)}" if one.sample else "")
         table.add_row(one.kind, where, escape(one.part.replace(",", ", ")), plain(one.what))
     lines: list[RenderableType] = [table]
     if len(findings) > LISTED:
@@ -83,7 +84,7 @@ def as_json(findings: Sequence[Finding], repaired: Repaired | None, left: Sequen
 
 def plain(text: str) -> str:
     """Text for a terminal: markup has no meaning, and bytes that are not UTF-8 are shown as such."""
-    return escape(text.encode("utf-8", "backslashreplace").decode())
+    return escape(visible(text))
 
 
 def _counted(findings: Sequence[Finding]) -> str:

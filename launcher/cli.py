@@ -8,13 +8,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from launcher.cli_checkpoint import app as checkpoint_app
@@ -26,6 +26,7 @@ from launcher.cli_needle import needle
 from launcher.cli_prepare import prepare
 from launcher.cli_speak import evaluate, speaks, tell_answers
 from launcher.cli_why import why
+from launcher.console import Console
 from launcher.overrides import CONTEXT, RunCommand
 from parallel.errors import InputError
 
@@ -149,9 +150,10 @@ def train(
         available = 0 if address else ranks_here(config.device)
         code = go(config, lambda: ActorRanks(address, mesh.ranks, config.device), console, available)
     if code == 0:
-        console.print(f"run folder: {config.out}", highlight=False, soft_wrap=True)
+        console.print(f"run folder: {config.out}", markup=False, highlight=False, soft_wrap=True)
+        out = shlex.quote(str(config.out))
         console.print(
-            f"next: longreel sample {config.out}   longreel report {config.out}", highlight=False, soft_wrap=True
+            f"next: longreel sample {out}   longreel report {out}", markup=False, highlight=False, soft_wrap=True
         )
     raise typer.Exit(code)
 
@@ -191,7 +193,7 @@ def sample(
         return
     for one in made:
         console.print(f"{sheet.parent / one.file}  {one.prompt}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{sheet}  all of them, frame by frame", highlight=False, soft_wrap=True)
+    console.print(f"{sheet}  all of them, frame by frame", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(cls=RunCommand)
@@ -257,22 +259,24 @@ def plan(
         told = ", ".join(f"{m.ring} x {m.ulysses}: {sent / 2**20:,.1f} MiB" for m, sent, _ in ways[:4])
         console.print(f"ring x ulysses by bytes of the busiest rank: {told}", highlight=False, soft_wrap=True)
     if picture is not None:
-        console.print(f"{picture}", highlight=False, soft_wrap=True)
+        console.print(f"{picture}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write one self-contained HTML page about a run: curves, samples, events."""
-    from launcher.folder import RunFolder, read_lines
-    from launcher.report import write_report
+    from launcher.report import read_run, write_page
 
-    page = write_report(run)
-    losses = [line["loss"] for line in read_lines(RunFolder(run).metrics)]
+    told = read_run(run)
+    page, losses = write_page(told), told.steps.known("loss")
     console = Console()
-    if losses:
-        share = f"{100 * losses[-1] / losses[0]:.1f} % of the first"
-        console.print(f"{len(losses)} steps, loss {losses[0]:.4f} to {losses[-1]:.4f}: {share}", highlight=False)
-    console.print(f"{page}", highlight=False, soft_wrap=True)
+    if len(losses):
+        share = f": {100 * losses[-1] / losses[0]:.1f} % of the first" if losses[0] > 0 else ""
+        console.print(f"{len(losses)} steps, loss {losses[0]:.4f} to {losses[-1]:.4f}{share}", highlight=False)
+    for name, count in told.broken.items():
+        if count:
+            console.print(f"{name}: {count:,} lines are no record and were left out", style="yellow", highlight=False)
+    console.print(f"{page}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

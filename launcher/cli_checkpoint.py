@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from launcher.console import Console
 from launcher.overrides import RunCommand
 from parallel.errors import InputError
 
@@ -121,7 +121,9 @@ def export(
         return
     what = "moving average" if told["tensor"] == "ema" else "weights"
     size = f"{told['bytes'] / 1e6:,.1f} MB"
-    Console().print(f"{out}: {what} of step {told['step']}, {told['tensors']} tensors, {size}", highlight=False)
+    Console().print(
+        f"{out}: {what} of step {told['step']}, {told['tensors']} tensors, {size}", markup=False, highlight=False
+    )
 
 
 @app.command("import", cls=RunCommand)
@@ -151,7 +153,7 @@ def import_(
         print(json.dumps(asdict(told)))
         return
     size = f"{told.parameters:,} parameters of {told.elements:,} numbers, after {told.updates:,} updates"
-    Console().print(f"{told.where}: {size}", highlight=False, soft_wrap=True)
+    Console().print(f"{told.where}: {size}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _storage(run: str) -> Storage:
@@ -181,7 +183,9 @@ def _open(run: str, step: int | None) -> Checkpoint:
         return one(storage, name_of(step))
     found, broken = newest(storage)
     for name, reason in broken:
-        Console(stderr=True).print(f"[yellow]{name} is broken: {escape(reason)}[/]", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[yellow]{escape(name)} is broken: {escape(reason)}[/]", highlight=False, soft_wrap=True
+        )
     if found is None:
         raise InputError("a run has saved something", f"{run} has no checkpoint yet", "train at least checkpoint.every")
     return found
@@ -211,8 +215,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
     table.add_column("problem", overflow="fold")
     for row in rows:
         size = f"{row['bytes'] / 1e6:,.1f}" if "bytes" in row else ""
-        problem = f"[red]{row['problem']}[/]" if row["problem"] else "none"
-        table.add_row(row["name"], size, str(row.get("parts", "")), row.get("layout", ""), problem)
+        problem = f"[red]{escape(row['problem'])}[/]" if row["problem"] else "none"
+        table.add_row(escape(row["name"]), size, str(row.get("parts", "")), escape(row.get("layout", "")), problem)
     Console().print(table)
 
 

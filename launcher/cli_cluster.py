@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 import time
 from dataclasses import asdict
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from launcher.console import Console, visible
 from parallel.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,13 +54,14 @@ def submit(
         print(json.dumps({"id": made.id, "room": asdict(made.room)}))
     else:
         console = Console()
-        console.print(f"{made.id}: {made.room}", highlight=False, soft_wrap=True)
+        console.print(f"{made.id}: {made.room}", markup=False, highlight=False, soft_wrap=True)
         if not follow:
             for command in ("logs -f", "status", "stop"):
-                console.print(f"longreel {command} {made.id} --address {jobs.url}", highlight=False, soft_wrap=True)
+                line = f"longreel {command} {made.id} --address {shlex.quote(jobs.url)}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
     if follow:
         for line in jobs.follow(made.id):
-            print(line, flush=True)
+            print(visible(line), flush=True)
         raise typer.Exit(CODES.get(jobs.wait(made.id, 30).state, 1))
 
 
@@ -106,10 +108,10 @@ def logs(
 
     jobs = Jobs(address, no_token)
     if not follow:
-        sys.stdout.write(jobs.logs(id_))
+        sys.stdout.write(visible(jobs.logs(id_)))
         return
     for line in jobs.follow(id_):
-        print(line, flush=True)
+        print(visible(line), flush=True)
     raise typer.Exit(CODES.get(jobs.wait(id_, 30).state, 1))
 
 
@@ -201,13 +203,15 @@ def cluster(
         sys.stdout.write(text)
         return
     out.write_text(text)
-    Console().print(f"{out}: its first lines say how to use it", highlight=False, soft_wrap=True)
+    Console().print(f"{out}: its first lines say how to use it", markup=False, highlight=False, soft_wrap=True)
 
 
 def _told(job: Job) -> str:
     seconds = (job.ended or time.time()) - job.started
     colour = COLOURS.get(job.state, "cyan")
-    lines = [f"{job.id}  [{colour}]{job.state}[/]  step {job.step}/{job.steps}  {seconds:.0f} s  {job.mesh}"]
+    lines = [
+        f"{escape(job.id)}  [{colour}]{job.state}[/]  step {job.step}/{job.steps}  {seconds:.0f} s  {escape(job.mesh)}"
+    ]
     lines.append(f"run folder: {escape(job.out)}")
     return "\n".join([*lines, escape(job.said)] if job.said else lines)
 
@@ -219,7 +223,7 @@ def _table(found: list[Job]) -> Table:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started))
         steps = f"{job.step}/{job.steps}" if job.step else f"of {job.steps}"
         state = f"[{COLOURS.get(job.state, 'cyan')}]{job.state}[/]"
-        table.add_row(job.id, state, steps, str(job.ranks), when, escape(job.out))
+        table.add_row(escape(job.id), state, steps, str(job.ranks), when, escape(job.out))
     return table
 
 

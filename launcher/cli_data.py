@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from launcher.console import Console
 from launcher.overrides import RunCommand
 from parallel.errors import InputError
 
@@ -37,8 +38,10 @@ def synth(
     console = Console()
     with Bar(console, "clips") as bar:
         run(out, clips, seed, frames, size, lambda done, total: bar.update(done, total, ""))
-    console.print(f"{clips} clips with captions.json in {out}", highlight=False, soft_wrap=True)
-    console.print(f"next: longreel prepare {out} --out DATASET", highlight=False, soft_wrap=True)
+    console.print(f"{clips} clips with captions.json in {out}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"next: longreel prepare {shlex.quote(str(out))} --out DATASET", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 @app.command()
@@ -64,7 +67,7 @@ def questions(
     with Bar(console, "clips") as bar:
         make = show_once if glimpses else ask
         make(out, clips, seed, frames, size, on_progress=lambda done, total: bar.update(done, total, ""))
-    console.print(f"{clips} clips with conversations.json in {out}", highlight=False, soft_wrap=True)
+    console.print(f"{clips} clips with conversations.json in {out}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -85,7 +88,9 @@ def needles(
     console = Console()
     with Bar(console, "haystacks") as bar:
         make(out, records, seed, length, secrets, lambda done: bar.update(done, records, ""))
-    console.print(f"{records} haystacks of up to {length:,} bytes in {out}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{records} haystacks of up to {length:,} bytes in {out}", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 @app.command(cls=RunCommand)
@@ -133,7 +138,9 @@ def show(
     console = Console()
     console.print(f"{page.path}", highlight=False, markup=False, soft_wrap=True)
     thinned = f" of {page.samples:,}, evenly spread" if page.shown < page.samples else ""
-    console.print(f"{page.shown:,} samples{thinned}; open it in a browser", highlight=False, soft_wrap=True)
+    console.print(
+        f"{page.shown:,} samples{thinned}; open it in a browser", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _sampling(run: Path | None, overrides: list[str]) -> tuple[Sampling, str]:

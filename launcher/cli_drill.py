@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,10 +11,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from launcher.console import Console
 from parallel.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,10 +71,15 @@ def drill(
         console.print("seconds: from the strike to the next new step; again: steps that were done again", style="dim")
         console.print(notes(results))
         took = f"undisturbed, {steps} steps took {seconds:.1f} s; runs: {folder}"
-        console.print(f"{survived} of {len(results)} survived; {took}", highlight=False, soft_wrap=True)
+        console.print(f"{survived} of {len(results)} survived; {took}", markup=False, highlight=False, soft_wrap=True)
         for result in results:
             if not result.survived:
-                console.print(f"next: longreel why {folder / result.fault}", highlight=False, soft_wrap=True)
+                console.print(
+                    f"next: longreel why {shlex.quote(str(folder / result.fault))}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
     raise typer.Exit(0 if survived == len(results) else 1)
 
 

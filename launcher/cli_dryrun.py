@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from launcher.console import Console
 from parallel.errors import InputError
 
 

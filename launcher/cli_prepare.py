@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from launcher.console import Console
 from parallel.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from launcher.console import Console
 from parallel.errors import InputError
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +49,9 @@ def disk(name: str, path: Path, enough: int) -> Iterator[Finding]:
     free = free_bytes(there)
     found = f"{gib(free)} free in {there}"
     if not os.access(there, os.W_OK | os.X_OK):
-        yield Finding(name, "problem", f"{there} cannot be written", f"chmod u+w {there}, or another folder")
+        yield Finding(
+            name, "problem", f"{there} cannot be written", f"chmod u+w {shlex.quote(str(there))}, or another folder"
+        )
     elif free < enough:
         yield Finding(name, "problem", found, "make room: a checkpoint takes 12 bytes a parameter")
     elif free < (LITTLE_DISK if enough else NO_DISK):

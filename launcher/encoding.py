@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -93,12 +94,14 @@ def tables(summary: EncodeSummary, out: Path) -> Iterator[Table | str]:
     if summary.rejected:
         yield _rejected(summary.rejected)
     if summary.twice:
-        yield f"{summary.twice} samples have the latents and captions of others: longreel data check {out} --repair"
+        mend = shlex.join(["longreel", "data", "check", str(out), "--repair"])
+        yield f"{summary.twice} samples have the latents and captions of others: {mend}"
     if summary.left:
         yield f"{out}: {summary.left} shards are still to do; who finishes the last one publishes the dataset"
     else:
         yield f"{out}"
-        yield f"next: longreel train RUN.yaml data.dataset={out} codec.kind=diffusers codec.path=FOLDER"
+        key = shlex.quote(f"data.dataset={out}")
+        yield f"next: longreel train RUN.yaml {key} codec.kind=diffusers codec.path=FOLDER"
 
 
 def _rows(summary: EncodeSummary) -> Iterator[tuple[str, str, str]]:

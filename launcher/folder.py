@@ -19,14 +19,21 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from pydantic_core import from_json
 
 from parallel.errors import InputError
 from parallel.parsing import ParseError, parse_json
 
 IDENTITY = ".id"
+LONGEST_LINE = 64 << 20  # bytes; a step of many samples has some kilobytes
+MOST_STEPS = 10**12
+TOGETHER = 1000  # lines in one write
+EXPECTED = ("loss", "grad_norm", "time", "seconds", "tokens", "tokens_per_second", "learning_rate", "data_seconds")
 
 
 @dataclass(frozen=True)
@@ -130,17 +137,77 @@ def append_line(path: Path, fields: dict[str, Any]) -> None:
         os.close(file)
 
 
+class Lines:
+    """The lines of a record that hold fields, one after the other as they are read.
+
+    Args:
+        path: of the record; no such file has no lines.
+
+    Attributes:
+        broken: lines so far that hold none: cut by a kill, too long, too deep, or no object.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.broken = path, 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if not self.path.exists():
+            return
+        with open(self.path, "rb") as file:
+            while line := file.readline(LONGEST_LINE):
+                if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                    while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                        pass
+                    self.broken += 1
+                    continue
+                fields = parsed(line)
+                if fields is not None:
+                    yield fields
+                elif not line.isspace():
+                    self.broken += 1
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """The fields of a line; None if it holds none."""
+    try:
+        fields = from_json(line, cache_strings="keys")  # twice as fast as json, and its depth is limited
+    except ValueError:
+        try:
+            fields = parse_json(line)  # names of files may hold bytes that are not UTF-8
+        except ParseError:
+            return None
+    return fields if isinstance(fields, dict) else None
+
+
+def is_step(fields: dict[str, Any]) -> bool:
+    """Whether a line of metrics.jsonl is that of a step: a number of it, and numbers where those are expected."""
+    step = fields.get("step")
+    if type(step) is not int or not 0 <= step <= MOST_STEPS:
+        return False
+    return all(type(fields[name]) in (float, int) for name in EXPECTED if name in fields)
+
+
+def is_event(fields: dict[str, Any]) -> bool:
+    """Whether a line of events.jsonl is an event: its name, and a time that is one."""
+    if type(fields.get("event")) is not str or type(fields.get("step", 0)) not in (int, float, type(None)):
+        return False
+    time_ = fields.get("time", 0.0)
+    return type(time_) in (int, float) and 0 <= time_ < 1e11
+
+
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a record; none if there is no such file."""
-    if not path.exists():
-        return
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            fields = parse_json(line)
-        except ParseError:
-            continue  # empty, or broken by a kill
-        if isinstance(fields, dict):
-            yield fields
+    yield from Lines(path)
+
+
+def steps_of(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """The lines of metrics.jsonl that are steps, in the order of their writing."""
+    return filter(is_step, Lines(folder.metrics))
+
+
+def events_of(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """The lines of events.jsonl that are events, in the order of their writing."""
+    return filter(is_event, Lines(folder.events))
 
 
 def keep_steps(path: Path, last: int) -> tuple[int, list[dict[str, Any]]]:
@@ -152,10 +219,25 @@ def keep_steps(path: Path, last: int) -> tuple[int, list[dict[str, Any]]]:
     """
     if not path.exists():
         return last, []
-    found = [fields for fields in read_lines(path) if "step" in fields]
-    kept = [fields for fields in found if fields["step"] <= last]
-    write_whole(path, "".join(json.dumps(fields) + "\n" for fields in kept).encode())
-    return last - len(kept), [fields for fields in found if fields["step"] > last]
+    kept, after = 0, list[dict[str, Any]]()
+
+    def lines() -> Iterator[bytes]:
+        nonlocal kept
+        for fields in filter(is_step, Lines(path)):
+            if fields["step"] > last:
+                after.append(fields)
+            else:
+                kept += 1
+                yield (json.dumps(fields) + "\n").encode()
+
+    write_whole(path, map(b"".join, batched(lines(), TOGETHER)))
+    return last - kept, after
+
+
+def batched(lines: Iterator[bytes], size: int) -> Iterator[list[bytes]]:
+    """Lists of `size` lines, the last one shorter."""
+    while batch := list(islice(lines, size)):
+        yield batch
 
 
 def write_whole(path: Path, data: bytes | Iterable[bytes | bytearray | memoryview]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +50,8 @@ def print_summary(console: Console, summary: ImportSummary, out: Path) -> None:
         console.print(_rejected(summary.rejected))
         _say(console, f"all with their reasons: {plain(str(out / QUARANTINE))}/")
     _say(console, plain(str(out)))
-    _say(console, plain(f"next: longreel data show {out}   longreel train recipes/quickstart.yaml data.dataset={out}"))
+    show, key = shlex.join(["longreel", "data", "show", str(out)]), shlex.quote(f"data.dataset={out}")
+    _say(console, plain(f"next: {show}   longreel train recipes/quickstart.yaml {key}"))
 
 
 def as_json(summary: ImportSummary) -> str:

@@ -18,6 +18,7 @@ import os
 import queue
 import re
 import secrets
+import shlex
 import shutil
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher.cluster import HEAD_SECONDS, head_gone, no_token, use_token
+from launcher.console import visible
 from launcher.manifests import DASHBOARD, STOP_SECONDS
 from launcher.ray_token import ASK_FOR_IT, OPEN_CLUSTER, close_token
 from launcher.room import Node, Room, refuse_too_large, room_for
@@ -159,7 +161,7 @@ class Jobs:
         others = [job for job in self.all() if job.state not in ENDED]
         for job in others:
             if job.out == str(config.out):
-                remedy = f"longreel stop {job.id} --address {self.url}, or give out=FOLDER"
+                remedy = f"longreel stop {job.id} --address {shlex.quote(self.url)}, or give out=FOLDER"
                 raise InputError("one job at a time writes to a run folder", f"{job.out}: job {job.id}", remedy)
         nodes = self._once_ready(self.nodes, lambda found: "" if found else "no node of it is alive")
         room = room_for(mesh, nodes, sum(job.ranks for job in others))
@@ -281,7 +283,9 @@ class Jobs:
                 raise
             known = [i.submission_id for i in self.client.list_jobs() if i.submission_id]
             near = get_close_matches(name, known, n=1, cutoff=0.0)
-            remedy = f"longreel list --address {self.url}" + (f"; the nearest is {near[0]}" if near else "")
+            remedy = f"longreel list --address {shlex.quote(self.url)}" + (
+                f"; the nearest is {near[0]}" if near else ""
+            )
             raise InputError("a job is named by its id", f"{name}: {self.url} knows none", remedy) from None
 
     def _log(self, name: str) -> str:
@@ -480,7 +484,7 @@ def _last_line(text: str) -> str:
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(visible(line), file=sys.stderr, flush=True)
 
 
 def _answers(url: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -129,7 +130,7 @@ def refuse_missing_shards(stream: Stream | TalkStream) -> None:
         size = shard.stat().st_size if shard.is_file() else -1
         if size < least:
             found = "is missing" if size < 0 else f"has {size:,} bytes, its samples reach to {least:,}"
-            remedy = f"longreel data check {shard.parent.parent} --repair"
+            remedy = shlex.join(["longreel", "data", "check", str(shard.parent.parent), "--repair"])
             raise InputError("every shard of a dataset is there", f"{shard} {found}", remedy)
 
 

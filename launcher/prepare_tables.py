@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.table import Table
 from data.outcome import Rejection
 from data.prepare import Summary
 from data.shards import QUARANTINE
+from launcher.console import in_a_line
 from launcher.funnel import rows
 
 LISTED = 20  # rejections that are told one by one
@@ -34,7 +36,8 @@ def print_summary(console: Console, summary: Summary, out: Path, funnel: Path | 
     if funnel is not None:
         _say(console, f"{funnel}  the same as a picture, of all that is in the dataset")
     _say(console, f"{out}")
-    _say(console, f"next: longreel data show {out}   longreel train recipes/quickstart.yaml data.dataset={out}")
+    show, key = shlex.join(["longreel", "data", "show", str(out)]), shlex.quote(f"data.dataset={out}")
+    _say(console, f"next: {show}   longreel train recipes/quickstart.yaml {key}")
 
 
 def _stages(summary: Summary) -> Table:
@@ -94,8 +97,7 @@ def _rejected(rejected: list[Rejection]) -> Table:
 
 def printable(text: str) -> str:
     """For a terminal: no markup, no control characters, not endless."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:LONGEST])
-    return escape(shown + ("..." if len(text) > LONGEST else ""))
+    return escape(in_a_line(text[:LONGEST]) + ("..." if len(text) > LONGEST else ""))
 
 
 def _say(console: Console, text: str) -> None:

@@ -5,28 +5,31 @@
 Everything is inside the file: curves as SVG, videos and pictures as base64 (a third larger than the files), a few
 lines of our own script for the read-out. A Content-Security-Policy forbids the page every request, and every script but
 that one, so a prompt or an error message can never become code. A part that is missing is said, not left blank; broken
-lines of a record are left out and counted. 200,000 steps take 6 s and 600 MB on one core, and make a page of 250 KB.
+lines of a record are left out and counted.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import math
-import statistics
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 
 from launcher import charts
-from launcher.charts import Curve, Mark, Values, chart
-from launcher.folder import RunFolder, read_lines, write_whole
+from launcher.charts import Curve, Mark, Numbers, chart
+from launcher.console import visible
+from launcher.folder import RunFolder, write_whole
+from launcher.records import Steps, read_events, read_steps
 from parallel.errors import InputError
 from parallel.parsing import ParseError, parse_json
 
@@ -46,7 +49,7 @@ class Run:
         root: the folder.
         config: the resolved run as plain values; empty if config.yaml is broken.
         config_text: config.yaml as it is.
-        steps: lines of metrics.jsonl by rising step; a step that was done twice counts once, as it was last.
+        steps: of metrics.jsonl, as columns.
         events: lines of events.jsonl in the order of their writing.
         broken: file -> lines that are no record.
     """
@@ -54,17 +57,9 @@ class Run:
     root: Path
     config: Row
     config_text: str
-    steps: Sequence[Row]
+    steps: Steps
     events: Sequence[Row]
     broken: Mapping[str, int]
-
-    def column(self, name: str) -> list[float | None]:
-        """One figure of every step; None where it is missing or not finite."""
-        return [number(row.get(name)) for row in self.steps]
-
-    def known(self, name: str) -> list[float]:
-        """The same without the gaps."""
-        return [v for v in self.column(name) if v is not None]
 
     def of(self, *names: str) -> list[Row]:
         """The events of these names."""
@@ -84,9 +79,13 @@ def write_report(run: Path) -> Path:
     Raises:
         InputError: the folder is not that of a run.
     """
-    page = render(read_run(run))
-    path = run / "report.html"
-    write_whole(path, page.encode("utf-8", "replace"))
+    return write_page(read_run(run))
+
+
+def write_page(run: Run) -> Path:
+    """The same for a run that was read."""
+    path = run.root / "report.html"
+    write_whole(path, render(run).encode("utf-8", "replace"))
     return path
 
 
@@ -104,18 +103,10 @@ def read_run(root: Path) -> Run:
         config = yaml.safe_load(text)
     except yaml.YAMLError:
         config = None
-    lines, broken_steps = _whole_lines(folder.metrics)
-    steps = {row["step"]: row for row in lines if type(row.get("step")) is int}
-    broken_steps += sum(type(row.get("step")) is not int for row in lines)
-    events, broken_events = _whole_lines(folder.events)
-    return Run(
-        root,
-        config if isinstance(config, dict) else {},
-        text,
-        [steps[step] for step in sorted(steps)],
-        events,
-        {folder.metrics.name: broken_steps, folder.events.name: broken_events},
-    )
+    steps = read_steps(folder.metrics)
+    events, broken_events = read_events(folder.events)
+    broken = {folder.metrics.name: steps.broken, folder.events.name: broken_events}
+    return Run(root, config if isinstance(config, dict) else {}, text, steps, events, broken)
 
 
 def render(run: Run) -> str:
@@ -135,6 +126,11 @@ def render(run: Run) -> str:
         f'content="light dark"><title>{name} · longreel</title>\n<style>{STYLE}{charts.STYLE}</style></head>\n'
         f"<body><main><h1>{name}</h1>{body}</main>\n<script>{script}</script></body></html>\n"
     )
+
+
+def escape(text: str) -> str:
+    """Text of others for the page: it is no HTML, turns no direction of writing, and holds no control characters."""
+    return html.escape(visible(text))
 
 
 def number(value: Any) -> float | None:
@@ -186,7 +182,7 @@ def clock(seconds: Any) -> str:
 def state_of(run: Run) -> str:
     """How the run stands, from its last event."""
     last = next((e["event"] for e in reversed(run.of("start", "resume", "restart", "failure", "stop", "done"))), "")
-    total, done = run.setting("steps"), run.steps[-1]["step"] if run.steps else 0
+    total, done = run.setting("steps"), run.steps.done
     if last == "done" or (isinstance(total, int) and 0 < total <= done):
         return "finished"
     return {"stop": "stopped on request", "failure": "failed"}.get(last, "still running, or killed without a word")
@@ -194,37 +190,38 @@ def state_of(run: Run) -> str:
 
 def wall_seconds(run: Run) -> float | None:
     """From the beginning of the first step to the end of the last."""
-    times = run.known("time")
-    if not times:
+    times = run.steps.known("time")
+    if not len(times):
         return None
-    return max(times) - min(times) + (number(run.steps[0].get("seconds")) or 0.0)
+    return float(times.max() - times.min()) + (number(run.steps.first.get("seconds")) or 0.0)
 
 
 def samples_seen(run: Run) -> str:
     """How many samples were trained on, as far as the record names them."""
-    named = [row["samples"] for row in run.steps if isinstance(row.get("samples"), list)]
-    count = sum(map(len, named))
-    if len(named) == len(run.steps):
+    named = run.steps.known("samples")
+    count, rest = int(named.sum()), len(run.steps) - len(named)
+    if not rest:
         return f"{count:,}"
-    rest = len(run.steps) - len(named)
-    return f"{count:,} in {len(named):,} steps; {rest:,} larger steps are recorded by a digest" if named else "unknown"
+    if not len(named):
+        return "unknown"
+    return f"{count:,} in {len(named):,} steps; {rest:,} larger steps are recorded by a digest"
 
 
 def _summary(run: Run) -> str:
-    total, done = run.setting("steps"), run.steps[-1]["step"] if run.steps else 0
+    total, done = run.setting("steps"), run.steps.done
     of_total = f" of {total:,}" if isinstance(total, int) else ""
     said = [f"This run has done <b>{done:,}{of_total} steps</b> and is <b>{state_of(run)}</b>."]
-    losses, tokens, rates = run.known("loss"), run.known("tokens"), run.known("tokens_per_second")
-    if losses:
+    losses, tokens, rates = (run.steps.known(name) for name in ("loss", "tokens", "tokens_per_second"))
+    if len(losses):
         said.append(f"Its loss went from {losses[0]:.4g} to <b>{losses[-1]:.4g}</b>{_percent(losses[-1], losses[0])}.")
     wall = wall_seconds(run)
-    if tokens and wall is not None:
-        speed = f", at a median of {short(statistics.median(rates))} tokens a second" if rates else ""
-        said.append(f"It saw {short(sum(tokens))} tokens in {_unbroken(duration(wall))}{speed}.")
+    if len(tokens) and wall is not None:
+        speed = f", at a median of {short(median(rates))} tokens a second" if len(rates) else ""
+        said.append(f"It saw {short(tokens.sum())} tokens in {_unbroken(duration(wall))}{speed}.")
     restarts = len(run.of("restart"))
     if restarts:
         said.append(f"It was restarted {'once' if restarts == 1 else f'{restarts:,} times'} after a failure.")
-    if not run.steps:
+    if not len(run.steps):
         said.append("There is nothing to draw before the first step ends.")
     return f"<p class=lead>{' '.join(said)}</p>{_broken_lines(run)}"
 
@@ -256,19 +253,19 @@ def _figures(run: Run) -> str:
 
 def _key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
     """Name, value and note of each."""
-    losses, tokens, seconds = run.known("loss"), run.known("tokens"), run.known("seconds")
-    if losses:
-        first, last = statistics.fmean(losses[:RECENT]), statistics.fmean(losses[-RECENT:])
+    losses, tokens, seconds = (run.steps.known(name) for name in ("loss", "tokens", "seconds"))
+    if len(losses):
+        first, last, least = losses[:RECENT].mean(), losses[-RECENT:].mean(), losses.min()
         several = min(RECENT, len(losses))
         percent = f"{100 * last / first:.3g} % of the first {several}" if first > 0 else f"first {several}: {first:.4g}"
         yield f"Loss, mean of last {several}", f"{last:.4g}", percent
-        yield "Lowest loss", f"{min(losses):.4g}", f"at step {_step_of(run, 'loss', min(losses)):,}"
-    if tokens:
-        yield "Tokens", short(sum(tokens)), f"{short(statistics.median(tokens))} a step"
+        yield "Lowest loss", f"{least:.4g}", f"at step {_first(run, 'loss', least, 'step'):,.0f}"
+    if len(tokens):
+        yield "Tokens", short(tokens.sum()), f"{short(median(tokens))} a step"
         yield "Samples seen", samples_seen(run), ""
     wall = wall_seconds(run)
     if wall is not None:
-        yield "Wall time", duration(wall), f"{duration(sum(seconds))} of it in steps that count"
+        yield "Wall time", duration(wall), f"{duration(seconds.sum())} of it in steps that count"
     yield from _speed_figures(run, seconds)
     yield from _device_figures(run)
     mesh = {axis: run.setting(f"mesh.{axis}") for axis in ("replica", "ring", "ulysses")}
@@ -282,19 +279,19 @@ def _key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
 
 def _device_figures(run: Run) -> Iterator[tuple[str, str, str]]:
     """Memory of the fullest rank, share of the device's peak, attention's kernel."""
-    last = run.steps[-1] if run.steps else {}
-    memory, total = run.known("memory_bytes"), number(last.get("memory_total"))
-    if memory:
-        most = max(memory)
-        at = next(row for row in reversed(run.steps) if number(row.get("memory_bytes")) == most)
-        rank = f"rank {at['memory_rank']}" if "memory_rank" in at else "rank 0"
+    last = run.steps.last
+    memory, total = run.steps.known("memory_bytes"), number(last.get("memory_total"))
+    if len(memory):
+        most = memory.max()
+        at = _first(run, "memory_bytes", most, "memory_rank", backwards=True)
+        rank = f"rank {0 if math.isnan(at) else at:.0f}"
         of = f"of {size_text(total)} of its GPU, " if total and last.get("memory_of") == "gpu" else ""
         kind = "resident set of " if last.get("memory_of") == "process" else ""
         yield "Peak memory", size_text(most), f"{of}{kind}{rank}" if of or kind else f"of {rank}"
-    shares = run.known("mfu")
-    if shares:
-        note = f"median; highest {100 * max(shares):.3g} %; of dense bf16"
-        yield "MFU", f"{100 * statistics.median(shares):.3g} %", note
+    shares = run.steps.known("mfu")
+    if len(shares):
+        note = f"median; highest {100 * shares.max():.3g} %; of dense bf16"
+        yield "MFU", f"{100 * median(shares):.3g} %", note
     if last.get("kernel"):
         waits = number(last.get("host_waits"))
         note = "" if waits is None else f"the host waits for the GPU {waits:.0f} times a step"
@@ -305,17 +302,18 @@ def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
-def _speed_figures(run: Run, seconds: Sequence[float]) -> Iterator[tuple[str, str, str]]:
-    rates, waits = run.known("tokens_per_second"), run.known("data_seconds")
-    if rates:
-        yield "Tokens a second", short(statistics.median(rates)), f"median; highest {short(max(rates))}"
-    if seconds and waits:
-        share = 100 * sum(waits) / (sum(seconds) or 1.0)
-        yield "Seconds a step", f"{statistics.median(seconds):.3g}", f"median; {share:.3g} % of all waits for data"
-    speeds = [s for s in flop_speeds(run) if s is not None]
-    if speeds:
-        note = f"median, all ranks, by exact mask area; {_flop(sum(run.known('flops')))} in all"
-        yield "Compute", f"{_flop(statistics.median(speeds))}/s", note
+def _speed_figures(run: Run, seconds: Numbers) -> Iterator[tuple[str, str, str]]:
+    rates, waits = run.steps.known("tokens_per_second"), run.steps.known("data_seconds")
+    if len(rates):
+        yield "Tokens a second", short(median(rates)), f"median; highest {short(rates.max())}"
+    if len(seconds) and len(waits):
+        share = 100 * waits.sum() / (seconds.sum() or 1.0)
+        yield "Seconds a step", f"{median(seconds):.3g}", f"median; {share:.3g} % of all waits for data"
+    speeds = flop_speeds(run)
+    speeds = speeds[~np.isnan(speeds)]
+    if len(speeds):
+        note = f"median, all ranks, by exact mask area; {_flop(run.steps.known('flops').sum())} in all"
+        yield "Compute", f"{_flop(median(speeds))}/s", note
 
 
 def _flop(value: float) -> str:
@@ -323,13 +321,20 @@ def _flop(value: float) -> str:
     return f"{figure} {suffix}FLOP"
 
 
-def _step_of(run: Run, name: str, value: float) -> int:
-    return next(int(row["step"]) for row in run.steps if number(row.get(name)) == value)
+def _first(run: Run, name: str, value: float, of: str, backwards: bool = False) -> float:
+    """The figure `of` at the first step, or at the last, at which figure `name` has a value."""
+    places = np.flatnonzero(run.steps.column(name) == value)
+    return float(run.steps.column(of)[places[-1 if backwards else 0]])
+
+
+def median(values: Numbers) -> float:
+    """Of figures without gaps."""
+    return float(np.median(values))
 
 
 def _charts(run: Run) -> str:
-    steps = [int(row["step"]) for row in run.steps]
-    if not steps:
+    steps = run.steps.column("step")
+    if not len(steps):
         return "<h2>Curves</h2><p class=soft>no steps yet</p>"
     speeds, speed_unit = _in_units(flop_speeds(run), (("MFLOP/s", 1e6), ("GFLOP/s", 1e9), ("TFLOP/s", 1e12)))
 
@@ -337,29 +342,29 @@ def _charts(run: Run) -> str:
         return chart(title, steps, curves, unit, log=log, zero=True)
 
     def measured(name: str, key: str) -> Curve:
-        return Curve(name, run.column(key), "median")
+        return Curve(name, run.steps.column(key), "median")
 
-    measured_share = Curve("share", [None if v is None else 100 * v for v in run.column("mfu")], "median")
-    waits = Curve("wait for data", run.column("data_seconds"), "area", colour=2)
+    measured_share = Curve("share", 100 * run.steps.column("mfu"), "median")
+    waits = Curve("wait for data", run.steps.column("data_seconds"), "area", colour=2)
     small = (
         draw("Gradient norm", measured("norm", "grad_norm"), log=True),
-        draw("Learning rate", Curve("rate", run.column("learning_rate"))),
+        draw("Learning rate", Curve("rate", run.steps.column("learning_rate"))),
         draw("Throughput", measured("tokens/s", "tokens_per_second"), unit="tokens a second, all ranks"),
         draw("Step time", waits, measured("whole step", "seconds"), unit="seconds"),
         draw("Compute", Curve("speed", speeds, "median"), unit=f"{speed_unit}, all ranks, by exact mask area"),
         _memory_chart(run, steps),
-        *([draw("MFU", measured_share, unit="% of the GPU's dense bf16 peak")] if run.known("mfu") else []),
+        *([draw("MFU", measured_share, unit="% of the GPU's dense bf16 peak")] if len(run.steps.known("mfu")) else []),
     )
-    loss = chart("Loss", steps, [Curve("loss", run.column("loss"), "mean")], marks=marks_of(run), log=True)
+    loss = chart("Loss", steps, [Curve("loss", run.steps.column("loss"), "mean")], marks=marks_of(run), log=True)
     each = charts.thinning(len(steps))
     said = f"<p class=soft>A point stands for {each:,} steps: bands are their range, the rest their mean.</p>"
     note = said if each > 1 else ""
     return f"<h2>Curves</h2>{note}<div class=wide>{loss}</div><div class=grid>{''.join(small)}</div>"
 
 
-def _memory_chart(run: Run, steps: Sequence[int]) -> str:
+def _memory_chart(run: Run, steps: Numbers) -> str:
     """Peak, reserved and allocated bytes of the fullest rank, under what its GPU has; of a CPU's rank, its process."""
-    of = {str(row.get("memory_of")) for row in run.steps}
+    of = run.steps.memory_of
     gpu = "gpu" in of
     names = {
         "memory_bytes": "peak" if gpu else "peak so far",
@@ -367,25 +372,25 @@ def _memory_chart(run: Run, steps: Sequence[int]) -> str:
     }
     if gpu:
         names = {"memory_total": "of the GPU", "memory_reserved": "reserved"} | names
-    columns = {name: run.column(name) for name in names}
-    largest = max((v for column in columns.values() for v in column if v is not None), default=0.0)
+    columns = {name: run.steps.column(name) for name in names}
+    largest = max((known.max() for name in names if len(known := run.steps.known(name))), default=0.0)
     unit, divisor = _unit_of(largest, (("MiB", 2.0**20), ("GiB", 2.0**30)))
     looks: dict[str, tuple[Literal["line", "area"], int]] = {
         "memory_total": ("line", 3), "memory_reserved": ("line", 2), "memory_allocated": ("area", 1),
     }  # fmt: skip
     curves = [
-        Curve(names[name], [None if v is None else v / divisor for v in column], *looks.get(name, ("line", 1)))
+        Curve(names[name], column / divisor, *looks.get(name, ("line", 1)))
         for name, column in columns.items()
-        if any(v is not None for v in column)
+        if len(run.steps.known(name))
     ]
     whose = "fullest GPU" if gpu else "resident set of the largest rank" if "process" in of else "rank 0"
     return chart("Memory", steps, curves, f"{unit}, {whose}", zero=True)
 
 
-def flop_speeds(run: Run) -> list[float | None]:
-    """Floating-point operations a second of each step, over all ranks."""
-    pairs = zip(run.column("flops"), run.column("seconds"), strict=True)
-    return [flops / seconds if flops is not None and seconds else None for flops, seconds in pairs]
+def flop_speeds(run: Run) -> Numbers:
+    """Floating-point operations a second of each step, over all ranks; NaN where they are not known."""
+    flops, seconds = run.steps.column("flops"), run.steps.column("seconds")
+    return np.divide(flops, seconds, out=np.full_like(flops, np.nan), where=seconds > 0)
 
 
 def marks_of(run: Run) -> list[Mark]:
@@ -400,10 +405,10 @@ def marks_of(run: Run) -> list[Mark]:
     return marks
 
 
-def _in_units(values: Values, units: Sequence[tuple[str, float]]) -> tuple[list[float | None], str]:
+def _in_units(values: Numbers, units: Sequence[tuple[str, float]]) -> tuple[Numbers, str]:
     """The values in the largest unit that the largest of them fills."""
-    unit, divisor = _unit_of(max((v for v in values if v is not None), default=0.0), units)
-    return [None if v is None else v / divisor for v in values], unit
+    unit, divisor = _unit_of(float(np.nanmax(values)) if not np.isnan(values).all() else 0.0, units)
+    return values / divisor, unit
 
 
 def _unit_of(largest: float, units: Sequence[tuple[str, float]]) -> tuple[str, float]:
@@ -415,7 +420,7 @@ def _gallery(run: Run) -> str:
     folder = RunFolder(run.root).samples
     videos, sheets = (_newest_first(folder, pattern) for pattern in ("*.mp4", "*.png"))
     if not videos and not sheets:
-        command = escape(f"longreel sample {run.root}")
+        command = escape(shlex.join(["longreel", "sample", str(run.root)]))
         return f"<h2>Samples</h2><p class=soft>no samples yet: <code>{command}</code></p>"
     room = _Room(MOST_BYTES)
     shown = "".join(_video(path, room) for path in videos[:MOST_SAMPLES])
@@ -584,17 +589,8 @@ def _config(run: Run) -> str:
 
 def _footer(run: Run) -> str:
     now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
-    command = escape(f"longreel report {run.root}")
+    command = escape(shlex.join(["longreel", "report", str(run.root)]))
     return f"<footer class=soft>written {now} UTC; again with <code>{command}</code></footer>"
-
-
-def _whole_lines(path: Path) -> tuple[list[Row], int]:
-    """The records of a file, and how many of its lines are none."""
-    if not path.is_file():
-        return [], 0
-    rows: list[Row] = list(read_lines(path))
-    with open(path, "rb") as file:
-        return rows, max(0, sum(bool(line.strip()) for line in file) - len(rows))
 
 
 def _json(path: Path) -> Row:

@@ -206,7 +206,7 @@ class Supervisor:
                 if not last:
                     self._record("queued", needs=wait.needs, free=wait.free)
                 last = str(wait)
-                self.console.print(last, highlight=False, soft_wrap=True)
+                self.console.print(last, markup=False, highlight=False, soft_wrap=True)
         if last:
             self._record("placed", seconds=round(time.monotonic() - began, 1))
         return True

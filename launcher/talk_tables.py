@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +50,7 @@ def table_of(told: Told, out: Path) -> list[Table | str]:
     found += [f"left out: {where}: {reason}" for where, reason in told.left_out[:LEFT_OUT_SHOWN]]
     if len(told.left_out) > LEFT_OUT_SHOWN:
         found.append(f"and {len(told.left_out) - LEFT_OUT_SHOWN:,} more: {out / 'left-out.jsonl'}")
-    return [*found, f"next: longreel train RUN.yaml data.dataset={out}"]
+    return [*found, "next: longreel train RUN.yaml " + shlex.quote(f"data.dataset={out}")]
 
 
 def as_json(told: Told) -> str:

@@ -39,6 +39,7 @@ def train(config: RunConfig, make_ranks: Callable[[], Ranks], console: Console, 
     if ready.step >= config.steps:
         console.print(
             f"{config.out} has done {ready.step} steps already, and {config.steps} are asked for: nothing to do",
+            markup=False,
             highlight=False,
         )
         return DONE

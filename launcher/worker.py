@@ -18,6 +18,7 @@ from typing import NoReturn
 from launcher.causes import cause_of, last_line
 from launcher.children import pulse_of
 from launcher.config import RunConfig, load, to_yaml
+from launcher.console import visible
 from launcher.folder import RunFolder, make_run_folder, write_whole
 from launcher.ranks import End, is_echo, run_reporting
 from launcher.train import DONE, FAILED, REFUSED, STOPPED, absolute
@@ -83,7 +84,7 @@ def main(arguments: list[str]) -> int:
             )
         make_run_folder(RunFolder(config.out))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         return REFUSED
     if place["rank"] == 0:
         write_whole(RunFolder(config.out).config, to_yaml(config).encode())
@@ -99,11 +100,11 @@ def main(arguments: list[str]) -> int:
 
     def finish(end: End) -> None:
         if end.message:
-            print(f"error: {end.message}" if end.refusal else end.message, file=sys.stderr)
+            print(visible(f"error: {end.message}" if end.refusal else end.message), file=sys.stderr)
             tell(config, end)
         elif place["rank"] == 0:
             RunFolder(config.out).record("stop" if end.how == "stopped" else "done", step=end.step)
-            print(f"{config.out}: {end.how} at step {end.step}")
+            print(visible(f"{config.out}: {end.how} at step {end.step}"))
         leave({"done": DONE, "stopped": STOPPED, "refused": REFUSED}.get(end.how, FAILED))
 
     pulse = pulse_of(config, place["rank"], 0)

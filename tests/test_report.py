@@ -16,6 +16,8 @@ from PIL import Image
 
 from data.video import encode
 from launcher.charts import Curve, Mark, chart, label, linear_scale, log_scale, round_ticks, smooth, thin, thinning
+from launcher.folder import keep_steps
+from launcher.records import read_steps
 from launcher.report import MOST_SAMPLES, MOST_SHEETS, duration, number, short, size_text, write_report
 from parallel.errors import InputError
 
@@ -404,3 +406,58 @@ def test_figures_in_words() -> None:
     ]  # fmt: skip
     assert [size_text(v) for v in (0, 1536, 3 << 30, 5 << 40)] == ["0 bytes", "1.5 KiB", "3 GiB", "5 TiB"]
     assert [number(v) for v in (1, 2.5, True, "3", None, math.nan, -math.inf, 10**400)] == [1.0, 2.5] + [None] * 6
+
+
+ODD = [
+    '{"step": "7", "loss": 1.0}', '{"step": true, "loss": 1.0}', '{"step": 7.5}', '{"step": -1}', '{"step": null}',
+    '{"step": 7, "loss": null}', '{"step": 7, "loss": [1]}', '{"step": 7, "loss": "1"}', '{"step": 7, "loss": true}',
+    '{"step": 7, "time": "now"}', '{"step": 7, "tokens": {}}', '{"step": ' + "9" * 40 + "}",
+    "7", '"step"', "null", "[[7]]", "[" * 200_000, '{"step": ' + "9" * 5000 + "}", '{"a":' * 5000, "{", "\x00",
+]  # fmt: skip
+
+
+def test_lines_of_other_types_are_counted_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from launcher.cli import app
+
+    root = with_events(fake_run(tmp_path / "run", 5))
+    with open(root / "metrics.jsonl", "a") as file:
+        file.write("".join(line + "\n" for line in ODD))
+    with open(root / "events.jsonl", "a") as file:
+        odd = ['{"event": 7}', '{"event": "stop", "time": "now"}', '{"event": "stop", "step": []}', "7", "{"]
+        file.write("".join(line + "\n" for line in odd))
+    page = report(root)
+    assert "has done 5 of 500 steps" in page.text
+    assert f"{len(ODD)} lines of metrics.jsonl are broken and left out; 5 lines of events.jsonl are" in page.text
+    app(["report", str(root)], standalone_mode=False)
+    assert f"metrics.jsonl: {len(ODD)} lines are no record and were left out" in capsys.readouterr().out
+    missing, after = keep_steps(root / "metrics.jsonl", 3)
+    assert (missing, [line["step"] for line in after]) == (0, [4, 5])
+    assert len((root / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_line_is_never_read_whole_if_it_is_endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.folder.LONGEST_LINE", 100)
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2, "a": "' + "x" * 1000 + '"}\n{"step": 3}\n{"step": 4, "b": "' + "y" * 200)
+    found = read_steps(file)
+    assert ([*found.column("step")], found.broken) == ([1, 3], 2)
+
+
+def test_steps_of_a_record_are_columns(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    rows = [(3, 0.5), (1, 1.5), (2, math.inf), (3, 0.25), (4, 10**400)]
+    file.write_text("".join(json.dumps({"step": s, "loss": v, "samples": ["a", "b"]}) + "\n" for s, v in rows))
+    found = read_steps(file)
+    assert [*found.column("step")] == [1, 2, 3, 4]
+    assert [*found.known("loss")] == [1.5, 0.25]
+    assert (found.first["step"], found.last["step"], found.done, len(found)) == (1, 4, 4, 4)
+    assert [*found.known("samples")] == [2, 2, 2, 2]
+    assert len(read_steps(tmp_path / "none")) == 0
+
+
+def test_names_in_a_report_turn_no_direction(tmp_path: Path) -> None:
+    root = fake_run(tmp_path / "run", 2)
+    event = {"event": "fallback", "time": BEGIN, "checkpoint": "a\u202e\x1b[2J\x00", "reason": "caf\udce9"}
+    (root / "events.jsonl").write_text(json.dumps(event) + "\n")
+    text = write_report(root).read_text()
+    assert r"a\u202e\x1b[2J\x00 is broken and was passed over: caf\udce9" in text
