@@ -121,7 +121,8 @@ def cut_into_clips(path: Path, options: CutOptions = CutOptions()) -> Clips:
     """The clips of a file: one per shot, or per part of a long shot; or its image.
 
     Args:
-        path: a video in any format that FFmpeg reads, or a JPEG, PNG or WebP.
+        path: a video in any format that FFmpeg reads, an animation or a folder of numbered frames (`data.sequence`),
+            or a JPEG, PNG or WebP.
         options: how to cut.
 
     Raises:
@@ -261,7 +262,8 @@ def _frames(path: Path, found: Video, rows: Sequence[int], scaled: Size, size: S
 def _image_suffix(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
-            return image.suffix_of(file.read(image.MAGIC))
+            suffix = image.suffix_of(file.read(image.MAGIC))
+        return None if suffix is None or image.is_animated(path) else suffix
     except OSError:
         return None  # the probe says why
 

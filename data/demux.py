@@ -22,6 +22,7 @@ from typing import Any
 import av
 from av.format import Flags
 
+from data import gif
 from data.scan import WITH_ALPHA, Scan, broken, by_output, by_time, read_headers
 from data.truncation import why_cut
 from data.unreadable import why_unreadable
@@ -48,9 +49,7 @@ def opened(source: Source, index: int | None = None) -> Iterator[tuple[Any, Any]
     with _container(source, name) as container, told(name):
         streams = candidates(container)
         if not streams:
-            kinds = sorted({s.type for s in container.streams})
-            why = None if kinds else why_unreadable(source)
-            raise broken(name, why or f"no video stream (it has: {', '.join(kinds) or 'nothing'})")
+            raise broken(name, _why_no_film(source, container))
         if index is None and len(streams) > 1:
             index = _film(streams, _lengths(source, container, streams))
         stream = streams[0] if index is None else container.streams[index]
@@ -58,6 +57,19 @@ def opened(source: Source, index: int | None = None) -> Iterator[tuple[Any, Any]
         stream.thread_type = "NONE"
         stream.codec_context.options = DECODING
         yield container, stream
+
+
+def _why_no_film(source: Source, container: Any) -> str:
+    """Why no stream of a container is a film."""
+    videos = container.streams.video
+    if any(s.disposition & av.stream.Disposition.attached_pic for s in videos):
+        return "no video stream, only a sound and its cover"
+    if videos:
+        codec = next((s.codec_context.name for s in videos if s.codec_context is not None), "an unknown codec")
+        return f"its video ({codec}) tells no size, or FFmpeg cannot decode it"
+    kinds = sorted({s.type for s in container.streams})
+    why = None if kinds else why_unreadable(source)
+    return why or f"no video stream (it has: {', '.join(kinds) or 'nothing'})"
 
 
 def _film(streams: Sequence[Any], lengths: Counter[int]) -> int:
@@ -123,7 +135,11 @@ def scan_stream(source: Source, container: Any, stream: Any, counted: bool = Fal
     headers = read_headers(container.demux(stream), stream, made_up, name)
     if container.format.name.startswith("mov") and len(headers.pts) < len(stream.index_entries):
         raise broken(name, f"cut short: {len(headers.pts)} of {len(stream.index_entries)} frames are there")
-    found = None if counted else by_time(headers, name)
+    if container.format.name == "gif":
+        headers.pts, headers.keys = list(gif.shown_at(headers.durations)), headers.keys[:1]
+        found: Scan | None = by_output(headers, [n for n, shown in enumerate(headers.shown) if shown], name)
+    else:
+        found = None if counted else by_time(headers, name)
     if found is None:
         first = headers.restarts[0]
         with opened(source, stream.index) as (again, same):

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from data import gif
 from parallel.errors import InputError
 
 IDR = 5  # ITU-T H.264, table 7-1
@@ -69,6 +70,7 @@ class Headers:
 
     Attributes:
         pts, dts: time stamps; None: absent.
+        durations: how long a picture is shown, 0 if it is not said.
         shown: whether it carries a picture that is shown.
         keys: (packet number, whether decoding may begin there) of key packets.
         alpha: whether transparencies lie beside the pictures.
@@ -77,6 +79,7 @@ class Headers:
 
     pts: list[int | None] = field(default_factory=list)
     dts: list[int | None] = field(default_factory=list)
+    durations: list[int] = field(default_factory=list)
     shown: list[bool] = field(default_factory=list)
     keys: list[tuple[int, bool]] = field(default_factory=list)
     alpha: bool = False
@@ -106,8 +109,8 @@ def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) 
             headers.keys.append((number, codec != "h264" or is_restart(bytes(packet), extradata)))
         headers.pts.append(packet.pts)
         headers.dts.append(packet.dts)
-        # RFC 6386, 9.1
-        headers.shown.append(not packet.is_discard and (codec != "vp8" or bool(memoryview(packet)[0] & 0x10)))
+        headers.durations.append(packet.duration or 0)
+        headers.shown.append(not packet.is_discard and _has_picture(codec, packet))
         headers.alpha |= codec in WITH_ALPHA and _has_alpha(packet)
     # as some programs write B-frames: the time of decoding in place of that of showing
     stamps = [p for p in headers.pts if p is not None]
@@ -169,6 +172,12 @@ def _times(headers: Headers, numbers: Sequence[int], name: str) -> tuple[int, ..
     if stamps and ascending is None:
         raise broken(name, "two frames have the same time stamp")
     return tuple(ascending or ())
+
+
+def _has_picture(codec: str, packet: Any) -> bool:
+    if codec == "vp8":
+        return bool(memoryview(packet)[0] & 0x10)  # RFC 6386, 9.1
+    return codec != "gif" or gif.has_picture(bytes(packet))
 
 
 def _has_alpha(packet: Any) -> bool:

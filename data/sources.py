@@ -38,6 +38,20 @@ VIDEO_SUFFIXES = frozenset(
         ".mxf",
         ".vob",
         ".asf",
+        ".apng",
+        ".divx",
+        ".f4v",
+        ".h264",
+        ".264",
+        ".h265",
+        ".265",
+        ".hevc",
+        ".ivf",
+        ".m1v",
+        ".m2v",
+        ".mjpeg",
+        ".mjpg",
+        ".nut",
     ]
 )
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp"])

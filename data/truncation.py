@@ -18,9 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from data import gif
+
 UNKNOWN = 0xFFFFFFFF  # a size that was to be written at the end
 SEGMENT = 0x18538067  # RFC 9559, 5.1
-GIF_IMAGE, GIF_EXTENSION, GIF_END = 0x2C, 0x21, 0x3B  # GIF89a, 20, 23, 27
 
 
 def why_cut(source: Path | bytes) -> str | None:
@@ -86,35 +87,8 @@ def _leading(byte: int) -> int:
     return 9 - byte.bit_length()
 
 
-def _gif_end(file: BinaryIO, size: int) -> int | None:
-    """Byte after the last block; a missing end mark alone loses no picture. GIF89a, appendix D."""
-    head = file.read(13)
-    at = 13 + _colours(head[10])
-    while at < size:
-        file.seek(at)
-        block = file.read(10)
-        if block[0] == GIF_IMAGE:
-            at += 10 + _colours(block[9]) + 1  # and the size of codes
-        elif block[0] == GIF_EXTENSION:
-            at += 2
-        else:
-            return at  # the end mark, or what is no GIF any more
-        while True:  # sub-blocks, to one without bytes
-            file.seek(at)
-            length = file.read(1)
-            at += 1 + (length[0] if length else 1)
-            if not length or not length[0]:
-                break
-    return at
-
-
-def _colours(packed: int) -> int:
-    """Bytes of a table of colours."""
-    return 3 << (packed & 7) + 1 if packed & 0x80 else 0
-
-
 _ENDS: tuple[tuple[bytes, Callable[[BinaryIO, int], int | None]], ...] = (
     (rb"RIFF....AVI ", _avi_end),
     (rb"\x1a\x45\xdf\xa3", _matroska_end),
-    (rb"GIF8[79]a", _gif_end),
+    (gif.MAGIC, gif.end),
 )

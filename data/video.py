@@ -45,11 +45,13 @@ from data.demux import (
 )
 from data.h264 import GOP_FRAMES, encode
 from data.rates import Stretch, rate_of, stretches
-from data.rgb import Frames, Rgb, Turn, check_colours, displayed, turn_of
+from data.rgb import UPRIGHT, Frames, Rgb, Turn, check_colours, displayed, turn_of
 from data.scan import Scan, broken
+from data.sequence import PictureSequence, sequence_of
 from data.timeline import Timeline, timeline_of
 
 SLOWEST, FASTEST = Fraction(1, 3600), 10_000  # frames a second; beyond, time stamps are damaged
+PICTURES, RGB = "pictures", "rgb24"  # container and pixel format of what is no video file
 PADDING = bytes(64)  # AV_INPUT_BUFFER_PADDING_SIZE: decoders may read so far past a packet
 
 __all__ = ["GOP_FRAMES", "Frames", "Source", "Video", "decode", "decode_slices", "encode", "pictures", "probe"]
@@ -109,7 +111,7 @@ class Video:
         return timeline_of(self.begin + (stamps if len(stamps) else rows), float(self.fps))
 
 
-def probe(source: Source, counted: bool = False) -> Video:
+def probe(source: Source, counted: bool = False, fps: Fraction | None = None) -> Video:
     """Reads the headers, every packet's time stamp, and decodes the first frame.
 
     Of several video streams the film is meant (`data.demux`); cover pictures do not count.
@@ -117,11 +119,14 @@ def probe(source: Source, counted: bool = False) -> Video:
     Args:
         source: a path, or a whole file in memory.
         counted: decode all frames to see which there are, even if time stamps seem to tell it.
+        fps: frames a second of a folder of numbered frames.
 
     Raises:
         InputError: no video stream, damaged or cut short, or its frames cannot be shown as they were meant.
     """
     name = name_of(source)
+    if (pictures := sequence_of(source, fps)) is not None:
+        return _probe_pictures(pictures)
     with opened(source) as (container, stream):
         found = scan_stream(source, container, stream, counted)
         packets = packets_from(source, container, stream, found, 0, fresh=False)
@@ -177,7 +182,7 @@ def decode(
     with _reading(source, None) as reading:
         stop = reading.scan.frames if stop is None else stop
         wanted = _wanted(range(reading.scan.frames), start, stop, step, reading.name)
-        rgb = Rgb(reading.name, reading.stream.sample_aspect_ratio, size)
+        rgb = Rgb(reading.name, reading.aspect, size)
         return _stacked(reading.pictures(start, _end(wanted)), wanted, rgb)
 
 
@@ -211,7 +216,7 @@ def stream_frames(
         stop = reading.scan.frames if stop is None else stop
         wanted = _wanted(range(reading.scan.frames), start, stop, step, reading.name)
         size = size or ((video.height, video.width) if video else None)
-        rgb = Rgb(reading.name, reading.stream.sample_aspect_ratio, size)
+        rgb = Rgb(reading.name, reading.aspect, size)
         frames = reading.pictures(start, _end(wanted))
         yield from (rgb(frame) for row, frame in enumerate(frames, start) if row in wanted)
 
@@ -226,6 +231,45 @@ def pictures(source: Source, video: Video) -> Iterator[Any]:
         yield from reading.pictures(0, video.frames)
 
 
+def _probe_pictures(pictures: PictureSequence) -> Video:
+    (height, width), fps = next(pictures.read(0, 1)).shape[:2], 1 / pictures.time_base
+    rate, even = rate_of(pictures.shown_at, pictures.time_base, fps if fps <= FASTEST else None)
+    rows = len(pictures.shown_at)
+    return Video(
+        frames=rows,
+        fps=rate,
+        even=even,
+        begin=0.0,
+        height=height,
+        width=width,
+        stored=(height, width),
+        aspect=Fraction(1),
+        turn=UPRIGHT,
+        interlaced=False,
+        time_base=pictures.time_base,
+        container=PICTURES,
+        codec=pictures.kind,
+        pixel_format=RGB,
+        video_streams=1,
+        scan=Scan(pictures.shown_at, tuple((row, row) for row in range(rows)), rows),
+    )
+
+
+@dataclass(frozen=True)
+class _ReadingPictures:
+    """As `_Reading`, of pictures one after the other."""
+
+    name: str
+    scan: Scan
+    sequence: PictureSequence
+    aspect: Fraction | None = None
+
+    def pictures(self, start: int, stop: int) -> Iterator[Any]:
+        """The frames of rows [start, stop)."""
+        for frame in self.sequence.read(start, stop):
+            yield av.VideoFrame.from_ndarray(frame, format=RGB)
+
+
 @dataclass(frozen=True)
 class _Reading:
     """An open file; `fresh` if none of it was read yet."""
@@ -237,6 +281,11 @@ class _Reading:
     scan: Scan
     interlaced: bool
     fresh: bool
+
+    @property
+    def aspect(self) -> Fraction | None:
+        """Width of a stored pixel, if its height is 1."""
+        return self.stream.sample_aspect_ratio  # type: ignore[no-any-return]
 
     def pictures(self, start: int, stop: int) -> Iterator[Any]:
         """The decoded frames of rows [start, stop)."""
@@ -256,8 +305,12 @@ class _Reading:
 
 
 @contextmanager
-def _reading(source: Source, video: Video | None) -> Iterator[_Reading]:
+def _reading(source: Source, video: Video | None) -> Iterator[_Reading | _ReadingPictures]:
     name = name_of(source)
+    pictures = sequence_of(source) if video is None or video.container == PICTURES else None
+    if pictures is not None:
+        yield _ReadingPictures(name, (video or _probe_pictures(pictures)).scan, pictures)
+        return
     with opened(source, video.scan.stream if video else None) as (container, stream):
         found = video.scan if video else scan_stream(source, container, stream)
         interlaced = video.interlaced if video else stream.codec_context.field_order in INTERLACED

@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 from data import image, video
 from data.clips import CutOptions, cut_into_clips
 from parallel.errors import InputError
-from tests.films import calm, write
+from tests.films import calm, stamped, stamps, write
 
 PICTURE = calm(1, 48, 64)[0]
 
@@ -92,8 +92,27 @@ def test_colour_profiles_are_applied():
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert np.abs(image.decode(stored(swapped, icc_profile=srgb))[0].astype(int) - PICTURE).max() <= 1
     np.testing.assert_array_equal(image.decode(stored(swapped, icc_profile=lab))[0], PICTURE)  # of another kind
-    with pytest.raises(InputError, match="in memory"):
-        image.decode(stored(swapped, icc_profile=b"no profile"))
+    for unreadable in (b"no profile", srgb[:200], bytes(4000)):
+        np.testing.assert_array_equal(image.decode(stored(swapped, icc_profile=unreadable))[0], PICTURE)
+
+
+@pytest.mark.parametrize("tags", [b"Exif\0\0words", b"Exif\0\0MM\0\x2a\0\0\0\x08\xff\xff", b"Exif\0\0" + bytes(40)])
+def test_tags_that_cannot_be_read_are_none(tags):
+    np.testing.assert_array_equal(image.decode(stored(PICTURE, exif=tags))[0], PICTURE)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 32, bytes(32)])
+@pytest.mark.parametrize("more", [[(12, 16)], [(96, 128)], [(12, 16), (24, 32), (48, 64)]])
+def test_what_a_camera_adds_to_a_picture_is_not_the_picture(tmp_path, more, damage):
+    """A preview, a second eye or a map of brightness (CIPA DC-007): one image, the first."""
+    others = [Image.fromarray(PICTURE).resize(size[::-1]) for size in more]
+    data = bytearray(stored(PICTURE, "MPO", save_all=True, append_images=others, quality=95))
+    at = data.index(b"MPF\0") + 8
+    data[at : at + len(damage)] = damage
+    (tmp_path / "a.jpg").write_bytes(bytes(data) + b"and a film behind it, as telephones write")
+    (clip,) = cut_into_clips(tmp_path / "a.jpg").kept
+    assert (clip.media, clip.height, clip.width) == ("jpg", 48, 64)
+    assert np.abs(image.decode(clip.data)[0].astype(int) - PICTURE).mean() < 2
 
 
 def test_a_wide_gamut_comes_out_stronger():
@@ -155,3 +174,64 @@ def test_moving_pictures_are_films(tmp_path):
     (clip,) = cut_into_clips(path).kept
     assert clip.media == "mp4"
     assert len(video.decode(clip.data)) == 12
+
+
+def animated(form: str, delays, **options) -> bytes:
+    pictures = [Image.fromarray(frame) for frame in stamped(len(delays))]
+    return stored(pictures[0], form, save_all=True, append_images=pictures[1:], duration=delays, **options)
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("PNG", {"default_image": True})],
+)
+def test_animations_are_films_at_the_speed_of_browsers(tmp_path, form, options):
+    """10 ms or less is shown for 100 ms; a still beside an animation of PNG is none of its frames."""
+    first = int(bool(options.get("default_image")))
+    delays = [50, 10, 50, 50, 0, 200, 40, 50, 50, 50, 50, 50][: 12 - first]
+    if form == "GIF" or not first:
+        data = animated(form, delays, **options)
+    else:
+        data = animated(form, [70] * 12, **options)
+        delays = [70] * 11
+    (tmp_path / "a.jpg").write_bytes(data)  # its content tells what it is
+    found = video.probe(tmp_path / "a.jpg")
+    seconds = (np.array(found.scan.pts) * float(found.time_base)).tolist()
+    shown = [delay if delay > 10 else 100 for delay in delays]
+    assert seconds == pytest.approx(np.cumsum([0, *shown[:-1]]) / 1000, abs=1e-3)
+    assert stamps(video.decode(tmp_path / "a.jpg")) == list(range(first, 12))
+    assert stamps(video.decode(data, 3, 9, 2)) == [first + row for row in (3, 5, 7)]
+    (clip,) = cut_into_clips(tmp_path / "a.jpg").kept
+    assert clip.media == "mp4"
+
+
+def test_an_animation_that_is_cut_is_rejected(tmp_path):
+    for form in ("WEBP", "PNG", "GIF"):
+        data = animated(form, [50] * 12)
+        (tmp_path / "a.webp").write_bytes(data[: int(0.7 * len(data))])
+        with pytest.raises(InputError, match=r"a\.webp|in memory"):
+            cut_into_clips(tmp_path / "a.webp")
+
+
+COMMENT, PROGRAM = b"\x21\xfe\x05words\x00", b"\x21\xff\x0bXMP DataXMP\x04abcd\x00"
+CONTROL = b"\x21\xf9\x04\x00\x05\x00\x00\x00"
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        COMMENT + b";",
+        PROGRAM + b";",
+        CONTROL + b";",
+        COMMENT + PROGRAM + COMMENT + b";",
+        b"",
+        b";" + bytes(300),
+        b";,!",
+    ],
+)
+def test_what_stands_behind_the_last_picture_of_a_gif_is_no_frame(tmp_path, behind):
+    data = animated("GIF", [40] * 12)
+    (tmp_path / "a.gif").write_bytes(data[:-1] + behind)
+    found = video.probe(tmp_path / "a.gif")
+    assert (found.frames, found.fps) == (12, 25)
+    assert stamps(video.decode(tmp_path / "a.gif")) == list(range(12))
