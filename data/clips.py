@@ -31,6 +31,7 @@ from data.cuts import small_size
 from data.h264 import encode
 from data.previews import Strip
 from data.rates import Stretch
+from data.regular import open_regular
 from data.remux import remux
 from data.rgb import UPRIGHT, Frames
 from data.scores import Scorer, Scores
@@ -261,7 +262,7 @@ def _frames(path: Path, found: Video, rows: Sequence[int], scaled: Size, size: S
 
 def _image_suffix(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             suffix = image.suffix_of(file.read(image.MAGIC))
         return None if suffix is None or image.is_animated(path) else suffix
     except OSError:

@@ -10,27 +10,25 @@ pixels is chosen, then the one with most frames, then the first.
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import av
 from av.format import Flags
 
 from data import gif
+from data.containers import DECODER, MOST_PIXELS, is_refused, open_container
+from data.containers import Source as Source
 from data.scan import WITH_ALPHA, Scan, broken, by_output, by_time, read_headers
 from data.truncation import why_cut
 from data.unreadable import why_unreadable
 from parallel.errors import InputError
 
-Source = Path | bytes
-
-DECODING = {"err_detect": "explode"}  # else a damaged frame is patched up in silence
+DECODING = {"err_detect": "explode", **DECODER}  # else a damaged frame is patched up in silence
 SEEK_FROM = 64  # packets; fewer are read as fast as a seek
 INDEXED = ("mov", "matroska")  # demuxers that seek by an index of packets
 LISTED = ("mov", "avi")  # demuxers whose index has every packet of a file from the beginning
@@ -53,6 +51,8 @@ def opened(source: Source, index: int | None = None) -> Iterator[tuple[Any, Any]
         if index is None and len(streams) > 1:
             index = _film(streams, _lengths(source, container, streams))
         stream = streams[0] if index is None else container.streams[index]
+        if stream.height * stream.width > MOST_PIXELS:
+            raise broken(name, f"{stream.width} x {stream.height} pixels, more than {MOST_PIXELS:,}")
         stream.codec_context.thread_count = 1
         stream.thread_type = "NONE"
         stream.codec_context.options = DECODING
@@ -66,7 +66,7 @@ def _why_no_film(source: Source, container: Any) -> str:
         return "no video stream, only a sound and its cover"
     if videos:
         codec = next((s.codec_context.name for s in videos if s.codec_context is not None), "an unknown codec")
-        return f"its video ({codec}) tells no size, or FFmpeg cannot decode it"
+        return f"its video ({codec}) cannot be decoded, or tells no size, or more than {MOST_PIXELS:,} pixels"
     kinds = sorted({s.type for s in container.streams})
     why = None if kinds else why_unreadable(source)
     return why or f"no video stream (it has: {', '.join(kinds) or 'nothing'})"
@@ -90,11 +90,12 @@ def _lengths(source: Source, container: Any, streams: Sequence[Any]) -> Counter[
 
 def _container(source: Source, name: str) -> Any:
     try:
-        return av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), metadata_errors="replace")
+        return open_container(source)
     except (av.error.FFmpegError, OSError) as error:
         said = error.strerror or str(error)
         why = why_unreadable(source) or why_cut(source)
-        raise broken(name, why or f"no kind of video that FFmpeg knows, or damaged ({said})") from error
+        kind = "that is read here" if is_refused(error) else "that FFmpeg knows"
+        raise broken(name, why or f"no kind of video {kind}, or damaged ({said})") from error
 
 
 @contextmanager

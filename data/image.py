@@ -19,6 +19,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from data.containers import MOST_PIXELS
 from data.rgb import Frames
 from parallel.errors import InputError
 
@@ -40,9 +41,17 @@ def suffix_of(head: bytes) -> str | None:
 
 
 def opened_image(source: IO[bytes] | Path) -> Image.Image:
-    """An image whose header was read, of a format that is known."""
+    """An image whose header was read, of a format that is known.
+
+    Raises:
+        DecompressionBombError: it has more pixels than are made for a picture.
+    """
     with _hushed():
-        return Image.open(source, formats=list(FORMATS))
+        opened = Image.open(source, formats=list(FORMATS))
+    if opened.width * opened.height > MOST_PIXELS:
+        opened.close()
+        raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels, more than {MOST_PIXELS:,}")
+    return opened
 
 
 def frames_in(opened: Image.Image) -> int:
@@ -130,6 +139,7 @@ def _in_srgb(colours: Image.Image, profile: bytes) -> Image.Image:
 def _hushed() -> Iterator[None]:
     """Without warnings of tags and of further pictures that are damaged: the picture is there."""
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a bound of our own is checked
         for message in ("Image appears to be a malformed MPO file", "Corrupt EXIF data"):
             warnings.filterwarnings("ignore", message, UserWarning)
         yield

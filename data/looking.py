@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data import image, video
+from data.regular import open_regular
 from data.sampling import Sampling
 from data.stream import Stream
 from data.talk_writer import Names
@@ -52,7 +53,7 @@ class Looker:
         if self.clips is not None:
             return [self.clips.index.timeline(self.rows[clip]) for clip in self.names.clips(name, uid)]
         path = self.folder / name
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if image.suffix_of(file.read(image.MAGIC)):
                 return [STILL]
         told = video.probe(path)
@@ -67,7 +68,7 @@ def frames_of(path: Path, sampling: Sampling) -> Frames:
     """
     if not path.is_file():
         raise InputError("a video or an image is a file", f"{path}: no such file", "give its path")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(image.MAGIC)
     if image.suffix_of(head):
         found = image.decode(path.read_bytes())

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from data import image
+from data.regular import open_regular
 from data.rgb import Frames
 from parallel.errors import InputError
 
@@ -69,7 +70,7 @@ def _is_animation(source: Path | bytes) -> bool:
     if isinstance(source, bytes):
         return image.suffix_of(source[: image.MAGIC]) in ANIMATED and image.is_animated(io.BytesIO(source))
     try:
-        with source.open("rb") as file:
+        with open_regular(source) as file:
             return image.suffix_of(file.read(image.MAGIC)) in ANIMATED and image.is_animated(source)
     except OSError:
         return False  # whoever opens it says why

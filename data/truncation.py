@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data import gif
+from data.regular import open_regular
 
 UNKNOWN = 0xFFFFFFFF  # a size that was to be written at the end
 SEGMENT = 0x18538067  # RFC 9559, 5.1
@@ -30,7 +31,7 @@ def why_cut(source: Path | bytes) -> str | None:
     Raises:
         OSError: it cannot be read.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file:
         head = file.read(12)
         find = next((find for magic, find in _ENDS if re.match(magic, head, re.DOTALL)), None)
         if find is None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import struct
 from pathlib import Path
 from typing import BinaryIO
+
+from data.regular import open_regular
 
 HEAD = 4096  # bytes looked at
 KINDS = {  # first bytes, which a file has whatever its name says
@@ -22,15 +25,18 @@ KINDS = {  # first bytes, which a file has whatever its name says
 }
 
 
+LISTS = (b"ffconcat", b"#EXTM3U", b"v=0", b"<?xml")  # first bytes of what names other files or a stream
+
+
 def why_unreadable(source: Path | bytes) -> str | None:
     """What a file is instead of a video, or where it ends too early; None if nothing is known of it."""
     if isinstance(source, bytes):
         return _why(io.BytesIO(source), len(source))
     try:
-        with source.open("rb") as file:
-            return _why(file, source.stat().st_size)
+        with open_regular(source) as file:
+            return _why(file, os.fstat(file.fileno()).st_size)
     except OSError as error:
-        return error.strerror
+        return error.strerror or str(error)
 
 
 def _why(file: BinaryIO, size: int) -> str | None:
@@ -46,12 +52,14 @@ def _why(file: BinaryIO, size: int) -> str | None:
         return _mp4(file, size)
     if not any(head):
         return f"its first {len(head):,} bytes are zero: it was never written to the end"
-    return "no video but text" if _is_text(head) else None
+    if _is_text(head):
+        return "no video but text"
+    return "no video but a list of other files" if head.startswith(LISTS) else None
 
 
 def _is_text(head: bytes) -> bool:
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < HEAD)
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head, final=len(head) < HEAD)
     except UnicodeDecodeError:
         return False
     return all(c.isprintable() or c.isspace() for c in text)
