@@ -18,7 +18,8 @@ from data.curriculum import Position
 from launcher.clip_maker import Clips
 from launcher.config import load
 from launcher.meeting import RankPlace
-from launcher.rank import build_feed, learning_rate
+from launcher.rank import build_feed
+from launcher.rates import learning_rate
 from launcher.streams import geometry_of
 from models.kinds import DTYPES, build
 

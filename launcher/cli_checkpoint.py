@@ -121,8 +121,9 @@ def export(
         return
     what = "moving average" if told["tensor"] == "ema" else "weights"
     size = f"{told['bytes'] / 1e6:,.1f} MB"
+    left = f", without {told['frozen']} that are frozen: --out FOLDER writes all" if told["frozen"] else ""
     Console().print(
-        f"{out}: {what} of step {told['step']}, {told['tensors']} tensors, {size}", markup=False, highlight=False
+        f"{out}: {what} of step {told['step']}, {told['tensors']} tensors, {size}{left}", markup=False, highlight=False
     )
 
 

@@ -14,7 +14,7 @@ from launcher.feed import Batch, Problem
 from launcher.folder import RunFolder, keep_steps
 from launcher.guard import Guard, unchanged
 from launcher.ledger import AGAIN_SECONDS, Ledger
-from launcher.proof import DiffersError, Proof
+from launcher.proof import AGAIN, COMPARED, DiffersError, Proof
 
 RECENT = 3  # steps that a checkpoint tells of
 TOLD = ("step", "loss", "grad_norm", "samples", "chain")
@@ -51,9 +51,11 @@ class Journal:
         """What a checkpoint tells of the last steps."""
         return tuple(self._recent)
 
-    def write(self, step: int, batch: Batch, of_device: Mapping[str, Any], **figures: float) -> None:
+    def write(
+        self, step: int, batch: Batch, of_device: Mapping[str, Any], made: Mapping[str, str], **figures: float
+    ) -> None:
         """One step. `figures` hold loss, grad_norm, updated, learning_rate, seconds, data_seconds, flops; `of_device`
-        what `Gauge.end` gives.
+        what `Gauge.end` gives, `made` what `Made.of` does.
         """
         if not self.writes:
             return
@@ -67,11 +69,12 @@ class Journal:
             "chain": batch.position.chain,
             **of_device,
             "layout": self.layout,
+            "made": dict(made),
             "time": time.time(),
         }
+        self._prove(line)
         self.ledger.append(self.folder.metrics, line)
         self._recent.append({name: line[name] for name in TOLD})
-        self._prove(line)
         self._draw(line)
 
     def problems(self, step: int, problems: Sequence[Problem]) -> None:
@@ -104,14 +107,24 @@ class Journal:
             self._tensorboard, self._draws_from = None, time.monotonic() + AGAIN_SECONDS
 
     def _prove(self, line: dict[str, Any]) -> None:
+        """Compare a step with what it was. If it differs, the record keeps both: the next start, from an earlier
+        checkpoint, gives one of them, and is not to be compared with what a distrusted one gave alone.
+        """
         verdict = self.proof.see(line) if self.proof is not None else None
         if verdict is None:
             return
         assert self.proof is not None
         told = {"checkpoint": self.proof.checkpoint, **asdict(verdict)}
-        self.event("verified" if verdict.difference is None else "differs", **told)
-        if verdict.difference is not None:
-            raise DiffersError(f"resumed from {self.proof.checkpoint}, {verdict.difference}")
+        if verdict.difference is None:
+            self.event("verified" if verdict.steps else "unproven", **told)
+            return
+        for before in self.after:
+            if before["step"] == line["step"]:
+                before = before | {AGAIN: {key: line[key] for key in (*COMPARED, "samples")}}
+            if before["step"] >= line["step"]:
+                self.ledger.append(self.folder.metrics, before)
+        self.event("differs", **told)
+        raise DiffersError(f"resumed from {self.proof.checkpoint}, {verdict.difference}")
 
     def _curves(self, step: int) -> Any:
         if self._tensorboard is None:  # after the first step: the import takes a second

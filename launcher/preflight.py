@@ -11,7 +11,7 @@ from data.talk_stream import TalkStream
 from launcher.checkpoints.changes import changed_settings, refuse_changes, refuse_foreign
 from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.storage import open_storage
-from launcher.config import RunConfig
+from launcher.config import MeshConfig, RunConfig
 from launcher.deal import as_begun, idle_notes
 from launcher.folder import RunFolder
 from launcher.hardware import cores, gpus, ranks_here, refuse_unusable_gpus
@@ -71,7 +71,7 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
         curriculum.verify(state.position)
     at = curriculum.segment(state.step if state else 0)
     notes = [f"checkpoint {name} is broken and will be passed over: {reason}" for name, reason in broken]
-    changed = changed_settings(found, config) if found is not None else []
+    changed = changed_settings(found, _on_its_mesh(config, found.state.step)) if found is not None else []
     if found is not None and changed:
         notes.append(f"changed since step {found.state.step}: {'; '.join(changed)}")
     notes += idle_notes(config, begun=found is not None)
@@ -132,6 +132,13 @@ def refuse_missing_shards(stream: Stream | TalkStream) -> None:
             found = "is missing" if size < 0 else f"has {size:,} bytes, its samples reach to {least:,}"
             remedy = shlex.join(["longreel", "data", "check", str(shard.parent.parent), "--repair"])
             raise InputError("every shard of a dataset is there", f"{shard} {found}", remedy)
+
+
+def _on_its_mesh(config: RunConfig, step: int) -> RunConfig:
+    """The run as it is started after `step` steps: a segment may have a mesh of its own."""
+    mesh = config.mesh_after(step)
+    of_mesh = MeshConfig(replica=mesh.replica, ring=mesh.ring, ulysses=mesh.ulysses)
+    return config.model_copy(update={"mesh": of_mesh})
 
 
 def _check_mesh(config: RunConfig, available: int) -> None:

@@ -1,13 +1,22 @@
 """A resume that proves itself: steps that were done before the stop and are done again must give the same numbers.
 
-The lines of metrics.jsonl after the checkpoint are what the run gave before; on the same layout the first of them come
-out bit by bit, on another one as near as floating point allows. What cannot be compared is said to be so.
+The lines of metrics.jsonl after the checkpoint are what the run gave before, each with digests of what made it
+(`launcher.made`). A comparison counts against the checkpoint only if both lines were made with the same:
+
+    numbers  rounding        compared                    another number means
+    same     same            bit by bit                  the checkpoint, or this machine, is not to be trusted
+    same     another         to the tolerance of dtype   that rounding was another: it is told
+    another                  not at all                  nothing: why is told
+    update   another         this step, and none after   as above
+
+A machine that does not repeat itself bit by bit (a GPU, unless torch is told to be deterministic) is compared to the
+tolerance in the first case, too. What cannot be compared is said to be so, with the reason.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +25,15 @@ from launcher.folder import RunFolder, read_lines
 from parallel.errors import InputError
 
 STEPS = 3  # that are compared
-NEAR = {"float64": 1e-9, "float32": 1e-5, "bf16": 5e-2}  # relative, on another layout or a GPU
+NEAR = {"float64": 1e-9, "float32": 1e-5, "bf16": 5e-2}  # relative, with other rounding or on a GPU
 NEAR_TF32 = 1e-3  # of float32 on a GPU, whose products have 10 bits of each factor: other sums round them otherwise
 COMPARED = ("loss", "grad_norm")
+AGAIN = "again"  # in a line: what a checkpoint gave that is distrusted since then
+UNKNOWN = "an older version wrote down its numbers, and not what they were made with"
 
 
 class DiffersError(RuntimeError):
-    """A step done again gave other numbers."""
+    """A step done again gave other numbers, though it was made with the same."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +44,15 @@ class Verdict:
         steps: that were compared.
         identical: how many of them bit by bit.
         near: how many of them within the tolerance.
-        difference: of the first that was neither.
+        difference: of the first that was neither, though made with the same: what was compared is not to be trusted.
+        reason: why no more steps were compared, or not bit by bit; empty if all were.
     """
 
     steps: tuple[int, ...]
     identical: int
     near: int
     difference: str | None = None
+    reason: str = ""
 
 
 class Proof:
@@ -47,18 +60,21 @@ class Proof:
 
     Args:
         checkpoint: the name of the one that the run went on from.
-        layout: how steps are computed now (`checkpoints.manifest.layout_of`).
         exact: whether this machine repeats itself bit by bit.
         dtype: of the run.
         gpu: whether it computes on one.
+        changed: what is known to have changed since the checkpoint, one sentence each, for reasons.
     """
 
-    def __init__(self, checkpoint: str, layout: str, exact: bool, dtype: str, gpu: bool = False) -> None:
-        self.checkpoint, self.layout, self.exact = checkpoint, layout, exact
+    def __init__(
+        self, checkpoint: str, exact: bool, dtype: str, gpu: bool = False, changed: Sequence[str] = ()
+    ) -> None:
+        self.checkpoint, self.exact, self.changed = checkpoint, exact, "; ".join(changed)
         self.near = NEAR_TF32 if gpu and dtype == "float32" else NEAR[dtype]
         self.before: dict[int, dict[str, Any]] = {}
         self.steps: list[int] = []
         self.identical = self.close = 0
+        self.reason = ""
 
     def expect(self, before: Sequence[dict[str, Any]]) -> None:
         """The lines of metrics.jsonl after the checkpoint, of which the first are compared."""
@@ -69,25 +85,44 @@ class Proof:
         was = self.before.pop(line["step"], None)
         if was is None:
             return None
-        self.steps.append(line["step"])
-        same = all(_same(was.get(key), line[key]) for key in (*COMPARED, "samples"))
+        if _alike(again := was | was.get(AGAIN, {}), line):
+            was = again  # then it was the record that was odd
+        old, new = _made(was), _made(line)
+        if old and old["numbers"] != new["numbers"]:
+            return self._end(f"step {line['step']} was made with other settings than now")
+        alike = bool(old) and old["rounding"] == new["rounding"]
+        same = _alike(was, line)
         near = was.get("samples") == line["samples"] and all(
-            _same(was.get(key), line[key]) or math.isclose(was.get(key, math.nan), line[key], rel_tol=self.near)
-            for key in COMPARED
+            _same(was.get(key), line[key]) or _near(was.get(key), line[key], self.near) for key in COMPARED
         )
+        if not (same or near) and not alike:
+            why = "was made by an older version" if not old else "was made with other rounding"
+            return self._end(f"step {line['step']} {why}, and differs: {_difference(was, line)}")
+        self.steps.append(line["step"])
         self.identical += same
         self.close += near
-        if not (same or (near and not (self.exact and was.get("layout") == self.layout))):
-            self.before = {}
-            return self._verdict(_difference(was, line))
-        return None if self.before else self._verdict(None)
+        if not (same or (near and not (self.exact and alike))):
+            return self._end("", _difference(was, line))
+        if not old:
+            return self._end("", said=UNKNOWN)
+        if not alike:
+            self.reason = self.changed or "rounding was another: threads, versions or kernels"
+        if self.before and (old["update"] != new["update"] or was.get("updated", True) != line.get("updated", True)):
+            return self._end(f"the update of step {line['step']} was another")
+        return None if self.before else self._end("")
 
-    def _verdict(self, difference: str | None) -> Verdict:
-        return Verdict(tuple(self.steps), self.identical, self.close, difference)
+    def _end(self, reason: str, difference: str | None = None, said: str = "") -> Verdict:
+        """No more is compared."""
+        self.before = {}
+        told = said or (f"{reason} ({self.changed})" if reason and self.changed else reason) or self.reason
+        return Verdict(tuple(self.steps), self.identical, self.close, difference, told)
 
 
 def distrusted(folder: RunFolder) -> dict[str, str]:
     """Checkpoints from which a step was done again with other numbers, and which; those saved anew are trusted again.
+
+    A checkpoint that was saved since then was made by a person who went on all the same: what its steps are compared
+    with was made after it, so nothing is held against it.
 
     Raises:
         InputError: that happened with two in a row: it is not the checkpoint that changed.
@@ -96,22 +131,35 @@ def distrusted(folder: RunFolder) -> dict[str, str]:
     for event in read_lines(folder.events):
         if event["event"] == "differs":
             found[event["checkpoint"]] = f"{DISTRUSTED}{event['difference']}"
-        elif event["event"] == "verified":
+        elif event["event"] in ("verified", "checkpoint"):
             found = {}
-        elif event["event"] == "checkpoint":
-            found.pop(f"step-{event['step']:08d}", None)
     if len(found) > 1:
         raise InputError(
             "a resumed run gives the numbers that it gave before",
             "; ".join(f"{name}: {reason}" for name, reason in sorted(found.items())),
-            "the software or the machine changed: bring it back, or restart.verify=false to go on with other numbers",
+            "settings, versions and threads are the same, so this machine does not repeat itself: longreel doctor; "
+            "restart.verify=false goes on with other numbers",
         )
     return found
+
+
+def _made(line: Mapping[str, Any]) -> dict[str, str]:
+    """Empty if the line does not tell."""
+    found = line.get("made")
+    return dict(found) if isinstance(found, Mapping) and {"numbers", "rounding", "update"} <= found.keys() else {}
 
 
 def _same(one: Any, other: Any) -> bool:
     """Equal, or both not a number."""
     return bool(one == other or (one != one and other != other))
+
+
+def _alike(was: Mapping[str, Any], line: Mapping[str, Any]) -> bool:
+    return all(_same(was.get(key), line[key]) for key in (*COMPARED, "samples"))
+
+
+def _near(one: Any, other: float, tolerance: float) -> bool:
+    return isinstance(one, int | float) and math.isclose(one, other, rel_tol=tolerance)
 
 
 def _difference(was: dict[str, Any], now: dict[str, Any]) -> str:

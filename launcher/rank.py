@@ -17,18 +17,21 @@ from launcher.checkpoints.manifest import TrainState, layout_of
 from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.saver import Saver
 from launcher.checkpoints.storage import Storage, open_storage
-from launcher.config import GuardConfig, OptimizerConfig, RunConfig
+from launcher.config import GuardConfig, RunConfig
 from launcher.feed import CHECKSUM, Batch, Fed, Feed, Problem
 from launcher.folder import RunFolder, only_writer
 from launcher.gauge import NO_MEMORY, Gauge, Memory
 from launcher.guard import Guard, RewindError, add_window, skipped, windows_of
 from launcher.journal import Journal
 from launcher.kernels import about, be_deterministic, kernel_of
+from launcher.made import Made, machine_of_all
 from launcher.makers import maker_of
 from launcher.meeting import RankPlace, meet, set_timeouts, use_tensor_cores
+from launcher.outside import gather_outside, refuse_other_outside
 from launcher.patience import Kind, group_seconds, pack_flops, patience
 from launcher.pulse import Pulse
-from launcher.resuming import find_checkpoint, proof_of, resume, saver_for
+from launcher.rates import learning_rate
+from launcher.resuming import changed_since, find_checkpoint, proof_of, resume, saver_for
 from launcher.shortage import Shortage
 from launcher.streams import geometry_of, open_curriculum
 from launcher.weights import folder_of_weights
@@ -41,8 +44,6 @@ from parallel.errors import InputError
 from parallel.kernel import Kernel
 from parallel.mesh import Groups, join
 from parallel.zero import Engine, engine_for, on_meta
-
-FALLING = 0.25  # of the steps, in which the rate of schedule "wsd" goes down
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,19 @@ def run(
         kind: Kind = "cuda" if device.type == "cuda" else "cpu"
         longest = patience(pack_flops(config, feed.curriculum), config, mesh, kind)
         set_timeouts(timedelta(seconds=group_seconds(chosen, longest)))
+        outside = gather_outside(config, engine.module, feed.curriculum, place.local_rank == 0)
+        if found is not None:
+            refuse_other_outside(found, config, outside)
+        made = Made(config, machine_of_all(device, attention.title), outside)
+        changed = changed_since(config, found, made)
         layout = layout_of(config.model_dump(mode="json"))
-        state = resume(folder, found, feed, engine, ema)
-        journal = Journal(folder, state.step, place.rank, layout, proof_of(config, found, device))
+        state = resume(folder, found, feed, engine, ema, changed)
+        journal = Journal(folder, state.step, place.rank, layout, proof_of(config, found, device, changed))
         guard = guard_for(config, folder, journal)
         journal.expect(guard)
         if attention.tried:
             journal.event("kernel", **{"for": about(config, device)}, **attention.record())
-        saver = saver_for(config, storage, engine, ema, journal)
+        saver = saver_for(config, storage, engine, ema, journal, made)
         shortage.holds(engine)
         batches = feed.batches(state.position)
         poisoned = faults.poisoned(config, place.rank)
@@ -149,8 +155,9 @@ def run(
             words = Words(should_stop(), saver.is_due(), saver.word(), gauge.begin())
             agreed = agree(batch, words, feed.groups)
             saver.settle(agreed.saves)
+            without = {problem.uid for problem in agreed.problems}
             if agreed.problems:
-                unreadable |= {problem.uid for problem in agreed.problems}
+                unreadable |= without
                 refuse_many(unreadable, agreed.problems, config.data.tolerate)
                 journal.problems(state.step + 1, agreed.problems)
                 batch = feed.without(batch, agreed.problems)
@@ -171,11 +178,12 @@ def run(
             stopped = agreed.stop
             seconds, work = time.perf_counter() - begin, flops(engine, config, batch)
             journal.write(
-                state.step, batch, gauge.end(agreed.memories, work, seconds), loss=loss, grad_norm=norm,
+                state.step, batch, gauge.end(agreed.memories, work, seconds),
+                made.of(state.step, rate, without), loss=loss, grad_norm=norm,
                 updated=norm <= most, learning_rate=rate, seconds=seconds, data_seconds=waited, flops=work,
             )  # fmt: skip
             last = stopped or state.step == end
-            if last or agreed.due or state.step % config.checkpoint.every == 0:
+            if last or agreed.due or state.step % config.checkpoint.every == 0 or saver.keep.for_ever(state.step):
                 pulse.enter("save", state.step)
                 save(saver, state, journal, last, config.checkpoint.wait)
         pulse.enter("end", state.step)
@@ -314,20 +322,6 @@ def gradients(
         loss += part.detach()
     dist.all_reduce(loss)
     return float(loss) / weight
-
-
-def learning_rate(config: OptimizerConfig, done: int, steps: int) -> float:
-    """The rate of the step after `done` steps: linear warm-up, then constant, or down to the last step."""
-    if done < config.warmup_steps:
-        return config.learning_rate * (done + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.learning_rate
-    if config.schedule == "wsd":
-        left = min(1.0, (steps - done) / (FALLING * steps))
-        return config.learning_rate * (config.final_ratio + (1 - config.final_ratio) * left)
-    progress = (done - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    share = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return config.learning_rate * (config.final_ratio + (1 - config.final_ratio) * share)
 
 
 def answer_trouble(

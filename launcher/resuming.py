@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -20,11 +19,10 @@ from launcher.config import RunConfig
 from launcher.feed import Feed
 from launcher.folder import RunFolder, run_id, take_id
 from launcher.journal import Journal
+from launcher.made import Made, differences
 from launcher.proof import Proof, distrusted
 from parallel.ema import EMA, Ema
 from parallel.zero import STATE_NAMES, Engine, trained
-
-PACKAGES = ("torch", "deepspeed", "ray", "safetensors", "longreel")  # whose versions a checkpoint tells
 
 
 def find_checkpoint(config: RunConfig, folder: RunFolder, storage: Storage) -> Checkpoint | None:
@@ -63,8 +61,15 @@ def find_checkpoint(config: RunConfig, folder: RunFolder, storage: Storage) -> C
     return checkpoint
 
 
-def resume(folder: RunFolder, found: Checkpoint | None, feed: Feed, engine: Engine, ema: Ema | None) -> TrainState:
-    """The state to go on from; parameters, moments and average are restored."""
+def resume(
+    folder: RunFolder,
+    found: Checkpoint | None,
+    feed: Feed,
+    engine: Engine,
+    ema: Ema | None,
+    changed: Sequence[str] = (),
+) -> TrainState:
+    """The state to go on from; parameters, moments and average are restored. `changed` is told with it."""
     if found is None:
         return TrainState(Position(), ())
     state = found.state
@@ -76,28 +81,43 @@ def resume(folder: RunFolder, found: Checkpoint | None, feed: Feed, engine: Engi
     elif ema is not None:
         ema.restart()
     if dist.get_rank() == 0:
-        folder.record("resume", step=state.step, checkpoint=found.name, layout=found.manifest.layout)
+        folder.record(
+            "resume", step=state.step, checkpoint=found.name, layout=found.manifest.layout, changed=list(changed)
+        )
     return state
 
 
-def proof_of(config: RunConfig, found: Checkpoint | None, device: torch.device) -> Proof | None:
+def changed_since(config: RunConfig, found: Checkpoint | None, made: Made) -> list[str]:
+    """What is not as it was when the checkpoint was written, one sentence each: settings, versions, machine."""
+    if found is None:
+        return []
+    old = {name: has for name, has in found.manifest.versions.items() if name in made.versions}
+    of_machine = differences(found.manifest.machine, made.machine)
+    return [*changed_settings(found, config), *of_machine, *differences(old, made.versions)]
+
+
+def proof_of(config: RunConfig, found: Checkpoint | None, device: torch.device, changed: Sequence[str]) -> Proof | None:
     """What compares the first steps after a resume with what they were; None if there is nothing to compare."""
-    settings = config.model_dump(mode="json")
-    if found is None or not config.restart.verify or changed_settings(found, config):
+    if found is None or not config.restart.verify:
         return None
     exact = device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
-    return Proof(found.name, layout_of(settings), exact, config.dtype, device.type == "cuda")
+    return Proof(found.name, exact, config.dtype, device.type == "cuda", changed)
 
 
-def saver_for(config: RunConfig, storage: Storage, engine: Engine, ema: Ema | None, journal: Journal) -> Saver:
+def saver_for(
+    config: RunConfig, storage: Storage, engine: Engine, ema: Ema | None, journal: Journal, made: Made
+) -> Saver:
     """What saves this engine, and its average if there is one."""
     settings = config.model_dump(mode="json")
     shapes = {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in trained(engine.module).items()}
-    versions = {name: version(name) for name in PACKAGES}
+    layout = layout_of(settings)
     run = run_id(RunFolder(config.out)) if dist.get_rank() == 0 else ""  # who commits writes the manifest
 
     def manifest(state: TrainState, parts: Sequence[Part], recent: Sequence[dict[str, Any]]) -> Manifest:
-        return Manifest(state, settings, layout_of(settings), versions, tuple(recent), shapes, tuple(parts), run)
+        told = tuple(recent)
+        return Manifest(
+            state, settings, layout, made.versions, told, shapes, tuple(parts), run, made.outside, made.machine
+        )
 
     fragments = ema.fragments if ema is not None else engine.owned()
     keep = Keep(config.checkpoint.keep, config.checkpoint.keep_every)

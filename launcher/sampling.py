@@ -27,6 +27,7 @@ from launcher.checkpoints.storage import open_storage
 from launcher.config import RunConfig, load
 from launcher.folder import RunFolder, write_whole
 from launcher.hardware import device_here, memory
+from launcher.outside import Hashes, outside_of, refuse_other_outside
 from launcher.weights import fill, folder_of_weights
 from models.dit import VideoDiT, VideoDiTConfig
 from models.kinds import DTYPES, build, build_flow
@@ -194,9 +195,14 @@ def with_defaults(request: Request, config: RunConfig) -> Settled:
 
 
 def load_model(config: RunConfig, found: Checkpoint, channels: int, device: torch.device) -> VideoDiT | VideoLM:
-    """The model with the checkpoint's weights: their moving average, if the run kept one."""
+    """The model with the checkpoint's weights: their moving average, if the run kept one.
+
+    Raises:
+        InputError: what is read beside the checkpoint, as frozen weights and the codec, is not what it was.
+    """
     model = build(config.model, channels, config.seed, DTYPES[config.dtype], config.objective).to(device).eval()
     folder = folder_of_weights(config)
+    refuse_other_outside(found, config, outside_of(config, model, None, Hashes()))
     if folder is not None:
         fill(folder, model)
     key = EMA if EMA in found.manifest.keys else "master"

@@ -173,7 +173,13 @@ def _restart(event: Event) -> Line:
 
 def _verified(event: Event) -> Line:
     steps = event["steps"] if isinstance(event["steps"], int) else len(event["steps"])
-    return "", f"resume verified: {event['identical']} of {steps} steps identical"
+    why = f"; {event['reason']}" if event.get("reason") else ""
+    return "", f"resume verified: {event['identical']} of {steps} steps identical{why}"
+
+
+def _resume(event: Event) -> Line:
+    changed = "; ".join(event.get("changed") or ())
+    return "", f"resumed from step {event['step']} ({event['checkpoint']}){f'; changed: {changed}' if changed else ''}"
 
 
 def _nonsense(event: Event) -> Line:
@@ -191,7 +197,7 @@ def _struck(event: Event) -> str:
 
 
 LINES: dict[str, Callable[[Event], Line]] = {
-    "resume": lambda e: ("", f"resumed from step {e['step']} ({e['checkpoint']})"),
+    "resume": _resume,
     "fallback": lambda e: ("yellow", f"checkpoint {e['checkpoint']} is broken and was passed over: {e['reason']}"),
     "gap": lambda e: (
         "yellow",
@@ -206,6 +212,7 @@ LINES: dict[str, Callable[[Event], Line]] = {
     "stop": lambda e: ("", f"stopped at step {e['step']}: checkpoint {e['checkpoint']}" if e.get("checkpoint") else ""),
     "mesh": lambda e: ("yellow", f"mesh {e['from']} -> {e['to']}: {e['reason']}"),
     "verified": _verified,
+    "unproven": lambda e: ("", f"steps done again were not compared: {e.get('reason', '')}"),
     "differs": lambda e: ("red", f"a step done again gave other numbers: {e.get('difference') or e.get('step')}"),
     "nonsense": _nonsense,
     "unreadable": lambda e: ("yellow", f"sample {e['sample']} cannot be read and counts nothing: {e['reason']}"),

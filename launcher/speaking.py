@@ -29,6 +29,7 @@ from launcher.checkpoints.reading import Checkpoint
 from launcher.coding import Coding, coding_of
 from launcher.config import RunConfig
 from launcher.hardware import device_here
+from launcher.outside import TOKENIZER_OF, hash_of_tokenizer, refuse_other_outside
 from launcher.sampling import load_model, open_run
 from launcher.streams import geometry_of
 from launcher.talk_maker import TalkMaker
@@ -227,6 +228,8 @@ def speaker_of(config: RunConfig, found: Checkpoint) -> Speaker:
     device = device_here(config.device)
     data = config.data_of(found.state.step)
     talks = Talks.open(data.folders[0])
+    segment = config.data.merged().index(data)
+    refuse_other_outside(found, config, {TOKENIZER_OF.format(segment): hash_of_tokenizer(talks)})
     model = load_model(config, found, 3, device)
     assert isinstance(model, VideoLM), "a video_lm is built as one"
     mesh = Mesh(1, 1, 1)

@@ -247,6 +247,13 @@ def matched(folder: Path, model: Any) -> dict[str, Stored]:
     return _checked(folder, model, _by_own_name(model, stored_in(folder)))
 
 
+def frozen_in(folder: Path, module: nn.Module) -> dict[str, Stored]:
+    """Where the folder has each parameter of a module that is not trained, and so is in no checkpoint; as `matched`."""
+    _, model = _pretrained(module)
+    still = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: stored for name, stored in matched(folder, model).items() if name in still}
+
+
 def _checked(folder: Path, model: Any, found: Mapping[str, Stored]) -> dict[str, Stored]:
     here, shapes = {}, {}
     for names, parameter in _tied(model):

@@ -366,8 +366,9 @@ def _saved(row: Sequence[Event]) -> str:
 LINES: dict[str, Callable[[Event], str]] = {
     "start": lambda e: f"to step {e.get('steps')}" + (f" from step {e['step']}" if e.get("step") else ""),
     "ranks": _started,
-    "resume": lambda e: f"from step {e.get('step')}, {e.get('checkpoint')}",
+    "resume": lambda e: "; ".join([f"from step {e.get('step')}, {e.get('checkpoint')}", *(e.get("changed") or ())]),
     "verified": lambda e: f"{e.get('identical')} steps done again are identical",
+    "unproven": lambda e: str(e.get("reason", "")),
     "differs": lambda e: str(e.get("difference", "")),
     "fallback": lambda e: f"{e.get('checkpoint')}: {e.get('reason')}",
     "unsaved": lambda e: f"step {e.get('step')}: {e.get('reason')}",

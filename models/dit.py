@@ -42,7 +42,7 @@ from models.modulation import Stretches
 from models.rope import Rotary
 from models.schedule import AttentionConfig
 from models.text import Captions, TextConfig, TextEncoder, check_heads
-from parallel.effects import Nothing, Rounding, State
+from parallel.effects import Memory, Rounding, State
 from parallel.errors import InputError
 from parallel.geometry import Grid
 from parallel.kernel import Kernel
@@ -93,8 +93,8 @@ class VideoDiTConfig(BaseModel):
     text: TextConfig = TextConfig()
     rope_theta: State[float] = Field(default=10_000.0, gt=1)
     absolute: State[bool] = False
-    recompute: Nothing[bool] = False
-    offload: Nothing[bool] = False
+    recompute: Memory[bool] = False
+    offload: Memory[bool] = False
     compile: Rounding[Compile] = "none"
     attention: tuple[AttentionConfig, ...] = Field(default=(AttentionConfig(),), min_length=1)
 

@@ -235,13 +235,17 @@ def identity_of(folder: Path) -> str:
     config = parse_json((folder / "config.json").read_bytes())
     settings = {key: value for key, value in config.items() if key == "_class_name" or not key.startswith("_")}
     hasher = blake3(json.dumps(settings, sort_keys=True).encode())
-    for file in _weights(folder):
+    for file in weights_of(folder):
         hasher.update(blake3(max_threads=blake3.AUTO).update_mmap(file).digest())
     return f"{config['_class_name']} {hasher.hexdigest(length=16)}"
 
 
-def _weights(folder: Path) -> list[Path]:
-    """The files that `diffusers` loads: in parts, in one, or from before safetensors."""
+def weights_of(folder: Path) -> list[Path]:
+    """The files that `diffusers` loads: in parts, in one, or from before safetensors.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
     for pattern in (
         f"{WEIGHTS}-*-of-*.safetensors",
         f"{WEIGHTS}.safetensors",

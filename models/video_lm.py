@@ -28,7 +28,7 @@ from models.next_token import Bools, Ints, Learned
 from models.schedule import AttentionConfig
 from models.talk_masks import MaskConfig, Sees
 from models.vision import Places, Seen, VisionLM
-from parallel.effects import Content, Nothing, Rounding, State
+from parallel.effects import Content, Memory, Rounding, State
 from parallel.errors import InputError
 from parallel.geometry import Grid
 from parallel.mesh import Groups
@@ -77,8 +77,8 @@ class VideoLMConfig(BaseModel):
     slow: State[int] = Field(default=1, ge=1)
     mask: MaskConfig = MaskConfig()
     freeze: State[tuple[Part, ...]] = ()
-    recompute: Nothing[bool] = False
-    offload: Nothing[bool] = False
+    recompute: Memory[bool] = False
+    offload: Memory[bool] = False
     mlp_tiles: Rounding[int] = Field(default=1, ge=1)
     compile: Rounding[Compile] = "none"
 

@@ -23,6 +23,7 @@ class Effect(Enum):
     UPDATE = "what is made of a gradient"
     RATE = "the learning rate of steps"
     ROUNDING = "last digits"
+    MEMORY = "memory and speed alone"
     NOTHING = "nothing that is learned"
 
 
@@ -34,4 +35,5 @@ Numbers = Annotated[_T, Effect.NUMBERS]
 Update = Annotated[_T, Effect.UPDATE]
 Rate = Annotated[_T, Effect.RATE]
 Rounding = Annotated[_T, Effect.ROUNDING]
+Memory = Annotated[_T, Effect.MEMORY]
 Nothing = Annotated[_T, Effect.NOTHING]

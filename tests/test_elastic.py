@@ -16,7 +16,8 @@ from launcher.config import RunConfig
 from launcher.folder import RunFolder
 from launcher.meeting import RankPlace
 from launcher.pulse import Pulse
-from launcher.rank import Words, agree, build_engine, build_feed, gradients, learning_rate
+from launcher.rank import Words, agree, build_engine, build_feed, gradients
+from launcher.rates import learning_rate
 from launcher.resuming import resume
 from parallel.ema import Ema
 from parallel.zero import Fragment

@@ -19,7 +19,8 @@ from launcher.config import OptimizerConfig
 from launcher.feed import CHECKSUM, Feed, assign
 from launcher.folder import append_line, keep_steps, read_lines
 from launcher.meeting import RankPlace
-from launcher.rank import build_feed, learning_rate
+from launcher.rank import build_feed
+from launcher.rates import learning_rate
 from parallel.mesh import Groups, Mesh
 from parallel.packed import Document
 from tests.runs import config
@@ -104,11 +105,27 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
 
 def test_learning_rate() -> None:
     cosine = OptimizerConfig(learning_rate=1.0, warmup_steps=4, schedule="cosine", final_ratio=0.1)
-    rates = [learning_rate(cosine, done, 104) for done in range(104)]
+    rates = [learning_rate(cosine, done, 105) for done in range(105)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0
     assert rates[54] == pytest.approx(0.55)
-    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+    assert rates[-1] == pytest.approx(0.1)
     assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
     constant = OptimizerConfig(learning_rate=0.5)
     assert {learning_rate(constant, done, 10) for done in range(10)} == {0.5}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+@pytest.mark.parametrize(("steps", "warmup"), [(2, 0), (3, 2), (8, 0), (100, 10)])
+def test_the_last_step_has_the_last_rate(schedule: str, steps: int, warmup: int) -> None:
+    settings = {"learning_rate": 2.0, "warmup_steps": warmup, "schedule": schedule, "final_ratio": 0.25}
+    config = OptimizerConfig.model_validate(settings)
+    rates = [learning_rate(config, done, steps) for done in range(steps)]
+    assert max(rates) == 2.0
+    assert rates[-1] == pytest.approx(0.5)
+    assert learning_rate(config, steps + 5, steps) == pytest.approx(0.5)
+
+
+def test_a_run_of_one_step_has_the_highest_rate() -> None:
+    for schedule in ("constant", "cosine", "wsd"):
+        assert learning_rate(OptimizerConfig(learning_rate=2.0, schedule=schedule), 0, 1) == 2.0

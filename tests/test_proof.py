@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
+from launcher.checkpoints.manifest import open_manifest
 from launcher.checkpoints.storage import LocalStorage
 from launcher.folder import RunFolder, append_line, read_lines
 from launcher.proof import Proof, distrusted
 from parallel.errors import InputError
 from tests.runs import config, events, run, train
 
-LAYOUT = "1 x 1 x 1, ZeRO 0, float64"
+MADE = {"numbers": "a", "rounding": "b", "update": "c"}
 
 
 def line(step: int, loss: float, **changes: Any) -> dict[str, Any]:
-    return {"step": step, "loss": loss, "grad_norm": 2 * loss, "samples": [str(step)], "layout": LAYOUT, **changes}
+    return {"step": step, "loss": loss, "grad_norm": 2 * loss, "samples": [str(step)], "made": MADE, **changes}
 
 
-def proof(before: list[dict[str, Any]], layout: str = LAYOUT, exact: bool = True) -> Proof:
-    made = Proof("step-00000004", layout, exact, "float64")
+def proof(before: list[dict[str, Any]], exact: bool = True, changed: tuple[str, ...] = ()) -> Proof:
+    made = Proof("step-00000004", exact, "float64", changed=changed)
     made.expect(before)
     return made
 
@@ -35,24 +38,61 @@ def test_steps_that_are_identical() -> None:
     verdict = made.see(line(7, 7 / 3))
     assert verdict is not None
     assert (verdict.steps, verdict.identical, verdict.near, verdict.difference) == ((5, 6, 7), 3, 3, None)
+    assert verdict.reason == ""
     assert made.see(line(8, 0.0)) is None  # enough was seen
 
 
-def test_one_bit_is_a_difference_on_the_same_layout_alone() -> None:
+def test_one_bit_is_a_difference_where_all_is_the_same() -> None:
     near = 5 / 3 * (1 + 1e-15)
     verdict = proof([line(5, 5 / 3)]).see(line(5, near))
     assert verdict is not None
     assert verdict.difference == f"step 5: loss {5 / 3!r}, now {near!r}, grad_norm {10 / 3!r}, now {2 * near!r}"
-    for made in (proof([line(5, 5 / 3)], layout="2 x 1 x 1"), proof([line(5, 5 / 3)], exact=False)):
-        verdict = made.see(line(5, near))
-        assert verdict is not None
-        assert (verdict.identical, verdict.near, verdict.difference) == (0, 1, None)
-    verdict = proof([line(5, 5 / 3)], layout="2 x 1 x 1").see(line(5, 1.7))
-    assert verdict is not None
-    assert verdict.difference
-    verdict = proof([line(5, 1.0)], layout="2 x 1 x 1").see(line(5, 1.0, samples=["other"]))
+    verdict = proof([line(5, 1.0)]).see(line(5, 1.0, samples=["other"]))
     assert verdict is not None
     assert verdict.difference == "step 5 had other samples"
+
+
+def test_a_machine_that_does_not_repeat_itself_is_compared_nearly() -> None:
+    verdict = proof([line(5, 5 / 3)], exact=False).see(line(5, 5 / 3 * (1 + 1e-15)))
+    assert verdict is not None
+    assert (verdict.identical, verdict.near, verdict.difference) == (0, 1, None)
+    verdict = proof([line(5, 5 / 3)], exact=False).see(line(5, 1.7))
+    assert verdict is not None
+    assert verdict.difference
+
+
+@pytest.mark.parametrize(
+    ("changes", "now", "steps", "identical", "reason"),
+    [
+        ({"rounding": "x"}, 1.0, (5, 6), 2, "threads: 2 became 1"),  # compared to the tolerance: these are the same
+        ({"rounding": "x"}, 1 + 1e-15, (5, 6), 0, "threads: 2 became 1"),
+        ({"rounding": "x"}, 1.1, (), 0, "step 5 was made with other rounding, and differs: step 5: loss 1.0, now 1.1"),
+        ({"numbers": "x"}, 1.1, (), 0, "step 5 was made with other settings than now (threads: 2 became 1)"),
+        ({"update": "x"}, 1.0, (5,), 1, "the update of step 5 was another (threads: 2 became 1)"),
+    ],
+)
+def test_what_was_made_otherwise_accuses_nobody(
+    changes: dict[str, str], now: float, steps: tuple[int, ...], identical: int, reason: str
+) -> None:
+    made = proof([line(step, 1.0, made=MADE | changes) for step in (5, 6)], changed=("threads: 2 became 1",))
+    verdict = made.see(line(5, now)) or made.see(line(6, now))
+    assert verdict is not None
+    assert (verdict.steps, verdict.identical, verdict.difference) == (steps, identical, None)
+    assert reason in verdict.reason
+
+
+def test_numbers_of_an_update_that_was_another_are_not_compared() -> None:
+    made = proof([line(5, 1.0, made=MADE | {"update": "x"}), line(6, 1.0)])
+    assert made.see(line(5, 1.0)) is not None
+    assert made.see(line(6, 99.0)) is None
+
+
+def test_lines_of_an_older_version_accuse_nobody() -> None:
+    for now, steps in ((1.0, (5,)), (2.0, ())):
+        verdict = proof([line(5, 1.0, made=None), line(6, 1.0, made=None)]).see(line(5, now))
+        assert verdict is not None
+        assert (verdict.steps, verdict.difference) == (steps, None)
+        assert "older version" in verdict.reason
 
 
 def test_nothing_to_compare() -> None:
@@ -93,6 +133,37 @@ def test_a_checkpoint_that_gives_other_numbers_is_left_for_the_one_before(
     (passed_over,) = events(tmp_path, "fallback")
     assert "distrusted: step 5" in passed_over["reason"]
     assert distrusted(RunFolder(tmp_path)) == {}
+
+
+def damage(storage: LocalStorage, name: str) -> None:
+    """Other numbers in a checkpoint whose hashes are right: what no reader of files can see."""
+    manifest = open_manifest(storage, name)
+    (part,) = manifest.parts
+    file = storage.root / name / part.file
+    data = bytearray(file.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + (256 << 10)] = bytes(256 << 10)
+    file.write_bytes(data)
+    changed = replace(manifest, parts=(replace(part, blake3=blake3(data).hexdigest()),))
+    (storage.root / name / "manifest.json").write_bytes(changed.to_json())
+
+
+def test_what_a_distrusted_checkpoint_gave_is_not_what_others_are_compared_with(
+    tmp_path: Path, dataset: Path, half_done: Path
+) -> None:
+    """The record keeps what the run gave before, so the checkpoint before it proves itself by the same numbers."""
+    shutil.copytree(half_done, tmp_path, dirs_exist_ok=True)
+    before = list(read_lines(RunFolder(tmp_path).metrics))
+    settings = config(tmp_path, dataset, steps=6, checkpoint__every=2)
+    damage(LocalStorage(RunFolder(tmp_path).checkpoints), "step-00000004")
+    (end,) = run(settings)
+    assert end.how == "failed"
+    first, second = list(read_lines(RunFolder(tmp_path).metrics))[4:]
+    assert first.pop("again")["loss"] != before[4]["loss"]
+    assert [first, second] == before[4:]
+    train(settings)
+    (told,) = events(tmp_path, "verified")
+    assert (told["checkpoint"], told["identical"]) == ("step-00000002", 3)
 
 
 def test_two_in_a_row_are_not_the_fault_of_checkpoints(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from tests.runs import config
 
 def checkpoint_of(path: Path, **changes: Any) -> Any:
     settings = config(path, path, **changes).model_dump(mode="json")
-    return SimpleNamespace(manifest=SimpleNamespace(config=settings), state=SimpleNamespace(step=3), where="step 3")
+    return SimpleNamespace(
+        manifest=SimpleNamespace(config=settings, outside={}), state=SimpleNamespace(step=3), where="step 3"
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from data.curriculum import Position
 from launcher import preflight
 from launcher.checkpoints.manifest import Manifest, TrainState
 from launcher.checkpoints.part import Part
-from launcher.checkpoints.reading import newest
+from launcher.checkpoints.reading import newest, one
 from launcher.checkpoints.saver import BUSY, Keep, Saver, UnsavedError
 from launcher.checkpoints.storage import Chunk, LocalStorage, open_storage
 from launcher.config import to_yaml
@@ -118,6 +118,30 @@ def test_training_goes_on_while_it_writes(tmp_path: Path) -> None:
     assert LocalStorage(tmp_path).names() == ["step-00000001", "step-00000005"]
 
 
+def keeps_steps_that_fall_into_a_save(rank: int, root: Path) -> list[str]:
+    gate = threading.Event()
+    storage = Stubborn(root, gate=gate)
+    saver = saver_on(storage, rank, [], Keep(1, every=3))
+    for step in range(1, 8):
+        saver.fragments[0].tensors["master"].fill_(step)
+        if step == 3:
+            threading.Timer(0.2, gate.set).start()  # the save of step 1 is under way until somebody waits for it
+        saver.begin(state(step))
+        saver.wait_copied()
+    saver.finish()
+    saver.close()
+    for step in (3, 6):
+        found = one(storage, f"step-{step:08d}")
+        assert found.parameter("w", "master").eq(step).all()
+    dist.barrier()
+    return storage.names()
+
+
+def test_a_step_that_stays_for_ever_is_never_lost_to_a_save_under_way(tmp_path: Path) -> None:
+    names = run_world(2, keeps_steps_that_fall_into_a_save, tmp_path)[0]
+    assert {"step-00000003", "step-00000006"} <= set(names)
+
+
 def fails_and_comes_back(rank: int, root: Path) -> list[dict[str, Any]]:
     told: list[dict[str, Any]] = []
     errors = [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EIO, "Input/output error")]
@@ -183,6 +207,12 @@ def keeps(rank: int, root: Path) -> list[str]:
 
 def test_which_checkpoints_stay(tmp_path: Path) -> None:
     assert run_world(2, keeps, tmp_path)[0] == [f"step-{step:08d}" for step in (4, 8, 9, 10)]
+
+
+def test_steps_that_stay_are_saved_whatever_the_others_are(tmp_path: Path, dataset: Path) -> None:
+    """Of checkpoint.keep_every=3 every third step is there, though checkpoint.every=4 alone would save none of them."""
+    train(config(tmp_path, dataset, steps=7, checkpoint__every=4, checkpoint__keep=1, checkpoint__keep_every=3))
+    assert LocalStorage(RunFolder(tmp_path).checkpoints).names() == [f"step-{n:08d}" for n in (3, 6, 7)]
 
 
 # --- Real disks and stores, whole runs ------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ from launcher.config import RunConfig
 from launcher.meeting import RankPlace
 from launcher.processes import ProcessRanks
 from launcher.pulse import Pulse
-from launcher.rank import Words, agree, build_engine, build_feed, gradients, learning_rate
+from launcher.rank import Words, agree, build_engine, build_feed, gradients
+from launcher.rates import learning_rate
 from launcher.train import train as supervise
 from parallel.packed import SILENT, VIDEO
 from tests import talks

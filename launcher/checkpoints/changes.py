@@ -1,49 +1,109 @@
-"""What a resumed run may change of what it began with."""
+"""What a resumed run may change of what it began with: decided for each setting by the effect that its key declares.
+
+    STATE             refused: weights and moments mean something under this setting alone
+    DATA              refused in segments that have begun: the remedy is a new one, written out
+    CONTENT           a path may change, what lies there may not: datasets have digests, all else `launcher.outside`
+    NUMBERS, UPDATE   told: the curve from here on is not that of the old settings
+    RATE              told with both rates, where the schedule jumps
+    ROUNDING, MEMORY  told: last digits at most, which nobody has to take for a fault
+    NOTHING           not worth a word
+
+All of it is a function of the settings of the checkpoint, those of now, and the step between them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+import yaml
 
 from launcher.checkpoints.reading import Checkpoint
-from launcher.config import DataConfig, RunConfig
+from launcher.config import DataConfig, OptimizerConfig, RunConfig, SegmentConfig
 from launcher.folder import RunFolder, known_id
-from models.kinds import ModelConfig
+from launcher.rates import learning_rate
+from launcher.schema import leaves
+from parallel.effects import Effect
 from parallel.errors import InputError
 
-KEPT_DATA = (
-    "pack_tokens",
-    "packs_per_step",
-    "frames",
-    "size",
-    "stride",
-    "window",
-    "caption",
-    "weights",
-)  # settings that decide what is in a pack
-SPARING = ("recompute", "offload", "mlp_tiles", "compile")  # settings of a model that only decide what memory it takes
+TOLD = (Effect.NUMBERS, Effect.UPDATE, Effect.RATE, Effect.ROUNDING, Effect.MEMORY)
 LABELS = {"weights": "dataset, its weights"}  # there is no setting of that name
+KEPT = tuple(leaf.key for leaf in leaves({}, DataConfig) if leaf.effect is Effect.DATA)  # what a segment is made of
+IN_SEGMENTS = set(SegmentConfig.model_fields)
+ANOTHER = "start another run with out=FOLDER"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that a resumed run has, and the checkpoint has not.
+
+    Attributes:
+        key: of the setting.
+        effect: that it declares.
+        before: its value in the checkpoint, as JSON.
+        now: its value now.
+    """
+
+    key: str
+    effect: Effect
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before} became {self.now}"
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """Settings that differ, in the order of the schema; those of data, which depend on the segment, are left out.
+
+    Args:
+        before: settings of a run, as JSON; a key that is not there has its default.
+        now: like it.
+    """
+    was, has = ({leaf.key: leaf for leaf in leaves(each)} for each in (before, now))
+    found = []
+    for key in dict.fromkeys((*was, *has)):
+        one, other = was.get(key), has.get(key)
+        values = tuple(leaf.value if leaf else None for leaf in (one, other))
+        leaf = other or one
+        assert leaf is not None, "it was in one of them"
+        if values[0] != values[1] and not (leaf.effect is Effect.DATA or key.startswith("data.segments.")):
+            found.append(Change(key, leaf.effect, *values))
+    return found
+
+
+def data_changes(before: DataConfig, now: DataConfig, step: int) -> list[Change]:
+    """What differs in segments of data that have begun before the checkpoint of `step`."""
+    old, new = _begun(before, step), _begun(now, step)
+    if len(old) != len(new):
+        starts = [", ".join(str(each["segment begins"]) for each in all_) for all_ in (old, new)]
+        return [Change("data.segments begin after steps", Effect.DATA, *starts)]
+    found = []
+    for number, (was, has) in enumerate(zip(old, new, strict=True)):
+        place = "data" if number == len(old) - 1 else f"data.segments.{number}"
+        found += [Change(f"{place}.{key}", Effect.DATA, was[key], has[key]) for key in was if was[key] != has[key]]
+    return found
 
 
 def refuse_changes(checkpoint: Checkpoint, config: RunConfig) -> None:
     """A resumed run keeps what its state depends on; segments of data that have not begun may change.
 
     Raises:
-        InputError: the model, codec, objective, seed or packing differ from the checkpoint's.
+        InputError: the model, codec, what is predicted, seed or packing differ from the checkpoint's.
     """
-    changes = _changes(checkpoint, config, ("seed", "codec", "objective"))
-    changes += list(_differences("model", _lasting(_model(checkpoint)), _lasting(config.model.model_dump(mode="json"))))
-    step = checkpoint.state.step
-    before = _segment(DataConfig.model_validate(checkpoint.manifest.config["data"]), step)
-    changes += list(_differences("data", before, _segment(config.data, step)))
-    if changes:
-        raise InputError(
-            "a run resumes with the model and data that it began with",
-            f"{checkpoint.where}: {'; '.join(changes)}",
-            "set it back, add data.segments for the steps to come, or start another run with out=FOLDER",
-        )
+    step, settings = checkpoint.state.step, checkpoint.manifest.config
+    before = DataConfig.model_validate(settings["data"])
+    found = changes(settings, config.model_dump(mode="json"))
+    lasting = [each for each in found if each.effect is Effect.STATE or _is_unnamed(checkpoint, each)]
+    of_data = data_changes(before, config.data, step)
+    if not (lasting or of_data):
+        return
+    raise InputError(
+        "a run resumes with the model and data that it began with",
+        f"{checkpoint.where}: {'; '.join(map(str, (*lasting, *of_data)))}",
+        f"set it back, or {ANOTHER}" if lasting else _remedy(before, config.data, step, of_data),
+    )
 
 
 def refuse_foreign(checkpoint: Checkpoint, config: RunConfig) -> None:
@@ -63,50 +123,78 @@ def refuse_foreign(checkpoint: Checkpoint, config: RunConfig) -> None:
 
 
 def changed_settings(checkpoint: Checkpoint, config: RunConfig) -> list[str]:
-    """Settings that a resumed run may change, and did: the curve from here on is not that of the old ones."""
-    before, now = (_sparing(m) for m in (_model(checkpoint), config.model.model_dump(mode="json")))
-    return [*_changes(checkpoint, config, ("dtype", "optimizer")), *_differences("model", before, now)]
-
-
-def _model(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Of the checkpoint, with what keys that did not exist then mean now."""
-    settings = checkpoint.manifest.config["model"]
-    known: BaseModel = TypeAdapter(ModelConfig).validate_python(settings)
-    return known.model_dump(mode="json")
-
-
-def _lasting(model: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in model.items() if key not in SPARING}
-
-
-def _sparing(model: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: model.get(key) for key in SPARING}
-
-
-def _segment(data: DataConfig, step: int) -> dict[str, Any]:
-    """What decides the data around `step`: the settings of the segment that the step before it was of."""
-    at = max(0, sum(start < step for start in data.starts) - 1)
-    merged = data.merged()[at]
-    weights = list((merged.weights or {}).values())
-    settings = merged.model_dump(mode="json") | {"weights": weights if len(weights) > 1 else None}
-    return {"segment begins": data.starts[at], **{LABELS.get(key, key): settings[key] for key in KEPT_DATA}}
-
-
-def _changes(checkpoint: Checkpoint, config: RunConfig, keys: Sequence[str]) -> list[str]:
+    """Settings that a resumed run may change, and did, one sentence each."""
     before, now = checkpoint.manifest.config, config.model_dump(mode="json")
-    return [c for key in keys for c in _differences(key, _get(before, key), _get(now, key))]
+    return told(before, now, checkpoint.state.step)
 
 
-def _get(settings: Mapping[str, Any], key: str) -> Any:
-    here: Any = settings
-    for name in key.split("."):
-        here = here.get(name) if isinstance(here, Mapping) else None
-    return here
+def told(before: Mapping[str, Any], now: Mapping[str, Any], step: int) -> list[str]:
+    """What a person should know of the settings that differ between two runs, as JSON, after `step` steps.
+
+    `steps` alone decide nothing but the rate, and of a constant one not even that. Where the rate of the next step is
+    another, and not by its own key, both rates are told.
+    """
+    constant = all(_optimizer(settings).schedule == "constant" for settings in (before, now))
+    found = [each for each in changes(before, now) if each.effect in TOLD and not (constant and each.key == "steps")]
+    said = [str(each) for each in found]
+    of_rate = [number for number, each in enumerate(found) if each.effect is Effect.RATE]
+    old, new = _rate(before, step), _rate(now, step)
+    if old != new and [found[number].key for number in of_rate] != ["optimizer.learning_rate"]:
+        said[of_rate[-1]] += f", so the learning rate of step {step + 1} is {new:.6g} instead of {old:.6g}"
+    return said
 
 
-def _differences(key: str, before: Any, now: Any) -> Iterator[str]:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for name in sorted(before.keys() | now.keys()):
-            yield from _differences(f"{key}.{name}", before.get(name), now.get(name))
-    elif before != now:
-        yield f"{key}: {before} became {now}"
+def _optimizer(settings: Mapping[str, Any]) -> OptimizerConfig:
+    return OptimizerConfig.model_validate(settings.get("optimizer", {}))
+
+
+def _rate(settings: Mapping[str, Any], step: int) -> float:
+    return learning_rate(_optimizer(settings), step, int(settings["steps"]))
+
+
+def _is_unnamed(checkpoint: Checkpoint, change: Change) -> bool:
+    """Whether it is a path of which no hash is known: old checkpoints tell none, and datasets have their own."""
+    if change.effect is not Effect.CONTENT or change.key.startswith("data."):
+        return False
+    return not any(name.startswith(change.key) for name in checkpoint.manifest.outside)
+
+
+def _begun(data: DataConfig, step: int) -> list[dict[str, Any]]:
+    """What each segment that has begun before `step` steps were done is made of."""
+    found = []
+    for start, merged in zip(data.starts, data.merged(), strict=True):
+        if start >= step:
+            break
+        weights = list((merged.weights or {}).values())
+        settings = merged.model_dump(mode="json") | {"weights": weights if len(weights) > 1 else None}
+        kept = {LABELS.get(key, key): settings[key] for key in (*KEPT, "weights")}
+        found.append({"segment begins": start, **kept})
+    return found
+
+
+def _remedy(before: DataConfig, now: DataConfig, step: int, found: Sequence[Change]) -> str:
+    """A line that goes on with the old settings up to here, and with the new ones from here on, if there is one."""
+    new = {each.key.removeprefix("data."): each.now for each in found}
+    if not new.keys() <= IN_SEGMENTS or None in new.values():
+        if "data.segments begin after steps" in {each.key for each in found} or "segment begins" in new:
+            return f"let segments begin where they did, and new ones with step {step} or later; or {ANOTHER}"
+        return f"set it back, or {ANOTHER}"
+    parts = before.segments[: len(_begun(before, step))]
+    kept = [s.model_dump(mode="json", exclude_none=True, exclude={"until"}) for s in parts] or [{}]
+    ends = [*before.starts[1 : len(kept)], step]
+    later = [s.model_dump(mode="json", exclude_none=True) for s in now.segments if (s.until or step + 1) > step]
+    first, *others = later or [{}]
+    segments = [{"until": end, **s} for end, s in zip(ends, kept, strict=True)] + [{**first, **new}, *others]
+    back = [f"data.{key}={_yaml(was)}" for key, was in _overridden(before, now, new)]
+    return f"{' '.join(back)} 'data.segments={_yaml(segments)}' for the steps to come; or {ANOTHER}".strip()
+
+
+def _overridden(before: DataConfig, now: DataConfig, keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys of data itself that are to have their old values again."""
+    was, has = before.model_dump(mode="json"), now.model_dump(mode="json")
+    return ((key, was[key]) for key in keys if was[key] != has[key])
+
+
+def _yaml(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...").removesuffix("...").strip()

@@ -17,7 +17,7 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 def export(found: Checkpoint, out: Path, averaged: bool | None, dtype: str) -> dict[str, Any]:
-    """Write the weights; gives what was written.
+    """Write the weights that were trained; gives what was written, and how many tensors are frozen and left out.
 
     Args:
         found: the checkpoint.
@@ -35,7 +35,7 @@ def export(found: Checkpoint, out: Path, averaged: bool | None, dtype: str) -> d
     out.parent.mkdir(parents=True, exist_ok=True)
     told = {"step": found.state.step, "tensor": key, "dtype": dtype}
     safetensors.torch.save_file(tensors, out, {name: str(value) for name, value in told.items()})
-    return {**told, "tensors": len(tensors), "bytes": out.stat().st_size}
+    return {**told, "tensors": len(tensors), "frozen": _frozen(found), "bytes": out.stat().st_size}
 
 
 def export_folder(found: Checkpoint, out: Path, averaged: bool | None, dtype: str) -> dict[str, Any]:
@@ -48,12 +48,14 @@ def export_folder(found: Checkpoint, out: Path, averaged: bool | None, dtype: st
         dtype: see `export`.
 
     Raises:
-        InputError: see `export`; the folder is there, or the model is none of transformers.
+        InputError: see `export`; the folder is there, or the model is none of transformers; or what is frozen is not
+            what the run was trained with.
     """
-    from data.talks import TOKENIZER
+    from data.talks import MANIFEST, TOKENIZER, Talks
     from launcher.config import check
+    from launcher.outside import TOKENIZER_OF, Hashes, hash_of_tokenizer, outside_of, refuse_other_outside
     from launcher.weights import export as write
-    from launcher.weights import fill, folder_of_weights
+    from launcher.weights import fill, folder_of_weights, stored_in
     from models.kinds import build
     from models.video_lm import VideoLM, VideoLMConfig
 
@@ -64,17 +66,35 @@ def export_folder(found: Checkpoint, out: Path, averaged: bool | None, dtype: st
     data = config.data_of(found.state.step)
     module, like = build(config.model, 3, config.seed, torch.float32, config.objective), folder_of_weights(config)
     if like is not None:
+        refuse_other_outside(found, config, outside_of(config, module, None, Hashes()))
         fill(like, module)  # what is frozen is in no checkpoint
     assert isinstance(module, VideoLM), "a video_lm is built as one"
     module.lm.describe(data.turning, data.positions)
     write(out, found, module, key, kind, like=like)
+    if (data.folders[0] / MANIFEST).is_file():
+        talks, segment = Talks.open(data.folders[0]), config.data.merged().index(data)
+        refuse_other_outside(found, config, {TOKENIZER_OF.format(segment): hash_of_tokenizer(talks)})
     tokenizer = data.folders[0] / TOKENIZER
     for file in tokenizer.iterdir() if tokenizer.is_dir() else ():
         if not (out / file.name).exists():
             shutil.copy(file, out / file.name)
     told = {"step": found.state.step, "tensor": key, "dtype": dtype}
     size = sum(file.stat().st_size for file in out.iterdir())
-    return {**told, "tensors": len(found.manifest.shapes), "bytes": size}
+    return {**told, "tensors": len(stored_in(out)), "frozen": 0, "bytes": size}
+
+
+def _frozen(found: Checkpoint) -> int:
+    """Parameters of the model that are in no checkpoint; only a video_lm has any."""
+    from launcher.config import check
+    from models.kinds import build
+    from parallel.zero import on_meta
+
+    if found.manifest.config.get("model", {}).get("kind") != "video_lm":
+        return 0
+    config = check(found.manifest.config)
+    with on_meta():
+        module = build(config.model, 3, config.seed, torch.float32, config.objective)
+    return sum(not parameter.requires_grad for parameter in module.parameters())
 
 
 def _what(found: Checkpoint, averaged: bool | None, dtype: str) -> tuple[str, torch.dtype]:

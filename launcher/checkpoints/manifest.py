@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import Any
 
@@ -72,6 +72,8 @@ class Manifest:
         shapes: of every parameter, in the model's order.
         parts: the files.
         run: the identity of the run folder; empty if it was not known.
+        outside: hashes of what the numbers depend on and no checkpoint holds (`launcher.outside`), by name.
+        machine: what computed it: threads, devices, kernels (`launcher.made`).
     """
 
     state: TrainState
@@ -82,6 +84,8 @@ class Manifest:
     shapes: dict[str, tuple[int, ...]]
     parts: tuple[Part, ...]
     run: str = ""
+    outside: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -105,6 +109,8 @@ class Manifest:
             "config": self.config,
             "layout": self.layout,
             "versions": self.versions,
+            "outside": dict(self.outside),
+            "machine": dict(self.machine),
             "recent": self.recent,
             "shapes": self.shapes,
             "parts": [asdict(part) for part in self.parts],
@@ -138,6 +144,8 @@ class Manifest:
                 shapes={name: tuple(shape) for name, shape in record["shapes"].items()},
                 parts=tuple(Part.from_json(part) for part in record["parts"]),
                 run=str(record.get("run", "")),
+                outside=dict(record.get("outside", {})),
+                machine=dict(record.get("machine", {})),
             )
         except BrokenError:
             raise

@@ -46,6 +46,10 @@ class Keep:
     newest: int
     every: int | None = None
 
+    def for_ever(self, step: int) -> bool:
+        """Whether the checkpoint of this step stays, however many newer ones there are."""
+        return self.every is not None and step % self.every == 0
+
 
 @dataclass
 class _Save:
@@ -93,9 +97,12 @@ class Saver:
     def begin(self, state: TrainState, recent: Sequence[dict[str, Any]] = ()) -> None:
         """Start to save this moment. Collective.
 
-        While an earlier save is under way, none is started: this one is due as soon as that has ended.
+        While an earlier save is under way, none is started: this one is due as soon as that has ended, with the state
+        of then. But one that stays for ever is of its very step: training waits for the earlier one.
         """
         began = time.perf_counter()
+        if self._save is not None and self.keep.for_ever(state.step):
+            self._wait()
         if self._save is not None:
             self._retry_at = 0.0
             return
@@ -218,8 +225,7 @@ class Saver:
 
     def _retire(self) -> None:
         for name in self.storage.names()[: -self.keep.newest]:
-            step = int(name.rpartition("-")[2])
-            if self.keep.every is None or step % self.keep.every:
+            if not self.keep.for_ever(int(name.rpartition("-")[2])):
                 self.storage.remove(name)
 
     def _hear_commit(self, wait: bool) -> None:
