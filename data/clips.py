@@ -26,7 +26,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data import image, mp4, video
+from data import frame_folders, image, mp4, video
 from data.cuts import small_size
 from data.h264 import encode
 from data.previews import Strip
@@ -42,6 +42,7 @@ from data.watch import Film, Shot, part, thumbnail, watch
 from parallel.errors import InputError
 
 SMALLEST_SIDE = 16  # pixels
+FASTEST_FOLDER = 1000  # frames a second
 MOST_TOLD = 8  # short shots, or pauses, by their rows
 SEGMENTS = 8  # that a part of a long shot is watched in
 COPIED = ("yuv420p", "yuvj420p")  # pixel formats
@@ -60,6 +61,7 @@ class CutOptions:
         sizes: (height, width) of buckets, in place of `short_side`: each clip is scaled and cropped, around its centre,
             to the one of nearest aspect ratio; of several, to the largest that it fills.
         max_gop: clips with a longer stretch between restarts are encoded; a rank that needs one frame decodes as many.
+        frames_per_second: of folders of numbered frames; None: they are no films.
     """
 
     min_frames: int = 8
@@ -67,6 +69,7 @@ class CutOptions:
     short_side: int | None = None
     sizes: tuple[Size, ...] | None = None
     max_gop: int = 256
+    frames_per_second: float | None = None
 
     def __post_init__(self) -> None:
         sides = [self.short_side, *(side for size in self.sizes or () for side in size)]
@@ -76,6 +79,9 @@ class CutOptions:
         for name, value, least in limits:
             if value < least:
                 raise InputError(f"{name} is at least {least}", str(value), f"give {least} or more")
+        if self.frames_per_second is not None and not 0 < self.frames_per_second <= FASTEST_FOLDER:
+            rule = f"frames_per_second is more than 0, and at most {FASTEST_FOLDER}"
+            raise InputError(rule, str(self.frames_per_second), "give the rate that the frames were taken at")
         for side in sides:
             if side is not None and side % 2:
                 raise InputError("sides of clips are even, as video needs", str(side), f"give {side + 1}")
@@ -131,7 +137,11 @@ def cut_into_clips(path: Path, options: CutOptions = CutOptions()) -> Clips:
     """
     if (suffix := _image_suffix(path)) is not None:
         return _clip_of_image(path, suffix, options)
-    found = video.probe(path)
+    fps = options.frames_per_second
+    if fps is None and path.is_dir():
+        value = f"{path}: no file but a folder; if it holds the numbered frames of a film, give {frame_folders.OPTION}"
+        raise InputError("a folder of numbered frames has a rate", value, "or name its files one by one")
+    found = video.probe(path, fps=None if fps is None else Fraction(fps).limit_denominator(1001))
     if min(found.height, found.width) < SMALLEST_SIDE:
         return Clips(0, (), (f"{found.height} x {found.width} pixels, smaller than {SMALLEST_SIDE}",))
     segment = None if options.max_frames is None else max(1, options.max_frames // SEGMENTS)

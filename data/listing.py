@@ -33,6 +33,8 @@ from data.captions import (
     no_caption,
     of_sides,
 )
+from data.frame_folders import OPTION, frame_folders, hint, is_frame_folder
+from data.frame_folders import SUFFIX as FILM
 from data.naming import listed, loose, nearest, parts_of
 from data.remote import RemoteFile
 from data.scratch import scratch
@@ -145,7 +147,11 @@ class Words:
 
 
 def find(
-    source: str, captions: str | None = None, leave_out: Path | None = None, need_captions: bool = True
+    source: str,
+    captions: str | None = None,
+    leave_out: Path | None = None,
+    need_captions: bool = True,
+    films: bool = False,
 ) -> Listing:
     """The files of a source and their captions, sorted by name. Hidden files and those in `leave_out` do not count.
 
@@ -154,6 +160,7 @@ def find(
         captions: path or URL of their file, if they are not beside the videos.
         leave_out: a folder that is no source.
         need_captions: whether a file without a caption is unusable, and a table without captions refused.
+        films: whether folders of numbered pictures are films (`data.frame_folders`).
 
     Raises:
         InputError: the source is absent or unreadable, or there is nothing to prepare in it.
@@ -161,29 +168,33 @@ def find(
     if remote.is_url(source):
         store, path = remote.filesystem(source)
         if "file" not in (store.protocol if isinstance(store.protocol, tuple) else (store.protocol,)):
+            if films:
+                remedy = f"fetch them, or leave {OPTION} away"
+                raise InputError("folders of numbered frames are read from a disk", source, remedy)
             with _local_copy(captions) as given:
                 return _remote(source, given, need_captions)
         source = path
     with _local_copy(captions) as given:
-        return _local(Path(source), given, leave_out, need_captions)
+        return _local(Path(source), given, leave_out, need_captions, films)
 
 
-def _local(source: Path, given: Path | None, leave_out: Path | None, need_captions: bool) -> Listing:
+def _local(source: Path, given: Path | None, leave_out: Path | None, need_captions: bool, films: bool) -> Listing:
     if not source.exists():
         remedy = "check the path; a URL begins with http://, https://, s3://, gs:// or the like"
         raise InputError("a source is a folder, a file, a table or a URL", f"{source}: no such file", remedy)
-    if source.is_dir():
-        return _folder(source, given, need_captions, leave_out)
-    if source.suffix.lower() in (*TABLE_SUFFIXES, ".txt"):
+    if source.is_dir() and not (films and is_frame_folder(source)):
+        return _folder(source, given, need_captions, leave_out, films)
+    if source.suffix.lower() in (*TABLE_SUFFIXES, ".txt") and not source.is_dir():
         return _table(source, str(source), given, need_captions)
-    if source.suffix.lower() in PACKED:
+    if source.suffix.lower() in PACKED and not source.is_dir():
         rule = "a source is a folder, a video, an image, a plain tar or a table"
         raise InputError(rule, str(source), unpacked(source))
     return _file(source, given, need_captions)
 
 
 def _file(source: Path, given: Path | None, need_captions: bool) -> Listing:
-    """A video, an image or a tar."""
+    """A video, an image, a tar or a folder that is a film."""
+    source = Path(os.path.abspath(source))
     folder = source.parent
     try:
         here = sorted(os.listdir(folder))
@@ -196,11 +207,14 @@ def _file(source: Path, given: Path | None, need_captions: bool) -> Listing:
     taken = frozenset(name for name in likely if name != label and os.path.exists(os.path.join(folder, name)))
     universe = partial(_members, folder, [name for name in files if _suffix(name) in SUFFIXES])
     words = Words(replace(captions, files=universe, taken=taken), need_captions)
-    look = partial(_look_here, words, Folders([*files, source.name], MEDIA_SUFFIXES), folder, source.name)
+    if source.is_dir():
+        look = _look_at_film(words, files, source, source.name)
+    else:
+        look = partial(_look_here, words, Folders([*files, source.name], MEDIA_SUFFIXES), folder, source.name)
     return Listing([look], None if source.suffix.lower() == TAR_SUFFIX else 1, notes=notes)
 
 
-def _folder(folder: Path, given: Path | None, need_captions: bool, leave_out: Path | None) -> Listing:
+def _folder(folder: Path, given: Path | None, need_captions: bool, leave_out: Path | None, films: bool) -> Listing:
     try:
         entries = list(files_in(folder, leave_out))
     except OSError as error:
@@ -213,11 +227,20 @@ def _folder(folder: Path, given: Path | None, need_captions: bool, leave_out: Pa
     captions, notes = _captions_of(str(folder), files, folder, given)
     known = {*SUFFIXES, *SIDECARS, *TABLE_SUFFIXES}
     ignored += Counter(_suffix(name).removeprefix(".") or "(no suffix)" for name in files if _suffix(name) not in known)
+    unpacked_films = frame_folders(names, files, captions.raw)
+    if films:
+        names = sorted({name if (above := os.path.dirname(name)) not in unpacked_films else above for name in names})
+    elif (said := hint(unpacked_films, folder)) is not None:
+        notes = [*notes, said]
     words = Words(replace(captions, files=partial(_members, folder, names)), need_captions)
     folders = Folders(files, MEDIA_SUFFIXES)
-    return _listing(
-        problems, names, lambda name: partial(_look_here, words, folders, folder, name), ignored, words, notes
-    )
+
+    def look(name: str) -> Look:
+        if films and name in unpacked_films:
+            return _look_at_film(words, files, folder / name, name)
+        return partial(_look_here, words, folders, folder, name)
+
+    return _listing(problems, names, look, ignored, words, notes)
 
 
 def _captions_of(
@@ -319,6 +342,13 @@ def _far_members(files: Iterable[RemoteFile]) -> Iterator[str]:
 def _look_here(words: Words, folders: Folders, folder: Path, name: str, ignored: Counter[str]) -> Found:
     """At a local file or tar of a folder."""
     return _look_at(words, partial(folders.sides, name), Path(os.path.join(folder, name)), name, ignored)
+
+
+def _look_at_film(words: Words, files: Iterable[str], path: Path, name: str) -> Look:
+    """At a folder that is a film; `files` are those of the source, `name` is how reports call it."""
+    label = f"{name}{FILM}"
+    sides = partial(Folders([*files, label], {*MEDIA_SUFFIXES, FILM}).sides, label)
+    return partial(_look_at, words, sides, path, name)
 
 
 def _look_at(words: Words, sides: Callable[[], Sides], path: Path, name: str, ignored: Counter[str]) -> Found:

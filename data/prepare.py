@@ -152,7 +152,8 @@ def prepare(
     options = options or PrepareOptions()
     _check(options)
     check_place(out)
-    listing = find(str(source), options.captions, out, not options.allow_missing_captions)
+    films = options.cut.frames_per_second is not None
+    listing = find(str(source), options.captions, out, not options.allow_missing_captions, films)
     with held(out):
         shards.sweep(out)
         config = _config(options)

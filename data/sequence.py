@@ -30,7 +30,7 @@ MICROSECONDS = Fraction(1, 1_000_000)
 LONGEST_HASTE, USUAL_DELAY = 10, 100  # ms; browsers show what is to be shown for no longer than the one for the other
 PICTURES = frozenset(f".{suffix}" for suffix in image.SUFFIXES)
 ANIMATED = ("png", "webp")
-NUMBERED = re.compile(r"(.*?)(\d+)(\.[^.]*)", re.DOTALL)  # prefix, number, suffix
+NUMBERED = re.compile(r"(.*?)([0-9]{1,18})(\.[^.]*)", re.DOTALL)  # prefix, number, suffix
 
 
 @dataclass(frozen=True)
@@ -77,35 +77,42 @@ def _is_animation(source: Path | bytes) -> bool:
 
 
 def numbered(folder: str, names: Sequence[str]) -> list[str]:
-    """The names of the pictures of a folder, in the order of their numbers.
+    """The names of the pictures of a folder, in the order of their numbers; `folder` is for messages.
 
     Raises:
         InputError: they have no single numbering, or numbers are missing.
     """
-    found = [(match, name) for name in names if _suffix(name) in PICTURES and (match := NUMBERED.fullmatch(name))]
-    pictures = sum(_suffix(name) in PICTURES for name in names)
-    kinds = Counter((match[1], match[3].lower()) for match, _ in found)
-    if len(kinds) != 1 or pictures > len(found):
+    found, pictures = _numbers(names)
+    kinds = {(prefix, suffix) for _, prefix, suffix, _ in found}
+    if not is_numbered(names):
         how = ", ".join(f"{prefix}N{suffix}" for prefix, suffix in sorted(kinds)[:3]) or "no numbers"
-        raise _no_film(f"{folder}: {pictures} pictures named {how}", "put the frames of each film into a folder alone")
-    by_number = sorted((int(match[2]), name) for match, name in found)
-    numbers = [number for number, _ in by_number]
+        value = f"{folder}: {pictures} pictures in {len(kinds)} numberings ({how})"
+        raise _no_film(value, "put the frames of each film into a folder of their own")
+    numbers = [number for number, *_ in found]
     steps = Counter(b - a for a, b in pairwise(numbers))
     step = min(steps, default=1)
-    if len(steps) > 1 or not step:
-        gap = next((a for a, b in pairwise(numbers) if b - a != step), numbers[0])
-        what = f"two pictures have the number {numbers[0]}" if not step else f"none has the number {gap + step}"
-        remedy = "number the frames without a gap, or put what comes after it into another folder"
-        raise _no_film(f"{folder}: {what}", remedy)
-    return [name for _, name in by_number]
+    if not step:
+        twice = next(a for a, b in pairwise(numbers) if a == b)
+        raise _no_film(f"{folder}: two pictures have the number {twice}", "leave one of them")
+    if len(steps) > 1:
+        gaps = [a + step for a, b in pairwise(numbers) if b - a != step]
+        more = f" and {len(gaps) - 1} more gaps" if len(gaps) > 1 else ""
+        value = f"{folder}: between {numbers[0]} and {numbers[-1]}, number {gaps[0]} is missing{more}"
+        raise _no_film(value, "add it, number the frames without a gap, or put what comes after it into another folder")
+    return [name for *_, name in found]
 
 
 def is_numbered(names: Sequence[str]) -> bool:
-    """Whether pictures may well be the frames of a film: they have a single numbering."""
-    try:
-        return len(numbered("", names)) > 1
-    except InputError:
-        return False
+    """Whether pictures may well be the frames of a film: several, all of one numbering."""
+    found, pictures = _numbers(names)
+    return 1 < pictures == len(found) and len({(prefix, suffix) for _, prefix, suffix, _ in found}) == 1
+
+
+def _numbers(names: Sequence[str]) -> tuple[list[tuple[int, str, str, str]], int]:
+    """(number, prefix, suffix, name) of pictures that have a number, ascending, and how many pictures there are."""
+    pictures = [name for name in names if _suffix(name) in PICTURES]
+    matches = [(match, name) for name in pictures if (match := NUMBERED.fullmatch(name))]
+    return sorted((int(m[2]), m[1], m[3].lower(), name) for m, name in matches), len(pictures)
 
 
 def _folder(folder: Path, names: Sequence[str], fps: Fraction) -> PictureSequence:

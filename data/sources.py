@@ -14,7 +14,9 @@ from blake3 import blake3
 from data import remote
 from data.captions import Caption
 from data.scratch import scratch, sweep
+from data.sequence import numbered
 from data.shards import digest_of
+from parallel.errors import InputError
 
 VIDEO_SUFFIXES = frozenset(
     [
@@ -72,6 +74,7 @@ class Place:
         size: bytes, if known.
         span: (start, stop) of them in `where`, if they are a member of a tar.
         version: tells the bytes from later ones at the same place, as far as the place itself can; 32 hex digits.
+        frames: names of the pictures, in order, if it is a folder that is one film.
     """
 
     where: str
@@ -79,6 +82,7 @@ class Place:
     size: int | None
     span: tuple[int, int] | None
     version: str
+    frames: tuple[str, ...] = ()
 
     @property
     def local(self) -> bool:
@@ -109,18 +113,30 @@ class ChangedError(Exception):
 
 
 def local_place(path: Path, span: tuple[int, int] | None = None, suffix: str = "") -> Place:
-    """The place of a local file, or of bytes [start, stop) of it.
+    """The place of a local file, or of bytes [start, stop) of it, or of a folder of numbered frames.
 
     Raises:
-        OSError: there is none, or it is a folder, a pipe or a device.
+        OSError: there is none, or it is another folder, a pipe or a device.
     """
     path = Path(os.path.abspath(path))
     found = os.stat(path)
+    if stat.S_ISDIR(found.st_mode):
+        return _folder_place(path)
     if not stat.S_ISREG(found.st_mode):
-        raise OSError("not a file with bytes, but a folder, a pipe or a device")
+        raise OSError("not a file with bytes, but a pipe or a device")
     size = span[1] - span[0] if span else found.st_size
     version = digest_of(os.fsencode(path).hex(), found.st_size, found.st_mtime_ns, span)
     return Place(str(path), suffix or path.suffix.lower(), size, span, version)
+
+
+def _folder_place(folder: Path) -> Place:
+    try:
+        frames = numbered(str(folder), sorted(entry.name for entry in os.scandir(folder)))
+    except InputError as error:
+        raise OSError(f"not a file but a folder; {error.value.removeprefix(f'{folder}: ')}") from error
+    found = [os.stat(folder / name) for name in frames]
+    version = digest_of(os.fsencode(folder).hex(), [(one.st_size, one.st_mtime_ns) for one in found], frames)
+    return Place(str(folder), "", sum(one.st_size for one in found), None, version, tuple(frames))
 
 
 def remote_place(url: str, size: int | None = None, mark: str = "", suffix: str = "") -> Place:
@@ -181,6 +197,10 @@ def chunks(place: Place) -> Iterator[bytes]:
     Raises:
         OSError: it cannot be read, or is shorter than it was.
     """
+    for name in place.frames:
+        yield from chunks(local_place(Path(place.where) / name))
+    if place.frames:
+        return
     with open(place.where, "rb") as file:
         file.seek(place.span[0] if place.span else 0)
         left = place.size or 0

@@ -56,6 +56,9 @@ def prepare(
     short_side: Annotated[int | None, _cut("Shrink to this many pixels on the shorter side.")] = None,
     sizes: Annotated[str | None, _cut("Buckets HEIGHTxWIDTH,...: scale and crop each clip to the nearest.")] = None,
     max_gop: Annotated[int, _cut("Encode clips with longer stretches between key frames.")] = 256,
+    frames_per_second: Annotated[
+        float | None, _cut("Read folders of numbered pictures (clip0/000001.jpg, ...) as films of this rate.")
+    ] = None,
     min_seconds: Annotated[float | None, _filter("Length at least.")] = None,
     max_seconds: Annotated[float | None, _filter("Length at most.")] = None,
     min_side: Annotated[int | None, _filter("Shorter side of the source at least, in pixels.")] = None,
@@ -115,7 +118,7 @@ def prepare(
     options = PrepareOptions(
         captions=captions,
         allow_missing_captions=allow_missing_captions,
-        cut=CutOptions(min_frames, max_frames, short_side, _sizes(sizes), max_gop),
+        cut=CutOptions(min_frames, max_frames, short_side, _sizes(sizes), max_gop, frames_per_second),
         filters=filters,
         previews=previews,
         limit=limit,

@@ -1,0 +1,63 @@
+"""Frame folders: folders of numbered pictures, which may be films (`data.sequence`) that somebody unpacked.
+
+    clip0/000000.jpg, 000001.jpg, ...     one numbering, no words beside a picture, no video among them: a film
+    holiday/1.jpg, 1.txt, 2.jpg, 2.txt    pictures with words of their own: images
+
+Numbers alone do not tell a film from a box of photographs, and no file tells the rate: a person does, by giving one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from data.beside import kind_of
+from data.sequence import is_numbered
+from data.sources import IMAGE_SUFFIXES
+
+OPTION = "--frames-per-second"
+LEAST = 8  # numbered pictures that are worth a word
+SUFFIX = ".frames"  # by which the name of a folder is one of media, for the words beside it
+
+
+def frame_folders(media: Iterable[str], files: Iterable[str], captioned: Collection[str]) -> dict[str, int]:
+    """{folder: how many pictures it has} of those that may be films.
+
+    Args:
+        media: names of videos and images, relative to the source.
+        files: names of all files.
+        captioned: names that have words in a file of captions.
+    """
+    inside, words = defaultdict(list), set()
+    for name in media:
+        inside[os.path.dirname(name)].append(name)
+    for name in files:
+        if kind_of(name):
+            words.add(os.path.splitext(name)[0])
+    return {
+        folder: len(names)
+        for folder, names in inside.items()
+        if all(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in names)
+        and not any(name in captioned or name in words or os.path.splitext(name)[0] in words for name in names)
+        and is_numbered([os.path.basename(name) for name in names])
+    }
+
+
+def is_frame_folder(folder: Path) -> bool:
+    """Whether a folder itself may be a film."""
+    names = [entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")]
+    pictures = [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+    return bool(frame_folders(pictures, names, ()))
+
+
+def hint(folders: dict[str, int], source: Path) -> str | None:
+    """What to type to read folders of numbered pictures as films; None if there is none worth it."""
+    many = sorted(folder for folder, pictures in folders.items() if pictures >= LEAST)
+    if not many:
+        return None
+    where = ", ".join(str(source / folder) for folder in many[:3])
+    more = f" and {len(many) - 3:,} more" if len(many) > 3 else ""
+    pictures = sum(folders[folder] for folder in many)
+    return f"{pictures:,} numbered pictures in {where}{more}: to read a folder as a film, give {OPTION} 25, or its rate"
