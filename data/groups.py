@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data import index, previews, shards
+from data.captions import LONG_CAPTION
 from data.clips import Clip
 from data.convert import Converted, Todo
 from data.filters import NEAR_DUPLICATES, Filters
@@ -157,6 +158,9 @@ class _Batch:
             outcome.rejected.append((item.number, one))
         outcome.tally.add(own)
         outcome.frames += sum(clip.frames for clip in kept.values())
+        size = max(len(text.encode("utf-8", "replace")) for text in item.file.caption)
+        if kept and size > LONG_CAPTION:
+            outcome.long.append((size, item.file.name))
         if len(kept) > 1 and item.file.caption.short:
             outcome.shared.append(len(kept))
         if not any(one.again for one in rejected):

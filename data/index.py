@@ -105,6 +105,15 @@ class Index:
         """The sample's caption; of a sample that has but one, that one."""
         return (which == "long" and self._text("caption_long", row)) or self._text("caption", row)
 
+    def caption_bytes(self, which: Choice = "short") -> Ints:
+        """[rows] bytes of the captions in UTF-8, chosen as `caption` does."""
+        short, long = (
+            pa.compute.fill_null(pa.compute.binary_length(self.table[name]), 0).to_numpy()
+            for name in ("caption", "caption_long")
+        )
+        found: Ints = np.where((which == "long") & (long > 0), long, short).astype(np.int64)
+        return found
+
     def file(self, row: int) -> str:
         """The source file it was cut from."""
         return self._text("file", row)

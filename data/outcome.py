@@ -121,6 +121,7 @@ class Outcome:
         skipped: files that were in the dataset already.
         rejected: (number of the file in the source, what), those of earlier runs over the same files included.
         frames, bytes, shards: written.
+        long: bytes of captions beyond `LONG_CAPTION`, and whose they are.
         shared: clips of each file that was cut into several, which have its one caption.
     """
 
@@ -130,6 +131,7 @@ class Outcome:
     frames: int = 0
     bytes: int = 0
     shards: int = 0
+    long: list[tuple[int, str]] = field(default_factory=list)
     shared: list[int] = field(default_factory=list)
 
     def reject(self, number: int, rejection: Rejection) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from data import remote, shards
 from data.caption_files import FILE_NAME
-from data.captions import NO_CAPTION
+from data.captions import LONG_CAPTION, NO_CAPTION
 from data.clips import CutOptions
 from data.convert import MIN_FRAMES, Todo, convert
 from data.filters import Filters
@@ -201,7 +201,7 @@ def _write(
         limits=_limits(options),
         rejected=[one for _, one in sorted(outcome.rejected, key=lambda pair: pair[0])],
         ignored=listing.ignored,
-        notes=[*listing.notes, *_sharing(outcome.shared)],
+        notes=[*listing.notes, *_sharing(outcome.shared), *_long(outcome.long)],
         frames=outcome.frames,
         bytes=outcome.bytes,
         shards=outcome.shards,
@@ -269,6 +269,16 @@ def _sharing(clips: list[int]) -> list[str]:
         return []
     files = "1 file was" if len(clips) == 1 else f"{len(clips):,} files were"
     return [f"{files} cut into several clips ({sum(clips):,} in all), each with the caption of the whole file"]
+
+
+def _long(captions: list[tuple[int, str]]) -> list[str]:
+    """What to tell of captions of which the built-in text encoder reads only a part."""
+    if not captions:
+        return []
+    size, file = max(captions)
+    many = "1 caption has" if len(captions) == 1 else f"{len(captions):,} captions have"
+    read = f"of which training reads the first {LONG_CAPTION:,} unless model.text.max_bytes says more"
+    return [f"{many} more than {LONG_CAPTION:,} bytes, {read}: the longest has {size:,} ({file})"]
 
 
 def _nothing_usable(source: str, summary: Summary) -> InputError:

@@ -79,6 +79,9 @@ class Pack:
         return sum(document.tokens for document in self.documents)
 
 
+Words = Callable[[Ints, Ints], Floats]  # bytes of captions, tokens of their clips -> what the words add to the cost
+
+
 def tokens_squared(grid: Grid) -> float:
     """The cost of full attention."""
     return float(grid[0] * grid[1] * grid[2]) ** 2
@@ -90,6 +93,7 @@ class Stream:
     Attributes:
         lengths: [rows of the index] tokens of each sample; 0 for those left out.
         latents: [rows of the index] which samples are stored as latents.
+        of_words: [rows of the index] what of the cost of each sample its caption is.
         plan: which samples make which pack; its sample numbers count the rows that are not left out.
         reader: of the shards.
     """
@@ -106,6 +110,7 @@ class Stream:
         cost: Callable[[Grid], float] = tokens_squared,
         caption: Choice = "short",
         workers: int = 0,
+        words: Words | None = None,
     ) -> None:
         """Computes every length; reads nothing.
 
@@ -120,6 +125,7 @@ class Stream:
             cost: of computing a document of so many tokens along (t, y, x).
             caption: which one, where a sample has two.
             workers: threads that decode; 0 decodes in the reader's own.
+            words: cost of captions, beside that of the clips; None counts none.
 
         Raises:
             InputError: no sample fills a token, some sample is longer than a pack, or latents cannot be sampled so.
@@ -139,6 +145,10 @@ class Stream:
         latents.check(index, self.latents, sampling)
         self.reader = Reader(index, sampling)
         self.lengths, costs = _per_row(index, sampling, cost)
+        self.of_words = np.zeros(len(costs))
+        if words is not None:
+            self.of_words = np.where(self.lengths > 0, words(index.caption_bytes(caption), self.lengths), 0.0)
+        costs = costs + self.of_words
         self._rows = np.flatnonzero(self.lengths)
         lengths = self.lengths[self._rows]
         _check_lengths(self, lengths)

@@ -9,15 +9,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from data.captions import LONG_CAPTION
 from data.findings import Finding
+from data.index import Index
 from data.repair import Repaired
 from data.shards import QUARANTINE
 from launcher.console import visible
 from launcher.report import duration, size_text
+from parallel.errors import InputError
 
 LISTED = 40  # findings that are told one by one
 
@@ -71,6 +75,21 @@ def closing_line(dataset: Path, shards: int, size: int, seconds: float, deep: bo
         return f"[red]{escape(str(dataset))} is not whole[/]: {looked}"
     how = "every byte is as it was written" if deep else "sizes and structure are as written; no bytes compared"
     return f"[green]{escape(str(dataset))}: {how}[/]: {looked}"
+
+
+def long_captions(dataset: Path) -> str | None:
+    """What to tell of captions of which the built-in text encoder reads only a part; None if there are none."""
+    try:
+        index = Index.open(dataset)
+    except InputError:
+        return None  # what is wrong with it is told already
+    sizes = np.maximum(index.caption_bytes("short"), index.caption_bytes("long"))
+    longer, row = int((sizes > LONG_CAPTION).sum()), int(sizes.argmax())
+    if not longer:
+        return None
+    read = f"training reads the first {LONG_CAPTION:,} unless model.text.max_bytes says more"
+    longest = f"the longest has {int(sizes[row]):,} ({index.file(row)})"
+    return f"{longer:,} samples have captions of more than {LONG_CAPTION:,} bytes, of which {read}: {longest}"
 
 
 def as_json(findings: Sequence[Finding], repaired: Repaired | None, left: Sequence[Finding]) -> str:

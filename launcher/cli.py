@@ -179,13 +179,15 @@ def sample(
     Example: longreel sample runs/mine --video clip.mp4 --prompt "What colour?"
     """
     from launcher.bars import Bar
-    from launcher.sampling import Request, draw, open_run
+    from launcher.sampling import Request, draw, long_prompts, open_run
 
     if speaks(open_run(run, checkpoint)[0]):
         tell_answers(run, tuple(prompt or ()), video or [], checkpoint, json_)
         return
     request = Request(tuple(prompt or ()), seed, steps, guidance, frames, _size(size), checkpoint)
     console = Console(stderr=json_)
+    for note in long_prompts(run, request):
+        console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
     with Bar(console, "videos") as bar:
         made, sheet = draw(run, request, out, lambda done, total: bar.update(done, total, ""))
     if json_:
@@ -223,7 +225,7 @@ def plan(
     from launcher.config import load
     from launcher.deal import idle_notes
     from launcher.makers import keep_of
-    from launcher.planning import as_json, cheapest, explained, first_pack, mask_of, table
+    from launcher.planning import as_json, cheapest, explained, first_pack, mask_of, table, words_notes
     from parallel.explain import Heads
     from parallel.mesh import Mesh
     from parallel.plan import Keep
@@ -232,7 +234,7 @@ def plan(
     notes: list[str] = []
     if run is not None:
         config = load(run, overrides or [])
-        notes = list(idle_notes(config))
+        notes = [*idle_notes(config), *words_notes(config)]
         what, shape = first_pack(config)
         keep = keep_of(config)
         mesh = Mesh(1, config.mesh.ring, config.mesh.ulysses)

@@ -187,7 +187,7 @@ def check(
     from data.check import check as look
     from data.repair import repair as mend
     from launcher.bars import Bar
-    from launcher.check_tables import as_json, closing_line, findings_table, repaired_table
+    from launcher.check_tables import as_json, closing_line, findings_table, long_captions, plain, repaired_table
 
     if quick and (repair or decode):
         other = "--repair" if repair else "--decode"
@@ -213,6 +213,8 @@ def check(
         console.print(*repaired_table(dataset, repaired), sep="\n", highlight=False)
     line = closing_line(dataset, seen[0], seen[1], seconds, not quick, not left)
     console.print(line, highlight=False, soft_wrap=True)
+    if note := long_captions(dataset):
+        console.print(plain(note), highlight=False, soft_wrap=True)
     raise typer.Exit(1 if left else 0)
 
 

@@ -59,6 +59,7 @@ class ClipMaker:
         groups: of this rank.
         device: of the tensors.
         kernel, keep: of self attention: see `Plan`.
+        text_bytes: of a caption that are read; None for all.
     """
 
     codec: Codec
@@ -68,6 +69,7 @@ class ClipMaker:
     device: torch.device
     kernel: Kernel | None = None
     keep: Keep = "exchanged"
+    text_bytes: int | None = None
 
     @cached_property
     def stream(self) -> streams.Stream:
@@ -110,7 +112,7 @@ class ClipMaker:
         split = balanced(max(masks, key=lambda mask: mask.area), self.groups.mesh)
         ranges = split.ranges[self.groups.place.sequence]
         noisy = self.objective.prepare(lay_out(documents, ranges, read(ranges)), self.stream.send)
-        batch = batch_of(noisy.packed, noisy.levels, self.stream.send, self.kernel)
+        batch = batch_of(noisy.packed, noisy.levels, self.stream.send, self.kernel, self.text_bytes)
         plans = {id(mask): plan_for(mask, split, self.groups, kernel=self.kernel, keep=self.keep) for mask in masks}
         for plan in plans.values():
             plan.prepare(self.device)

@@ -25,7 +25,8 @@ def maker_of(config: RunConfig, groups: Groups, device: torch.device, kernel: Ke
     if isinstance(model, VideoLMConfig):
         return TalkMaker(model, build_talk_objective(config.objective), groups, dtype, device, kernel, keep_of(config))
     codec = open_codec(config.codec, model.patch, dtype, device)
-    return ClipMaker(codec, build_flow(config.objective), model.attention, groups, device, kernel, keep_of(config))
+    flow, keep = build_flow(config.objective), keep_of(config)
+    return ClipMaker(codec, flow, model.attention, groups, device, kernel, keep, model.text.max_bytes)
 
 
 def keep_of(config: RunConfig) -> Keep:

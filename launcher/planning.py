@@ -10,8 +10,9 @@ from typing import get_args
 from rich.table import Table
 
 from data.curriculum import Position
+from data.stream import Stream
 from launcher.config import RunConfig
-from launcher.streams import open_curriculum
+from launcher.streams import notes_on_words, open_curriculum
 from models.schedule import masks_of
 from parallel import mask as masks
 from parallel import patterns
@@ -26,6 +27,7 @@ EXAMPLES = (
     "full, causal, packed:5000,300,9000, packed-causal:5000,300, window:BEFORE,AFTER,SINKS, "
     "frame-causal:FRAMES, frame-window:FRAMES,BEFORE,AFTER,SINKS, spatial:FRAMES"
 )
+LEAST_SHARE = 0.01  # of a pack's cost, from which on a person is told what has it
 NUMBER_BYTES = {"bf16": 2, "float32": 4, "float64": 8}
 
 
@@ -93,6 +95,17 @@ def first_pack(config: RunConfig) -> tuple[Mask, Heads]:
     heads = Heads(config.model.heads, config.model.heads, config.model.dim // config.model.heads, size, max(4, size))
     found = masks_of(config.model.attention, [document.grid for document in pack.documents])
     return max(found, key=lambda mask: mask.area), heads
+
+
+def words_notes(config: RunConfig) -> list[str]:
+    """What captions cost in the first pack of a run, where that is something, and which of them are cut."""
+    curriculum = open_curriculum(config)
+    stream, (pack, *_), _ = curriculum.next_step(Position())
+    notes = notes_on_words(config, curriculum)
+    share = float(stream.of_words[list(pack.rows)].sum()) / pack.cost if isinstance(stream, Stream) else 0.0
+    if share >= LEAST_SHARE:
+        notes.append(f"{share:.0%} of the cost of the first pack are long captions, which the table does not show")
+    return notes
 
 
 def table(said: Explanation) -> Table:

@@ -18,7 +18,7 @@ from launcher.hardware import cores, gpus, ranks_here, refuse_unusable_gpus
 from launcher.kernels import refuse_kernels
 from launcher.makers import check_data
 from launcher.patience import RATES, Kind, pack_flops, step_seconds
-from launcher.streams import open_curriculum
+from launcher.streams import notes_on_words, open_curriculum
 from parallel.errors import InputError
 
 LEAST_FILL = 0.8  # of a pack, below which the person is told
@@ -78,6 +78,7 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
     for stream in curriculum.streams[at:]:
         refuse_missing_shards(stream)
         notes += notes_on(stream)
+    notes += notes_on_words(config, curriculum, at)
     flops = pack_flops(config, curriculum)
     notes += notes_on_time(config, flops, "cpu" if available and not gpus(config.device) else "cuda")
     return Ready(config, state.step if state else 0, curriculum.streams[at].plan.mix.samples, tuple(notes), flops)

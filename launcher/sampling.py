@@ -194,6 +194,21 @@ def with_defaults(request: Request, config: RunConfig) -> Settled:
     return Settled(prompts, request.seed, steps, guidance, frames, size)
 
 
+def long_prompts(run: Path, request: Request) -> list[str]:
+    """What to tell of prompts that are longer than the model reads."""
+    config = load(RunFolder(run).config)
+    if not isinstance(config.model, VideoDiTConfig):
+        return []
+    most = config.model.text.max_bytes
+    prompts = request.prompts or config.sample.prompts
+    sizes = [(prompt, len(prompt.encode("utf-8", "surrogatepass"))) for prompt in prompts]
+    return [
+        f"the prompt {prompt[:40]!r} ... has {size:,} bytes: the model reads the first {most:,} (model.text.max_bytes)"
+        for prompt, size in sizes
+        if size > most
+    ]
+
+
 def load_model(config: RunConfig, found: Checkpoint, channels: int, device: torch.device) -> VideoDiT | VideoLM:
     """The model with the checkpoint's weights: their moving average, if the run kept one.
 

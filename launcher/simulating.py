@@ -20,6 +20,7 @@ from data.stream import Stream
 from launcher.config import RunConfig, load
 from launcher.deal import Deal
 from launcher.streams import open_curriculum
+from models.dit import VideoDiTConfig
 from models.schedule import masks_of
 from models.video_lm import VideoLMConfig
 from parallel.errors import InputError
@@ -43,6 +44,8 @@ WORDS = {
     "least_fill": "emptiest window",
     "imbalance": "cost of the dearest replica, over the mean",
     "worst": "the same, worst whole step",
+    "share_of_words": "cost of long captions, of all",
+    "cut_captions": "captions of which only a beginning is read",
     "ghosts": "ghost packs",
     "pack_tokens_of_a_rank": "tokens of a pack on a rank",
     "seek_seconds": "seconds to seek to any step",
@@ -108,6 +111,7 @@ def simulated(
     config = load(run, [*overrides, f"data.packs_per_step={step}"])
     curriculum = open_curriculum(config)
     found = asdict(simulate(curriculum.streams[0].plan, replicas, sequence, on_progress))
+    found |= words_of(config, curriculum)
     return told(replicas, sequence, step) | found | reading(config, curriculum, replicas, sequence)
 
 
@@ -121,6 +125,16 @@ def idle_in(found: Mapping[str, Any]) -> Iterator[str]:
 def told(replicas: int, sequence: int, step: int) -> dict[str, int]:
     """What the figures are of."""
     return {"replicas": replicas, "sequence": sequence, "packs_per_step": step}
+
+
+def words_of(config: RunConfig, curriculum: Curriculum) -> dict[str, float]:
+    """What captions cost, beside their first sentence or two, and how many are longer than the model reads."""
+    stream = curriculum.streams[0]
+    if not isinstance(stream, Stream) or not isinstance(config.model, VideoDiTConfig):
+        return {}  # words of talks are tokens of their packs
+    sizes = stream.index.caption_bytes(config.data.merged()[0].caption)
+    share = float(stream.of_words.sum() / stream.plan.costs.sum())
+    return {"share_of_words": share, "cut_captions": int((sizes > config.model.text.max_bytes).sum())}
 
 
 def reading(config: RunConfig, curriculum: Curriculum, replicas: int, sequence: int) -> dict[str, float]:
@@ -157,7 +171,7 @@ def table_of(found: dict[str, Any]) -> Table:
 
 
 def _text(name: str, value: float) -> str:
-    if name in ("fill", "least_fill", "share_of_a_rank"):
+    if name in ("fill", "least_fill", "share_of_a_rank", "share_of_words"):
         return f"{math.floor(10_000 * value) / 100:.2f} %"  # never rounded up to a full 100
     if name in ("imbalance", "worst"):
         return f"{value:.4f}"

@@ -7,9 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.curriculum import Curriculum
-from data.index import Index
+from data.index import Index, Ints
 from data.laying import times_of
+from data.packing import Floats
 from data.sampling import Sampling
 from data.stream import Stream
 from data.talk_stream import TalkStream
@@ -24,6 +27,8 @@ from models.video_lm import VideoLMConfig
 from parallel.errors import InputError
 from parallel.geometry import Geometry, Grid
 from parallel.random import key_of
+
+FREE_BYTES = 256  # of a caption: a sentence or two, next to nothing beside a video
 
 
 def open_curriculum(
@@ -75,6 +80,43 @@ def _cost(attention: Sequence[AttentionConfig], dim: int, grid: Grid) -> float:
     return area_of(attention, grid) + 6 * dim * grid[0] * grid[1] * grid[2]
 
 
+def words_cost(model: VideoDiTConfig, sizes: Ints, lengths: Ints) -> Floats:
+    """[clips]: what captions add to the costs of their clips: encoding them, and cross attention to their words.
+
+    Up to `FREE_BYTES` of a caption are not counted: clips of one size then cost the same, and keep the order in which
+    they come whatever is said of them.
+
+    Args:
+        model: that reads them.
+        sizes: [clips] bytes of the captions.
+        lengths: [clips] tokens of the clips.
+    """
+    text = model.text
+
+    def cost(size: Ints) -> Floats:
+        tokens = np.minimum(size, text.max_bytes) + 1.0  # one begins a caption
+        encoding = text.operations(tokens) / (12.0 * model.dim * model.depth)
+        return np.asarray(encoding + tokens * (lengths + text.dim), np.float64)
+
+    return cost(sizes) - cost(np.minimum(sizes, FREE_BYTES))
+
+
+def notes_on_words(config: RunConfig, curriculum: Curriculum, first: int = 0) -> list[str]:
+    """What a person should know of captions that are longer than the model reads, in segments from `first` on."""
+    notes: dict[str, None] = {}
+    for stream, data in zip(curriculum.streams[first:], config.data.merged()[first:], strict=True):
+        if not isinstance(config.model, VideoDiTConfig) or not isinstance(stream, Stream):
+            continue  # words of talks are tokens of their packs
+        sizes, most = stream.index.caption_bytes(data.caption), config.model.text.max_bytes
+        longer, row = int((sizes > most).sum()), int(sizes.argmax())
+        if longer:
+            notes[
+                f"{longer:,} of {len(sizes):,} captions are read up to their first {most:,} bytes "
+                f"(model.text.max_bytes): the longest has {int(sizes[row]):,} ({stream.index.file(row)})"
+            ] = None
+    return list(notes)
+
+
 def _stream(config: RunConfig, data: DataConfig, seed: int, index: Index, geometry: Geometry) -> Stream:
     assert isinstance(config.model, VideoDiTConfig), "clips are for models that draw"
     return Stream(
@@ -88,6 +130,7 @@ def _stream(config: RunConfig, data: DataConfig, seed: int, index: Index, geomet
         partial(_cost, config.model.attention, config.model.dim),
         data.caption,
         data.workers,
+        partial(words_cost, config.model),
     )
 
 

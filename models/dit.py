@@ -147,7 +147,11 @@ class DiTBatch:
 
 
 def batch_of(
-    packed: Packed, levels: npt.NDArray[np.float64], send: Send = here, kernel: Kernel | None = None
+    packed: Packed,
+    levels: npt.NDArray[np.float64],
+    send: Send = here,
+    kernel: Kernel | None = None,
+    text_bytes: int | None = None,
 ) -> DiTBatch:
     """The input of the model: the one place where it is made, for training and sampling.
 
@@ -156,10 +160,11 @@ def batch_of(
         levels: [tokens], the noise level of each token of this rank, on the host.
         send: puts a tensor of the host on the device.
         kernel: see `Plan`.
+        text_bytes: of a caption that are read (`TextConfig.max_bytes`); None for all.
     """
     spans = local_spans(packed.lengths, packed.ranges)
     document = np.repeat([index for index, _, _ in spans], [stop - start for _, start, stop in spans])
-    captions = Captions.of([d.text for d in packed.documents], send, kernel)
+    captions = Captions.of([d.text for d in packed.documents], send, kernel, text_bytes)
     words = cross_plan(packed.lengths, packed.ranges, captions.lengths, kernel)
     for plan in (captions.plan, words):
         plan.prepare(packed.values.device)

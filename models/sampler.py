@@ -97,7 +97,7 @@ def sample(
     for now, then in pairwise(levels):
         level = now * free
         step = replace(packed, values=state.to(dtype).repeat(twins, 1), noise_level=level.repeat(twins))
-        batch = batch_of(step, np.tile(now * drawn_there, twins), send)
+        batch = batch_of(step, np.tile(now * drawn_there, twins), send, text_bytes=model.config.text.max_bytes)
         predictions = model(batch, plans).to(wide).chunk(twins)
         with_prompt, without = (objective.velocity(p, state, level) for p in (predictions[0], predictions[-1]))
         velocity = without + guidance * (with_prompt - without) if twins == 2 else with_prompt

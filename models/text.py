@@ -1,8 +1,10 @@
-"""Built-in text encoder: bytes in, features out; needs no download and no vocabulary, and cuts no caption short.
+"""Built-in text encoder: bytes in, features out; needs no download and no vocabulary.
 
 Every caption is its UTF-8 bytes after one start token, so that "" (no caption, for guidance) has a token too. Captions
-are packed end to end like clips, each seeing itself alone. A caption of 100 bytes costs 101 tokens of a small
-transformer: next to the video it is nothing, so every rank encodes all captions of its pack.
+are packed end to end like clips, each seeing itself alone: a pack costs in proportion to the number of its captions,
+and to the square of the length of each. A caption of 100 bytes is next to nothing beside its video, so every rank
+encodes all captions of its pack; one of 40 KB would be the dearest thing in a step, and one of 300 KB would end it. So
+no more than `max_bytes` of each are read, whole characters, as users of T5 read 512 tokens.
 """
 
 from __future__ import annotations
@@ -11,24 +13,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from models.layers import MLP, Linear, SelfAttention, norm
 from models.rope import Rotary
-from parallel.effects import State
+from parallel.effects import Data, State
 from parallel.errors import InputError
 from parallel.kernel import Kernel
 from parallel.mask import packed as packed_mask
 from parallel.plan import Plan, local_plan
 from parallel.stream import Send, here
 
+Floats = npt.NDArray[np.float64]
 START = 256  # the token before the bytes 0 .. 255
 
 
 class TextConfig(BaseModel):
-    """Sizes of the byte encoder; the defaults cost 0.9 million parameters."""
+    """Sizes of the byte encoder; the defaults cost 0.9 million parameters.
+
+    Attributes:
+        dim, depth, heads, rope_theta: of its transformer.
+        max_bytes: of a caption or prompt that are read, from its beginning, in UTF-8; what is longer is told.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,6 +46,12 @@ class TextConfig(BaseModel):
     depth: State[int] = Field(default=4, ge=0)
     heads: State[int] = Field(default=4, gt=0)
     rope_theta: State[float] = Field(default=10_000.0, gt=1)
+    max_bytes: Data[int] = Field(default=1024, ge=1, le=65536)
+
+    def operations(self, tokens: Floats) -> Floats:
+        """Of encoding captions of so many tokens, forward and backward, each by itself."""
+        wide = 72.0 * self.dim**2  # 12 dim^2 parameters a block, 6 operations each
+        return self.depth * tokens * (wide + 12.0 * self.dim * tokens)
 
     @model_validator(mode="after")
     def _heads_divide(self) -> TextConfig:
@@ -62,9 +78,19 @@ def check_heads(dim: int, heads: int, axes: int, name: str = "") -> None:
         )
 
 
-def byte_tokens(text: str) -> list[int]:
-    """The start token and the UTF-8 bytes; a lone surrogate keeps its three bytes, so that no string fails."""
-    return [START, *text.encode("utf-8", "surrogatepass")]
+def byte_tokens(text: str, limit: int | None = None) -> list[int]:
+    """The start token and the UTF-8 bytes; a lone surrogate keeps its three bytes, so that no string fails.
+
+    Args:
+        text: a caption.
+        limit: bytes of it that are read, less where they would end inside a character; None for all.
+    """
+    data = text.encode("utf-8", "surrogatepass")
+    if limit is not None and len(data) > limit:
+        while data[limit] & 0xC0 == 0x80:  # inside a character
+            limit -= 1
+        data = data[:limit]
+    return [START, *data]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +110,11 @@ class Captions:
     plan: Plan
 
     @classmethod
-    def of(cls, texts: Sequence[str], send: Send = here, kernel: Kernel | None = None) -> Captions:
-        """Captions of these texts, of which there is one at least."""
-        tokens = [byte_tokens(text) for text in texts]
+    def of(
+        cls, texts: Sequence[str], send: Send = here, kernel: Kernel | None = None, limit: int | None = None
+    ) -> Captions:
+        """Captions of these texts, of which there is one at least; `limit` as of `byte_tokens`."""
+        tokens = [byte_tokens(text, limit) for text in texts]
         lengths = tuple(len(t) for t in tokens)
         place = torch.cat([torch.arange(n) for n in lengths])[:, None]
         flat = torch.tensor([token for caption in tokens for token in caption])

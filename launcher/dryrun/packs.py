@@ -17,7 +17,7 @@ import numpy as np
 
 from data.curriculum import Curriculum, Position
 from data.laying import Laid, Sight, lay
-from data.stream import Pack
+from data.stream import Pack, Stream
 from data.talk_stream import TalkStream
 from launcher.config import DataConfig, RunConfig
 from launcher.feed import assign
@@ -30,7 +30,7 @@ from parallel.mesh import Mesh, Place
 from parallel.packed import ANSWERED, ASKED, Document
 from parallel.random import key_of
 
-CAPTION = "x" * 255  # of a drawn clip: bytes of a long sentence
+CAPTION = "x" * 255  # of a drawn clip at least: bytes of a long sentence
 QUESTION = 64  # words of a drawn conversation that are not said by the model
 USUAL_PICTURE = (30, 52)  # tokens of a frame of 480 x 832 pixels, with a VAE of stride 8 and patches of 2
 
@@ -138,7 +138,10 @@ def _drawn(
         found = f"a frame of {y} x {x} tokens, {_times(count, 'clip')} in {data.pack_tokens:,} tokens"
         raise InputError("a pack holds a frame of each of its clips", found, "a larger pack, or fewer --documents")
     grid: Grid = (frames, y, x)
-    made = tuple(Document(f"drawn-{n}", key_of("drawn", n), CAPTION, grid) for n in range(count))
+    caption = CAPTION
+    if curriculum is not None and isinstance(stream := curriculum.streams[segment], Stream):
+        caption = "x" * max(len(CAPTION), int(stream.index.caption_bytes(data.caption).max()))
+    made = tuple(Document(f"drawn-{n}", key_of("drawn", n), caption, grid) for n in range(count))
     filled = f"{count * frames * y * x:,} of {data.pack_tokens:,} tokens"
     return DrawnPack(made, (), f"drawn: {_times(count, 'clip')} of {frames:,} x {y} x {x} tokens, {filled}")
 
