@@ -25,12 +25,14 @@ from data.mix import mix_of
 from data.sampling import Choice
 from launcher.aliases import meaning_of, value_of
 from launcher.hardware import Device
+from launcher.run_yaml import DEEPEST, LONGEST_NAME, parse_yaml, read_run, refuse_odd_path
 from models.kinds import ModelConfig, ObjectiveConfig, refuse_other_objective, usual_objective
 from models.latents import CodecConfig
 from parallel.choice import Asked
 from parallel.effects import Content, Data, Nothing, Numbers, Rate, Rounding, State, Update
 from parallel.errors import InputError
 from parallel.mesh import Mesh
+from parallel.parsing import shorter
 from parallel.zero import AdamW, Offload, refuse_offload
 
 EXAMPLES = {  # of keys without a default that shows their kind
@@ -516,19 +518,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         InputError: no such file, no YAML, an unknown key, a wrong type, a value out of range.
     """
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("a run is a YAML file", f"{path}: {error}", "see recipes/ for examples") from None
-    try:
-        node = yaml.compose(text)
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        found = f"{path}: {' '.join(str(error).split())}"
-        raise InputError("a run is a YAML file", found, "mend the YAML there") from None
+    settings, places = parse_yaml(read_run(path), str(path))
     if not isinstance(settings, dict):
-        raise InputError("a run is a mapping of keys to values", f"{path}: {settings!r}", "see recipes/ for examples")
-    lines = {key: f"{path}, line {line}" for key, line in _lines(node, "")}
+        found = f"{path}: {shorter(settings)}"
+        raise InputError("a run is a mapping of keys to values", found, "see recipes/ for examples")
+    lines = {key: f"{path}, line {line}" for key, line in places.items()}
     for override in overrides:
         key, value = parse_override(override)
         _set(settings, key, value)
@@ -539,14 +533,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def parse_override(override: str) -> tuple[str, Any]:
     """`a.b=value` as key and YAML value."""
     key, equals, value = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise InputError("an override is key=value", repr(override), "for example steps=20 or mesh.ring=2")
+    if not equals or not all(key.split(".")) or key.count(".") > DEEPEST:
+        raise InputError("an override is key=value", shorter(override), "for example steps=20 or mesh.ring=2")
     if not value.strip():
-        raise InputError("an override has a value", repr(override), f"{key}=VALUE, or {key}=null for none")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise InputError("the value of an override is YAML", repr(override), "quote it, or mend it") from None
+        raise InputError("an override has a value", shorter(override), f"{key}=VALUE, or {key}=null for none")
+    return key, parse_yaml(value, shorter(override), "the value of an override is YAML")[0]
 
 
 def check(settings: Mapping[str, Any], lines: Mapping[str, str] | None = None) -> RunConfig:
@@ -554,9 +545,24 @@ def check(settings: Mapping[str, Any], lines: Mapping[str, str] | None = None) -
     lines = lines or {}
     _refuse_unknown(settings, lines)
     try:
-        return RunConfig.model_validate(settings)
+        config = RunConfig.model_validate(settings)
     except ValidationError as error:
         raise _first_mistake(error, lines) from None
+    for key, path in paths_of(config):
+        refuse_odd_path(key, path, _where(key, lines))
+    return config
+
+
+def paths_of(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """The keys of a run that are paths, with their values; an address of a store is none."""
+    yield "out", str(config.out)
+    for data in config.data.merged():
+        yield from (("data.dataset", str(folder)) for folder in data.folders)
+    for key, path in (("codec.path", config.codec.path), ("model.path", getattr(config.model, "path", None))):
+        if path is not None:
+            yield key, str(path)
+    if config.checkpoint.to is not None and "://" not in config.checkpoint.to:
+        yield "checkpoint.to", config.checkpoint.to
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -581,7 +587,9 @@ def _refuse_unknown(settings: Mapping[str, Any], lines: Mapping[str, str]) -> No
             continue
         if any(key.startswith(k + ".") and k in known and not any(o.startswith(k + ".") for o in known) for k in known):
             continue  # below a plain value: pydantic says what is wrong with the type
-        raise InputError("every key of a run is known", f"{key} ({_where(key, lines)})", _meant(key, known))
+        found, is_word = f"{shorter(key)[1:-1]} ({_where(key, lines)})", len(key) <= LONGEST_NAME
+        remedy = _meant(key, known) if is_word else "see docs/ for the keys of a run"
+        raise InputError("every key of a run is known", found, remedy)
 
 
 def _meant(key: str, known: Sequence[str]) -> str:
@@ -625,17 +633,17 @@ def _first_mistake(error: ValidationError, lines: Mapping[str, str]) -> InputErr
         return InputError(inner.rule, f"{inner.value} ({where}){more}" if key else inner.value + more, inner.remedy)
     if first["type"] in ("model_type", "model_attributes_type"):
         inside = [k for k in known if k.startswith(key + ".")]
-        found = f"{first['input']!r} ({where}){more}"
+        found = f"{shorter(first['input'])} ({where}){more}"
         return InputError(f"{key} has keys of its own", found, f"give {', '.join(inside)}")
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing" and not field.endswith(key):
-        rule, found = f"each of {key} has {first['loc'][-1]}", f"{first['input']!r} ({where}){more}"
+        rule, found = f"each of {key} has {first['loc'][-1]}", f"{shorter(first['input'])} ({where}){more}"
         return InputError(rule, found, f"for example {key}={_example(key)}")
     if first["type"] == "missing" and key in known_keys():
         return InputError(f"a run has {key}", f"no such key{more}", f"add it, or give {key}=VALUE")
     rule, remedy = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}", f"for example {key}={_example(key)}"
     meant = value_of(key, first["input"])
-    return InputError(rule, f"{first['input']!r} ({where}){more}", f"{meant}; {remedy}" if meant else remedy)
+    return InputError(rule, f"{shorter(first['input'])} ({where}){more}", f"{meant}; {remedy}" if meant else remedy)
 
 
 def _where(key: str, lines: Mapping[str, str]) -> str:
@@ -681,21 +689,6 @@ def _keys(settings: Mapping[str, Any], prefix: str) -> Iterator[str]:
         yield f"{prefix}{name}"
         if isinstance(value, dict):
             yield from _keys(value, f"{prefix}{name}.")
-
-
-def _lines(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise InputError(
-                    "a key stands once",
-                    f"{prefix}{key.value}, again in line {key.start_mark.line + 1}",
-                    "keep one of them",
-                )
-            seen.add(key.value)
-            yield f"{prefix}{key.value}", key.start_mark.line + 1
-            yield from _lines(value, f"{prefix}{key.value}.")
 
 
 def _set(settings: dict[str, Any], key: str, value: Any) -> None:

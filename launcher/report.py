@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
 from launcher import charts
 from launcher.charts import Curve, Mark, Numbers, chart
 from launcher.console import visible
 from launcher.folder import RunFolder, write_whole
 from launcher.records import Steps, read_events, read_steps
+from launcher.run_yaml import parse_yaml
 from parallel.errors import InputError
 from parallel.parsing import ParseError, parse_json
 
@@ -100,8 +100,8 @@ def read_run(root: Path) -> Run:
             raise InputError(f"a run folder holds {path.name}", f"{root} does not", remedy)
     text = folder.config.read_text(errors="replace")
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError:
+        config, _ = parse_yaml(text, folder.config.name)
+    except InputError:
         config = None
     steps = read_steps(folder.metrics)
     events, broken_events = read_events(folder.events)
