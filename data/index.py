@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -96,6 +97,13 @@ class Index:
     def digest(self) -> str:
         """Identity of all samples and their order."""
         return self.digests[0] if len(self.digests) == 1 else digest_of(self.digests)
+
+    @property
+    def usual_size(self) -> tuple[int, int] | None:
+        """(height, width) that most clips have, the larger one of two; None of text alone."""
+        sizes = Counter(zip(self.height.tolist(), self.width.tolist(), strict=True))
+        found = [(times, size) for size, times in sizes.items() if min(size) > 0]
+        return max(found)[1] if found else None
 
     def uid(self, row: int) -> str:
         """The sample's id."""

@@ -24,7 +24,7 @@ from launcher.cli_drill import drill
 from launcher.cli_dryrun import dryrun
 from launcher.cli_needle import needle
 from launcher.cli_prepare import prepare
-from launcher.cli_speak import evaluate, speaks, tell_answers
+from launcher.cli_speak import Averaged, evaluate, speaks, tell_answers
 from launcher.cli_why import why
 from launcher.console import Console
 from launcher.overrides import CONTEXT, RunCommand
@@ -161,35 +161,47 @@ def train(
 @app.command()
 def sample(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    prompt: Annotated[list[str] | None, typer.Option(help="May be given several times; else sample.prompts.")] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="May be given several times; else sample.prompts, else captions of the dataset."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise: the same seed and prompt give the same bytes.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Steps of the solver.")] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", "--cfg", help="Guidance scale; 1 for none.")] = None,
     frames: Annotated[int | None, typer.Option(help="Of each video; as trained if not given.")] = None,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; as trained if not given.")] = None,
     checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; the newest if not given.")] = None,
+    averaged: Averaged = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the files; samples/ of the run if not given.")] = None,
     video: Annotated[list[Path] | None, typer.Option(help="Of a video_lm: what is asked about.")] = None,
     json_: Json = False,
 ) -> None:
     """Draw videos from a run's checkpoint: mp4 files and one contact sheet. Of a video_lm: answer prompts.
 
+    Settings that are not given are those that the checkpoint was trained with. Files are named by all settings, and
+    none is ever overwritten.
+
     Example: longreel sample runs/quickstart --prompt "a red square moving right" --guidance 4 --steps 50
 
     Example: longreel sample runs/mine --video clip.mp4 --prompt "What colour?"
     """
     from launcher.bars import Bar
-    from launcher.sampling import Request, draw, long_prompts, open_run
+    from launcher.request import Request
+    from launcher.sampling import draw, long_prompts, open_run
 
     if speaks(open_run(run, checkpoint)[0]):
-        tell_answers(run, tuple(prompt or ()), video or [], checkpoint, json_)
+        tell_answers(run, tuple(prompt or ()), video or [], checkpoint, json_, averaged)
         return
-    request = Request(tuple(prompt or ()), seed, steps, guidance, frames, _size(size), checkpoint)
+    request = Request(tuple(prompt or ()), seed, steps, guidance, frames, _size(size, run), checkpoint, averaged)
     console = Console(stderr=json_)
     for note in long_prompts(run, request):
         console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
+
+    def tell(note: str) -> None:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+
     with Bar(console, "videos") as bar:
-        made, sheet = draw(run, request, out, lambda done, total: bar.update(done, total, ""))
+        made, sheet = draw(run, request, out, lambda done, total: bar.update(done, total, ""), tell)
     if json_:
         print(json.dumps({"samples": [asdict(m) for m in made], "sheet": str(sheet)}))
         return
@@ -281,12 +293,18 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     console.print(f"{page}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
+def _size(text: str | None, run: Path) -> tuple[int, int] | None:
+    from launcher.examples import shape_of_run
+    from launcher.sampling import open_run
+
     if text is None:
         return None
     height, x, width = text.lower().partition("x")
     if not (x and height.isdigit() and width.isdigit()):
-        raise InputError("a size is HEIGHTxWIDTH", f"--size {text}", "--size 256x256")
+        config, found = open_run(run)
+        usual = shape_of_run(config, config.data_of(found.state.step))
+        remedy = f"--size {usual.size[0]}x{usual.size[1]}" if usual else "leave it out"
+        raise InputError("a size is HEIGHTxWIDTH", f"--size {text}", remedy)
     return int(height), int(width)
 
 

@@ -293,7 +293,7 @@ def talks(
         asked = "--code-size, --code-frames or --code-stride alone"
         raise InputError("sizes of codes are for visuals that are coded", asked, "give --codes, too")
     console, opened = Console(stderr=json_), open_tokenizer(tokenizer)
-    size = None if code_size is None else _size(code_size)
+    size = None if code_size is None else _size(code_size, clips)
     coder = coder_for(codes, clips, size, code_frames, code_stride) if codes else None
     with Bar(console, "records") as bar:
         found, total = records(conversations or [], clips if captions else None)
@@ -395,7 +395,7 @@ def encode(
     from launcher.bars import Bar
     from launcher.encoding import open_encoder, part_of, tables
 
-    pixels = None if size is None else _size(size)
+    pixels = None if size is None else _size(size, dataset)
     options = EncodeOptions(pixels, frames, *part_of(part))
     encoder = open_encoder(codec, dtype, device, tiling)
     console = Console(stderr=json_)
@@ -412,8 +412,13 @@ def encode(
         console.print(said, highlight=False, markup=False, soft_wrap=isinstance(said, str))
 
 
-def _size(text: str) -> tuple[int, int]:
+def _size(text: str, dataset: Path | None = None) -> tuple[int, int]:
+    """Pixels; `dataset` has sizes that may be proposed."""
+    from data.index import Index
+
     height, _, width = text.lower().partition("x")
     if not (height.isdigit() and width.isdigit()):
-        raise InputError("a size is HEIGHTxWIDTH", f"--size {text}", "--size 256x256")
+        usual = Index.open(dataset).usual_size if dataset is not None else None
+        remedy = f"--size {usual[0]}x{usual[1]}" if usual else "--size 256x256"
+        raise InputError("a size is HEIGHTxWIDTH", f"--size {text}", remedy)
     return int(height), int(width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from launcher.cli_speak import Averaged
 from launcher.console import Console
 from parallel.errors import InputError
 
@@ -23,6 +25,7 @@ def needle(
     frames: Annotated[bool, typer.Option("--frames", help="Haystacks of frames instead of words.")] = False,
     seed: Annotated[int, typer.Option(help="Of the haystacks; training data should have another.")] = 1,
     checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; the newest if not given.")] = None,
+    averaged: Averaged = None,
     out: Annotated[Path | None, typer.Option(help="The picture, a PNG; in the run folder if not given.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of a table.")] = False,
 ) -> None:
@@ -31,18 +34,22 @@ def needle(
     Example: longreel needle runs/mine --lengths 1024,4096,16384 --depths 7
     """
     from launcher.bars import Bar
+    from launcher.folder import keep, write_whole
     from launcher.needles import heat_map, of_length, search
     from launcher.speaking import open_speaker
 
     asked = _lengths(lengths)
-    speaker = open_speaker(run, checkpoint)
+    speaker = open_speaker(run, checkpoint, averaged)
     console = Console(stderr=json_)
     with Bar(console, "needles") as bar:
         cells = search(speaker, asked, depths, each, secrets, frames, seed, lambda d, t: bar.update(d, t, ""))
     what = "frames" if frames else "words"
-    path = out or run / "eval" / f"needle-{what}-step-{speaker.step}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    heat_map(cells, f"needles found among {what}, step {speaker.step}").save(path)
+    picture = io.BytesIO()
+    heat_map(cells, f"needles found among {what}, step {speaker.step}").save(picture, "PNG")
+    name = f"needle-{what}-step-{speaker.step}{speaker.weights}"
+    path = out or run / "eval" / f"{keep(run / 'eval', name, {'.png': picture.getvalue()})}.png"
+    if out is not None:
+        write_whole(path, picture.getvalue())
     if json_:
         print(json.dumps({"cells": [asdict(cell) for cell in cells], "picture": str(path)}))
         return

@@ -11,13 +11,16 @@ import typer
 from rich.table import Table
 
 from launcher.console import Console
-from parallel.errors import InputError
 
 if TYPE_CHECKING:
     from launcher.config import RunConfig
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
 Checkpoint = Annotated[int | None, typer.Option(help="Step of the checkpoint; the newest if not given.")]
+Averaged = Annotated[
+    bool | None,
+    typer.Option("--ema/--no-ema", help="The moving average of the weights; by default if the run kept one."),
+]
 
 
 def evaluate(
@@ -32,6 +35,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many questions.")] = None,
     most: Annotated[int, typer.Option(min=1, help="Words of an answer.")] = 64,
     checkpoint: Checkpoint = None,
+    averaged: Averaged = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file; in the run folder if not given.")] = None,
     json_: Json = False,
 ) -> None:
@@ -42,20 +46,22 @@ def evaluate(
     from launcher.bars import Bar
     from launcher.evaluating import as_record, looker_for, questions_of, scores_of
     from launcher.evaluating import evaluate as answer
-    from launcher.folder import write_whole
+    from launcher.folder import keep, write_whole
     from launcher.speaking import open_speaker
 
     asked = questions_of(questions, limit)
-    speaker = open_speaker(run, checkpoint)
+    speaker = open_speaker(run, checkpoint, averaged)
     looker = looker_for(speaker, clips, questions.parent)
     console = Console(stderr=json_)
     with Bar(console, "questions") as bar:
         found = answer(speaker, asked, looker, shuffle_frames, most, lambda d, t: bar.update(d, t, ""))
     scores = scores_of(asked, found)
-    name = f"{questions.stem}-step-{speaker.step}{'-shuffled' if shuffle_frames else ''}.json"
-    path = out or run / "eval" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(as_record(scores, found), indent=1).encode())
+    name = f"{questions.stem}-step-{speaker.step}{'-shuffled' if shuffle_frames else ''}{speaker.weights}"
+    how = {"questions": str(questions), "clips": clips and str(clips), "limit": limit, "most": most}
+    written = json.dumps({"asked": how, **as_record(scores, found)}, indent=1).encode()
+    path = out or run / "eval" / f"{keep(run / 'eval', name, {'.json': written})}.json"
+    if out is not None:
+        write_whole(path, written)
     if json_:
         print(json.dumps({**as_record(scores, []), "file": str(path)}))
         return
@@ -77,39 +83,57 @@ def speaks(config: RunConfig) -> bool:
 
 
 def tell_answers(
-    run: Path, prompts: Sequence[str], videos: Sequence[Path], checkpoint: int | None, as_json: bool
+    run: Path,
+    prompts: Sequence[str],
+    videos: Sequence[Path],
+    checkpoint: int | None,
+    as_json: bool,
+    averaged: bool | None = None,
 ) -> None:
     """Print what a run's model says to each prompt about these videos; what it draws is in samples/ of the run.
+
+    Without prompts these are how conversations of its talks begin, about the clips of these where no video is given.
 
     Raises:
         InputError: there is no prompt, or a video cannot be read.
     """
     from data.looking import Looker
     from launcher.coding import Drawn, write_drawn
+    from launcher.evaluating import looker_for
+    from launcher.examples import Question, questions_of
     from launcher.folder import RunFolder
     from launcher.sampling import slug
     from launcher.speaking import MOST_WORDS, conversation_about, open_speaker
     from parallel.random import key_of
 
-    speaker = open_speaker(run, checkpoint)
-    if not (prompts or speaker.prompts):
-        raise InputError("a sample has a prompt", "none, and the run has no sample.prompts", '--prompt "What is it?"')
-    looker, coding = Looker(speaker.sampling), speaker.coding
+    speaker = open_speaker(run, checkpoint, averaged)
     console = Console(stderr=as_json)
-    for prompt in prompts or speaker.prompts:
-        conversation = conversation_about(videos, prompt)
+    asked = [Question(prompt, tuple(map(str, videos))) for prompt in prompts or speaker.prompts]
+    looker, coding = Looker(speaker.sampling), speaker.coding
+    if not asked:
+        talks = speaker.talks
+        assert talks is not None, "a speaker of a run has talks"
+        told = f'no --prompt: questions of {talks.folders[0]}; your own: --prompt "..."'
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
+        asked = list(questions_of(talks))
+        if videos:
+            asked = [Question(one.prompt, tuple(map(str, videos))) for one in asked]
+        elif talks.clips:
+            looker = looker_for(speaker, talks.clips[0][0], run)
+    for prompt, seen in ((one.prompt, one.clips) for one in asked):
+        conversation = conversation_about([Path(name) for name in seen], prompt)
         words = speaker.said(
             speaker.asked(*speaker.lay(conversation, looker.frames, None, looker.timelines)),
             MOST_WORDS + (coding.most if coding else 0),
         )
         said, drawn = speaker.text(words), coding.drawn(words) if coding else Drawn((), 0)
-        about = f"-{key_of(*map(str, videos)) % 0xFFFF:04x}" if videos else ""
-        name = f"{slug(prompt)}{about}-step-{speaker.step}"
+        about = f"-{key_of(*seen) & 0xFFFFFFFF:08x}" if seen else ""
+        name = f"{slug(prompt)}{about}-step-{speaker.step}{speaker.weights}"
         files = [str(path) for path in write_drawn(drawn, RunFolder(run).samples, name, speaker.fps)]
         if as_json:
-            record = {"prompt": prompt, "videos": list(map(str, videos)), "answer": said, "step": speaker.step}
+            record = {"prompt": prompt, "videos": list(seen), "answer": said, "step": speaker.step}
             print(json.dumps({**record, **({"drawn": files, "codes_left": drawn.left} if coding else {})}))
             continue
         lost = [f"{drawn.left} codes that fill no whole frame"] if drawn.left else []
-        told = "".join(f"\n  {line}" for line in (*([said] if said or not files else []), *files, *lost))
-        console.print(f"{prompt}{told}", highlight=False, markup=False, soft_wrap=True)
+        lines = "".join(f"\n  {line}" for line in (*([said] if said or not files else []), *files, *lost))
+        console.print(f"{prompt}{lines}", highlight=False, markup=False, soft_wrap=True)

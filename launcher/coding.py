@@ -34,7 +34,7 @@ from data.talk_stream import TalkStream
 from data.talk_writer import Coder, Told
 from data.talks import Talks
 from data.video import Frames, encode
-from launcher.folder import write_whole
+from launcher.folder import keep
 from launcher.hardware import device_here
 from launcher.sampling import enlarged
 from models.codes import DiffusersCodes, Quantiser, open_codes
@@ -202,11 +202,10 @@ def write_drawn(drawn: Drawn, folder: Path, name: str, fps: int) -> list[Path]:
     """
     found = []
     for number, frames in enumerate(drawn.visuals, 1):
-        path = folder / f"{name}{f'-{number}' if number > 1 else ''}.{'png' if len(frames) == 1 else 'mp4'}"
-        folder.mkdir(parents=True, exist_ok=True)
-        shown = enlarged(frames)
-        write_whole(path, _png(shown[0]) if len(frames) == 1 else encode(shown, Fraction(fps)))
-        found.append(path)
+        shown, suffix = enlarged(frames), ".png" if len(frames) == 1 else ".mp4"
+        data = _png(shown[0]) if len(frames) == 1 else encode(shown, Fraction(fps))
+        kept = keep(folder, f"{name}-{number}" if number > 1 else name, {suffix: data})
+        found.append(folder / f"{kept}{suffix}")
     return found
 
 
@@ -246,7 +245,9 @@ def _size_of(index: Index | None) -> Size:
         sizes = set(zip(index.height.tolist(), index.width.tolist(), strict=True)) - {(0, 0)}
     if index is None or len(sizes) != 1:
         found = f"{len(sizes)} sizes, such as {sorted(sizes)[:3]}" if index is not None else "no clips are given"
-        raise InputError("all frames that are coded have one size", found, "--code-size 256x256")
+        usual = (index.usual_size if index is not None else None) or (256, 256)
+        remedy = f"--code-size {usual[0]}x{usual[1]}"
+        raise InputError("all frames that are coded have one size", found, remedy)
     ((height, width),) = sizes
     return int(height), int(width)
 

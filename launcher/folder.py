@@ -16,7 +16,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -238,6 +238,37 @@ def batched(lines: Iterator[bytes], size: int) -> Iterator[list[bytes]]:
     """Lists of `size` lines, the last one shorter."""
     while batch := list(islice(lines, size)):
         yield batch
+
+
+Files = dict[str, bytes]  # suffix to content, of files that belong together
+
+
+def keep(folder: Path, stem: str, files: Files | Callable[[str], Files]) -> str:
+    """Write files of one name beside what is there, and never over it; gives the name, without a suffix.
+
+    Where the name is taken by other content it gets a number; the same content again is the same file.
+
+    Args:
+        folder: made if it is not there.
+        stem: of their names.
+        files: each by its suffix; or what makes them, if they say how they are called.
+    """
+    number = 1
+    while True:
+        name = f"{stem}-{number}" if number > 1 else stem
+        found = files(name) if callable(files) else files
+        there = [folder / f"{name}{suffix}" for suffix in found]
+        if all(not path.exists() or _holds(path, data) for path, data in zip(there, found.values(), strict=True)):
+            break
+        number += 1
+    for path, data in zip(there, found.values(), strict=True):
+        if not path.exists():
+            write_whole(path, data)
+    return name
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
 
 
 def write_whole(path: Path, data: bytes | Iterable[bytes | bytearray | memoryview]) -> None:

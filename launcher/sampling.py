@@ -1,16 +1,20 @@
 """`longreel sample`: videos from a run's checkpoint, as mp4, one contact sheet, and what they were made from.
 
 A sample depends on (weights, prompt, seed, steps, guidance, size) alone: each is drawn by itself, so that the same
-request gives the same bytes whatever else is asked for with it.
+request gives the same bytes whatever else is asked for with it. Its name says all of these, and what is there already
+is never overwritten (`folder.keep`): to compare checkpoints or scales is what samples are for.
+
+    a-red-square-step-200-seed-0-guidance-4-solver-50-16x32x32.mp4    of the moving average, if the run keeps one
+    a-red-square-step-200-seed-0-guidance-4-solver-50-16x32x32-no-ema.mp4
 """
 
 from __future__ import annotations
 
+import io
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from math import prod
 from pathlib import Path
@@ -25,9 +29,10 @@ from launcher.checkpoints.manifest import name_of
 from launcher.checkpoints.reading import Checkpoint, newest, one
 from launcher.checkpoints.storage import open_storage
 from launcher.config import RunConfig, load
-from launcher.folder import RunFolder, write_whole
-from launcher.hardware import device_here, memory
+from launcher.folder import RunFolder, keep
+from launcher.hardware import device_here
 from launcher.outside import Hashes, outside_of, refuse_other_outside
+from launcher.request import Request, settle
 from launcher.weights import fill, folder_of_weights
 from models.dit import VideoDiT, VideoDiTConfig
 from models.kinds import DTYPES, build, build_flow
@@ -43,42 +48,6 @@ from parallel.zero import Fragment
 Frames = npt.NDArray[np.uint8]
 SMALLEST_SHOWN = 128  # pixels on the shorter side of what is written; smaller videos are shown enlarged
 SHEET_FRAMES = 8
-BYTES_PER_PIXEL = 30  # the least: noise, velocity and result in float32, and the frames
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to draw; None takes the run's own setting.
-
-    Attributes:
-        prompts: one video each.
-        seed: of the noise.
-        steps: of the solver.
-        guidance: classifier-free guidance scale, 1 for none.
-        frames: of each video.
-        size: (height, width).
-        checkpoint_step: which checkpoint; the newest if None.
-    """
-
-    prompts: tuple[str, ...] = ()
-    seed: int = 0
-    steps: int | None = None
-    guidance: float | None = None
-    frames: int | None = None
-    size: tuple[int, int] | None = None
-    checkpoint_step: int | None = None
-
-
-@dataclass(frozen=True)
-class Settled:
-    """A request with nothing left open; the fields of `Request`."""
-
-    prompts: tuple[str, ...]
-    seed: int
-    steps: int
-    guidance: float
-    frames: int
-    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -94,10 +63,15 @@ class Sampled:
     height: int
     width: int
     checkpoint_step: int
+    averaged: bool
 
 
 def draw(
-    run: Path, request: Request, out: Path | None = None, on_progress: Callable[[int, int], None] | None = None
+    run: Path,
+    request: Request,
+    out: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> tuple[list[Sampled], Path]:
     """Draw videos; returns what was written, and the contact sheet.
 
@@ -106,6 +80,7 @@ def draw(
         request: what to draw.
         out: folder for the files; `samples/` of the run if not given.
         on_progress: called with (done, total).
+        on_note: called with what a person should know before anything is drawn.
 
     Raises:
         InputError: no run, no checkpoint, no prompt, or a size that does not fill whole tokens.
@@ -114,11 +89,15 @@ def draw(
     if not isinstance(config.model, VideoDiTConfig):
         found_there, remedy = f"model.kind: {config.model.kind}", '--video FILE --prompt "What is it?", to ask'
         raise InputError("videos are drawn by a model that draws", found_there, remedy)
-    asked = with_defaults(request, config)
     device = device_here(config.device)
     codec = open_codec(config.codec, config.model.patch, DTYPES[config.dtype], device)
+    asked = settle(request, config, found.state.step, codec.geometry)
     grid = codec.geometry.grid(asked.frames, *asked.size)
-    model = load_model(config, found, codec.geometry.channels, device)
+    averaged = is_averaged(found, request.averaged)
+    if on_note is not None:
+        for note in asked.notes:
+            on_note(note)
+    model = load_model(config, found, codec.geometry.channels, device, averaged)
     assert isinstance(model, VideoDiT), "a model that speaks was refused"
     objective = build_flow(config.objective)
     folder = out or RunFolder(run).samples
@@ -132,18 +111,36 @@ def draw(
         latents = unpatchify(tokens, grid, config.model.patch, codec.geometry.channels)
         frames: Frames = codec.decode(latents).cpu().numpy()
         made = Sampled(
-            f"{slug(prompt)}-{asked.seed}.mp4", prompt, asked.seed, asked.steps, asked.guidance,
-            len(frames), frames.shape[1], frames.shape[2], found.state.step,
+            "", prompt, asked.seed, asked.steps, asked.guidance,
+            len(frames), frames.shape[1], frames.shape[2], found.state.step, averaged,
         )  # fmt: skip
-        write_whole(folder / made.file, encode(enlarged(frames), Fraction(config.sample.fps)))
-        write_whole((folder / made.file).with_suffix(".json"), json.dumps(asdict(made), indent=1).encode())
-        written.append(made)
+        video = encode(enlarged(frames), Fraction(config.sample.fps))
+        written.append(_write(folder, f"{slug(prompt)}-{_setting(made, found)}", made, video))
         rows.append((prompt, frames))
         if on_progress is not None:
             on_progress(number + 1, len(asked.prompts))
-    sheet = folder / f"sheet-step-{found.state.step}-seed-{asked.seed}.png"
-    contact_sheet(rows).save(sheet)
-    return written, sheet
+    picture = io.BytesIO()
+    contact_sheet(rows).save(picture, "PNG")
+    sheet = keep(folder, f"sheet-{_setting(written[0], found)}", {".png": picture.getvalue()})
+    return written, folder / f"{sheet}.png"
+
+
+def _setting(made: Sampled, found: Checkpoint) -> str:
+    """All that a sample depends on but its prompt, as a part of a file name."""
+    guidance = f"{made.guidance:g}" if float(f"{made.guidance:g}") == made.guidance else repr(made.guidance)
+    shape = f"{made.frames}x{made.height}x{made.width}"
+    weights = "" if made.averaged == is_averaged(found) else "-no-ema"
+    return f"step-{made.checkpoint_step}-seed-{made.seed}-guidance-{guidance}-solver-{made.steps}-{shape}{weights}"
+
+
+def _write(folder: Path, stem: str, made: Sampled, video: bytes) -> Sampled:
+    """The video, and beside it what it was made from, which names it."""
+
+    def files(name: str) -> dict[str, bytes]:
+        told = asdict(replace(made, file=f"{name}.mp4"))
+        return {".mp4": video, ".json": json.dumps(told, indent=1).encode()}
+
+    return replace(made, file=f"{keep(folder, stem, files)}.mp4")
 
 
 def open_run(run: Path, step: int | None = None) -> tuple[RunConfig, Checkpoint]:
@@ -163,35 +160,16 @@ def open_run(run: Path, step: int | None = None) -> tuple[RunConfig, Checkpoint]
     return config, one(storage, name_of(step))
 
 
-def with_defaults(request: Request, config: RunConfig) -> Settled:
-    """The request with the run's settings where it leaves something open."""
-    prompts = request.prompts or config.sample.prompts
-    frames = next((n for n in (request.frames, config.sample.frames, config.data.frames) if n is not None), None)
-    size = next((s for s in (request.size, config.sample.size, config.data.size) if s is not None), None)
-    steps = config.sample.steps if request.steps is None else request.steps
-    guidance = config.sample.guidance if request.guidance is None else request.guidance
-    if not prompts:
-        raise InputError("a sample has a prompt", "none, and the run has no sample.prompts", '--prompt "..."')
-    if frames is None or size is None:
-        raise InputError(
-            "a sample has a length and a size", "the run trains on whole clips", "--frames 16 --size 256x256"
-        )
-    if steps < 1 or not 0 <= guidance < math.inf:
-        raise InputError("steps is at least 1, guidance at least 0", f"{steps}, {guidance}", "--steps 50 --guidance 4")
-    if not 0 <= request.seed < 2**63:
-        raise InputError("a seed is from 0 to 2^63 - 1", str(request.seed), "--seed 0")
-    if min(frames, *size) < 1:
-        raise InputError(
-            "a video has frames and pixels", f"{frames} of {size[0]}x{size[1]}", "--frames 16 --size 256x256"
-        )
-    need, (_, free) = BYTES_PER_PIXEL * frames * size[0] * size[1], memory()
-    if need > free:
-        raise InputError(
-            "a video fits into memory while it is drawn",
-            f"{frames} frames of {size[0]}x{size[1]} take about {need / 1e9:,.0f} GB, {free / 1e9:,.0f} GB are free",
-            "a smaller --size, or fewer --frames",
-        )
-    return Settled(prompts, request.seed, steps, guidance, frames, size)
+def is_averaged(found: Checkpoint, asked: bool | None = None) -> bool:
+    """Whether the moving average is taken: as asked, or if the run kept one.
+
+    Raises:
+        InputError: it is asked for, and there is none.
+    """
+    has = EMA in found.manifest.keys
+    if asked and not has:
+        raise InputError("a moving average is drawn with if the run kept one", f"{found.where} has none", "--no-ema")
+    return has if asked is None else asked
 
 
 def long_prompts(run: Path, request: Request) -> list[str]:
@@ -209,8 +187,10 @@ def long_prompts(run: Path, request: Request) -> list[str]:
     ]
 
 
-def load_model(config: RunConfig, found: Checkpoint, channels: int, device: torch.device) -> VideoDiT | VideoLM:
-    """The model with the checkpoint's weights: their moving average, if the run kept one.
+def load_model(
+    config: RunConfig, found: Checkpoint, channels: int, device: torch.device, averaged: bool | None = None
+) -> VideoDiT | VideoLM:
+    """The model with the checkpoint's weights, or their moving average: see `is_averaged`.
 
     Raises:
         InputError: what is read beside the checkpoint, as frozen weights and the codec, is not what it was.
@@ -220,7 +200,7 @@ def load_model(config: RunConfig, found: Checkpoint, channels: int, device: torc
     refuse_other_outside(found, config, outside_of(config, model, None, Hashes()))
     if folder is not None:
         fill(folder, model)
-    key = EMA if EMA in found.manifest.keys else "master"
+    key = EMA if is_averaged(found, averaged) else "master"
     named = model.named_parameters()
     parameters = {name: parameter.data.view(-1) for name, parameter in named if name in found.manifest.shapes}
     found.fill([Fragment(name, 0, {"master": flat, key: flat}) for name, flat in parameters.items()], (key,))
@@ -259,4 +239,4 @@ def slug(prompt: str) -> str:
     """A file name of a prompt; two prompts that differ get names that differ."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "sample"
     plain = prompt == words.replace("-", " ")
-    return words if plain else f"{words}-{key_of(prompt) % 0xFFFF:04x}"
+    return words if plain else f"{words}-{key_of(prompt) & 0xFFFFFFFF:08x}"

@@ -30,7 +30,7 @@ from launcher.coding import Coding, coding_of
 from launcher.config import RunConfig
 from launcher.hardware import device_here
 from launcher.outside import TOKENIZER_OF, hash_of_tokenizer, refuse_other_outside
-from launcher.sampling import load_model, open_run
+from launcher.sampling import is_averaged, load_model, open_run
 from launcher.streams import geometry_of
 from launcher.talk_maker import TalkMaker
 from models.backbone import Plans, Rope
@@ -82,6 +82,8 @@ class Speaker:
         coding: how visuals are words; None if they are not.
         times: words of the time of each view; None for no times.
         positions: tokens of the longest conversation.
+        talks: that it was trained on.
+        weights: which, for names of files; empty for what is usual.
     """
 
     model: VideoLM
@@ -97,6 +99,8 @@ class Speaker:
     coding: Coding | None = None
     times: Times | None = None
     positions: int = 1 << 31
+    talks: Talks | None = None
+    weights: str = ""
 
     def lay(
         self,
@@ -207,17 +211,17 @@ class Speaker:
         return [int(token) for token in encoded.tokens[encoded.answers][:1]]
 
 
-def open_speaker(run: Path, step: int | None = None) -> Speaker:
-    """The model of a run's checkpoint; the newest, if no step is given.
+def open_speaker(run: Path, step: int | None = None, averaged: bool | None = None) -> Speaker:
+    """The model of a run's checkpoint; the newest, if no step is given; `averaged` as of `is_averaged`.
 
     Raises:
         InputError: no run, no checkpoint, no talks any more, or a model that draws.
     """
     config, found = open_run(run, step)
-    return speaker_of(config, found)
+    return speaker_of(config, found, averaged)
 
 
-def speaker_of(config: RunConfig, found: Checkpoint) -> Speaker:
+def speaker_of(config: RunConfig, found: Checkpoint, averaged: bool | None = None) -> Speaker:
     """See `open_speaker`."""
     if not isinstance(config.model, VideoLMConfig):
         found_there = f"model.kind: {config.model.kind}"
@@ -230,7 +234,7 @@ def speaker_of(config: RunConfig, found: Checkpoint) -> Speaker:
     talks = Talks.open(data.folders[0])
     segment = config.data.merged().index(data)
     refuse_other_outside(found, config, {TOKENIZER_OF.format(segment): hash_of_tokenizer(talks)})
-    model = load_model(config, found, 3, device)
+    model = load_model(config, found, 3, device, averaged)
     assert isinstance(model, VideoLM), "a video_lm is built as one"
     mesh = Mesh(1, 1, 1)
     groups = Groups(mesh, mesh.place(0))
@@ -246,7 +250,8 @@ def speaker_of(config: RunConfig, found: Checkpoint) -> Speaker:
     return Speaker(
         model, tokenizer, places, silence, maker, data.turning, found.state.step,
         coding.sampling if coding else sampling, asks.prompts, asks.fps, coding,
-        times_of(tokenizer) if data.times else None, data.positions or config.model.positions,
+        times_of(tokenizer) if data.times else None, data.positions or config.model.positions, talks,
+        "-no-ema" if averaged is False and is_averaged(found) else "",
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from data.index import Index
 from data.laying import Laid
 from data.looking import Looker
 from data.talk_stream import TalkStream
+from data.talks import Talks
 from data.tokenizers import TEMPLATE
 from launcher.cli import app
 from launcher.evaluating import (
@@ -363,8 +364,8 @@ def test_what_is_refused(run: Path, speaker: Speaker, dataset: Path, tmp_path: P
         looker.frames("empty.mp4")
     with pytest.raises(InputError, match=r"a question has words"):
         conversation_about([], " ")
-    for command in (["sample", str(run)], ["eval", str(run), str(tmp_path / "empty")]):
-        assert isinstance(CliRunner().invoke(app, command).exception, InputError), command
+    command = ["eval", str(run), str(tmp_path / "empty")]
+    assert isinstance(CliRunner().invoke(app, command).exception, InputError)
 
 
 def test_a_run_that_draws_is_asked_nothing(tmp_path: Path, dataset: Path, run: Path) -> None:
@@ -403,3 +404,22 @@ def test_the_commands(run: Path, dataset: Path, tmp_path: Path) -> None:
     assert [json.loads(line)["prompt"] for line in done.stdout.splitlines()] == ["One?", "Two?"]
     done = CliRunner().invoke(app, ["sample", str(run), "--prompt", "One?"])
     assert done.stdout.startswith("One?\n")
+    with_others = [*asked, "--limit", "1", "--json"]  # of the same name: none of them writes over another
+    files = [json.loads(CliRunner().invoke(app, with_others).stdout)["file"] for _ in range(2)]
+    assert files == [str(run / "eval" / "asked-step-2-2.json")] * 2
+    assert json.loads(Path(told["file"]).read_text()) == written
+
+
+def test_without_a_prompt_questions_of_its_talks_are_asked(run: Path) -> None:
+    """They are about the clips that the talks are about; the same again gives the same answers."""
+    done = [CliRunner().invoke(app, ["sample", str(run), "--json"], catch_exceptions=False) for _ in range(2)]
+    assert done[0].stdout == done[1].stdout
+    told = [json.loads(line) for line in done[0].stdout.splitlines()]
+    data = Talks.open(open_run(run)[0].data.folders[0])
+    texts = [data.text(row) for row in range(len(data))]
+    assert 1 <= len(told) <= 4
+    for one in told:
+        assert any(" ".join(text.split()).startswith(one["prompt"]) for text in texts)
+    uids = {uid for row in range(len(data)) for visual in data.visuals(row) for uid in visual["clips"]}
+    assert {uid for one in told for uid in one["videos"]} <= uids
+    assert any(one["videos"] for one in told)
