@@ -43,7 +43,7 @@ from parallel.errors import InputError
 
 SMALLEST_SIDE = 16  # pixels
 FASTEST_FOLDER = 1000  # frames a second
-MOST_TOLD = 8  # short shots, or pauses, by their rows
+MOST_TOLD = 8  # pauses
 SEGMENTS = 8  # that a part of a long shot is watched in
 COPIED = ("yuv420p", "yuvj420p")  # pixel formats
 
@@ -155,7 +155,7 @@ def cut_into_clips(path: Path, options: CutOptions = CutOptions()) -> Clips:
             else:
                 kept.append(_clip(path, film, shot, piece, options))
     pieces = len(kept) + len(short)
-    reason = f"{len(short)} of {pieces} shots have fewer than {options.min_frames} frames: {_some(short)}"
+    reason = f"{len(short)} of {pieces} shots have fewer than {options.min_frames} frames: {', '.join(short)}"
     pauses = [f"{one.pause:.1f} s before frame {one.rows[0]}" for one in film.stretches if one.pause]
     if pauses:
         reason += f"; the time stamps pause, which ends a shot: {_some(pauses)}"
@@ -181,6 +181,7 @@ def target_size(height: int, width: int, options: CutOptions) -> tuple[Size, Siz
 
 
 def _some(told: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
     more = f" and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
     return ", ".join(told[:MOST_TOLD]) + more
 

@@ -1,0 +1,260 @@
+"""Strange films, drawn by chance: gaps, pauses, bursts, edit lists, joined files, packets that are no frames.
+
+Each frame carries its number as eight blocks over its top quarter (`tests.films.stamped`), so whoever decodes what is
+stored can tell which frame it is, and `Strange` says which frames must come, and when. A new kind is a function of
+`KINDS`: it writes one file and returns what must become of it.
+
+    for film in draw(folder, 120, seed=0): ...
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import accumulate
+from pathlib import Path
+from random import Random
+
+import av
+import numpy as np
+
+from tests.films import avi_of, stamped, write
+
+HEIGHT, WIDTH = 32, 64
+B_FRAMES = {"bf": "3", "b_strategy": "0"}
+QUICK = {"preset": "ultrafast", "crf": "16"}
+
+
+@dataclass(frozen=True, eq=False)
+class Strange:
+    """A film and what must become of it.
+
+    Attributes:
+        file: its name.
+        kind: of `KINDS`.
+        seconds: when each frame is shown, by its number, counted from where a player begins.
+        optional: numbers that may be missing, if the reason says it.
+        reason: a pattern that the reason must match if a frame is missing; none may be without one.
+        timed: whether times are compared; not where a container has none.
+        about: drawn arguments, for the message of a failed test.
+    """
+
+    file: str
+    kind: str
+    seconds: dict[int, float]
+    optional: frozenset[int] = frozenset()
+    reason: str = ""
+    timed: bool = True
+    about: str = ""
+
+
+Kind = Callable[[Random, Path], Strange]
+KINDS: dict[str, Kind] = {}
+
+
+def kind(make: Kind) -> Kind:
+    """Registers a kind by the name of its function."""
+    KINDS[make.__name__] = make
+    return make
+
+
+def draw(folder: Path, count: int, seed: int) -> Iterator[Strange]:
+    """Writes films of all kinds in turn; the same arguments write the same films."""
+    names = sorted(KINDS)
+    for number in range(count):
+        name = names[number % len(names)]
+        yield KINDS[name](Random(f"{seed} {number} {name}"), folder / f"{number:03d}-{name}")
+
+
+def pictures(frames: int, random: Random, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """A film of numbered frames, in a colour of its own, one shot: two films never are the same clip."""
+    film = stamped(frames, height, width)
+    film[:, height // 4 :] = [random.randrange(40, 200) for _ in range(3)]
+    return film
+
+
+def timed(random: Random, path: Path, steps: Sequence[int], optional: Sequence[int] = (), reason: str = "") -> Strange:
+    """A film whose frames last `steps` milliseconds each, in a container and with B-frames by chance."""
+    name = path.with_suffix(random.choice([".mkv", ".mp4", ".mov", ".ts"]))
+    options = {**QUICK, **random.choice([{"bf": "0"}, B_FRAMES]), "g": str(random.choice([12, 250]))}
+    first = random.choice([0, 0, 700, 16_000])
+    write(name, pictures(len(steps), random), options=options, steps=list(steps), rate=1000, first_pts=first)
+    began = [0, *accumulate(steps)]
+    seconds = {number: began[number] / 1000 for number in range(len(steps))}
+    about = f"steps {list(steps)}, first {first}, {options}"
+    return Strange(name.name, path.name.split("-")[1], seconds, frozenset(optional), reason, about=about)
+
+
+SHORT = r"fewer than 8 frames: .*the time stamps pause, which ends a shot: [\d.]+ s before frame \d+"
+
+
+@kind
+def even(random: Random, path: Path) -> Strange:
+    """Nothing strange but the rate."""
+    return timed(random, path, [random.choice([8, 20, 40, 100, 500, 3000])] * random.randint(8, 60))
+
+
+@kind
+def gaps(random: Random, path: Path) -> Strange:
+    """Runs of eight frames or more, and between them long pauses."""
+    runs = [random.randint(8, 20) for _ in range(random.randint(2, 4))]
+    steps = [[40] * (run - 1) + [random.randint(3000, 90_000)] for run in runs]
+    return timed(random, path, sum(steps, []))
+
+
+@kind
+def title(random: Random, path: Path) -> Strange:
+    """A few frames that stand for long, then a film; or a film, and then such frames."""
+    few, last = random.randint(1, 5), random.random() < 0.4
+    slow, film = [random.randint(3000, 60_000)] * few, [40] * random.randint(16, 40)
+    steps = [*film[:-1], random.randint(3000, 60_000), *slow] if last else [*slow, *film]
+    numbers = range(len(film), len(steps)) if last else range(few)
+    return timed(random, path, steps, numbers, SHORT)
+
+
+@kind
+def lapse(random: Random, path: Path) -> Strange:
+    """A slow time lapse within a film."""
+    slow = [random.choice([400, 1000, 5000])] * random.randint(16, 30)
+    return timed(random, path, [40] * random.randint(16, 60) + slow + [40] * random.randint(16, 60))
+
+
+@kind
+def burst(random: Random, path: Path) -> Strange:
+    """Some frames that come much quicker."""
+    quick = [random.choice([4, 8])] * random.choice([2, 3, 5, 16, 30])
+    return timed(random, path, [40] * random.randint(16, 60) + quick + [40] * random.randint(16, 60))
+
+
+@kind
+def pulldown(random: Random, path: Path) -> Strange:
+    """Steps that alternate, as of 24 frames in 30 or 60 beats, or 20 in 30."""
+    cycle = random.choice([[33, 33, 34, 67], [33, 50], [33, 67], [17, 33, 17]])
+    return timed(random, path, cycle * random.randint(8, 16))
+
+
+@kind
+def change(random: Random, path: Path) -> Strange:
+    """A rate that changes in the middle, as phones do when it gets dark."""
+    steps = [random.choice([33, 40, 50, 67, 100, 200]) for _ in range(random.randint(2, 3))]
+    return timed(random, path, sum(([step] * random.randint(12, 40) for step in steps), []))
+
+
+@kind
+def jitter(random: Random, path: Path) -> Strange:
+    """No two steps are the same."""
+    return timed(random, path, [random.randint(15, 65) for _ in range(random.randint(20, 80))])
+
+
+@kind
+def held(random: Random, path: Path) -> Strange:
+    """Frames that stay for a while, as of a screen that is recorded."""
+    return timed(random, path, [random.choice([40, 40, 40, 80, 200, 600, 1500]) for _ in range(random.randint(20, 60))])
+
+
+@kind
+def few(random: Random, path: Path) -> Strange:
+    """One frame, or two."""
+    steps = [random.choice([40, 60_000])] * random.randint(1, 2)
+    return timed(random, path, steps, range(len(steps)), "fewer than 8 frames")
+
+
+@kind
+def resized(random: Random, path: Path) -> Strange:
+    """The picture becomes another one in the middle: larger, turned, or of other pixels."""
+    first, second = random.randint(8, 20), random.randint(8, 20)
+    sizes = [(32, 64), random.choice([(64, 32), (48, 96), (32, 48), (32, 64)])]
+    codec, suffix = random.choice([("libx264", ".ts"), ("libvpx", ".webm"), ("libx264", ".mkv")])
+    film = pictures(first + second, random), pictures(first + second, random, *sizes[1])
+    options = {"bf": "0", **QUICK} if codec == "libx264" else {"b": "4M", "deadline": "realtime"}
+    data = [
+        _bytes(frames, codec, suffix, options, 40, begin * 40)
+        for frames, begin in ((film[0][:first], 0), (film[1][first:], first))
+    ]
+    name = path.with_suffix(suffix)
+    joined_packets(name, data, in_band=suffix == ".mkv")
+    return Strange(name.name, "resized", {n: n / 25 for n in range(first + second)}, about=f"{codec} {first} {sizes}")
+
+
+@kind
+def joined(random: Random, path: Path) -> Strange:
+    """Files put end to end, as `cat` does it, whose time goes on, jumps back, ahead, or passes the end of its count."""
+    parts = [random.randint(8, 24) for _ in range(random.randint(2, 3))]
+    how = random.choice(["on", "back", "ahead", "wrap"])
+    options = {**QUICK, **random.choice([{"bf": "0"}, B_FRAMES])}
+    film, name = pictures(sum(parts), random), path.with_suffix(".ts")
+    wrap = (1 << 33) / 90 - 1400  # milliseconds that the clock of MPEG-TS can count, less what the muxer adds
+    at, begin, whole, seconds = 0, 0.0, b"", {}
+    for part in parts:
+        first = {"on": begin, "back": 0, "ahead": begin * 3, "wrap": begin}[how] + (wrap - 300 if how == "wrap" else 0)
+        whole += _bytes(film[at : at + part], "libx264", ".ts", options, 40, round(first))
+        begin = first if how == "ahead" else begin
+        seconds |= {at + n: (begin + 40 * n) / 1000 for n in range(part)}
+        at, begin = at + part, begin + 40 * part
+    name.write_bytes(whole)
+    return Strange(name.name, "joined", seconds, about=f"{how} {parts} {options}")
+
+
+@kind
+def old(random: Random, path: Path) -> Strange:
+    """B-frames in a container without time stamps; entries without bytes, which show a frame again."""
+    name, frames = path.with_suffix(".avi"), random.randint(16, 40)
+    codec, options = random.choice([("libx264", {**QUICK, **B_FRAMES}), ("mpeg4", {"bf": "2"}), ("mpeg4", {})])
+    write(name, pictures(frames, random), codec, options=options, rate=25, bit_rate=2_000_000)
+    repeats = sorted(random.sample(range(1, frames), random.choice([0, 0, 1, 3])))
+    if repeats:
+        avi_of(name, name.read_bytes(), repeats)
+    return Strange(name.name, "old", {n: n / 25 for n in range(frames)}, timed=False, about=f"{codec} {repeats}")
+
+
+@kind
+def hidden(random: Random, path: Path) -> Strange:
+    """Packets that are no frames: references that are never shown."""
+    name, frames = path.with_suffix(".webm"), random.randint(24, 60)
+    codec = random.choice(["libvpx", "libvpx-vp9"])
+    options = {"auto-alt-ref": "1", "lag-in-frames": "16", "b": "2M", "deadline": "good", "cpu-used": "5"}
+    write(name, pictures(frames, random), codec, options=options, rate=25)
+    return Strange(name.name, "hidden", {n: n / 25 for n in range(frames)}, about=codec)
+
+
+def _bytes(film: np.ndarray, codec: str, suffix: str, options: dict[str, str], step: int, first: int) -> bytes:
+    """A file of frames that last `step` milliseconds, the first at `first`."""
+    out = io.BytesIO()
+    form = {".ts": "mpegts", ".webm": "webm", ".mkv": "matroska"}[suffix]
+    with av.open(out, "w", format=form, options={"output_ts_offset": f"{first / 1000:.6f}"}) as container:
+        stream = container.add_stream(codec, rate=1000)
+        stream.height, stream.width = film.shape[1:3]
+        stream.pix_fmt, stream.options = "yuv420p", options
+        for row, frame in enumerate(film):
+            image = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            image.pts, image.time_base = row * step, Fraction(1, 1000)
+            container.mux(stream.encode(image))
+        container.mux(stream.encode(None))
+    return out.getvalue()
+
+
+def joined_packets(path: Path, files: Sequence[bytes], in_band: bool = False) -> None:
+    """The packets of several files as one stream; `in_band`: their parameter sets stand before their key frames."""
+    with av.open(str(path), "w") as target:
+        stream = None
+        for data in files:
+            with av.open(io.BytesIO(data)) as source:
+                template = source.streams.video[0]
+                stream = stream or target.add_stream_from_template(template)
+                sets = _sets(template.codec_context.extradata or b"") if in_band else b""
+                for packet in source.demux(template):
+                    if not packet.size:
+                        continue
+                    made = av.Packet(sets + bytes(packet)) if packet.is_keyframe and sets else packet
+                    made.pts, made.dts, made.time_base = packet.pts, packet.dts, packet.time_base
+                    made.is_keyframe, made.stream = packet.is_keyframe, stream
+                    target.mux(made)
+
+
+def _sets(extradata: bytes) -> bytes:
+    """Sequence and picture parameter set of an H.264 header, with their lengths (ISO/IEC 14496-15, 5.3.3.1)."""
+    size = 8 + int.from_bytes(extradata[6:8])
+    sps, pps = extradata[8:size], extradata[size + 3 : size + 3 + int.from_bytes(extradata[size + 1 : size + 3])]
+    return b"".join(len(one).to_bytes(4) + one for one in (sps, pps))
