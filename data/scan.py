@@ -7,6 +7,11 @@ A packet need not be a frame: it may belong to an edit that is not shown, be hal
 "as before". And time stamps need not be the file's: AVI and raw streams have none, and FFmpeg makes them up in the
 order of decoding, which is not that of B-frames.
 
+Files put end to end (`cat a.ts b.ts`) are one stream whose counters and time stamps begin again: where decoding time goes
+back, another part begins, and its time stamps are moved to go on after those before it. MPEG-TS says "damaged" of the
+packet before a jump of its counter, whether bytes are missing there or a new file begins; so what it says counts only
+if decoding does not begin anew right behind it. Then decoding itself tells.
+
 Only restarts that clear the decoder's memory count (an H.264 recovery point does not), so that decoding from one gives
 the very pixels of a full decode.
 """
@@ -16,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +30,7 @@ from data import gif
 from parallel.errors import InputError
 
 IDR = 5  # ITU-T H.264, table 7-1
+JOIN = (1, 2)  # packets from the one that MPEG-TS says is damaged to the first of a new file: a parser holds one back
 ALPHA = 1  # BlockAddID of a second picture of transparencies (WebM's alpha guidelines)
 WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that read it
 
@@ -40,6 +47,7 @@ class Scan:
             packets tell it, and rows can only be counted from the first.
         alpha: whether transparencies lie beside the pictures.
         stream: index of the stream in its file.
+        joins: rows with which another part of joined files begins.
     """
 
     pts: tuple[int, ...]
@@ -48,6 +56,7 @@ class Scan:
     numbers: tuple[int, ...] | None = None
     alpha: bool = False
     stream: int | None = None
+    joins: tuple[int, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -75,6 +84,7 @@ class Headers:
         keys: (packet number, whether decoding may begin there) of key packets.
         alpha: whether transparencies lie beside the pictures.
         made_up: whether time stamps count frames in the order of decoding.
+        joins: packets with which time begins anew.
     """
 
     pts: list[int | None] = field(default_factory=list)
@@ -84,6 +94,7 @@ class Headers:
     keys: list[tuple[int, bool]] = field(default_factory=list)
     alpha: bool = False
     made_up: bool = False
+    joins: list[int] = field(default_factory=list)
 
     @property
     def restarts(self) -> list[int]:
@@ -100,11 +111,12 @@ def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) 
     context = stream.codec_context
     codec, extradata = context.name, context.extradata or b""
     headers = Headers(made_up=made_up and context.codec.reorder)
+    suspects: list[int] = []
     for number, packet in enumerate(packets):
         if not packet.size:
             break  # the flush at the end
         if packet.is_corrupt:
-            raise broken(name, f"packet {number} is damaged or cut short")
+            suspects.append(number)
         if packet.is_keyframe:
             headers.keys.append((number, codec != "h264" or is_restart(bytes(packet), extradata)))
         headers.pts.append(packet.pts)
@@ -112,12 +124,35 @@ def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) 
         headers.durations.append(packet.duration or 0)
         headers.shown.append(not packet.is_discard and _has_picture(codec, packet))
         headers.alpha |= codec in WITH_ALPHA and _has_alpha(packet)
+    begun = {n - before for n, clean in headers.keys if clean for before in JOIN}
+    damaged = next((n for n in suspects if n not in begun), None)
+    if damaged is not None:
+        raise broken(name, f"packet {damaged} is damaged or cut short")
+    _straighten(headers)
     # as some programs write B-frames: the time of decoding in place of that of showing
     stamps = [p for p in headers.pts if p is not None]
     headers.made_up |= context.reorder_depth > 0 and bool(np.all(np.diff(stamps) > 0))
     if not headers.keys:
         raise broken(name, "no key frame to start from" if headers.pts else "the video stream is empty")
     return headers
+
+
+def _straighten(headers: Headers) -> None:
+    """Finds where time begins anew, and lets each part go on when the one before it is over."""
+    if headers.made_up or None in headers.pts:
+        return
+    found = headers.joins
+    last: int | None = None
+    for number, time in enumerate(headers.dts):
+        if time is not None and last is not None and time < last:
+            found.append(number)
+        last = time if time is not None else last
+    for begin, end in pairwise([*found, len(headers.pts)]):
+        before = sorted(p for p in headers.pts[:begin] if p is not None)
+        step = int(np.median(np.diff(before))) if len(before) > 1 else 1
+        later = before[-1] + max(1, step) - min(p for p in headers.pts[begin:end] if p is not None)
+        for stamps in (headers.pts, headers.dts):
+            stamps[begin:end] = [None if p is None else p + later for p in stamps[begin:end]]
 
 
 def by_time(headers: Headers, name: str) -> Scan | None:
@@ -127,7 +162,7 @@ def by_time(headers: Headers, name: str) -> Scan | None:
         InputError: no frame is shown.
     """
     pts, restarts = headers.pts, headers.restarts
-    if headers.made_up or any(p is None for p in pts):
+    if headers.made_up or headers.joins or any(p is None for p in pts):
         return None
     # What precedes the first restart, in decode order or in time, refers to frames that are not there.
     first, first_pts = restarts[0], pts[restarts[0]] or 0
@@ -158,7 +193,9 @@ def by_output(headers: Headers, numbers: Sequence[int | None], name: str) -> Sca
         return Scan((), ((0, 0),), len(numbers), (), headers.alpha)
     row_of = {number: row for row, number in enumerate(known)}
     restarts = tuple(sorted((row_of[n], n) for n in headers.restarts if n in row_of))
-    return Scan(_times(headers, known, name), restarts, len(known), tuple(known), headers.alpha)
+    firsts = (min((row_of[n] for n in known if n >= join), default=0) for join in headers.joins)
+    joins = tuple(sorted({row for row in firsts if row}))
+    return Scan(_times(headers, known, name), restarts, len(known), tuple(known), headers.alpha, joins=joins)
 
 
 def _times(headers: Headers, numbers: Sequence[int], name: str) -> tuple[int, ...]:

@@ -5,7 +5,7 @@
            |-- segment 0 --| |-- segment 1 -|-- 2 --| ...               figures are of segments
 
 A picture of another size, or turned otherwise, begins a new shot: a phone that is turned goes on in the same file. So
-does a frame after a pause, or with which another rate begins (`data.rates`).
+does a frame after a pause, or with which another rate begins (`data.rates`), or another of files put end to end.
 A shot that may be cut further is watched in segments, because how long it is only shows at its end; the figures of a
 part are put together from those of its segments. Everything but decoding costs a third of it at 1280 x 720.
 """
@@ -99,7 +99,7 @@ def _watch(source: Source, found: Video, segment: int | None) -> Film:
     rgb, detector = Rgb(name, None, small_size(*look.size)), Detector()
     shots: list[list[Segment]] = [[]]
     stretches = found.stretches()
-    begins = {stretch.rows[0] for stretch in stretches[1:]}
+    begins = {*(stretch.rows[0] for stretch in stretches[1:]), *found.scan.joins}
     watched = _Watched(look, 0)
     for row, frame in enumerate(pictures(source, found)):
         if frame.interlaced_frame and not found.interlaced:  # the header did not say so

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
@@ -71,13 +71,16 @@ def draw(folder: Path, count: int, seed: int) -> Iterator[Strange]:
 def pictures(frames: int, random: Random, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
     """A film of numbered frames, in a colour of its own, one shot: two films never are the same clip."""
     film = stamped(frames, height, width)
+    tints = np.array([[20, 40, 20], [115, 230, 115]], np.uint8)  # grey has no hue, and noise of it would look like cuts
+    film[:, : height // 4] = tints[(film[:, : height // 4, :, 0] > 125).astype(int)]
     film[:, height // 4 :] = [random.randrange(40, 200) for _ in range(3)]
     return film
 
 
 def timed(random: Random, path: Path, steps: Sequence[int], optional: Sequence[int] = (), reason: str = "") -> Strange:
     """A film whose frames last `steps` milliseconds each, in a container and with B-frames by chance."""
-    name = path.with_suffix(random.choice([".mkv", ".mp4", ".mov", ".ts"]))
+    suffixes = [".mkv", ".mp4", ".mov", ".ts"]
+    name = path.with_suffix(random.choice(suffixes if len(steps) > 2 else suffixes[:3]))  # FFmpeg opens no shorter .ts
     options = {**QUICK, **random.choice([{"bf": "0"}, B_FRAMES]), "g": str(random.choice([12, 250]))}
     first = random.choice([0, 0, 700, 16_000])
     write(name, pictures(len(steps), random), options=options, steps=list(steps), rate=1000, first_pts=first)
@@ -188,8 +191,8 @@ def joined(random: Random, path: Path) -> Strange:
     wrap = (1 << 33) / 90 - 1400  # milliseconds that the clock of MPEG-TS can count, less what the muxer adds
     at, begin, whole, seconds = 0, 0.0, b"", {}
     for part in parts:
-        first = {"on": begin, "back": 0, "ahead": begin * 3, "wrap": begin}[how] + (wrap - 300 if how == "wrap" else 0)
-        whole += _bytes(film[at : at + part], "libx264", ".ts", options, 40, round(first))
+        first = {"on": begin, "back": 0, "ahead": begin * 3, "wrap": begin + wrap - 1300}[how]
+        whole += _bytes(film[at : at + part], "libx264", ".ts", options, 40, 1000 + round(first))  # none before zero
         begin = first if how == "ahead" else begin
         seconds |= {at + n: (begin + 40 * n) / 1000 for n in range(part)}
         at, begin = at + part, begin + 40 * part
