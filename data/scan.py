@@ -7,10 +7,11 @@ A packet need not be a frame: it may belong to an edit that is not shown, be hal
 "as before". And time stamps need not be the file's: AVI and raw streams have none, and FFmpeg makes them up in the
 order of decoding, which is not that of B-frames.
 
-Files put end to end (`cat a.ts b.ts`) are one stream whose counters and time stamps begin again: where decoding time goes
-back, another part begins, and its time stamps are moved to go on after those before it. MPEG-TS says "damaged" of the
-packet before a jump of its counter, whether bytes are missing there or a new file begins; so what it says counts only
-if decoding does not begin anew right behind it. Then decoding itself tells.
+Files put end to end (`cat a.ts b.ts`) are one stream whose counters and time stamps begin again: where decoding time
+goes back, another part begins, and its time stamps are moved to go on after those before it. (In MP4 an edit list does
+that, and tells the times.) MPEG-TS says "damaged" of the packet before a jump of its counter, whether bytes are missing
+there or a new file begins; so what it says counts only if decoding does not begin anew right behind it. Then decoding
+itself tells.
 
 Only restarts that clear the decoder's memory count (an H.264 recovery point does not), so that decoding from one gives
 the very pixels of a full decode.
@@ -128,7 +129,8 @@ def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) 
     damaged = next((n for n in suspects if n not in begun), None)
     if damaged is not None:
         raise broken(name, f"packet {damaged} is damaged or cut short")
-    _straighten(headers)
+    if not stream.container.format.name.startswith("mov"):
+        _straighten(headers)
     # as some programs write B-frames: the time of decoding in place of that of showing
     stamps = [p for p in headers.pts if p is not None]
     headers.made_up |= context.reorder_depth > 0 and bool(np.all(np.diff(stamps) > 0))

@@ -104,7 +104,7 @@ def gaps(random: Random, path: Path) -> Strange:
     """Runs of eight frames or more, and between them long pauses."""
     runs = [random.randint(8, 20) for _ in range(random.randint(2, 4))]
     steps = [[40] * (run - 1) + [random.randint(3000, 90_000)] for run in runs]
-    return timed(random, path, sum(steps, []))
+    return timed(random, path, [step for run in steps for step in run])
 
 
 @kind
@@ -142,7 +142,7 @@ def pulldown(random: Random, path: Path) -> Strange:
 def change(random: Random, path: Path) -> Strange:
     """A rate that changes in the middle, as phones do when it gets dark."""
     steps = [random.choice([33, 40, 50, 67, 100, 200]) for _ in range(random.randint(2, 3))]
-    return timed(random, path, sum(([step] * random.randint(12, 40) for step in steps), []))
+    return timed(random, path, [step for step in steps for _ in range(random.randint(12, 40))])
 
 
 @kind
