@@ -42,6 +42,55 @@ class Meant:
     others: tuple[str, ...] = ()
 
 
+class Files:
+    """Files that could be meant, by what people write of them.
+
+    Args:
+        names: of all of them.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = list(dict.fromkeys(names))
+        self._there = set(self.names)
+        self._whole: dict[Parts, list[tuple[str, bool, bool]]] = defaultdict(list)
+        self._ends: dict[Parts, list[tuple[str, bool, int]]] = defaultdict(list)
+        for name in self.names:
+            for parts, full, own in _forms(name):
+                self._whole[parts].append((name, full, own))
+                for start in range(1, len(parts)):
+                    self._ends[parts[start:]].append((name, full, len(parts) - start))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._there
+
+    def fits(self, name: str) -> dict[str, Score]:
+        """The files that a name may mean which is no exact one, and how well it fits each."""
+        parts = parts_of(name)
+        found = self._fits(parts)
+        stem, dot, _ = parts[-1].rpartition(".") if parts else ("", "", "")
+        if found or not (dot and stem):
+            return found
+        found = self._fits((*parts[:-1], stem))  # samples of imported tars have no suffix
+        return {file: score for file, score in found.items() if score[1] and "." not in file.rpartition("/")[2]}
+
+    def _fits(self, parts: Parts) -> dict[str, Score]:
+        found: dict[str, Score] = {}
+
+        def note(file: str, score: Score) -> None:
+            found[file] = max(score, found.get(file, score))
+
+        for file, full, length in self._ends.get(parts, ()):  # the end of the file's path
+            note(file, (False, full, length))
+        for start in range(len(parts)):  # the file's path is the end of it
+            for file, full, own in self._whole.get(parts[start:], ()):
+                note(file, (own and start == 0, full, len(parts) - start))
+        return found
+
+    def meant(self, name: str) -> list[str]:
+        """The file that a name means, those between which nobody can choose, or none."""
+        return [name] if name in self._there else sorted(_best(self.fits(name)))
+
+
 class Matching:
     """Written names beside the files that there are.
 
@@ -52,21 +101,19 @@ class Matching:
     """
 
     def __init__(self, written: Iterable[str], files: Iterable[str], taken: Collection[str] = ()) -> None:
-        self.files = list(dict.fromkeys(files))
-        there = set(self.files)
-        written = list(dict.fromkeys(written))
+        there, written = Files(files), list(dict.fromkeys(written))
         self.exact = {name for name in written if name in there}
-        self.left = [name for name in written if name not in there and name not in taken]
+        self._of_name = {name: there.fits(name) for name in written if name not in there and name not in taken}
         self._of_file: dict[str, dict[str, Score]] = defaultdict(dict)
-        self._of_name: dict[str, dict[str, Score]] = defaultdict(dict)
-        self._pair()
+        for name, scores in self._of_name.items():
+            for file in _best(scores):
+                self._of_file[file][name] = scores[file]
 
     def of(self, file: str) -> Meant:
         """Which written name means a file."""
         if file in self.exact:
             return Meant(file)
-        fits = {name: score for name, score in self._of_file[file].items() if file in _best(self._of_name[name])}
-        names = _best(fits)
+        names = _best(self._of_file.get(file, {}))
         if len(names) > 1:
             return Meant(rivals=tuple(sorted(names)))
         for name in names:
@@ -77,28 +124,7 @@ class Matching:
     @property
     def unmatched(self) -> list[str]:
         """Written names that no file could be."""
-        return [name for name in self.left if not self._of_name[name]]
-
-    def _pair(self) -> None:
-        of_parts: dict[Parts, list[str]] = defaultdict(list)
-        for name in self.left:
-            of_parts[parts_of(name)].append(name)
-        files: dict[Parts, list[tuple[str, bool]]] = defaultdict(list)
-        for file in self.files:
-            for parts, full in _forms(file):
-                files[parts].append((file, full))
-                for start in range(1, len(parts)):  # a name that is the end of the file's path
-                    for name in of_parts.get(parts[start:], ()):
-                        self._note(file, name, (False, full, len(parts) - start))
-        for parts, names in of_parts.items():
-            for start in range(len(parts)):  # a file whose path is the end of the name
-                for file, full in files.get(parts[start:], ()):
-                    for name in names:
-                        self._note(file, name, (start == 0, full, len(parts) - start))
-
-    def _note(self, file: str, name: str, score: Score) -> None:
-        if score > self._of_file[file].get(name, (False, False, 0)):
-            self._of_file[file][name] = self._of_name[name][file] = score
+        return [name for name, scores in self._of_name.items() if not scores]
 
 
 def parts_of(name: str) -> Parts:
@@ -141,13 +167,17 @@ def _stem(name: str) -> str:
     return last.rpartition(".")[0] or last
 
 
-def _forms(file: str) -> list[tuple[Parts, bool]]:
-    """Its parts, and those without its suffix; whether the suffix is there."""
+def _forms(file: str) -> list[tuple[Parts, bool, bool]]:
+    """Its parts, those in its tar alone, and each without its suffix; whether the suffix is there, and all parts."""
     parts = parts_of(file)
-    if not parts:
-        return []
-    stem, dot, _ = parts[-1].rpartition(".")
-    return [(parts, True), ((*parts[:-1], stem), False)] if dot and stem else [(parts, True)]
+    inside = next((parts[n + 1 :] for n, part in enumerate(parts[:-1]) if part.endswith(".tar")), ())
+    found = []
+    for whole in filter(None, (parts, inside)):
+        stem, dot, _ = whole[-1].rpartition(".")
+        found.append((whole, True, whole is parts))
+        if dot and stem:
+            found.append(((*whole[:-1], stem), False, whole is parts))
+    return found
 
 
 def _best(scores: Mapping[str, Score]) -> list[str]:

@@ -25,6 +25,7 @@ from data import talks
 from data.chat import DEFAULT_PLACES, encode
 from data.conversations import Conversation, Kind, Visual, conversation_of
 from data.index import Index
+from data.naming import Files, nearest
 from data.shards import digest_file, digest_of, make_folder, publish_file, temporary_of, write_bytes, write_json
 from data.talk_records import refuse_unread
 from data.timeline import Timelines
@@ -76,11 +77,11 @@ class Coder:
 
 
 class Names:
-    """Which clips a name stands for: a uid, the path of the source file, or the last part of it if only one has it."""
+    """Which clips a name stands for: a uid, the path of the source file, or what can mean no other file (naming.py)."""
 
     def __init__(self, index: Index | None) -> None:
         self.by_name: dict[str, list[str]] = {}
-        self.by_last: dict[str, set[str]] = {}
+        self.files = Files(())
         self.ends: dict[str, float] = {}  # seconds in its source, of each clip
         if index is None:
             return
@@ -90,7 +91,7 @@ class Names:
         self.ends = dict(zip(uids, ends.tolist(), strict=True))
         for _, file, uid in sorted(zip(starts, files, uids, strict=True), key=lambda one: (one[0] or 0, one[2])):
             self.by_name.setdefault(file, []).append(uid)
-            self.by_last.setdefault(Path(file).name, set()).add(file)
+        self.files = Files(self.by_name)
         self.by_name.update({uid: [uid] for uid in uids})
 
     def clips(self, name: str, uid: str) -> list[str]:
@@ -101,16 +102,19 @@ class Names:
         """
         if name in self.by_name:
             return self.by_name[name]
-        files = self.by_last.get(Path(name).name, set())
+        files = self.files.meant(name)
         if len(files) == 1:
-            return self.by_name[next(iter(files))]
+            return self.by_name[files[0]]
         if files:
-            found = f"{uid}: {name} may be {' or '.join(sorted(files)[:3])}"
+            found = f"{uid}: {name} may be {' or '.join(files[:3])}"
             raise InputError("a visual is one file of the clips", found, "write the path as the dataset has it")
-        known = f"{len(self.by_last):,} files" if self.by_last else "no clips were given"
-        remedy = "prepare it into the dataset (was it rejected there?)" if self.by_last else "--clips DATASET"
+        near = " or ".join(nearest(name, self.files.names, 2))
+        known = f"{len(self.files.names):,} files{f', the nearest is {near}' if near else ''}"
+        remedy = "prepare it into the dataset (was it rejected there?), or write the path as the dataset has it"
         raise InputError(
-            "the videos and images of a conversation are clips of a dataset", f"{uid}: {name}; {known}", remedy
+            "the videos and images of a conversation are clips of a dataset",
+            f"{uid}: {name}; {known if self.by_name else 'no clips were given'}",
+            remedy if self.by_name else "--clips DATASET",
         )
 
 

@@ -11,6 +11,7 @@ from data.beside import Folder, Sides
 from data.caption_files import find_captions, given_captions
 from data.captions import NO_CAPTION, Caption, Captions, caption_of, of_parts, of_sides
 from data.listing import find
+from data.naming import Files
 from data.sources import SourceFile
 from data.tables import read_table
 from parallel.errors import InputError
@@ -96,6 +97,28 @@ def test_a_name_means_one_file(raw, files, file, expected):
     else:
         assert (expected or NO_CAPTION) in refused(captions.of, file)
     assert captions.of(file, lambda: Caption("beside")) == (raw.get(file) or "beside", "")
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "meant"),
+    [
+        (["a/x.mp4", "b/x.mp4"], "b/x.mp4", ["b/x.mp4"]),
+        (["a/x.mp4", "b/x.mp4"], "/old/b/x.mp4", ["b/x.mp4"]),
+        (["a/x.mp4", "b/x.mp4"], "x.mp4", ["a/x.mp4", "b/x.mp4"]),
+        (["a/x.mp4"], "c/x.mp4", []),  # its folder says otherwise
+        (["s.tar/x.mp4"], "videos/x.mp4", ["s.tar/x.mp4"]),  # nobody writes the name of a tar
+        (["s.tar/x.mp4", "t.tar/x.mp4"], "videos/x.mp4", ["s.tar/x.mp4", "t.tar/x.mp4"]),
+        (["s.tar/x.mp4", "a/x.mp4"], "x.mp4", ["a/x.mp4", "s.tar/x.mp4"]),
+        (["s.tar/0004"], "0004.mp4", ["s.tar/0004"]),  # of an imported tar
+        (["0004.mp4"], "0004", ["0004.mp4"]),
+        (["0004.mp4"], "0004.mov", []),
+        (["clip.mp4"], "CLIP.MP4", ["clip.mp4"]),
+        ([], "x", []),
+        (["x"], "", []),
+    ],
+)
+def test_which_files_a_name_means(files, name, meant):
+    assert Files(files).meant(name) == meant
 
 
 def test_names_that_mean_nothing_are_told_with_the_nearest():

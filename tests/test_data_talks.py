@@ -171,7 +171,7 @@ REFUSED = {
     "more places": ({"video": [], "conversations": ASK}, "a place <video> for each video\n.*1 times <video>.*0 files"),
     "more files": ({"video": ["a", "b"], "conversations": ASK}, "1 times <video> in the text, 2 files"),
     "nobody answers": ({"conversations": said("?", "")[:1]}, "somebody answers"),
-    "not in the dataset": ({"video": "y.mp4", "conversations": ASK}, "clips of a dataset\n.*y.mp4; 2 files"),
+    "not in the dataset": ({"video": "y.mp4", "conversations": ASK}, "clips of a dataset\n.*y.mp4; 3 files"),
     "two folders": ({"video": "x.mp4", "conversations": ASK}, "x.mp4 may be a/x.mp4 or b/x.mp4"),
 }
 
