@@ -83,8 +83,9 @@ def suffix_of(url: str) -> str:
 
 
 def name_of(url: str) -> str:
-    """The last part of a URL's path."""
-    return unquote(PurePosixPath(urlsplit(url).path).name)
+    """The last part of a URL's path, which is a name and never a path; "file" if it has none."""
+    name = PurePosixPath(unquote(PurePosixPath(urlsplit(url).path).name)).name
+    return "file" if name in ("", "..") else name
 
 
 def filesystem(url: str) -> tuple[Any, str]:

@@ -3,50 +3,73 @@
     <temporary folder>/longreel-<user>/<random>/file.mp4      the folder is locked as long as its process lives
 
 The lock goes with the process, so whoever comes next removes the folders that nobody holds.
+
+Others may write into the temporary folder too, and can guess our name in it. So what stands there is used only if it is
+a folder and no link, belongs to this user and is open to nobody else; and what is removed is removed through the open
+folder, never by a path that somebody might have turned elsewhere meanwhile.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
+
+from parallel.errors import InputError
+
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder of this process's own, gone at the end, or when somebody comes by after the process was killed."""
-    base = _base()
-    base.mkdir(mode=0o700, exist_ok=True)
-    with _locked(base, fcntl.LOCK_SH):  # not while somebody sweeps: a new folder is not locked yet
-        folder = Path(tempfile.mkdtemp(dir=base))
-        held = os.open(folder, os.O_RDONLY)
-        fcntl.flock(held, fcntl.LOCK_EX)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(held)
+    """A folder of this process's own, gone at the end, or when somebody comes by after the process was killed.
+
+    Raises:
+        InputError: the folder that it would be made in is not ours alone.
+    """
+    path = _base()
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    with _opened(path) as base:
+        name = secrets.token_hex(8)
+        with _locked(base, fcntl.LOCK_SH):  # not while somebody sweeps: a new folder is not locked yet
+            os.mkdir(name, 0o700, dir_fd=base)
+            held = os.open(name, FOLDER, dir_fd=base)
+            fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            yield path / name
+        finally:
+            shutil.rmtree(name, ignore_errors=True, dir_fd=base)
+            os.close(held)
 
 
 def sweep() -> None:
-    """Removes what killed processes left in the temporary folder."""
-    base = _base()
-    if not base.is_dir():
+    """Removes what killed processes left in the temporary folder.
+
+    Raises:
+        InputError: as of `scratch`.
+    """
+    path = _base()
+    if not os.path.lexists(path):
         return
-    with _locked(base, fcntl.LOCK_EX):
-        for folder in base.iterdir():
-            held = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            except BlockingIOError:
-                pass  # in use
-            finally:
-                os.close(held)
+    with _opened(path) as base, _locked(base, fcntl.LOCK_EX):
+        for name in os.listdir(base):
+            with suppress(OSError):  # what is no folder is none of ours
+                held = os.open(name, FOLDER, dir_fd=base)
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(name, ignore_errors=True, dir_fd=base)
+                except BlockingIOError:
+                    pass  # in use
+                finally:
+                    os.close(held)
 
 
 def _base() -> Path:
@@ -54,10 +77,35 @@ def _base() -> Path:
 
 
 @contextmanager
-def _locked(folder: Path, how: int) -> Iterator[None]:
-    held = os.open(folder, os.O_RDONLY)
+def _opened(path: Path) -> Iterator[int]:
+    """The folder, if it is one that nobody else could write into."""
     try:
-        fcntl.flock(held, how)
+        base = os.open(path, FOLDER)
+    except OSError as error:
+        raise _foreign(path, "a link, or no folder" if os.path.lexists(path) else str(error.strerror)) from error
+    try:
+        found = os.fstat(base)
+        if found.st_uid != os.geteuid():
+            raise _foreign(path, f"it belongs to user {found.st_uid}")
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            raise _foreign(path, f"others may open it (mode {stat.S_IMODE(found.st_mode):04o})")
+        yield base
+    finally:
+        os.close(base)
+
+
+def _foreign(path: Path, found: str) -> InputError:
+    return InputError(
+        "the folder for temporary files is this user's alone",
+        f"{path}: {found}",
+        f"remove it (rm -r {quote(str(path))}), or export TMPDIR=FOLDER with a folder of your own",
+    )
+
+
+@contextmanager
+def _locked(folder: int, how: int) -> Iterator[None]:
+    fcntl.flock(folder, how)
+    try:
         yield
     finally:
-        os.close(held)
+        fcntl.flock(folder, fcntl.LOCK_UN)

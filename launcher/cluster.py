@@ -10,6 +10,7 @@ import fcntl
 import os
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -17,7 +18,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from launcher.ray_token import START_HEAD, TOKEN_FILE, close_token, has_token, own_token
@@ -29,6 +29,7 @@ HEAD_SECONDS = 20.0  # of silence, after which a head is gone
 KNOCK_SECONDS = 2.0
 SIOCGIFADDR = 0x8915  # Linux: the address of a network device
 OBJECT_BYTES = 1 << 30  # for results on their way, in an embedded Ray; what is more goes to disk
+MOST_ADDRESS = 1024  # bytes of a file with an address
 HERE_FILE = "/tmp/ray/ray_current_cluster"  # in which a node writes where its head is
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -101,12 +102,31 @@ def resolved(address: str) -> str:
         return address
     found = os.environ.get("RAY_ADDRESS", "")  # a submitted job is told its head by Ray
     if not found or found == "auto":
-        file = Path(HERE_FILE)
-        found = file.read_text().strip() if file.is_file() else ""
+        found = _said_here()
     if not found:
         remedy = "ray start --address HEAD:6379 first, or give --address HEAD:6379, or leave it out for an embedded Ray"
         raise InputError("--address auto is for a node of a cluster", "no Ray node runs on this machine", remedy)
     return found
+
+
+def _said_here() -> str:
+    """What the node of this machine says of its head; "" if there is none.
+
+    Raises:
+        InputError: another user wrote it: the folder is open to all, and the token would go where it points.
+    """
+    try:
+        file = os.open(HERE_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return ""
+    with os.fdopen(file, "rb") as opened:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode):
+            return ""
+        if found.st_uid not in (0, os.geteuid()):
+            wrote = f"{HERE_FILE} is a file of user {found.st_uid}"
+            raise InputError("--address auto is for a node that you or root started", wrote, "give --address HEAD:6379")
+        return opened.read(MOST_ADDRESS).decode(errors="replace").strip()
 
 
 def check_address(address: str, seconds: float = CONNECT_SECONDS) -> None:
