@@ -39,7 +39,9 @@ class _Loader(_FAST):  # type: ignore[misc]
             if not isinstance(key, yaml.ScalarNode):
                 raise InputError("a key of a run is a word", f"{line}: a {key.id}", "write it without brackets")
             if key.value in seen:
-                raise InputError("a key stands once", f"{shorter(key.value)[1:-1]}, again in {line}", "keep one of them")
+                raise InputError(
+                    "a key stands once", f"{shorter(key.value)[1:-1]}, again in {line}", "keep one of them"
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
