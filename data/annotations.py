@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from data.fields import Fields
 from parallel.errors import InputError
+from parallel.parsing import shorter
 
 FORMS = {"stream": ("stream",), "captions": ("timestamps", "sentences"), "grounding": ("query", "start", "end")}
 ROUNDING = 0.05  # seconds that a time may lie beyond the duration: both were rounded by whoever noted them
@@ -78,7 +80,7 @@ def stream_of(record: Mapping[str, Any], uid: str = "") -> tuple[Stretch | str, 
     uid = _uid_of(record, uid)
     name, utterances = record.get("video", uid), _utterances(record, uid)
     if not isinstance(name, str) or not name:
-        raise _wrong("annotations are of a video", uid, f"video: {name!r}")
+        raise _wrong("annotations are of a video", uid, f"video: {shorter(name)}")
     found: list[Stretch | str] = []
     at = None
     for time, text in utterances:
@@ -150,9 +152,11 @@ def _narration(record: Mapping[str, Any], uid: str) -> list[_Words]:
     found = []
     for said_then in _list(record, "stream", uid):
         if not isinstance(said_then, Mapping):
-            raise _wrong("a stream is of objects with time and text", uid, repr(said_then)[:80])
-        time = _seconds(said_then.get("time"), uid)
-        found.append(_Words(time, time, _text(said_then.get("text"), uid)))
+            raise _wrong("a stream is of objects with time and text", uid, shorter(said_then, 80))
+        words = Fields(said_then, uid, "its stream")
+        time = _seconds(words.get("time"), uid)
+        found.append(_Words(time, time, _text(words.get("text"), uid)))
+        words.refuse_rest(("id", "index"))
     return found
 
 
@@ -173,7 +177,7 @@ def _grounding(record: Mapping[str, Any], uid: str) -> list[_Words]:
 def _stretch(pair: Any, uid: str) -> tuple[float, float]:
     """End and begin, as in `_Words`."""
     if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-        raise _wrong("a stretch is [begin, end]", uid, repr(pair)[:80])
+        raise _wrong("a stretch is [begin, end]", uid, shorter(pair, 80))
     begin, end = (_seconds(value, uid) for value in pair)
     if end < begin:
         raise _wrong("a stretch does not end before it begins", uid, f"{begin} to {end} s")
@@ -201,26 +205,26 @@ def _duration(record: Mapping[str, Any], uid: str) -> float:
 
 def _seconds(value: Any, uid: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < LONGEST:
-        raise _wrong("a time is a number of seconds, 0 or more", uid, repr(value)[:80])
+        raise _wrong("a time is a number of seconds, 0 or more", uid, shorter(value, 80))
     return float(value)
 
 
 def _text(value: Any, uid: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise _wrong("annotations say something", uid, f"text: {value!r}")
+        raise _wrong("annotations say something", uid, f"text: {shorter(value)}")
     return value.strip()
 
 
 def _list(record: Mapping[str, Any], key: str, uid: str) -> Sequence[Any]:
     value = record[key]
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise _wrong(f"{key} are a list", uid, repr(value)[:80])
+        raise _wrong(f"{key} are a list", uid, shorter(value, 80))
     return value
 
 
 def _uid_of(record: Mapping[str, Any], uid: str) -> str:
     if not isinstance(record, Mapping):
-        raise _wrong("a record is an object", uid, repr(record)[:80])
+        raise _wrong("a record is an object", uid, shorter(record, 80))
     return str(record.get("id", record.get("uid", uid)) or record.get("video", ""))
 
 

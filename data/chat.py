@@ -84,7 +84,7 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, words: Mapping[Kind
         raise InputError("a chat template renders a conversation", found, remedy) from error
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     tokens, said = np.asarray(found["input_ids"], dtype=np.int64), np.asarray(found["offset_mapping"]).reshape(-1, 2)
-    _refuse_other_count(conversation, tokens, ids, words)
+    _refuse_other_count(conversation, tokenizer, tokens, ids, words)
     answers = np.zeros(len(tokens), dtype=bool)
     for start, stop in spans:
         answers |= (said[:, 0] >= start) & (said[:, 0] < stop) & (said[:, 1] > said[:, 0])
@@ -134,9 +134,18 @@ def _id_of(tokenizer: Tokenizer, word: str) -> int:
 
 
 def _refuse_other_count(
-    conversation: Conversation, tokens: npt.NDArray[np.int64], ids: Mapping[Kind, int], words: Mapping[Kind, str]
+    conversation: Conversation,
+    tokenizer: Tokenizer,
+    tokens: npt.NDArray[np.int64],
+    ids: Mapping[Kind, int],
+    words: Mapping[Kind, str],
 ) -> None:
-    for kind, id_ in ids.items():
+    """A place without a visual in the text is refused as well, if it is a token of its own."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    for kind, word in words.items():
+        id_ = ids.get(kind, tokenizer.convert_tokens_to_ids(word))
+        if id_ is None or id_ == unknown:
+            continue
         asked = sum(v.kind == kind or ids[v.kind] == id_ for v in conversation.visuals)
         found = int((tokens == id_).sum())
         if found != asked:

@@ -1,11 +1,18 @@
-"""Conversations about videos and images, as people keep them: LLaVA, ShareGPT, OpenAI messages, captions.
+"""Conversations about videos and images, as people keep them: LLaVA, ShareGPT, OpenAI, Qwen, ms-swift, LLaMA-Factory.
 
     {"id": "a", "video": "a.mp4", "conversations": [{"from": "human", "value": "<video>\nWhat moves?"},
                                                      {"from": "gpt", "value": "A red square."}]}
     {"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "What?"}]},
                   {"role": "assistant", "content": "A red square."}]}
 
+    {"messages": [{"role": "user", "content": "<video>What?"}, ...], "videos": ["a.mp4"], "system": "Be short."}
+    {"instruction": "<video>What?", "input": "", "output": "A red square.", "videos": ["a.mp4"]}
+    {"query": "<video>What?", "response": "A red square.", "videos": ["a.mp4"], "start": 2.0, "end": 4.5}
     {"text": "Words alone, all of which are learned."}
+
+A visual stands where its place is, `<video>` or `<image>`, or where its part is; places and files match in number.
+LLaVA-Video writes `<image>` for videos, too. What a record has beside that is refused unless it is known to change
+nothing (`data.fields`).
 
 Streams of annotated video (`data.annotations`) become turns as well: some seconds of video, what is said at their end,
 the next seconds. Whatever the form, a conversation is turns of words and visuals, in the order in which a model sees
@@ -15,12 +22,15 @@ them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from data.annotations import FORMS, query_of, stream_of
+from data.fields import DOCS, NAMES, Fields, seconds, wrong
 from parallel.errors import InputError
+from parallel.parsing import shorter
 
 Role = Literal["system", "user", "assistant"]
 Kind = Literal["video", "image"]
@@ -33,7 +43,7 @@ ROLES: dict[str, Role] = {
     "model": "assistant",
 }
 PLACE = re.compile(r"<(video|image)>\n?")
-REMEDY = "see docs/video-language.md for the forms that are known"
+BEGINS, ENDS = ("start", "begin", "start_time", "video_start"), ("end", "end_time", "video_end")
 
 
 @dataclass(frozen=True)
@@ -85,39 +95,74 @@ class Conversation:
         return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Visual))
 
 
-def conversation_of(record: Mapping[str, Any], uid: str = "") -> Conversation:
+@dataclass(frozen=True)
+class _Place:
+    """Where a visual of the record's own list stands."""
+
+    kind: Kind
+
+
+Part = str | Visual | _Place
+
+
+def conversation_of(record: Mapping[str, Any], where: str = "", ignored: Collection[str] = ()) -> Conversation:
     """The conversation of a record in any of the known forms.
 
     Args:
         record: as read from JSON.
-        uid: where it has none.
+        where: it stands, for messages; its uid where it has none.
+        ignored: keys of records, turns and parts that are passed over whatever they say.
 
     Raises:
-        InputError: of no known form; places and files of visuals do not match; nobody answers.
+        InputError: of no known form; places and files of visuals do not match; a key that nobody reads may matter;
+            nobody answers.
     """
-    _object(record, uid)
-    uid = str(record.get("id", record.get("uid", uid)))
-    if isinstance(record.get("conversations"), list):
-        turns = _llava(record, uid)
-    elif isinstance(record.get("messages"), list):
-        turns = _messages(record, uid)
-    elif any(set(keys) & set(record) == set(keys) for keys in FORMS.values()):
-        turns = _watched(record, uid)
-    elif isinstance(record.get("text"), str) and record["text"]:
-        turns = (Turn("assistant", (record["text"],)),)
-    else:
+    fields = Fields(record, where)
+    uid = str(next((record[key] for key in ("id", "uid") if key in record), where))
+    where = where or uid
+    fields.where = where
+    reader = next((read for keys, read in READERS if all(_has(record, key) for key in keys)), None)
+    if reader is None:
         rule = "a conversation has conversations or messages (lists), a stream, or a text that is not empty"
-        raise _wrong(rule, uid, f"keys: {', '.join(map(str, record))}")
+        raise wrong(rule, where, f"keys: {', '.join(map(str, record))[:200]}")
+    try:
+        turns = reader(fields, ignored)
+    except InputError as error:  # annotations know the id of their record alone
+        found = error.value if error.value.startswith(where) else f"{where}: {error.value}"
+        raise InputError(error.rule, found, error.remedy) from None
     if not any(turn.role == "assistant" and any(turn.parts) for turn in turns):
-        raise _wrong("somebody answers in a conversation", uid, f"{len(turns)} turns, none of the assistant")
-    return Conversation(uid, turns)
+        raise wrong("somebody answers in a conversation", where, f"{len(turns)} turns, none of the assistant")
+    made = Conversation(uid, turns)
+    fields.refuse_rest(ignored=ignored)
+    if not made.visuals:
+        fields.refuse_hidden_media(ignored)
+    return made
 
 
-def _watched(record: Mapping[str, Any], uid: str) -> tuple[Turn, ...]:
+def _has(record: Mapping[str, Any], key: str) -> bool:
+    """Whether a key is there as a form needs it: lists and texts where these are meant."""
+    value = record.get(key)
+    kind = LISTS if key in ("conversations", "conversation", "messages") else object
+    if key in ("text", "output", "response"):
+        return isinstance(value, str) and (key != "text" or value != "")
+    return key in record and isinstance(value, kind)
+
+
+LISTS = (list, tuple)
+
+
+def _watched(fields: Fields, ignored: Collection[str]) -> tuple[Turn, ...]:
     """A stream: stretches of the video, and what is said at the end of each (`data.annotations`)."""
-    turns: list[Turn] = []
-    query = query_of(record, uid)
-    for part in stream_of(record, uid):
+    record, turns = dict(fields.value), list[Turn]()
+    if ignored and isinstance(record.get("stream"), LISTS):
+        record["stream"] = [
+            {key: value for key, value in one.items() if key not in ignored} if isinstance(one, Mapping) else one
+            for one in record["stream"]
+        ]
+    query = query_of(record, fields.where)
+    for key in (*(key for keys in FORMS.values() if all(key in record for key in keys) for key in keys), "video"):
+        fields.get(key)
+    for part in stream_of(record, fields.where):
         if isinstance(part, str):
             turns.append(Turn("assistant", (part,)))
             continue
@@ -126,82 +171,191 @@ def _watched(record: Mapping[str, Any], uid: str) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _llava(record: Mapping[str, Any], uid: str) -> tuple[Turn, ...]:
-    files = {kind: _files(record.get(kind), kind, uid) for kind in ("video", "image")}
-    asked = dict.fromkeys(files, 0)
+def _words_alone(fields: Fields, ignored: Collection[str]) -> tuple[Turn, ...]:
+    return _placed(fields, [("assistant", _pieces(fields.get("text")))])
+
+
+def _llava(fields: Fields, ignored: Collection[str]) -> tuple[Turn, ...]:
     turns = []
-    for said in record["conversations"]:
-        _object(said, uid)
-        role, text = _role(said.get("from"), uid), said.get("value")
+    for number, value in enumerate(fields.get("conversations"), 1):
+        said = Fields(value, fields.where, f"turn {number}")
+        role, text = _role(said.get("from", "role"), fields.where), said.get("value", "content")
         if not isinstance(text, str):
-            raise _wrong("a turn says something", uid, f"value: {text!r}")
-        parts: list[str | Visual] = []
-        for piece, kind in _pieces(text):
-            if piece:
-                parts.append(piece)
-            if kind is not None:
-                if asked[kind] < len(files[kind]):
-                    parts.append(Visual(kind, files[kind][asked[kind]]))
-                asked[kind] += 1
-        turns.append(Turn(role, tuple(parts)))
-    for name, names in files.items():
-        if asked[name] != len(names):
-            found = f"{asked[name]} times <{name}> in the text, {len(names)} files"
-            raise _wrong(f"a conversation has a place <{name}> for each {name}", uid, found)
-    return tuple(turns)
+            raise wrong("a turn says something", fields.where, f"value: {shorter(text)}")
+        said.refuse_rest(NAMES, ignored)
+        turns.append((role, _pieces(text)))
+    return _placed(fields, turns)
 
 
-def _messages(record: Mapping[str, Any], uid: str) -> tuple[Turn, ...]:
+def _pairs(fields: Fields, ignored: Collection[str]) -> tuple[Turn, ...]:
+    """ShareGPT as ms-swift has it: a question and its answer in one object."""
+    turns: list[tuple[Role, list[Part]]] = []
+    for number, value in enumerate(fields.get("conversation"), 1):
+        said = Fields(value, fields.where, f"turn {number}")
+        turns += _asked(said.get("human", "user"), said.get("assistant", "gpt"), fields.where)
+        said.refuse_rest(NAMES, ignored)
+    return _placed(fields, turns)
+
+
+def _instruction(fields: Fields, ignored: Collection[str]) -> tuple[Turn, ...]:
+    """Alpaca: what is asked, with or without an input to it, and the answer; turns before it in `history`."""
+    asked = [text for text in (fields.get("instruction"), fields.get("input")) if text not in (None, "")]
+    if not all(isinstance(text, str) for text in asked):
+        raise wrong("a turn says something", fields.where, f"instruction, input: {shorter(asked)}")
+    return _placed(fields, [*_history(fields), *_asked("\n".join(asked), fields.get("output"), fields.where)])
+
+
+def _query(fields: Fields, ignored: Collection[str]) -> tuple[Turn, ...]:
+    """ms-swift: a query and a response; turns before it in `history`."""
+    return _placed(fields, [*_history(fields), *_asked(fields.get("query"), fields.get("response"), fields.where)])
+
+
+def _history(fields: Fields) -> Iterator[tuple[Role, list[Part]]]:
+    for pair in _listed(fields.get("history")):
+        if not isinstance(pair, LISTS) or len(pair) != 2:
+            raise wrong("history is pairs of what is asked and answered", fields.where, shorter(pair))
+        yield from _asked(pair[0], pair[1], fields.where)
+
+
+def _asked(question: Any, answer: Any, where: str) -> list[tuple[Role, list[Part]]]:
+    for text in (question, answer):
+        if text is not None and not isinstance(text, str):
+            raise wrong("a turn says something", where, shorter(text))
+    asked: list[tuple[Role, list[Part]]] = [("user", _pieces(question))] if question else []
+    return [*asked, ("assistant", _pieces(answer or ""))]
+
+
+def _messages(fields: Fields, ignored: Collection[str]) -> tuple[Turn, ...]:
     turns = []
-    for message in record["messages"]:
-        _object(message, uid)
-        content = message.get("content")
+    for number, value in enumerate(fields.get("messages"), 1):
+        message = Fields(value, fields.where, f"message {number}")
+        content = message.get("content", "value")
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
-        if not isinstance(content, list):
-            raise _wrong("a message has content", uid, f"content: {content!r}")
-        parts = tuple(_part(part, uid) for part in content)
-        turns.append(Turn(_role(message.get("role"), uid), parts))
-    return tuple(turns)
+        if not isinstance(content, LISTS):
+            raise wrong("a message has content", fields.where, f"content: {shorter(content)}")
+        parts = [
+            piece
+            for at, part in enumerate(content, 1)
+            for piece in _part(Fields(part, fields.where, f"part {at} of message {number}"), ignored)
+        ]
+        turns.append((_role(message.get("role", "from"), fields.where), parts))
+        message.refuse_rest(NAMES, ignored)
+    return _placed(fields, turns)
 
 
-def _part(part: Mapping[str, Any], uid: str) -> str | Visual:
-    _object(part, uid)
-    kind = part.get("type")
-    if kind == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
-    if kind in ("video", "image") and isinstance(part.get(kind), str):
-        return Visual(kind, part[kind])
-    raise _wrong("a part is a text, a video or an image, with its words or file", uid, repr(dict(part))[:120])
+def _part(part: Fields, ignored: Collection[str]) -> list[Part]:
+    """Words, with places in them; or a visual, with its file and its moment, or of the record's own list."""
+    kinds = [kind for kind in ("text", "video", "image") if part.has(kind)]
+    kind = part.get("type") or (kinds[0] if len(kinds) == 1 else None)
+    kind = {"input_text": "text", "output_text": "text", "input_image": "image_url"}.get(str(kind), kind)
+    if kind == "text" and isinstance(part.value.get("text"), str):
+        found = _pieces(part.get("text"))
+        part.refuse_rest((), ignored)
+        return found
+    if kind not in ("video", "image", "video_url", "image_url"):
+        rule = "a part is a text, a video or an image, with its words or file"
+        raise wrong(rule, part.where, f"{part.what}: {shorter(dict(part.value))}")
+    shown: Kind = "video" if kind.startswith("video") else "image"
+    file = part.get(shown, f"{shown}_url", "url", "path")
+    if isinstance(file, Mapping):
+        inner = Fields(file, part.where, part.what)
+        file = inner.get("url", "path")
+        inner.refuse_rest((), ignored)
+    begin, end = _moment(part)
+    part.refuse_rest((), ignored)
+    if file is None and begin is None and end is None:
+        return [_Place(shown)]
+    return [Visual(shown, _name(file, shown, part.where), begin, end)]
 
 
-def _pieces(text: str) -> Iterator[tuple[str, Kind | None]]:
-    """Words, and the kind of the visual after them; at the end words alone."""
+def _placed(fields: Fields, turns: Sequence[tuple[Role, list[Part]]]) -> tuple[Turn, ...]:
+    """Turns with the record's own videos and images in their places, and its system prompt."""
+    where = fields.where
+    files: dict[Kind, list[Visual]] = {
+        "video": _files(fields.get("video", "videos"), "video", where),
+        "image": _files(fields.get("image", "images"), "image", where),
+    }
+    begin, end = _moment(fields)
+    if begin is not None or end is not None:
+        if len(files["video"]) != 1:
+            found = f"from {begin} to {end} s, {len(files['video'])} videos"
+            raise wrong("a moment of a record is of its one video", where, found)
+        files["video"] = [Visual("video", files["video"][0].name, begin, end)]
+    places = [part.kind for _, parts in turns for part in parts if isinstance(part, _Place)]
+    if not files["image"] and "video" not in places and len(places) == len(files["video"]):
+        files = {"video": [], "image": files["video"]}  # LLaVA-Video's places
+    for kind, visuals in files.items():
+        if places.count(kind) != len(visuals):
+            told = f"{places.count(kind)} times <{kind}> in the text, {len(visuals)} files"
+            raise wrong(f"a conversation has a place <{kind}> for each {kind}", where, told)
+    left = {kind: iter(visuals) for kind, visuals in files.items()}
+    made = [
+        Turn(role, tuple(next(left[part.kind]) if isinstance(part, _Place) else part for part in parts))
+        for role, parts in turns
+    ]
+    system = fields.get("system", "system_prompt")
+    if system is None or system == "":
+        return tuple(made)
+    if not isinstance(system, str) or any(turn.role == "system" for turn in made):
+        raise wrong("a conversation has one system prompt, a text", where, f"system: {shorter(system)}")
+    return (Turn("system", (system,)), *made)
+
+
+def _pieces(text: str) -> list[Part]:
+    """Words, and places of visuals."""
+    found: list[Part] = []
     at = 0
-    for found in PLACE.finditer(text):
-        kind: Kind = "video" if found[1] == "video" else "image"
-        yield text[at : found.start()], kind
-        at = found.end()
-    yield text[at:], None
+    for place in PLACE.finditer(text):
+        found += [text[at : place.start()]] if place.start() > at else []
+        found.append(_Place("video" if place[1] == "video" else "image"))
+        at = place.end()
+    return found + ([text[at:]] if text[at:] else [])
 
 
-def _files(value: Any, kind: str, uid: str) -> Sequence[str]:
-    names = [] if value is None else value if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(name, str) for name in names):
-        raise _wrong("videos and images are named", uid, f"{kind}: {value!r}"[:120])
-    return list(names)
+def _moment(fields: Fields) -> tuple[float | None, float | None]:
+    """Seconds that are seen; None for those of the video."""
+    begin, end = (
+        None if (value := fields.get(*keys)) is None else seconds(value, fields.where, keys[0])
+        for keys in (BEGINS, ENDS)
+    )
+    if end is not None and end <= (begin or 0.0):
+        raise wrong("a moment ends after it begins", fields.where, f"{begin or 0:g} to {end:g} s in {fields.what}")
+    return (None if begin == 0 else begin), end
 
 
-def _role(name: Any, uid: str) -> Role:
+def _files(value: Any, kind: Kind, where: str) -> list[Visual]:
+    return [Visual(kind, _name(one, kind, where)) for one in _listed(value)]
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None or value == "" else list(value) if isinstance(value, LISTS) else [value]
+
+
+def _name(file: Any, kind: Kind, where: str) -> str:
+    """A file by the name that a dataset knows it by."""
+    if isinstance(file, Mapping) and not file.get("bytes") and isinstance(file.get("path"), str):
+        file = file["path"]
+    if isinstance(file, LISTS):
+        remedy = f"make a film of the frames, prepare it, and name it here; forms: {DOCS}"
+        raise InputError("a video is one file, not a list of frames", f"{where}: {kind}: {shorter(file)}", remedy)
+    if not isinstance(file, str) or not file or file.startswith("data:"):
+        raise wrong("videos and images are named", where, f"{kind}: {shorter(file)}")
+    return unquote(urlsplit(file).path) if file.startswith("file://") else file
+
+
+def _role(name: Any, where: str) -> Role:
     if not isinstance(name, str) or name not in ROLES:
-        raise _wrong(f"a turn is of: {', '.join(ROLES)}", uid, repr(name))
+        raise wrong(f"a turn is of: {', '.join(ROLES)}", where, shorter(name))
     return ROLES[name]
 
 
-def _object(value: Any, uid: str) -> None:
-    if not isinstance(value, Mapping):
-        raise _wrong("records, turns and parts are objects", uid, repr(value)[:120])
-
-
-def _wrong(rule: str, uid: str, found: str) -> InputError:
-    return InputError(rule, f"{uid or 'a record'}: {found}", REMEDY)
+READERS = (
+    (("conversations",), _llava),
+    (("messages",), _messages),
+    (("conversation",), _pairs),
+    (("instruction", "output"), _instruction),
+    (("query", "response"), _query),
+    *((keys, _watched) for keys in FORMS.values()),
+    (("text",), _words_alone),
+)

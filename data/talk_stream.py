@@ -30,6 +30,7 @@ from parallel.random import key_of
 from parallel.views import Views
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 ROUNDING = 0.05  # frames, by which a time may miss one: time stamps are of whole milliseconds
 
 
@@ -186,7 +187,7 @@ class _Sights:
         ]
         self.watched_visuals = flat.field("watched").to_numpy(zero_copy_only=False).astype(bool)
         self.watched = self.watched_visuals[of_visual]
-        self.first, self.last = _stretches(clips, self.rows, *bounds)
+        self.first, self.last = _stretches(clips, self.rows, bounds[0], bounds[1], self.watched)
         self._refuse_empty(of_visual)
         lengths = self.last - self.first
         unique, which = np.unique(lengths, return_inverse=True)
@@ -249,14 +250,19 @@ def _rows_of(names: pa.Array, clips: Stream) -> Ints:
     return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
 
 
-def _stretches(clips: Stream, rows: Ints, begin: Floats, end: Floats) -> tuple[Ints, Ints]:
-    """Frames [first, last) of each clip, as taken, whose time in the source is after `begin` and not after `end`."""
+def _stretches(clips: Stream, rows: Ints, begin: Floats, end: Floats, watched: Bools) -> tuple[Ints, Ints]:
+    """Frames [first, last) of each clip, as taken, whose time in the source is from `begin` on and not after `end`.
+
+    Of what is watched the frame at `begin` itself was shown in the stretch before, and is not shown again.
+    """
     whole = clips.lengths[rows]
     if np.isnan(begin).all() and np.isnan(end).all():
         return np.zeros_like(whole), whole
     refuse_stretches(clips)
     timelines, stride = Timelines(clips.index.table), clips.sampling.stride
-    first, last = (np.floor((timelines.rows_until(rows, time) + ROUNDING) / stride) + 1 for time in (begin, end))
+    until_begin, until_end = (timelines.rows_until(rows, time) for time in (begin, end))
+    after, from_ = np.floor((until_begin + ROUNDING) / stride) + 1, np.ceil((until_begin - ROUNDING) / stride)
+    first, last = np.where(watched, after, from_), np.floor((until_end + ROUNDING) / stride) + 1
     first = np.clip(np.where(np.isnan(begin), 0, first), 0, whole).astype(np.int64)
     last = np.clip(np.where(np.isnan(end), whole, last), 0, whole).astype(np.int64)
     return first, np.maximum(last, first)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,7 @@ def write(
     leave_out: bool = False,
     on_progress: Callable[[int], None] | None = None,
     coder: Coder | None = None,
+    ignored: Collection[str] = (),
 ) -> Told:
     """Write talks; the same arguments write the same bytes.
 
@@ -140,6 +141,7 @@ def write(
         on_progress: told how many records are done, now and then.
         coder: visuals are as many tokens as they have codes, and the talks need no clips any more; None: each is one
             token, in whose place a model puts what its tower sees.
+        ignored: keys of records that are passed over, whatever they say.
 
     Raises:
         InputError: a record cannot be used (the first of them), or none can.
@@ -149,7 +151,7 @@ def write(
     names, told = Names(index), Told(0, 0, 0, 0, [])
     for name in (talks.MANIFEST, talks.LEFT_OUT):  # talks are there once the first is
         (out / name).unlink(missing_ok=True)
-    rows = _rows(records, tokenizer, names, places, leave_out, told, on_progress, coder)
+    rows = _rows(records, tokenizer, names, places, leave_out, told, on_progress, coder, ignored)
     parts: list[dict[str, Any]] = []
     for chunk in _chunks(rows):
         parts.append(_write_part(out, len(parts), pa.Table.from_pylist(chunk, schema=talks.SCHEMA)))
@@ -207,20 +209,20 @@ def _rows(
     told: Told,
     on_progress: Callable[[int], None] | None,
     coder: Coder | None,
+    ignored: Collection[str],
 ) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     for number, (where, record) in enumerate(records, 1):
         try:
             refuse_unread(record, where)
-            conversation = conversation_of(record, where)
+            conversation = conversation_of(record, where, ignored)
             row = _row(conversation, tokenizer, names, places, coder)
             if row["uid"] in seen:
                 raise InputError("a conversation stands once", f"{where}: the same stood before", "leave one out")
         except InputError as error:
             if not leave_out:
-                raise InputError(
-                    error.rule, error.value, f"{error.remedy}; or --leave-out to go on without such"
-                ) from error
+                found = error.value if where in error.value else f"{where}: {error.value}"
+                raise InputError(error.rule, found, f"{error.remedy}; or --leave-out to go on without such") from error
             told.left_out.append((where, f"{error.rule}; found: {error.value}"))
             continue
         seen.add(row["uid"])

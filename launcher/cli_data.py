@@ -269,6 +269,9 @@ def talks(
     code_frames: Annotated[int | None, typer.Option(min=1, help="Of each clip, at most, from its first.")] = None,
     code_stride: Annotated[int, typer.Option(min=1, help="Code every so many-th frame.")] = 1,
     leave_out: Annotated[bool, typer.Option("--leave-out", help="List unusable records, and go on.")] = False,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="A key of records to pass over, such as fps; give it again for another.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of a table.")] = False,
 ) -> None:
     """Make conversations about clips into tokens, once for a tokenizer: what a video_lm trains on.
@@ -298,7 +301,8 @@ def talks(
     with Bar(console, "records") as bar:
         found, total = records(conversations or [], clips if captions else None)
         places: dict[Kind, str] = {"video": video_token, "image": image_token}
-        told = write(found, opened, out, clips, places, leave_out, lambda done: bar.update(done, total, ""), coder)
+        tell = lambda done: bar.update(done, total, "")  # noqa: E731
+        told = write(found, opened, out, clips, places, leave_out, tell, coder, ignore or ())
     if json_:
         print(as_json(told))
         return

@@ -37,6 +37,10 @@ def evaluate(
     checkpoint: Checkpoint = None,
     averaged: Averaged = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file; in the run folder if not given.")] = None,
+    leave_out: Annotated[bool, typer.Option("--leave-out", help="List unusable questions, and go on.")] = False,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="A key of records to pass over; give it again for another.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Count how many questions a run's model answers right, by kind: exact match, or the likeliest of the choices.
@@ -49,7 +53,8 @@ def evaluate(
     from launcher.folder import keep, write_whole
     from launcher.speaking import open_speaker
 
-    asked = questions_of(questions, limit)
+    left_out: list[tuple[str, str]] = []
+    asked = questions_of(questions, limit, ignore or (), left_out if leave_out else None)
     speaker = open_speaker(run, checkpoint, averaged)
     looker = looker_for(speaker, clips, questions.parent)
     console = Console(stderr=json_)
@@ -58,12 +63,12 @@ def evaluate(
     scores = scores_of(asked, found)
     name = f"{questions.stem}-step-{speaker.step}{'-shuffled' if shuffle_frames else ''}{speaker.weights}"
     how = {"questions": str(questions), "clips": clips and str(clips), "limit": limit, "most": most}
-    written = json.dumps({"asked": how, **as_record(scores, found)}, indent=1).encode()
+    written = json.dumps({"asked": how, **as_record(scores, found, left_out)}, indent=1).encode()
     path = out or run / "eval" / f"{keep(run / 'eval', name, {'.json': written})}.json"
     if out is not None:
         write_whole(path, written)
     if json_:
-        print(json.dumps({**as_record(scores, []), "file": str(path)}))
+        print(json.dumps({**as_record(scores, [], left_out), "file": str(path)}))
         return
     shuffled = ", frames shuffled" if shuffle_frames else ""
     table = Table(title=f"step {speaker.step}{shuffled}", title_justify="left")
@@ -74,6 +79,8 @@ def evaluate(
         chance = f"{score.chance:.0%}" if score.chance else ""
         table.add_row(score.kind, f"{score.questions:,}", f"{score.right:,}", f"{score.accuracy:.1%}", chance)
     console.print(table)
+    for where, why in left_out:
+        console.print(f"left out: {where}: {why}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{path}  every answer", highlight=False, markup=False, soft_wrap=True)
 
 

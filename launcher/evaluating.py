@@ -10,7 +10,7 @@ An answer is right if it is the expected one but for capitals, spaces at the end
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.conversations import Conversation, Turn, Visual, conversation_of
+from data.conversations import Conversation, Kind, Turn, Visual, conversation_of
+from data.fields import Fields
 from data.index import Index
 from data.looking import Looker
 from data.stream import Stream
@@ -27,6 +28,8 @@ from launcher.speaking import Speaker
 from parallel.errors import InputError
 from parallel.random import key_of
 
+KINDS: tuple[Kind, ...] = ("video", "image")
+OWN = ("question", "answer", "choices", "about")  # keys of questions
 Ints = npt.NDArray[np.int64]
 ALL = "all"  # questions, whatever they are about
 
@@ -88,8 +91,8 @@ class Score:
         return self.right / self.questions
 
 
-def question_of(record: Mapping[str, Any], where: str) -> Question:
-    """The question of a record.
+def question_of(record: Mapping[str, Any], where: str, ignored: Collection[str] = ()) -> Question:
+    """The question of a record; keys that are `ignored` are passed over, whatever they say.
 
     Raises:
         InputError: of no known form, nobody answers last, or the answer is none of the choices.
@@ -114,16 +117,20 @@ def question_of(record: Mapping[str, Any], where: str) -> Question:
             answer = choices[answer]
         if not isinstance(answer, str):
             raise InputError(rule, f"{where}: answer: {answer!r}", remedy)
+        fields = Fields(record, where)
         parts: list[str | Visual] = [
-            Visual(what, name) for what in ("video", "image") for name in _several(record, what, where)
+            Visual(what, name) for what in KINDS for name in _several({what: fields.get(what, f"{what}s")}, what, where)
         ]
         turns = (Turn("user", (*parts, str(record["question"]))), Turn("assistant", (answer,)))
         conversation = Conversation(uid, turns)
+        fields.refuse_rest(ignored=(*OWN, *ignored))
+        if not parts:
+            fields.refuse_hidden_media((*OWN, *ignored))
     else:
-        conversation = conversation_of(record, where)
+        conversation = conversation_of(record, where, (*OWN, *ignored))
     if conversation.turns[-1].role != "assistant":
         raise InputError(rule, f"{where}: the last turn is of the {conversation.turns[-1].role}", remedy)
-    if any(visual.watched for visual in conversation.visuals):
+    if any(v.watched or v.begin is not None or v.end is not None for v in conversation.visuals):
         found_there = f"{where}: a stream, or a moment of one"
         raise InputError("a question is about whole videos", found_there, 'ask {"question": ..., "answer": ...}')
     found = Question(uid, kind, conversation, choices)
@@ -185,13 +192,32 @@ def _score(kind: str, pairs: Sequence[tuple[Question, Answered]]) -> Score:
     return Score(kind, len(pairs), right, sum(choices) / len(pairs), sum(1 / n for n in choices) / len(pairs))
 
 
-def questions_of(path: Path, limit: int | None = None) -> list[Question]:
+def questions_of(
+    path: Path,
+    limit: int | None = None,
+    ignored: Collection[str] = (),
+    left_out: list[tuple[str, str]] | None = None,
+) -> list[Question]:
     """Of a file, at most so many.
+
+    Args:
+        path: of a JSON list, or of a file with a JSON object a line.
+        limit: of questions.
+        ignored: keys of records that are passed over, whatever they say.
+        left_out: takes (where, reason) of those that cannot be used; None refuses the first of them.
 
     Raises:
         InputError: it has none, or one that cannot be used.
     """
-    found = [question_of(record, where) for where, record in records_of(path)]
+    found = []
+    for where, record in records_of(path):
+        try:
+            found.append(question_of(record, where, ignored))
+        except InputError as error:
+            if left_out is None:
+                remedy = f"{error.remedy}; or --leave-out to go on without such"
+                raise InputError(error.rule, error.value, remedy) from None
+            left_out.append((where, f"{error.rule}; found: {error.value}"))
     if not found:
         raise InputError("a file of questions has some", f"{path}: none", "see docs/video-language.md for the forms")
     twice = next((question for question, times in Counter(found).items() if times > 1), None)
@@ -208,11 +234,14 @@ def looker_for(speaker: Speaker, clips: Path | None, folder: Path) -> Looker:
     return Looker(speaker.sampling, Stream(index, speaker.sampling, int(index.frames.max()), 0))
 
 
-def as_record(scores: Sequence[Score], answered: Sequence[Answered]) -> dict[str, Any]:
+def as_record(
+    scores: Sequence[Score], answered: Sequence[Answered], left_out: Sequence[tuple[str, str]] = ()
+) -> dict[str, Any]:
     """For a script."""
     return {
         "scores": [{**asdict(score), "accuracy": score.accuracy} for score in scores],
         "answers": [asdict(one) for one in answered],
+        **({"left_out": [{"record": where, "reason": why} for where, why in left_out]} if left_out else {}),
     }
 
 

@@ -144,6 +144,35 @@ def test_names(tmp_path: Path, clips: Path) -> None:
     assert names_of(tmp_path / "talks") == {f"{name} .": [found] for name, found in names.items()}
 
 
+@pytest.mark.parametrize(
+    ("begin", "end", "seconds"),
+    [
+        (None, None, [0.0, 29 / 8, 30 / 8, 59 / 8]),
+        (1, 2, [1.0, 2.0]),
+        (1.01, 1.99, [9 / 8, 15 / 8]),
+        (0, 0.25, [0.0, 0.25]),
+        (3.5, 4, [28 / 8, 29 / 8, 30 / 8, 32 / 8]),  # over the cut between both shots
+        (7, None, [56 / 8, 59 / 8]),
+    ],
+)
+def test_a_moment_is_all_that_is_seen(
+    tmp_path: Path, clips: Path, begin: float | None, end: float | None, seconds: list[float]
+) -> None:
+    """The seconds of the first and the last frame of each clip that shows something, as a run has them."""
+    moment = {key: value for key, value in (("start", begin), ("end", end)) if value is not None}
+    part = {"type": "video", "video": "film.mp4", **{f"video_{key}": value for key, value in moment.items()}}
+    asked = {"role": "user", "content": [part, {"type": "text", "text": "What?"}]}
+    answer = {"role": "assistant", "content": "It."}
+    beside = {"id": "a", "messages": [{"role": "user", "content": "<video>What?"}, answer], "videos": ["film.mp4"]}
+    talk([{**beside, **moment}, {"id": "b", "messages": [asked, answer]}], tmp_path / "talks", clips)
+    stream = stream_of(tmp_path / "talks")
+    for row in (0, 1):
+        (sights,) = stream.sights_of.by_visual(row)
+        seen = [sight for sight in sights if sight.frames]
+        ends = [sight.timeline.second(at) for sight in seen for at in (sight.first, sight.last - 1)]
+        assert ends == pytest.approx(seconds)
+
+
 def test_captions_are_conversations(tmp_path: Path, clips: Path) -> None:
     index = Index.open(clips)
     told = write(captions_of(index, "What?"), byte_tokenizer(), tmp_path / "talks", clips)
