@@ -115,13 +115,13 @@ def test_a_folder_alone_and_one_that_a_table_names(tmp_path):
 def test_without_a_rate_it_is_said_how(tmp_path):
     folder = fill(tmp_path / "in" / "clip0").parent
     plain = PrepareOptions(workers=0, previews=False)
-    with pytest.raises(InputError, match="12 numbered pictures in .*clip0: .*--frames-per-second"):
+    with pytest.raises(InputError, match=r"12 numbered pictures in .*clip0: .*--frames-per-second"):
         prepare(folder, tmp_path / "out", plain)
     summary = prepare(folder, tmp_path / "out", PrepareOptions(workers=0, previews=False, allow_missing_captions=True))
     assert summary.kept == FRAMES
     assert any("--frames-per-second" in note for note in summary.notes)
     (tmp_path / "t.csv").write_text("video,caption\nin/clip0,words\n")
-    with pytest.raises(InputError, match="no file but a folder; .*--frames-per-second"):
+    with pytest.raises(InputError, match=r"no file but a folder; .*--frames-per-second"):
         prepare(tmp_path / "t.csv", tmp_path / "other", plain)
     with pytest.raises(InputError, match="read from a disk"):
         prepare("https://127.0.0.1/clips/", tmp_path / "other", options())
