@@ -17,7 +17,7 @@ import numpy.typing as npt
 from data import index
 from data.diagnosis import Job
 from data.examine import findings_of
-from data.findings import LEAVE_OUT, Finding
+from data.findings import LEAVE_OUT_SECOND, Finding
 from data.manifest import path_of
 from data.survey import Survey, survey
 from data.workers import Lost, Workers, available_cores
@@ -83,7 +83,15 @@ def one_by_one(
         for job, size, found in zip(jobs, sizes, pool.map(findings_of, jobs), strict=True):
             if isinstance(found, Lost):
                 what = f"{found.reason} while it was checked"
-                found = [Finding("unreadable", job.tar, what, "restore it from a copy", job.shard)]
+                found = [
+                    Finding(
+                        "unreadable",
+                        job.tar,
+                        what,
+                        "look at the disk and at the memory of this machine, then check again",
+                        job.shard,
+                    )
+                ]
             yield job, found
             done, told = done + size, told + len(found)
             if on_progress:
@@ -100,7 +108,7 @@ def _size(job: Job) -> int:
 def same_samples(records: Survey, uids: Mapping[str, list[str]]) -> Iterator[Finding]:
     """Samples that are there twice; `uids` of each shard."""
     for job, uid in twice(uids, records.jobs):
-        yield Finding("same sample", job.tar, "it is there before", LEAVE_OUT, job.shard, uid)
+        yield Finding("same sample", job.tar, "it is there before", LEAVE_OUT_SECOND, job.shard, uid)
 
 
 def wrong_digest(records: Survey, uids: Mapping[str, list[str]]) -> Iterator[Finding]:

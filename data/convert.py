@@ -14,6 +14,8 @@ from data.sources import NO_ANSWER, NOT_FETCHED, NOT_READ, ChangedError, SourceF
 from parallel.errors import InputError
 
 UNUSABLE = "unusable file"
+TOO_SMALL = "give a larger one, or leave it out"
+FAULT = "leave it out, and report it with the file: no file should provoke this"
 MIN_FRAMES = "min_frames"  # the kind of what `cut_into_clips` itself rejects
 
 
@@ -56,7 +58,7 @@ def convert(todo: Todo, cut: CutOptions, filters: Filters, previews: bool = True
                 size = _source_size(path, clips, cut, filters)
             except InputError as error:
                 reason = error.value.removeprefix(f"{path}: ").rpartition(" bytes in memory: ")[2]
-                return _refused(todo, "read", UNUSABLE, reason)
+                return _refused(todo, "read", UNUSABLE, reason, remedy=error.remedy)
     except FetchError as error:
         return _refused(todo, "fetch", NOT_FETCHED if error.answered else NO_ANSWER, str(error), again=True)
     except InputError as error:  # no driver on this node
@@ -65,9 +67,9 @@ def convert(todo: Todo, cut: CutOptions, filters: Filters, previews: bool = True
         reason = getattr(error, "strerror", None) or str(error)
         return _refused(todo, "read", NOT_READ, reason, again=True)
     except Exception as error:  # whatever a strange file provokes must not stop the job; it is counted and shown
-        return _refused(todo, "read", UNUSABLE, f"{type(error).__name__}: {error}")
+        return _refused(todo, "read", UNUSABLE, f"{type(error).__name__}: {error}", remedy=FAULT)
     if not clips.shots:
-        return _refused(todo, "cut", UNUSABLE, "; ".join(clips.rejected))
+        return _refused(todo, "cut", UNUSABLE, "; ".join(clips.rejected), remedy=TOO_SMALL)
     lost = clips.shots - len(clips.kept)
     rejected = [Rejection(file.name, "cut", MIN_FRAMES, "; ".join(clips.rejected), clips=lost)] if lost else []
     kept = []
@@ -100,5 +102,5 @@ def _source_size(path: Path, clips: Clips, cut: CutOptions, filters: Filters) ->
     return found.height, found.width
 
 
-def _refused(todo: Todo, stage: Stage, kind: str, reason: str, again: bool = False) -> Rejection:
-    return Rejection(todo.file.name, stage, kind, reason, again=again)
+def _refused(todo: Todo, stage: Stage, kind: str, reason: str, again: bool = False, remedy: str = "") -> Rejection:
+    return Rejection(todo.file.name, stage, kind, reason, again=again, remedy=remedy)

@@ -23,7 +23,7 @@ from av.format import Flags
 from data import gif
 from data.containers import DECODER, MOST_PIXELS, is_refused, open_container
 from data.containers import Source as Source
-from data.scan import WITH_ALPHA, Scan, broken, by_output, by_time, read_headers
+from data.scan import AGAIN, CONVERT, WITH_ALPHA, Scan, broken, by_output, by_time, read_headers
 from data.truncation import why_cut
 from data.unreadable import why_unreadable
 from parallel.errors import InputError
@@ -33,6 +33,7 @@ SEEK_FROM = 64  # packets; fewer are read as fast as a seek
 INDEXED = ("mov", "matroska")  # demuxers that seek by an index of packets
 LISTED = ("mov", "avi")  # demuxers whose index has every packet of a file from the beginning
 TIMELESS = ("avi",)  # formats without time stamps, beside those that FFmpeg marks so
+NO_PICTURES = "give the file that has the pictures, or leave it out"
 FILM_SHARE = 4  # a film has at least one in so many frames of the longest stream
 
 
@@ -47,29 +48,33 @@ def opened(source: Source, index: int | None = None) -> Iterator[tuple[Any, Any]
     with _container(source, name) as container, told(name):
         streams = candidates(container)
         if not streams:
-            raise broken(name, _why_no_film(source, container))
+            raise broken(name, *_why_no_film(source, container))
         if index is None and len(streams) > 1:
             index = _film(streams, _lengths(source, container, streams))
         stream = streams[0] if index is None else container.streams[index]
         if stream.height * stream.width > MOST_PIXELS:
-            raise broken(name, f"{stream.width} x {stream.height} pixels, more than {MOST_PIXELS:,}")
+            raise broken(
+                name,
+                f"{stream.width} x {stream.height} pixels, more than {MOST_PIXELS:,}",
+                "scale it down, or leave it out",
+            )
         stream.codec_context.thread_count = 1
         stream.thread_type = "NONE"
         stream.codec_context.options = DECODING
         yield container, stream
 
 
-def _why_no_film(source: Source, container: Any) -> str:
-    """Why no stream of a container is a film."""
+def _why_no_film(source: Source, container: Any) -> tuple[str, str]:
+    """Why no stream of a container is a film, and what to do."""
     videos = container.streams.video
     if any(s.disposition & av.stream.Disposition.attached_pic for s in videos):
-        return "no video stream, only a sound and its cover"
+        return "no video stream, only a sound and its cover", NO_PICTURES
     if videos:
         codec = next((s.codec_context.name for s in videos if s.codec_context is not None), "an unknown codec")
-        return f"its video ({codec}) cannot be decoded, or tells no size, or more than {MOST_PIXELS:,} pixels"
+        return f"its video ({codec}) cannot be decoded, or tells no size, or more than {MOST_PIXELS:,} pixels", CONVERT
     kinds = sorted({s.type for s in container.streams})
     why = None if kinds else why_unreadable(source)
-    return why or f"no video stream (it has: {', '.join(kinds) or 'nothing'})"
+    return why or (f"no video stream (it has: {', '.join(kinds) or 'nothing'})", NO_PICTURES)
 
 
 def _film(streams: Sequence[Any], lengths: Counter[int]) -> int:
@@ -93,9 +98,10 @@ def _container(source: Source, name: str) -> Any:
         return open_container(source)
     except (av.error.FFmpegError, OSError) as error:
         said = error.strerror or str(error)
-        why = why_unreadable(source) or why_cut(source)
+        cut = why_cut(source)
+        why = why_unreadable(source) or (None if cut is None else (cut, AGAIN))
         kind = "that is read here" if is_refused(error) else "that FFmpeg knows"
-        raise broken(name, why or f"no kind of video {kind}, or damaged ({said})") from error
+        raise broken(name, *(why or (f"no kind of video {kind}, or damaged ({said})", CONVERT))) from error
 
 
 @contextmanager
@@ -132,10 +138,10 @@ def scan_stream(source: Source, container: Any, stream: Any, counted: bool = Fal
     name = name_of(source)
     made_up = bool(container.format.flags & Flags.no_timestamps.value) or container.format.name in TIMELESS
     if (reason := why_cut(source)) is not None:
-        raise broken(name, reason)
+        raise broken(name, reason, AGAIN)
     headers = read_headers(container.demux(stream), stream, made_up, name)
     if container.format.name.startswith("mov") and len(headers.pts) < len(stream.index_entries):
-        raise broken(name, f"cut short: {len(headers.pts)} of {len(stream.index_entries)} frames are there")
+        raise broken(name, f"cut short: {len(headers.pts)} of {len(stream.index_entries)} frames are there", AGAIN)
     if container.format.name == "gif":
         headers.pts, headers.keys = list(gif.shown_at(headers.durations)), headers.keys[:1]
         found: Scan | None = by_output(headers, [n for n, shown in enumerate(headers.shown) if shown], name)
@@ -193,7 +199,9 @@ def decoder(stream: Any) -> Any:
     try:
         context = av.CodecContext.create(codec, "r")
     except av.codec.codec.UnknownCodecError as error:
-        raise broken(stream.container.name, f"what is transparent needs FFmpeg's {codec}, which is not here") from error
+        raise broken(
+            stream.container.name, f"what is transparent needs FFmpeg's {codec}, which is not here", CONVERT
+        ) from error
     context.extradata, context.thread_count, context.options = stream.codec_context.extradata, 1, DECODING
     return context
 

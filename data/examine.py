@@ -23,7 +23,7 @@ import pyarrow.parquet
 from data import image, video
 from data.damage import compare_bytes, compare_parts, is_ours, salvage, tell_size
 from data.diagnosis import Diagnosis, Job
-from data.findings import LEAVE_OUT, REBUILD, Finding
+from data.findings import LEAVE_OUT_BAD, LEAVE_OUT_UNDECODED, LOOK, REBUILD, Finding
 from data.index import ADDED, OLDER, SCHEMA
 from data.layout import digest_range
 from data.rebuild import Row, Told, told_by
@@ -50,7 +50,7 @@ def examine(job: Job) -> Diagnosis:
         found.tell("missing shard", f"with {job.index[2]} samples", remedy)
         found.lost = [(row, "its shard is missing") for row in rows or ()]
     except OSError as error:
-        found.tell("unreadable", error.strerror or str(error), "look at the disk, then check again")
+        found.tell("unreadable", error.strerror or str(error), LOOK)
         found.rows = rows or []
     return found
 
@@ -65,7 +65,7 @@ def _rows(found: Diagnosis) -> tuple[list[Row] | None, list[Row] | None]:
         found.tell("missing index", f"with {number} rows", REBUILD, file=path)
         return None, None
     except OSError as error:
-        found.tell("changed index", error.strerror or str(error), REBUILD, file=path)
+        found.tell("unreadable", error.strerror or str(error), LOOK, file=path)
         return None, None
     if job.deep and digest_bytes(data) != digest:
         found.tell("changed index", f"BLAKE3 {digest_bytes(data)}, the commit says {digest}", REBUILD, file=path)
@@ -120,7 +120,7 @@ def _compare(told: Told, rows: list[Row] | None, found: Diagnosis) -> None:
     """The tar is as it was written: what does the index make of it?"""
     found.rows = list(told.rows)
     for wrong in told.wrong:
-        found.tell("bad sample", wrong.reason, LEAVE_OUT, wrong.sample, wrong.part)
+        found.tell("bad sample", wrong.reason, LEAVE_OUT_BAD, wrong.sample, wrong.part)
         found.lose({"uid": wrong.sample, "media": "", "json_offset": wrong.offset}, wrong.reason)
     path = found.job.index[0]
     for row, true in _pairs(rows, told.rows) if rows is not None else ():
@@ -162,7 +162,7 @@ def _decode(file: int, found: Diagnosis) -> None:
         if reason is None:
             good.append(row)
         else:
-            found.tell("undecodable", reason, LEAVE_OUT, row["uid"], row["media"])
+            found.tell("undecodable", reason, LEAVE_OUT_UNDECODED, row["uid"], row["media"])
             found.lose(row, reason)
     found.rows = good
 

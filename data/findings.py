@@ -38,6 +38,11 @@ Kind = Literal[
 RESTORE = "--repair writes it again, byte for byte"
 REBUILD = "--repair makes it again from the shard"
 LEAVE_OUT = "--repair leaves the sample out; or restore the shard from a copy"
+# of bytes that are as they were written: a copy of the shard has the same
+LEAVE_OUT_BAD = "--repair leaves the sample out; a copy of the shard is no better"
+LEAVE_OUT_UNDECODED = "--repair with --decode leaves the sample out; a copy of the shard is no better"
+LEAVE_OUT_SECOND = "--repair leaves the later one out"
+LOOK = "look at the disk, then check again"
 ACCEPT = "its samples are whole; --repair notes it, or restore the shard from a copy"
 
 

@@ -27,6 +27,7 @@ class Rejection:
         rows: "start:stop" of the clip in its file; "" if it is about the whole file.
         clips: how many clips it is about; 0 for a whole file.
         again: whether the next run tries again.
+        remedy: what to do about it, where that is not known by its kind (`data.remedies`).
     """
 
     file: str
@@ -36,6 +37,7 @@ class Rejection:
     rows: str = ""
     clips: int = 0
     again: bool = False
+    remedy: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """For the quarantine and for commits: what is empty is left out."""

@@ -34,6 +34,7 @@ from data.ledger import Ledger
 from data.listing import Listing, find
 from data.outcome import Outcome, Rejection, Tally
 from data.pending import Pending
+from data.remedies import remedy_of
 from data.scratch import sweep
 from data.shards import digest_of
 from data.workers import LEAST_MEMORY, Limits, Pool, Workers, available_cores, fair_memory
@@ -285,19 +286,11 @@ def _nothing_usable(source: str, summary: Summary) -> InputError:
     if not summary.rejected:
         return InputError("a source has videos", f"{source}: no samples in its tars", "look into them with tar -tvf")
     first = summary.rejected[0]
-    remedy = "check the files with ffprobe"
+    remedy = remedy_of(first)
     if first.kind == NO_CAPTION:
         folder = source if remote.is_url(source) or Path(source).is_dir() else Path(source).parent
         remedy = f"write {{file: text}} to {folder}/{FILE_NAME}, or allow missing captions"
         remedy = "; ".join([*summary.notes, remedy])
-    elif first.stage == "caption":
-        remedy = 'write {"clip.mp4": "what it shows"}, or {"short": ..., "long": ...} for each'
-    elif first.kind == MIN_FRAMES:
-        remedy = "lower min_frames"
-    elif first.stage in ("filter", "duplicate"):
-        remedy = f"loosen {first.kind}"
-    elif first.stage in ("list", "fetch"):
-        remedy = "check that this machine reaches the files and may read them"
     kinds = Counter(one.kind for one in summary.rejected).most_common()
     told = f" ({', '.join(f'{kind}: {times}' for kind, times in kinds)})" if len(kinds) > 1 else ""
     return InputError(

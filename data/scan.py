@@ -33,6 +33,11 @@ from parallel.errors import InputError
 IDR = 5  # ITU-T H.264, table 7-1
 JOIN = (1, 2)  # packets from the one that MPEG-TS says is damaged to the first of a new file: a parser holds one back
 ALPHA = 1  # BlockAddID of a second picture of transparencies (WebM's alpha guidelines)
+# what to do about a file; `ffmpeg -i IN OUT.mp4` decodes IN and encodes what it sees
+EXPORT = "export it again from its source, or let ffmpeg -i IN OUT.mp4 patch what is damaged, or leave it out"
+AGAIN = "copy or download it again, or leave it out"
+RESTAMP = "let ffmpeg -i IN OUT.mp4 write new time stamps, or leave it out"
+CONVERT = "convert it with a program that plays it, or leave it out"
 WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that read it
 
 
@@ -209,7 +214,7 @@ def _times(headers: Headers, numbers: Sequence[int], name: str) -> tuple[int, ..
     stamps = [sorted(times) for times in (decoded, shown) if len(times) == len(numbers)]
     ascending = next((times for times in stamps if all(np.diff(times) > 0)), None)
     if stamps and ascending is None:
-        raise broken(name, "two frames have the same time stamp")
+        raise broken(name, "two frames have the same time stamp", RESTAMP)
     return tuple(ascending or ())
 
 
@@ -240,10 +245,6 @@ def units(packet: bytes, extradata: bytes) -> Iterator[tuple[int, int]]:
         yield start, at
 
 
-def broken(name: str, reason: str) -> InputError:
+def broken(name: str, reason: str, remedy: str = EXPORT) -> InputError:
     """The error of a file that is no whole video."""
-    return InputError(
-        "a video decodes from its first frame to its last",
-        f"{name}: {reason}",
-        "export the file again (ffmpeg -i IN -c:v libx264 OUT.mp4), or leave it out",
-    )
+    return InputError("a video decodes from its first frame to its last", f"{name}: {reason}", remedy)

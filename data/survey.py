@@ -152,7 +152,7 @@ def _strays(found: Survey) -> None:
             named = _name(found, path) in parts if folder == INDEX else shards.shard_of(path) in known
             if not fits or not (named or folder in (COMMITS, MANIFEST)):
                 found.strays.append(path)
-                half = path.name.startswith(".") and path.suffix == ".tmp"
+                half = path.name.startswith(".") and path.suffix == ".tmp" and path.is_file()
                 what = "half written by a killed writer" if half else "no record names it"
                 remedy = "--repair removes it" if half else f"--repair moves it to {QUARANTINE}/"
                 found.findings.append(Finding("stray file", _name(found, path), what, remedy))

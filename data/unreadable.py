@@ -11,50 +11,57 @@ from typing import BinaryIO
 
 from data.regular import open_regular
 
+AGAIN = "copy or download it again, or leave it out"
+LEAVE = "leave it out"
+UNPACK = "unpack it, and give what is in it"
 HEAD = 4096  # bytes looked at
 KINDS = {  # first bytes, which a file has whatever its name says
-    b"%PDF": "a PDF",
-    b"PK\x03\x04": "a zip archive",
-    b"\x1f\x8b": "gzip data",
-    b"\x28\xb5\x2f\xfd": "zstd data",
-    b"7z\xbc\xaf": "a 7z archive",
-    b"Rar!": "a rar archive",
-    b"\x7fELF": "a program",
-    b"SQLite format 3": "a database",
-    b"version https://git-lfs": "a Git LFS pointer: the file itself was not fetched",
+    b"%PDF": ("a PDF", LEAVE),
+    b"PK\x03\x04": ("a zip archive", UNPACK),
+    b"\x1f\x8b": ("gzip data", UNPACK),
+    b"\x28\xb5\x2f\xfd": ("zstd data", UNPACK),
+    b"7z\xbc\xaf": ("a 7z archive", UNPACK),
+    b"Rar!": ("a rar archive", UNPACK),
+    b"\x7fELF": ("a program", LEAVE),
+    b"SQLite format 3": ("a database", LEAVE),
+    b"version https://git-lfs": ("a Git LFS pointer: the file itself was not fetched", "git lfs pull"),
 }
 
 
 LISTS = (b"ffconcat", b"#EXTM3U", b"v=0", b"<?xml")  # first bytes of what names other files or a stream
 
 
-def why_unreadable(source: Path | bytes) -> str | None:
-    """What a file is instead of a video, or where it ends too early; None if nothing is known of it."""
+Why = tuple[str, str]  # what a file is, and what to do
+
+
+def why_unreadable(source: Path | bytes) -> Why | None:
+    """What a file is instead of a video, or where it ends too early, and what to do; None if nothing is known of it."""
     if isinstance(source, bytes):
         return _why(io.BytesIO(source), len(source))
     try:
         with open_regular(source) as file:
             return _why(file, os.fstat(file.fileno()).st_size)
     except OSError as error:
-        return error.strerror or str(error)
+        return error.strerror or str(error), "check that it is a file, and that you may read it"
 
 
-def _why(file: BinaryIO, size: int) -> str | None:
+def _why(file: BinaryIO, size: int) -> Why | None:
     if size == 0:
-        return "the file is empty (0 bytes)"
+        return "the file is empty (0 bytes)", AGAIN
     head = file.read(HEAD)
-    for begin, kind in KINDS.items():
+    for begin, (kind, remedy) in KINDS.items():
         if head.startswith(begin):
-            return f"no video but {kind}"
+            return f"no video but {kind}", remedy
     if head[257:262] == b"ustar":
-        return "no video but a tar archive"
+        return "no video but a tar archive", "name it .tar"
     if head[4:8] == b"ftyp":
-        return _mp4(file, size)
+        reason = _mp4(file, size)
+        return None if reason is None else (reason, AGAIN)
     if not any(head):
-        return f"its first {len(head):,} bytes are zero: it was never written to the end"
+        return f"its first {len(head):,} bytes are zero: it was never written to the end", AGAIN
     if _is_text(head):
-        return "no video but text"
-    return "no video but a list of other files" if head.startswith(LISTS) else None
+        return "no video but text", LEAVE
+    return ("no video but a list of other files", "give these files") if head.startswith(LISTS) else None
 
 
 def _is_text(head: bytes) -> bool:

@@ -46,7 +46,7 @@ from data.demux import (
 from data.h264 import GOP_FRAMES, encode
 from data.rates import Stretch, rate_of, stretches
 from data.rgb import UPRIGHT, Frames, Rgb, Turn, check_colours, displayed, turn_of
-from data.scan import Scan, broken
+from data.scan import RESTAMP, Scan, broken
 from data.sequence import PictureSequence, sequence_of
 from data.timeline import Timeline, timeline_of
 
@@ -138,7 +138,7 @@ def probe(source: Source, counted: bool = False, fps: Fraction | None = None) ->
         height, width = displayed(first.height, first.width, aspect, turn)
         fps, even = rate_of(found.pts, stream.time_base, stream.average_rate or stream.guessed_rate)
         if not SLOWEST <= fps <= FASTEST:
-            raise broken(name, f"{float(fps):.3g} frames a second by its time stamps")
+            raise broken(name, f"{float(fps):.3g} frames a second by its time stamps", RESTAMP)
         kind = container.metadata.get("major_brand", "").strip() or container.format.name
         return Video(
             frames=found.frames,

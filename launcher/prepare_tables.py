@@ -13,6 +13,7 @@ from rich.table import Table
 
 from data.outcome import Rejection
 from data.prepare import Summary
+from data.remedies import remedy_of
 from data.shards import QUARANTINE
 from launcher.console import in_a_line
 from launcher.funnel import rows
@@ -82,16 +83,18 @@ def _rejected(rejected: list[Rejection]) -> Table:
     table.add_column("file" if few else "reason", overflow="fold")
     table.add_column("rows" if few else "times", justify="right")
     table.add_column("reason" if few else "such as", overflow="fold")
+    table.add_column("remedy", overflow="fold")
     if few:
         for one in rejected:
-            table.add_row(printable(one.file), one.rows, printable(one.reason))
+            table.add_row(printable(one.file), one.rows, printable(one.reason), printable(remedy_of(one)))
         return table
     first: dict[str, Rejection] = {}
     for one in rejected:
         first.setdefault(one.kind, one)
     for kind, times in Counter(one.kind for one in rejected).most_common():
         one = first[kind]
-        table.add_row(kind, f"{times:,}", printable(f"{one.file} {one.rows}".strip() + f": {one.reason}"))
+        example = printable(f"{one.file} {one.rows}".strip() + f": {one.reason}")
+        table.add_row(kind, f"{times:,}", example, printable(remedy_of(one)))
     return table
 
 
