@@ -353,7 +353,7 @@ def test_inputs_that_cannot_work(tmp_path):
     brief = fill(tmp_path / "brief", good=mp4(0, frames=5))
     with pytest.raises(InputError, match="have fewer than 8 frames: 0:5") as error:
         prepare(brief, tmp_path / "out", HERE)
-    assert error.value.remedy == "lower min_frames"
+    assert error.value.remedy == "lower --min-frames, or leave it out"
     long = PrepareOptions(workers=0, cut=CutOptions(min_frames=1), filters=Filters(min_seconds=9))
     with pytest.raises(InputError, match=r"lasts 0\.5 s, less than 9") as error:
         prepare(brief, tmp_path / "out", long)
