@@ -357,7 +357,7 @@ def test_inputs_that_cannot_work(tmp_path):
     long = PrepareOptions(workers=0, cut=CutOptions(min_frames=1), filters=Filters(min_seconds=9))
     with pytest.raises(InputError, match=r"lasts 0\.5 s, less than 9") as error:
         prepare(brief, tmp_path / "out", long)
-    assert error.value.remedy == "loosen min_seconds"
+    assert error.value.remedy == "loosen --min-seconds"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.doc").write_text("x")
     with pytest.raises(InputError, match=r"thesis\.doc"):
