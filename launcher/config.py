@@ -641,9 +641,21 @@ def _first_mistake(error: ValidationError, lines: Mapping[str, str]) -> InputErr
         return InputError(rule, found, f"for example {key}={_example(key)}")
     if first["type"] == "missing" and key in known_keys():
         return InputError(f"a run has {key}", f"no such key{more}", f"add it, or give {key}=VALUE")
+    if first["type"] == "extra_forbidden" and (kinds := _kinds_with(key)):
+        section = key.partition(".")[0]
+        rule = f"{key} is a key of {section}.kind={' and '.join(kinds)}"
+        return InputError(rule, f"{first['input']!r} ({where}){more}", f"{section}.kind={kinds[0]}, or leave {key} out")
     rule, remedy = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}", f"for example {key}={_example(key)}"
     meant = value_of(key, first["input"])
     return InputError(rule, f"{shorter(first['input'])} ({where}){more}", f"{meant}; {remedy}" if meant else remedy)
+
+
+def _kinds_with(key: str) -> list[str]:
+    """Kinds of a section, such as of models, that have a key which the kind that was given has not."""
+    section, _, name = key.partition(".")
+    field = RunConfig.model_fields.get(section)
+    kinds = [each for each in (_sections_of(field.annotation) if field else []) if "kind" in each.model_fields]
+    return [str(kind.model_fields["kind"].default) for kind in kinds if name in kind.model_fields and len(kinds) > 1]
 
 
 def _where(key: str, lines: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ import os
 import platform
 from bisect import bisect_right
 from collections.abc import Collection, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Made:
         self.config, self.machine, self.outside = config, machine, outside
         self._by_effect = _by_effect(config)
         self.versions = versions()
-        self._rounding = digest_of([self._by_effect[Effect.ROUNDING], dict(machine), self.versions])
+        self._rounding = digest_of([self._by_effect[Effect.ROUNDING], dict(machine), dict(self.versions)])
         self._segments: dict[int, str] = {}
 
     def of(self, step: int, rate: float, unreadable: Collection[str] = ()) -> dict[str, str]:
@@ -85,7 +86,8 @@ def _by_effect(config: RunConfig) -> dict[Effect, dict[str, Any]]:
     return found
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Of the packages that numbers come from, and of our own code."""
     found = versions_here()
     for package in ALSO:

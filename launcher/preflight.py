@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from data.stream import Stream
 from data.talk_stream import TalkStream
-from launcher.checkpoints.changes import changed_settings, refuse_changes, refuse_foreign
+from launcher.checkpoints.changes import changed_settings, refuse_changes, refuse_foreign, refuse_left_behind
 from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.storage import open_storage
 from launcher.config import MeshConfig, RunConfig
@@ -59,7 +59,9 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
     _check_mesh(config, available)
     if config.device == "cpu" or gpus() or ranks_available is None:  # else a cluster may have GPUs: its ranks say it
         refuse_kernels(config, "cuda" if gpus(config.device) else "cpu")
-    found, broken = newest(open_storage(RunFolder(config.out).checkpoints, config.checkpoint.to), trusting)
+    storage = open_storage(RunFolder(config.out).checkpoints, config.checkpoint.to)
+    found, broken = newest(storage, trusting)
+    refuse_left_behind(RunFolder(config.out), storage, found)
     state = found.state if found else None
     config = as_begun(config, found)
     if found is not None:

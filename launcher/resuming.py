@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from data.curriculum import Position
-from launcher.checkpoints.changes import changed_settings, refuse_changes, refuse_foreign
+from launcher.checkpoints.changes import changed_settings, refuse_changes, refuse_foreign, refuse_left_behind
 from launcher.checkpoints.manifest import Manifest, TrainState, layout_of, verify
 from launcher.checkpoints.part import Part
 from launcher.checkpoints.reading import Checkpoint, newest
@@ -37,6 +37,7 @@ def find_checkpoint(config: RunConfig, folder: RunFolder, storage: Storage) -> C
         try:
             checkpoint, broken = newest(storage, lambda s, n, m: doubts.get(n) or _verified_by_all(s, n, m))
             found = [checkpoint.name, checkpoint.manifest, broken, None] if checkpoint else [None, None, broken, None]
+            refuse_left_behind(folder, storage, checkpoint)
             if checkpoint is not None:
                 refuse_foreign(checkpoint, config)
                 if config.checkpoint.adopt and checkpoint.manifest.run:
@@ -116,7 +117,7 @@ def saver_for(
     def manifest(state: TrainState, parts: Sequence[Part], recent: Sequence[dict[str, Any]]) -> Manifest:
         told = tuple(recent)
         return Manifest(
-            state, settings, layout, made.versions, told, shapes, tuple(parts), run, made.outside, made.machine
+            state, settings, layout, dict(made.versions), told, shapes, tuple(parts), run, made.outside, made.machine
         )
 
     fragments = ema.fragments if ema is not None else engine.owned()

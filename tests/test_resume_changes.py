@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from launcher.checkpoints.changes import changed_settings, refuse_changes
+from launcher.checkpoints.changes import changed_settings, refuse_changes, refuse_left_behind
+from launcher.checkpoints.storage import LocalStorage
+from launcher.folder import RunFolder
 from parallel.errors import InputError
 from tests.runs import config
 
@@ -40,3 +42,39 @@ def test_keys_that_did_not_exist_mean_their_defaults(tmp_path: Path) -> None:
         del before.manifest.config["model"][key]
     refuse_changes(before, config(tmp_path, tmp_path))
     assert changed_settings(before, config(tmp_path, tmp_path)) == []
+
+
+def test_checkpoints_that_lie_elsewhere_are_not_left_behind(tmp_path: Path) -> None:
+    """Another checkpoint.to is no reason to begin anew; both remedies work."""
+    folder, name = RunFolder(tmp_path / "run"), "step-00000004"
+    old, new = LocalStorage(tmp_path / "old"), LocalStorage(tmp_path / "new")
+    refuse_left_behind(folder, new, None)
+    folder.root.mkdir()
+    folder.record("checkpoint", step=4, path=old.where(name))
+    refuse_left_behind(folder, new, None)  # it is gone: nothing is left behind
+    (old.root / name).mkdir(parents=True)
+    with pytest.raises(InputError, match=rf"{name} was saved to .*old\n.*checkpoint\.to=.*old, or copy"):
+        refuse_left_behind(folder, new, None)
+    refuse_left_behind(folder, old, None)  # it is known there to be broken
+    copied: Any = SimpleNamespace(state=SimpleNamespace(step=4), name=name)
+    refuse_left_behind(folder, new, copied)
+    folder.record("checkpoint", step=5, path=str(folder.checkpoints / "step-00000005"))
+    (folder.checkpoints / "step-00000005").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"checkpoint\.to=null"):
+        refuse_left_behind(folder, new, copied)
+
+
+def test_a_copy_of_a_run_may_go_on_from_an_earlier_step(tmp_path: Path) -> None:
+    folder, origin = RunFolder(tmp_path / "copy"), RunFolder(tmp_path / "origin")
+    (origin.checkpoints / "step-00000004").mkdir(parents=True)
+    origin.config.write_text("")
+    folder.root.mkdir()
+    folder.record("checkpoint", step=4, path=str(origin.checkpoints / "step-00000004"))
+    refuse_left_behind(folder, LocalStorage(folder.checkpoints), None)
+
+
+def test_a_place_that_does_not_answer_is_not_taken_for_empty(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.record("checkpoint", step=4, path="nowhere://bucket/step-00000004")
+    with pytest.raises(InputError, match="newest checkpoint"):
+        refuse_left_behind(folder, LocalStorage(tmp_path / "new"), None)

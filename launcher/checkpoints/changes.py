@@ -13,15 +13,18 @@ All of it is a function of the settings of the checkpoint, those of now, and the
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from launcher.checkpoints.reading import Checkpoint
+from launcher.checkpoints.storage import Storage, open_storage
 from launcher.config import DataConfig, OptimizerConfig, RunConfig, SegmentConfig
-from launcher.folder import RunFolder, known_id
+from launcher.folder import RunFolder, known_id, read_lines
 from launcher.rates import learning_rate
 from launcher.schema import leaves
 from parallel.effects import Effect
@@ -122,6 +125,36 @@ def refuse_foreign(checkpoint: Checkpoint, config: RunConfig) -> None:
     )
 
 
+def refuse_left_behind(folder: RunFolder, storage: Storage, found: Checkpoint | None) -> None:
+    """A run whose `checkpoint.to` was changed does not begin anew while its checkpoints still lie where they were.
+
+    Args:
+        folder: of the run, whose events tell of every checkpoint and its place.
+        storage: where checkpoints are to lie now.
+        found: the newest there.
+
+    Raises:
+        InputError: a newer one lies elsewhere, or that place cannot be asked.
+    """
+    saved = [event for event in read_lines(folder.events) if event.get("event") == "checkpoint" and "path" in event]
+    place, _, name = str(saved[-1]["path"]).rpartition("/") if saved else ("", "", "")
+    if not saved or place == storage.where("").rstrip("/") or (found and found.state.step >= saved[-1]["step"]):
+        return
+    if Path(place).parent != folder.root and RunFolder(Path(place).parent).config.is_file():
+        return  # of the run that this folder was copied from
+    try:
+        there = name in open_storage(Path(place), place).names()
+    except Exception:  # drivers of stores raise what they like; nobody knows that it is gone
+        there = True
+    if there:
+        back = "null" if place == str(folder.checkpoints) else shlex.quote(place)
+        raise InputError(
+            "a run goes on from its newest checkpoint",
+            f"{storage.where('')} has {found.name if found else 'none'}; {name} was saved to {place}",
+            f"checkpoint.to={back}, or copy {name} to where checkpoints are to lie; or {ANOTHER}",
+        )
+
+
 def changed_settings(checkpoint: Checkpoint, config: RunConfig) -> list[str]:
     """Settings that a resumed run may change, and did, one sentence each."""
     before, now = checkpoint.manifest.config, config.model_dump(mode="json")
@@ -185,8 +218,9 @@ def _remedy(before: DataConfig, now: DataConfig, step: int, found: Sequence[Chan
     later = [s.model_dump(mode="json", exclude_none=True) for s in now.segments if (s.until or step + 1) > step]
     first, *others = later or [{}]
     segments = [{"until": end, **s} for end, s in zip(ends, kept, strict=True)] + [{**first, **new}, *others]
-    back = [f"data.{key}={_yaml(was)}" for key, was in _overridden(before, now, new)]
-    return f"{' '.join(back)} 'data.segments={_yaml(segments)}' for the steps to come; or {ANOTHER}".strip()
+    back = [(f"data.{key}", was) for key, was in _overridden(before, now, new)]
+    line = " ".join(shlex.quote(f"{key}={_yaml(value)}") for key, value in (*back, ("data.segments", segments)))
+    return f"{line} for the steps to come; or {ANOTHER}"
 
 
 def _overridden(before: DataConfig, now: DataConfig, keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
