@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
-from launcher.schema import keys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from launcher.schema import keys, leaves
+from launcher.settings_page import RESUMES, page
+from parallel.effects import Effect, Nothing, State
 
 
 def test_every_key_declares_its_effect() -> None:
     """A new key: write State[...], Data[...], Numbers[...] ... Nothing[...] around its type (parallel/effects.py)."""
     assert [key.name for key in keys() if key.effect is None] == []
+
+
+def test_the_page_of_settings_is_what_the_keys_declare() -> None:
+    """If not: python -m launcher.settings_page > docs/settings.md"""
+    page_there = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
+    assert page_there.read_text() == page()
+    assert set(RESUMES) == set(Effect)
+
+
+def test_a_key_without_an_effect_is_found() -> None:
+    class Section(BaseModel):
+        said: Nothing[int] = 1
+        forgotten: int = 1
+        twice: Nothing[State[int]] = 1
+
+    assert [key.name for key in keys(Section) if key.effect is None] == ["forgotten", "twice"]
+    with pytest.raises(AssertionError, match="forgotten declares no effect"):
+        list(leaves({}, Section))
