@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from models.layers import MLP, Linear, SelfAttention, norm
 from models.rope import Rotary
-from parallel.effects import Data, State
+from parallel.effects import Numbers, State
 from parallel.errors import InputError
 from parallel.kernel import Kernel
 from parallel.mask import packed as packed_mask
@@ -46,7 +46,7 @@ class TextConfig(BaseModel):
     depth: State[int] = Field(default=4, ge=0)
     heads: State[int] = Field(default=4, gt=0)
     rope_theta: State[float] = Field(default=10_000.0, gt=1)
-    max_bytes: Data[int] = Field(default=1024, ge=1, le=65536)
+    max_bytes: Numbers[int] = Field(default=1024, ge=1, le=65536)
 
     def operations(self, tokens: Floats) -> Floats:
         """Of encoding captions of so many tokens, forward and backward, each by itself."""

@@ -17,6 +17,11 @@ def test_every_key_declares_its_effect() -> None:
     assert [key.name for key in keys() if key.effect is None] == []
 
 
+def test_keys_of_data_alone_are_of_segments() -> None:
+    """What packs are made of is compared segment by segment; elsewhere another word says what changes."""
+    assert [key.name for key in keys() if key.effect is Effect.DATA and not key.name.startswith("data.")] == []
+
+
 def test_the_page_of_settings_is_what_the_keys_declare() -> None:
     """If not: python -m launcher.settings_page > docs/settings.md"""
     page_there = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
