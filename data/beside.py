@@ -24,7 +24,8 @@ CAPTION_NAMES = ("caption", "captions", "cap", "text", "txt", "prompt", "descrip
 LONG_NAMES = ("long", "caption_long", "long_caption", "caption-long", "long-caption")
 KINDS = {"txt": "txt", "json": "json", "cls": "cls", **dict.fromkeys(("caption", "captions", "prompt", "text"), "txt")}
 LANGUAGE = re.compile(r"[a-z]{2}([-_][a-z]{2,4})?")
-COMMON = frozenset([*CAPTION_NAMES, *LONG_NAMES, "asr", "ocr", "transcript", "subtitles", "meta", "metadata", "info"])
+HEARD = frozenset(["asr", "ocr", "transcript", "subtitle", "subtitles", "meta", "metadata", "info"])  # no captions
+COMMON = frozenset([*CAPTION_NAMES, *LONG_NAMES, *HEARD])
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Sides:
     Attributes:
         kinds: the one of each kind (txt, json, cls, long) that is of its name or of its caption.
         twice: for a kind, names that have the same claim to it.
-        others: what else there is, if nothing above says anything.
+        others: what else there is, if nothing above says anything; what was heard or read only if there is no more.
     """
 
     kinds: Mapping[str, str] = field(default_factory=dict)
@@ -73,16 +74,17 @@ def chosen(parts: Iterable[Part], suffix: str) -> Sides:
         suffix: of the video, in lower case without a dot.
     """
     ranked: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-    others = []
+    others: dict[bool, list[str]] = {True: [], False: []}
     for part in parts:
         kind, rank = _rank(part.rest, suffix)
         if rank is None:
-            others.append(part.name)
+            others[HEARD.isdisjoint(part.rest)].append(part.name)
         else:
             ranked[kind][rank].append(part.name)
     first = {kind: sorted(names[min(names)]) for kind, names in ranked.items()}
     twice = {kind: tuple(names) for kind, names in first.items() if len(names) > 1}
-    return Sides({kind: names[0] for kind, names in first.items() if len(names) == 1}, twice, tuple(sorted(others)))
+    single = {kind: names[0] for kind, names in first.items() if len(names) == 1}
+    return Sides(single, twice, tuple(sorted(others[True] or others[False])))
 
 
 def _rank(rest: Sequence[str], suffix: str) -> tuple[str, int | None]:
