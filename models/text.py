@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from models.layers import MLP, Linear, SelfAttention, norm
 from models.rope import Rotary
-from parallel.effects import Numbers, State
+from parallel.effects import State
 from parallel.errors import InputError
 from parallel.kernel import Kernel
 from parallel.mask import packed as packed_mask
@@ -37,7 +37,8 @@ class TextConfig(BaseModel):
 
     Attributes:
         dim, depth, heads, rope_theta: of its transformer.
-        max_bytes: of a caption or prompt that are read, from its beginning, in UTF-8; what is longer is told.
+        max_bytes: of a caption or prompt that are read, from its beginning, in UTF-8; what is longer is told. Packs are
+            dealt by what words cost, so a begun run keeps it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,7 +47,7 @@ class TextConfig(BaseModel):
     depth: State[int] = Field(default=4, ge=0)
     heads: State[int] = Field(default=4, gt=0)
     rope_theta: State[float] = Field(default=10_000.0, gt=1)
-    max_bytes: Numbers[int] = Field(default=1024, ge=1, le=65536)
+    max_bytes: State[int] = Field(default=1024, ge=1, le=65536)
 
     def operations(self, tokens: Floats) -> Floats:
         """Of encoding captions of so many tokens, forward and backward, each by itself."""
