@@ -4,6 +4,7 @@
     clip.txt  clip.json  clip.TXT     its name
     clip.caption.txt  clip.caption    its name, and that these are its caption
     clip.long.txt                     its long caption
+    ../labels/clip.txt captions/clip.txt   in a folder of words below or beside     if there is nothing above
     clip.en.txt                       its name and something else                only if nothing else says anything
 
 What belongs to a video with a longer name belongs to that one alone: `movie.part1.txt` is of movie.part1.mp4, never of
@@ -12,6 +13,7 @@ movie.mp4 or movie.part2.mp4.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -24,6 +26,7 @@ CAPTION_NAMES = ("caption", "captions", "cap", "text", "txt", "prompt", "descrip
 LONG_NAMES = ("long", "caption_long", "long_caption", "caption-long", "long-caption")
 KINDS = {"txt": "txt", "json": "json", "cls": "cls", **dict.fromkeys(("caption", "captions", "prompt", "text"), "txt")}
 LANGUAGE = re.compile(r"[a-z]{2}([-_][a-z]{2,4})?")
+WORD_FOLDERS = ("captions", "caption", "labels", "label", "texts", "text", "txt", "prompts", "prompt")
 HEARD = frozenset(["asr", "ocr", "transcript", "subtitle", "subtitles", "meta", "metadata", "info"])  # no captions
 COMMON = frozenset([*CAPTION_NAMES, *LONG_NAMES, *HEARD])
 
@@ -46,6 +49,10 @@ class Sides:
     def names(self) -> list[str]:
         """All of them."""
         return [*self.kinds.values(), *(name for names in self.twice.values() for name in names), *self.others]
+
+    def within(self, folder: str) -> Sides:
+        """Those that have a claim, as names from above `folder`."""
+        return Sides({kind: f"{folder}/{name}" for kind, name in self.kinds.items()})
 
 
 @dataclass(frozen=True)
@@ -177,6 +184,7 @@ class Folders:
             elif f".{last.rpartition('.')[2].lower()}" in media:
                 self._folders[above][0].append(last)
         self._made: dict[str, Folder] = {}
+        self._parallel: dict[tuple[str, str], Folder] = {}
 
     def media(self, above: str) -> list[str]:
         """The names of the media in one folder."""
@@ -186,8 +194,39 @@ class Folders:
         """The words of one of the media, named relative to its folder."""
         above, _, last = name.rpartition("/")
         if above not in self._made:
-            self._made[above] = Folder(*self._folders[above])
-        return self._made[above].sides(last)
+            self._made[above] = Folder(*self._folders.get(above, ([], [])))
+        sides = self._made[above].sides(last)
+        if not sides.names:
+            sides = self._apart(above, last)
+        return sides
+
+    def unowned(self, media: Iterable[str]) -> list[str]:
+        """Names of texts that belong to none of these media."""
+        owned: set[str] = set()
+        for name in media:
+            above = posixpath.dirname(name)
+            owned.update(posixpath.normpath(posixpath.join(above, side)) for side in self.sides(name).names)
+        texts = (posixpath.join(above, name) for above, (_, words) in self._folders.items() for name in words)
+        return sorted(name for name in texts if kind_of(name) == "txt" and name not in owned)
+
+    def _apart(self, above: str, last: str) -> Sides:
+        """Words of the same name in a folder that is called for them: videos/clip.mp4 and labels/clip.txt."""
+        found: list[Sides] = []
+        for here in dict.fromkeys((above, posixpath.dirname(above)) if above else ("",)):
+            for called in WORD_FOLDERS:
+                folder = posixpath.join(here, called)
+                if folder == above or folder not in self._folders:
+                    continue
+                if (above, folder) not in self._parallel:
+                    self._parallel[above, folder] = Folder(self._folders[above][0], self._folders[folder][1])
+                start = called if here == above else f"../{called}"
+                found.append(self._parallel[above, folder].sides(last).within(start))
+        kinds: dict[str, list[str]] = defaultdict(list)
+        for sides in found:
+            for kind, side in sides.kinds.items():
+                kinds[kind].append(side)
+        single = {kind: names[0] for kind, names in kinds.items() if len(names) == 1}
+        return Sides(single, {kind: tuple(names) for kind, names in kinds.items() if len(names) > 1})
 
 
 def parts_of_sample(suffixes: Iterable[str], stem: str, stems: Collection[str]) -> list[Part]:

@@ -21,12 +21,14 @@ from typing import Any
 from data.captions import Captions, Twice, caption_of, is_empty, object_of
 from data.naming import listed
 from data.sources import MEDIA_SUFFIXES
-from data.tables import TABLE_SUFFIXES, Table, read_table
+from data.tables import TABLE_SUFFIXES, Table, read_table, rows_in
 from parallel.errors import InputError
 from parallel.parsing import ParseError, parse_json, text_of
 
 FILE_NAME = "captions.json"
 VIDEO_LISTS, PROMPT_LISTS = ("videos.txt", "video.txt"), ("prompt.txt", "prompts.txt", "caption.txt", "captions.txt")
+LISTS = frozenset([*VIDEO_LISTS, *PROMPT_LISTS])
+SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 REMEDY = 'write {"clip.mp4": "what it shows", ...}'
 
 Opened = Callable[[str], AbstractContextManager[Path]]  # a name in the source as a local file
@@ -145,6 +147,11 @@ def video_table(file: Path) -> Table:
 def _said(file: Path, notes: list[str], origin: str | None = None) -> Iterator[tuple[str, Any]]:
     """(name as written, captions) in a file; `notes` grow by what a person should know."""
     suffix = file.suffix.lower()
+    if suffix in SPREADSHEETS:
+        raise save_as_csv(file)
+    if file.is_dir():
+        yield from _texts_in(file)
+        return
     if suffix == ".txt":
         yield from _given_lines(file)
         return
@@ -165,6 +172,27 @@ def _said(file: Path, notes: list[str], origin: str | None = None) -> Iterator[t
     yield from ((row.path, row.captions) for row in table)
 
 
+def save_as_csv(file: Path) -> InputError:
+    """The error of a spreadsheet."""
+    remedy = f"save it from the spreadsheet as {file.stem}.csv, in UTF-8, with the columns path,caption"
+    return InputError("a table is a .csv, .tsv, .parquet, .jsonl or .json file", str(file), remedy)
+
+
+def _texts_in(folder: Path) -> Iterator[tuple[str, str]]:
+    """A folder with a text file for each video."""
+    texts = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() == ".txt" and not path.name.startswith(".")
+    )
+    if not texts:
+        raise InputError("a folder of captions has a .txt for each video", f"{folder}: none", "name a file of captions")
+    for path in texts:
+        try:
+            words = text_of(path.read_bytes())
+        except (OSError, ParseError) as error:
+            raise InputError("a file of words can be read", f"{path}: {error}", "save it as UTF-8") from error
+        yield path.relative_to(folder).with_suffix("").as_posix(), words
+
+
 def captions_in(data: bytes, origin: str) -> Mapping[str, Any] | Sequence[Any]:
     """What a `captions.json` says: {name: captions}, or a list of rows.
 
@@ -175,6 +203,7 @@ def captions_in(data: bytes, origin: str) -> Mapping[str, Any] | Sequence[Any]:
         raw = parse_json(data, pairs=object_of)
     except ParseError as error:
         raise _not_json(f"{origin}: {error}") from error
+    raw = rows_in(raw)
     if isinstance(raw, list) and raw and all(isinstance(row, dict) for row in raw):
         return raw
     if not isinstance(raw, dict):

@@ -57,6 +57,8 @@ def missing(headers: Sequence[str], accepted: Sequence[str], file: Path) -> Inpu
     remedy = f"rename {near!r} to {accepted[0]!r}" if near else f"add a column {accepted[0]!r}"
     if any("/" in header or Path(header).suffix[1:].isalnum() for header in headers if "." in header):
         remedy = "if its first line is a row already, put a line with the names of the columns above: path,caption"
+    if {"conversations", "messages"} & lower.keys():
+        remedy = "longreel data chat, for conversations"
     return InputError(
         f"a table has a column {' or '.join(map(repr, accepted[:2]))}",
         f"{file} has: {', '.join(map(repr, headers)) or 'none'}",

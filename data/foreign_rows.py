@@ -13,7 +13,7 @@ from typing import Any
 
 from data import image, latents, mp4, video
 from data.beside import Sides
-from data.captions import LARGEST_WORDS, Caption, NoCaptionError, of_sides
+from data.captions import LARGEST_WORDS, Caption, NoCaptionError, Tell, of_sides
 from data.foreign import IMAGES, WORDS, Candidate
 from data.rgb import UPRIGHT
 from data.shards import SHARDS, Part, digest_bytes, uid_of
@@ -23,6 +23,7 @@ from data.tars import Member
 from data.video import Video
 from parallel.errors import InputError
 
+SEVERAL = "several captions"  # no column: whether the sample has more captions than the row
 LARGEST_MEDIA = 2 << 30  # bytes; a part without slices is read whole by every rank that needs a frame of it
 
 
@@ -50,7 +51,8 @@ def _row(tar: Path, label: str, shard_id: str, found: Candidate, need_caption: b
             if member.size > LARGEST_WORDS:
                 return f"{member.name} has {member.size} bytes of words"
         texts = {name: read_part(file.fileno(), member) for name, member in found.parts.items()}
-        short, long = _caption(found.sides, texts, need_caption or found.media is None)
+        several: list[str] = []
+        short, long = _caption(found.sides, texts, need_caption or found.media is None, several.append)
         row: dict[str, Any] = {
             "uid": "",
             "shard": f"{SHARDS}/{shard_id}.tar",
@@ -66,12 +68,12 @@ def _row(tar: Path, label: str, shard_id: str, found: Candidate, need_caption: b
             words = Part(said.offset, said.size, digest_bytes(read_part(file.fileno(), said)))
         row.update({"json_offset": words.offset, "json_size": words.size, "json_hash": words.hash})
         row.update(_media(file.fileno(), found))
-    return {**row, "uid": uid_of(row["media_hash"], short, long)}
+    return {**row, "uid": uid_of(row["media_hash"], short, long), SEVERAL: bool(several)}
 
 
-def _caption(sides: Sides, texts: Mapping[str, bytes], needed: bool) -> Caption:
+def _caption(sides: Sides, texts: Mapping[str, bytes], needed: bool, tell: Tell) -> Caption:
     try:
-        return of_sides(sides, texts.__getitem__)
+        return of_sides(sides, texts.__getitem__, tell)
     except NoCaptionError:
         if needed:
             raise

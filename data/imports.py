@@ -24,8 +24,9 @@ from data import index, shards
 from data.captions import NO_CAPTION
 from data.folder import check_place, held
 from data.foreign import IMAGES, Candidate, Contents, contents
-from data.foreign_rows import read_sample
+from data.foreign_rows import SEVERAL, read_sample
 from data.generations import publish
+from data.naming import listed
 from data.shards import SHARDS, digest_of
 from data.sources import digest_path, readable
 from data.tar_sources import Tar, find_tars, why_not
@@ -189,16 +190,20 @@ class _Importer:
         summary.ignored.update(inside.ignored)
         summary.notes += [(tar.name, note) for note in inside.notes]
         rejected = [(readable(f"{tar.name}/{key}"), reason) for key, reason in inside.rejected]
-        rows, left_out = [], []
+        rows, left_out, several = [], [], list[str]()
         for candidate, result in zip(inside.candidates, self._read(tar, shard_id, inside, workers), strict=True):
             reason = self._refused(result)
             if reason is None:
+                several.extend([candidate.key] * result.pop(SEVERAL))
                 rows.append(result)
                 self._count(result)
             else:
                 rejected.append((readable(f"{tar.name}/{candidate.key}"), reason))
                 left_out.append(candidate.offset)
             self._tell(tar, candidate.offset)
+        if several:
+            many = f"{len(several):,} samples have several captions, of which the first is used"
+            summary.notes.append((tar.name, f"{many}: {listed(several)}"))
         if not inside.candidates and not rejected:
             rejected = [(tar.name, next(iter(inside.notes), "no samples"))]
         summary.rejected += rejected

@@ -9,6 +9,7 @@ when their turn comes.
 from __future__ import annotations
 
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +23,7 @@ from data import remote
 from data.ahead import ahead
 from data.beside import KINDS, Folders, Sides
 from data.bundles import local_members, remote_members
-from data.caption_files import Opened, find_captions, given_captions, video_table
+from data.caption_files import LISTS, SPREADSHEETS, Opened, find_captions, given_captions, save_as_csv, video_table
 from data.captions import (
     LARGEST_WORDS,
     NO_CAPTION,
@@ -35,7 +36,7 @@ from data.captions import (
 )
 from data.frame_folders import OPTION, frame_folders, hint, is_frame_folder
 from data.frame_folders import SUFFIX as FILM
-from data.naming import listed, loose, nearest, parts_of
+from data.naming import SHOWN, listed, loose, nearest, parts_of
 from data.remote import RemoteFile
 from data.scratch import scratch
 from data.sources import (
@@ -115,12 +116,16 @@ class Words:
     Attributes:
         captions: by name.
         needed: a file without one cannot be used.
+        folders: what lies beside the files.
         several: files with more captions than are used.
+        without: files without any.
     """
 
     captions: Captions
     needed: bool
+    folders: Folders | None = None
     several: list[str] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)
 
     def of(self, name: str, beside: Callable[[Tell], Caption] | None = None) -> Caption | Unusable:
         """The caption, or why the file cannot be used without."""
@@ -131,6 +136,7 @@ class Words:
         try:
             return self.captions.of(name, None if beside is None else partial(beside, tell), tell)
         except NoCaptionError:
+            self.without.append(name)
             return Unusable(name, NO_CAPTION, NO_CAPTION) if self.needed else Caption("")
         except InputError as error:
             return Unusable(name, BAD_CAPTION, error.value)
@@ -143,6 +149,13 @@ class Words:
         if self.several:
             many = f"{len(set(self.several)):,} files have several captions, of which the first is used"
             notes.append(f"{many}: {listed(sorted(set(self.several)))}")
+        left = self.folders.unowned() if self.folders is not None and self.without else []
+        left = [name for name in left if loose(posixpath.basename(name)) not in LISTS]
+        if left:
+            near = [(name, nearest(name, self.without, 1)) for name in left[:SHOWN]]
+            said = listed([f"{name} (nearest: {found[0]})" if found else name for name, found in near])
+            more = f" and {len(left) - len(near):,} more" if len(left) > len(near) else ""
+            notes.append(f"text files that belong to no video, while {len(self.without):,} have none: {said}{more}")
         return notes
 
 
@@ -186,6 +199,8 @@ def _local(source: Path, given: Path | None, leave_out: Path | None, need_captio
         return _folder(source, given, need_captions, leave_out, films)
     if source.suffix.lower() in (*TABLE_SUFFIXES, ".txt") and not source.is_dir():
         return _table(source, str(source), given, need_captions)
+    if source.suffix.lower() in SPREADSHEETS and not source.is_dir():
+        raise save_as_csv(source)
     if source.suffix.lower() in PACKED and not source.is_dir():
         rule = "a source is a folder, a video, an image, a plain tar or a table"
         raise InputError(rule, str(source), unpacked(source))
@@ -232,8 +247,8 @@ def _folder(folder: Path, given: Path | None, need_captions: bool, leave_out: Pa
         names = sorted({name if (above := os.path.dirname(name)) not in unpacked_films else above for name in names})
     elif (said := hint(unpacked_films, folder)) is not None:
         notes = [*notes, said]
-    words = Words(replace(captions, files=partial(_members, folder, names)), need_captions)
     folders = Folders(files, MEDIA_SUFFIXES)
+    words = Words(replace(captions, files=partial(_members, folder, names)), need_captions, folders)
 
     def look(name: str) -> Look:
         if films and name in unpacked_films:
@@ -323,8 +338,11 @@ def _remote(source: str, given: Path | None, need_captions: bool) -> Listing:
     if not names and not problems:
         raise _nothing_in(source, files)
     captions, notes = _captions_of(source, list(files), None, given, lambda name: _copy_of(files[name].url))
-    words = Words(replace(captions, files=partial(_far_members, [files[name] for name in names])), need_captions)
-    look = partial(_look_there, words, Folders(files, MEDIA_SUFFIXES), files)
+    folders = Folders(files, MEDIA_SUFFIXES)
+    words = Words(
+        replace(captions, files=partial(_far_members, [files[name] for name in names])), need_captions, folders
+    )
+    look = partial(_look_there, words, folders, files)
     return _listing(problems, names, lambda name: partial(look, files[name]), ignored, words, notes)
 
 
@@ -362,7 +380,7 @@ def _look_at(words: Words, sides: Callable[[], Sides], path: Path, name: str, ig
         return [Unusable(label, NOT_READ, error.strerror or str(error))]
 
     def beside(tell: Tell) -> Caption:
-        return of_sides(sides(), lambda side: _sidecar(path.with_name(side)), tell)
+        return of_sides(sides(), lambda side: _sidecar(path.parent / side), tell)
 
     caption = words.of(label, beside)
     return [caption if isinstance(caption, Unusable) else SourceFile(label, place, caption)]
@@ -396,7 +414,7 @@ def _look_there(
 
     def beside(tell: Tell) -> Caption:
         def read(side: str) -> bytes:
-            return remote.read(files[f"{above}/{side}" if above else side].url)
+            return remote.read(files[posixpath.normpath(posixpath.join(above, side))].url)
 
         return of_sides(folders.sides(file.name), read, tell)
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from data import tars
 from data.foreign import contents
-from data.foreign_rows import read_part, read_sample, slices_of_media
+from data.foreign_rows import SEVERAL, read_part, read_sample, slices_of_media
 from data.index import ADDED, FACTS, SCHEMA
 from data.shards import SHARDS, digest_bytes, uid_of
 from data.tars import Damage, Member
@@ -181,5 +181,6 @@ def _imported(tar: Path, shard_id: str, record: Mapping[str, Any], left_out: fro
         if isinstance(row, str):
             wrong.append(Wrong(candidate.offset, candidate.key, candidate.suffix, row))
         else:
+            row.pop(SEVERAL, None)
             rows.append(row)
     return Told(tuple(as_stored(rows)), tuple(wrong), inside.damage)

@@ -183,7 +183,7 @@ def _read_jsonl(file: Path) -> tuple[list[str], pa.Table]:
 
 def _read_json(file: Path) -> tuple[list[str], pa.Table]:
     """A list of objects, or one object {file: caption}."""
-    value = parse_json(file.read_bytes())
+    value = rows_in(parse_json(file.read_bytes()))
     if isinstance(value, Mapping):
         value = [
             {"path": name, **(said if isinstance(said, dict) else {"caption": said})} for name, said in value.items()
@@ -192,6 +192,16 @@ def _read_json(file: Path) -> tuple[list[str], pa.Table]:
         raise ValueError('it is neither a list of objects, [{"path": ..., "caption": ...}], nor {file: caption}')
     names = list(dict.fromkeys(name for row in value for name in row))
     return names, pa.table({name: [_cell(row.get(name)) for row in value] for name in names if is_known(name)})
+
+
+def rows_in(value: Any) -> Any:
+    """The rows in {"videos": [{...}, ...], "info": ...}, where one list alone has such; anything else as it is."""
+    if not isinstance(value, dict) or any(isinstance(one, str) for one in value.values()):
+        return value
+    lists = [
+        one for one in value.values() if isinstance(one, list) and one and all(isinstance(row, dict) for row in one)
+    ]
+    return lists[0] if len(lists) == 1 else value
 
 
 def _cell(value: Any) -> str | None:

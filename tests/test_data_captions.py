@@ -397,3 +397,47 @@ def test_a_row_may_leave_the_suffix_out(tmp_path):
         "b": "No such file or directory (meant may be b.mov or b.mp4)",
         "clp.mp4": "No such file or directory (meant may be clip.mp4)",
     }
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"videos/1.mp4": "", "labels/1.txt": "A"}, {"videos/1.mp4": "A"}),
+        ({"1.mp4": "", "captions/1.txt": "A"}, {"1.mp4": "A"}),
+        (
+            {"a/videos/1.mp4": "", "b/videos/1.mp4": "", "a/text/1.txt": "A"},
+            {"a/videos/1.mp4": "A", "b/videos/1.mp4": ""},
+        ),
+        ({"v/1.mp4": "", "v/1.txt": "A", "labels/1.txt": "B"}, {"v/1.mp4": "A"}),
+        (
+            {"v/1.mp4": "", "labels/1.txt": "B", "captions/1.txt": "C"},
+            {"v/1.mp4": "../captions/1.txt and ../labels/1.txt say"},
+        ),
+        ({"v/1.mp4": "", "other/1.txt": "A"}, {"v/1.mp4": ""}),
+    ],
+)
+def test_words_in_folders_of_their_own(tmp_path, files, expected):
+    said, notes = captions_of(fill(tmp_path, files))
+    assert said.keys() == expected.keys()
+    assert all((text or "no caption") in said[name] for name, text in expected.items())
+    if "other/1.txt" in files:
+        assert notes == ["text files that belong to no video, while 1 have none: other/1.txt (nearest: v/1.mp4)"]
+
+
+@pytest.mark.parametrize(
+    ("captions", "expected"),
+    [
+        ({"labels/1.txt": "A"}, "A"),
+        ({"c.json": {"videos": [{"path": "1.mp4", "cap": "A"}], "info": {}}}, "A"),
+        ({"c.json": [{"file_name": "1.mp4", "prompt": "A"}]}, "A"),
+        ({"c.xlsx": ""}, "save it from the spreadsheet as c.csv"),
+        ({"c.json": [{"video": "1.mp4", "conversations": []}]}, "longreel data chat"),
+    ],
+)
+def test_files_of_captions_as_people_have_them(tmp_path, captions, expected):
+    fill(tmp_path, {"v/1.mp4": "", **captions})
+    given = tmp_path / next(iter(captions)).partition("/")[0]
+    try:
+        assert captions_of(tmp_path / "v", captions=str(given))[0] == {"1.mp4": expected}
+    except InputError as error:
+        assert expected in error.remedy
