@@ -44,6 +44,7 @@ from parallel.errors import InputError
 SMALLEST_SIDE = 16  # pixels
 FASTEST_FOLDER = 1000  # frames a second
 MOST_TOLD = 8  # pauses
+BARE_JPEGS = (".mjpeg", ".mjpg")  # films that begin as a JPEG does
 SEGMENTS = 8  # that a part of a long shot is watched in
 COPIED = ("yuv420p", "yuvj420p")  # pixel formats
 
@@ -272,6 +273,8 @@ def _frames(path: Path, found: Video, rows: Sequence[int], scaled: Size, size: S
 
 
 def _image_suffix(path: Path) -> str | None:
+    if path.suffix.lower() in BARE_JPEGS:
+        return None
     try:
         with open_regular(path) as file:
             suffix = image.suffix_of(file.read(image.MAGIC))

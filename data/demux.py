@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from fractions import Fraction
 from itertools import islice
 from typing import Any
 
@@ -23,6 +24,7 @@ from av.format import Flags
 from data import gif
 from data.containers import DECODER, MOST_PIXELS, is_refused, open_container
 from data.containers import Source as Source
+from data.joined import second_file
 from data.scan import AGAIN, CONVERT, WITH_ALPHA, Scan, broken, by_output, by_time, read_headers
 from data.truncation import why_cut
 from data.unreadable import why_unreadable
@@ -34,6 +36,7 @@ INDEXED = ("mov", "matroska")  # demuxers that seek by an index of packets
 LISTED = ("mov", "avi")  # demuxers whose index has every packet of a file from the beginning
 TIMELESS = ("avi",)  # formats without time stamps, beside those that FFmpeg marks so
 NO_PICTURES = "give the file that has the pictures, or leave it out"
+SPLIT = "give it pixels of one shape (ffmpeg -i IN -vf scale=W:H,setsar=1 OUT.mp4), or split it there"
 FILM_SHARE = 4  # a film has at least one in so many frames of the longest stream
 
 
@@ -139,6 +142,10 @@ def scan_stream(source: Source, container: Any, stream: Any, counted: bool = Fal
     made_up = bool(container.format.flags & Flags.no_timestamps.value) or container.format.name in TIMELESS
     if (reason := why_cut(source)) is not None:
         raise broken(name, reason, AGAIN)
+    if (joined_at := second_file(source)) is not None:
+        what = f"another file is joined to it at byte {joined_at:,}, which no player reads"
+        split = f"split it: head -c {joined_at} FILE, tail -c +{joined_at + 1} FILE"
+        raise broken(name, f"{what}; {split}", f"{split}, and give both")
     headers = read_headers(container.demux(stream), stream, made_up, name)
     if container.format.name.startswith("mov") and len(headers.pts) < len(stream.index_entries):
         raise broken(name, f"cut short: {len(headers.pts)} of {len(stream.index_entries)} frames are there", AGAIN)
@@ -211,9 +218,15 @@ def frames_of(packets: Iterable[Any], name: str, decoder: Any = None) -> Iterato
 
     `decoder` is another than that of their stream.
     """
+    aspect: Fraction | None = None
     for packet in packets:
         for frame in packet.decode() if decoder is None else decoder.decode(packet if packet.size else None):
             yield whole(frame, name)
+            aspect = aspect or packet.stream.codec_context.sample_aspect_ratio or Fraction(1)
+        # a decoded frame does not tell of which shape its pixels are; the decoder says what holds from here on
+        if aspect is not None and (now := packet.stream.codec_context.sample_aspect_ratio or aspect) != aspect:
+            old, new = (f"{a.numerator}:{a.denominator}" for a in (aspect, now))
+            raise broken(name, f"the shape of its pixels changes from {old} to {new} within the film", SPLIT)
 
 
 def whole(frame: Any, name: str) -> Any:

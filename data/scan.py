@@ -31,6 +31,7 @@ from data import gif
 from parallel.errors import InputError
 
 IDR = 5  # ITU-T H.264, table 7-1
+REORDERED = 32  # frames: H.264 and HEVC put a frame at most 16 before its turn
 JOIN = (1, 2)  # packets from the one that MPEG-TS says is damaged to the first of a new file: a parser holds one back
 ALPHA = 1  # BlockAddID of a second picture of transparencies (WebM's alpha guidelines)
 # what to do about a file; `ffmpeg -i IN OUT.mp4` decodes IN and encodes what it sees
@@ -145,19 +146,28 @@ def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) 
 
 
 def _straighten(headers: Headers) -> None:
-    """Finds where time begins anew, and lets each part go on when the one before it is over."""
-    if headers.made_up or None in headers.pts:
+    """Finds where time begins anew, and lets each part go on when the one before it is over.
+
+    That is a key packet that is shown before what was read before it; or any packet that goes back, in decoding too, by
+    more than frames are reordered: a clock was put right.
+    """
+    known = [p for p in headers.pts if p is not None]
+    if headers.made_up or len(known) < len(headers.pts) or not known:
         return
-    found = headers.joins
-    last: int | None = None
-    for number, time in enumerate(headers.dts):
-        if time is not None and last is not None and time < last:
+    steps, keys = np.diff(sorted(set(known))), {number for number, _ in headers.keys}
+    most = REORDERED * int(np.median(steps)) if len(steps) else 0
+    latest, found = known[0], headers.joins
+    for number, (shown, decoded) in enumerate(zip(known, headers.dts, strict=True)):
+        before = headers.dts[number - 1] if number else None
+        back = decoded is not None and before is not None and decoded < before and shown < latest - most
+        if back or (number in keys and shown < latest):
             found.append(number)
-        last = time if time is not None else last
-    for begin, end in pairwise([*found, len(headers.pts)]):
-        before = sorted(p for p in headers.pts[:begin] if p is not None)
-        step = int(np.median(np.diff(before))) if len(before) > 1 else 1
-        later = before[-1] + max(1, step) - min(p for p in headers.pts[begin:end] if p is not None)
+            latest = shown
+        latest = max(latest, shown)
+    for begin, end in pairwise([*found, len(known)]):
+        there = sorted(p for p in headers.pts[:begin] if p is not None)
+        step = int(np.median(np.diff(there))) if len(there) > 1 else 1
+        later = there[-1] + max(1, step) - min(known[begin:end])
         for stamps in (headers.pts, headers.dts):
             stamps[begin:end] = [None if p is None else p + later for p in stamps[begin:end]]
 

@@ -10,6 +10,7 @@ stored can tell which frame it is, and `Strange` says which frames must come, an
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -37,6 +38,7 @@ class Strange:
         seconds: when each frame is shown, by its number, counted from where a player begins.
         optional: numbers that may be missing, if the reason says it.
         reason: a pattern that the reason must match if a frame is missing; none may be without one.
+        refused: whether nothing may come of it, for that reason.
         timed: whether times are compared; not where a container has none.
         about: drawn arguments, for the message of a failed test.
     """
@@ -46,6 +48,7 @@ class Strange:
     seconds: dict[int, float]
     optional: frozenset[int] = frozenset()
     reason: str = ""
+    refused: bool = False
     timed: bool = True
     about: str = ""
 
@@ -222,20 +225,88 @@ def hidden(random: Random, path: Path) -> Strange:
     return Strange(name.name, "hidden", {n: n / 25 for n in range(frames)}, about=codec)
 
 
-def _bytes(film: np.ndarray, codec: str, suffix: str, options: dict[str, str], step: int, first: int) -> bytes:
+@kind
+def clock(random: Random, path: Path) -> Strange:
+    """A recorder whose clock is put back, once or twice, in the middle of a group of pictures."""
+    name, frames = path.with_suffix(".ts"), random.randint(24, 48)
+    data = _bytes(pictures(frames, random), "libx264", name.suffix, {**QUICK, "bf": "0"}, 40, 20_000)
+    jumps = random.sample(range(8, frames - 7, 8), random.randint(1, 2))
+    name.write_bytes(moved(data, {at: -random.randint(3000, 9000) for at in jumps}))
+    return Strange(name.name, "clock", {n: n / 25 for n in range(frames)}, about=f"{jumps}")
+
+
+@kind
+def edits(random: Random, path: Path) -> Strange:
+    """An mp4 whose edit list shows a part of it."""
+    name, frames = path.with_suffix(".mp4"), random.randint(24, 40)
+    options = {**QUICK, **random.choice([{"bf": "0"}, B_FRAMES]), "g": random.choice(["6", "250"])}
+    data = write(name, pictures(frames, random), options=options, rate=25).read_bytes()
+    first, count = random.randint(1, 8), random.randint(9, 15)
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.video[0]
+        tick = int(1 / (25 * stream.time_base))
+    at = data.index(b"elst") + 12
+    _, media = struct.unpack(">Ii", data[at : at + 8])
+    name.write_bytes(data[:at] + struct.pack(">Ii", count * 40, media + first * tick) + data[at + 8 :])
+    return Strange(name.name, "edits", {first + n: n / 25 for n in range(count)}, about=f"{first} {count} {options}")
+
+
+@kind
+def pixels(random: Random, path: Path) -> Strange:
+    """The shape of its pixels changes within the film, or how they are coded."""
+    first, second = random.randint(8, 20), random.randint(8, 20)
+    film, name = pictures(first + second, random), path.with_suffix(".ts")
+    how = random.choice(["shape", "format"])
+    other = {"shape": {"x264-params": "sar=2/1"}, "format": {}}[how]
+    parts = [
+        _bytes(film[:first], "libx264", ".ts", {**QUICK, "bf": "0"}, 40, 1000),
+        _bytes(film[first:], "libx264", ".ts", {**QUICK, "bf": "0", **other}, 40, 1000 + 40 * first,
+               "yuv444p" if how == "format" else "yuv420p"),
+    ]  # fmt: skip
+    joined_packets(name, parts)
+    lost = frozenset(range(first + second)) if how == "shape" else frozenset()
+    reason = "the shape of its pixels changes from 1:1 to 2:1" if lost else ""
+    return Strange(name.name, "pixels", {n: n / 25 for n in range(first + second)}, lost, reason, bool(lost), about=how)
+
+
+def _bytes(
+    film: np.ndarray,
+    codec: str,
+    suffix: str,
+    options: dict[str, str],
+    step: int,
+    first: int,
+    pixel_format: str = "yuv420p",
+) -> bytes:
     """A file of frames that last `step` milliseconds, the first at `first`."""
     out = io.BytesIO()
     form = {".ts": "mpegts", ".webm": "webm", ".mkv": "matroska"}[suffix]
     with av.open(out, "w", format=form, options={"output_ts_offset": f"{first / 1000:.6f}"}) as container:
         stream = container.add_stream(codec, rate=1000)
         stream.height, stream.width = film.shape[1:3]
-        stream.pix_fmt, stream.options = "yuv420p", options
+        stream.pix_fmt, stream.options = pixel_format, options
         for row, frame in enumerate(film):
             image = av.VideoFrame.from_ndarray(frame, format="rgb24")
             image.pts, image.time_base = row * step, Fraction(1, 1000)
             container.mux(stream.encode(image))
         container.mux(stream.encode(None))
     return out.getvalue()
+
+
+def moved(data: bytes, jumps: dict[int, int]) -> bytes:
+    """An MPEG-TS whose frames come so many milliseconds later, or earlier, from some on; ISO/IEC 13818-1, 2.4.3.6."""
+    out, by, number = bytearray(data), 0, 0
+    for at in range(0, len(out), 188):
+        start = at + 4 + (1 + out[at + 4] if out[at + 3] & 0x20 else 0)
+        if not (out[at + 1] & 0x40 and out[start : start + 4] == b"\x00\x00\x01\xe0"):
+            continue
+        by, number = by + 90 * jumps.get(number, 0), number + 1
+        for stamp in range(start + 9, start + 9 + out[start + 8] // 5 * 5, 5):
+            high, middle, low = out[stamp] >> 1 & 7, *struct.unpack(">HH", out[stamp + 1 : stamp + 5])
+            time = (high << 30 | middle >> 1 << 15 | low >> 1) + by
+            out[stamp] = out[stamp] & 0xF1 | time >> 30 << 1
+            out[stamp + 1 : stamp + 5] = struct.pack(">HH", time >> 15 << 1 & 0xFFFE | 1, time << 1 & 0xFFFE | 1)
+    return bytes(out)
 
 
 def joined_packets(path: Path, files: Sequence[bytes], in_band: bool = False) -> None:

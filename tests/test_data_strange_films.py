@@ -40,6 +40,8 @@ def stored(dataset: Path) -> dict[str, list[tuple[dict, list[int]]]]:
 def wrong(film: Strange, clips: list[tuple[dict, list[int]]], reasons: str) -> str | None:
     """What did not become of a film what must; None if all did."""
     shown = [number for _, numbers in clips for number in numbers]
+    if film.refused:
+        return None if not shown and re.search(film.reason, reasons) else f"{len(shown)} frames came; told: {reasons}"
     if shown != sorted(shown):
         return f"frames are out of order: {shown}"
     missing, strangers = set(film.seconds) - set(shown), set(shown) - set(film.seconds)

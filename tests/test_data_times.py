@@ -1,4 +1,4 @@
-"""Seconds come from time stamps: what a model sees before a moment is what was shown before it, prepared or imported."""
+"""Seconds come from time stamps: what is seen before a moment was shown before it, prepared or imported."""
 
 import io
 import tarfile

@@ -1,0 +1,57 @@
+"""Files put end to end: both are read, or it is said that the second would not be."""
+
+from fractions import Fraction
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from data import video
+from data.clips import cut_into_clips
+from data.joined import second_file
+from parallel.errors import InputError
+from tests.films import stamps, write
+from tests.strange_films import pictures
+
+FILM = pictures(40, Random(1))
+FORMS = {"mp4": "libx264", "mov": "libx264", "flv": "libx264", "wmv": "wmv2", "mkv": "libx264", "webm": "libvpx"}
+FORMS |= {"avi": "mpeg4", "mpg": "mpeg2video", "ts": "libx264", "h264": "libx264", "m2v": "mpeg2video"}
+READ_TO_THE_END = ("mkv", "webm", "avi", "mpg", "ts", "h264", "m2v")
+
+
+def part(path: Path, start: int, stop: int) -> bytes:
+    form = {".h264": "h264", ".m2v": "mpeg2video"}.get(path.suffix)
+    codec = FORMS[path.suffix[1:]]
+    return write(path, FILM[start:stop], codec, rate=25, form=form, bit_rate=900_000).read_bytes()
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+def test_two_files_as_one(tmp_path, suffix):
+    one, two = part(tmp_path / f"one.{suffix}", 0, 20), part(tmp_path / f"two.{suffix}", 20, 40)
+    path = tmp_path / f"joined.{suffix}"
+    path.write_bytes(one + two)
+    assert second_file(tmp_path / f"one.{suffix}") is None
+    if suffix in READ_TO_THE_END:
+        clips = cut_into_clips(path).kept
+        assert [stamps(video.decode(clip.data)) for clip in clips] in ([[*range(20)], [*range(20, 40)]], [[*range(40)]])
+        assert [round(clip.timeline.second(0), 2) for clip in clips] in ([0.0, 0.8], [0.0])
+        return
+    with pytest.raises(InputError, match=rf"another file is joined to it at byte {len(one):,}, which no") as refused:
+        cut_into_clips(path)
+    assert f"head -c {len(one)} FILE, tail -c +{len(one) + 1} FILE" in refused.value.remedy
+
+
+def test_pictures_end_to_end_are_a_film(tmp_path):
+    path = write(tmp_path / "a.mjpeg", FILM, "mjpeg", "yuvj420p", rate=25, form="mjpeg")
+    (clip,) = cut_into_clips(path).kept
+    assert stamps(video.decode(clip.data)) == [*range(40)]
+
+
+def test_fragments_go_on_under_a_second_header(tmp_path):
+    """As dumps of live streams have it: FFmpeg reads all of them."""
+    data = video.encode(FILM[:24], Fraction(25))
+    assert second_file(data + data) is None
+    assert second_file(b"") is None
+    assert second_file(b"RIFF") is None
+    for size in range(0, len(data), 97):
+        second_file(data[:size])
