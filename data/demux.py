@@ -101,7 +101,9 @@ def _container(source: Source, name: str) -> Any:
         return open_container(source)
     except (av.error.FFmpegError, OSError) as error:
         said = error.strerror or str(error)
-        cut = why_cut(source)
+        cut: str | None = None
+        with suppress(OSError):  # it is said below
+            cut = why_cut(source)
         why = why_unreadable(source) or (None if cut is None else (cut, AGAIN))
         kind = "that is read here" if is_refused(error) else "that FFmpeg knows"
         raise broken(name, *(why or (f"no kind of video {kind}, or damaged ({said})", CONVERT))) from error
