@@ -143,13 +143,13 @@ class Words:
         except remote.FetchError as error:
             return Unusable(name, BAD_CAPTION, f"its words: {error}")
 
-    def notes(self, files: Iterable[str]) -> list[str]:
+    def notes(self, files: Sequence[str]) -> list[str]:
         """What a person should know once all files are listed."""
         notes = self.captions.unmatched(files)
         if self.several:
             many = f"{len(set(self.several)):,} files have several captions, of which the first is used"
             notes.append(f"{many}: {listed(sorted(set(self.several)))}")
-        left = self.folders.unowned() if self.folders is not None and self.without else []
+        left = self.folders.unowned(files) if self.folders is not None and self.without else []
         left = [name for name in left if loose(posixpath.basename(name)) not in LISTS]
         if left:
             near = [(name, nearest(name, self.without, 1)) for name in left[:SHOWN]]
