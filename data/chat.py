@@ -7,22 +7,25 @@
 A visual is one token; `data.laying` makes as many of it as a model has rows for it.
 
 Which tokens are answers is found by rendering: what the template adds for a turn of the assistant, after what it says
-to make one speak, is that turn. So any template works that leaves earlier turns as they are; others are refused.
+to make one speak, is that turn, up to the mark that ends it. So any template works that leaves earlier turns as they
+are; others are refused. A template is code of others, and is rendered behind a fence (`data.fence`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import lru_cache, partial
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import TemplateError
 
 from data.conversations import Conversation, Kind
+from data.fence import Fence, FenceError
 from parallel.errors import InputError
 
+SECONDS = 5.0  # of computing that a template may take for a conversation
 DEFAULT_PLACES: Mapping[Kind, str] = {"video": "<video>", "image": "<image>"}
 
 
@@ -77,11 +80,11 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, words: Mapping[Kind
         for turn in conversation.turns
     ]
     try:
-        text, spans = _rendered(tokenizer, messages, conversation.uid)
-    except TemplateError as error:
-        found = f"{conversation.uid}: {type(error).__name__}: {error}"
+        fence = _fence_of(cast(Hashable, tokenizer), str(getattr(tokenizer, "chat_template", "")))
+        text, spans = fence(messages, conversation.uid)
+    except FenceError as error:
         remedy = "a template without such rules, such as that of the base model, or mend the record"
-        raise InputError("a chat template renders a conversation", found, remedy) from error
+        raise InputError("a chat template renders a conversation", f"{conversation.uid}: {error}", remedy) from error
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     tokens, said = np.asarray(found["input_ids"], dtype=np.int64), np.asarray(found["offset_mapping"]).reshape(-1, 2)
     _refuse_other_count(conversation, tokenizer, tokens, ids, words)
@@ -93,7 +96,22 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, words: Mapping[Kind
     return Encoded(tokens, answers, spots)
 
 
-def _rendered(tokenizer: Tokenizer, messages: list[dict[str, str]], uid: str) -> tuple[str, list[tuple[int, int]]]:
+@lru_cache(maxsize=4)
+def _fence_of(tokenizer: Any, template: str) -> Fence:
+    """Where a template is rendered: it is code of somebody else."""
+    return Fence(partial(_rendered, tokenizer, _marks(tokenizer)), SECONDS)
+
+
+def _marks(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The words that are no text: one of them ends a turn."""
+    added = [str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values()]
+    named = [str(token) for token in getattr(tokenizer, "all_special_tokens", ())]
+    return tuple({token for token in (*added, *named) if token.strip()})
+
+
+def _rendered(
+    tokenizer: Tokenizer, marks: Sequence[str], messages: list[dict[str, str]], uid: str
+) -> tuple[str, list[tuple[int, int]]]:
     """The text, and where in it the assistant speaks."""
     render = tokenizer.apply_chat_template
     text = str(render(messages, tokenize=False))
@@ -108,8 +126,28 @@ def _rendered(tokenizer: Tokenizer, messages: list[dict[str, str]], uid: str) ->
                     f"{uid}: turn {number} begins otherwise in the whole: {text[: len(before)][-60:]!r}",
                     "a template without such rules, such as that of the base model",
                 )
-            spans.append((len(before), len(after)))
+            spans.append((len(before), len(before) + _spoken(after[len(before) :], message["content"], marks)))
     return text, spans
+
+
+def _spoken(turn: str, words: str, marks: Sequence[str]) -> int:
+    """How much of a turn the assistant says: its words, and the marks that end it, not what separates it from the next.
+
+    It.<|im_end|>\\n         ChatML, Gemma       It.</s>     Mistral       It.\\n\\n     no mark: all of it
+    ~~~~~~~~~~~~~                               ~~~~~~~                   ~~~~~~~
+    """
+    said = words.strip()
+    start = turn.find(said) + len(said) if said in turn else 0
+    ends = [at for mark in marks if (at := turn.find(mark, start)) >= 0]
+    if not ends:
+        return len(turn)
+    at = min(ends)
+    while at < len(turn):
+        mark = max((mark for mark in marks if turn.startswith(mark, at)), key=len, default="")
+        if not mark:
+            break
+        at += len(mark)
+    return at
 
 
 def _before(render: Callable[..., Any], messages: list[dict[str, str]], number: int) -> str:

@@ -75,9 +75,9 @@ def test_forms(record: dict[str, Any]) -> None:
 
 def test_tokens_places_and_answers(tokenizer: Any) -> None:
     encoded = encode(conversation_of(LLAVA), tokenizer)
-    assert said(tokenizer, encoded, encoded.answers) == "A red square.<|end|>\nNothing.<|end|>\n"
+    assert said(tokenizer, encoded, encoded.answers) == "A red square.<|end|>Nothing.<|end|>"
     assert said(tokenizer, encoded, ~encoded.answers) == (
-        "<|user|><video>\nWhat moves?<|end|>\n<|assistant|><|user|>And here? <image>\n<|end|>\n<|assistant|>"
+        "<|user|><video>\nWhat moves?<|end|>\n<|assistant|>\n<|user|>And here? <image>\n<|end|>\n<|assistant|>\n"
     )
     assert said(tokenizer, encoded, encoded.spots) == "<video><image>"
     assert not encoded.answers[encoded.spots].any()
@@ -92,7 +92,7 @@ def test_any_words_and_any_visuals(tokenizer: Any, turns: list[tuple[str, int]])
     encoded = encode(Conversation("x", tuple(made)), tokenizer)
     assert said(tokenizer, encoded, encoded.spots) == "<video>" * sum(part == A for turn in made for part in turn.parts)
     answers = "".join(
-        "\n" * (len(turn.parts) - 1) + f"{turn.parts[-1]}<|end|>\n" for turn in made if turn.role == "assistant"
+        "\n" * (len(turn.parts) - 1) + f"{turn.parts[-1]}<|end|>" for turn in made if turn.role == "assistant"
     )
     assert said(tokenizer, encoded, encoded.answers) == answers
 
@@ -113,6 +113,87 @@ def test_any_words_and_any_visuals(tokenizer: Any, turns: list[tuple[str, int]])
 def test_records_that_are_refused(record: dict[str, Any], rule: str) -> None:
     with pytest.raises(InputError, match=rule):
         conversation_of(record)
+
+
+TEMPLATES = {  # what stands around turns, and the words that end those of the assistant
+    "ChatML": (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        "<|im_start|> <|im_end|>",
+        "<|im_end|>",
+    ),
+    "Llama 3": (
+        "<|begin_of_text|>{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+        "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+        "<|begin_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|>",
+        "<|eot_id|>",
+    ),
+    "Mistral": (
+        "<s>{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+        "{% else %} {{ m['content'] | trim }} </s>{% endif %}{% endfor %}",
+        "<s> </s> [INST] [/INST]",
+        " </s>",
+    ),
+    "Gemma": (
+        "<bos>{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+        "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+        "<bos> <start_of_turn> <end_of_turn>",
+        "<end_of_turn>",
+    ),
+    "two marks": (
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|><|stop|>\n\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+        "<|user|> <|assistant|> <|end|> <|stop|>",
+        "<|end|><|stop|>",
+    ),
+    "no mark": (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
+        "",
+        "\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("answer", ["Nothing.", "end", "One\n\ntwo: <b> im_end", "n"])
+def test_an_answer_ends_with_the_mark_of_its_turn(tokenizer: Any, name: str, answer: str) -> None:
+    """Its words and that mark are learned, and not what separates turns, such as a line feed."""
+    template, marks, end = TEMPLATES[name]
+    alphabet = Model.from_str(tokenizer.backend_tokenizer.to_str())
+    made = PreTrainedTokenizerFast(tokenizer_object=alphabet, chat_template=template)
+    made.add_special_tokens({"additional_special_tokens": marks.split()})
+    asked = [Turn("user", ("What moves?",)), Turn("assistant", (answer,))]
+    encoded = encode(Conversation("a", (*asked, *asked)), made)
+    before = " " if name == "Mistral" else ""
+    assert said(made, encoded, encoded.answers) == f"{before}{answer}{end}" * 2
+
+
+HOSTILE = {
+    "two loops": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "for more than"),
+    "a loop over words": ("{% for a in range(99999) %}{{ messages | string }}{% endfor %}", "more than|than it may"),
+    "a power": ("{{ 9 ** (9 ** (9 ** 9)) }}", "for more than|memory"),
+    "a long text": ("{{ 'x' * 99999999999 }}", "memory"),
+    "calls itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself without end"),
+    "a type": ("{{ 1 + 'a' }}", "TypeError"),
+    "its own error": ("{{ raise_exception('no system prompt') }}", "TemplateError: no system prompt"),
+    "no template": ("{% for %}", "TemplateSyntaxError"),
+    "our attributes": ("{{ messages.__class__.__mro__ }}", "SecurityError"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_template_is_refused(tokenizer: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it does, and the next one works."""
+    monkeypatch.setattr("data.chat.SECONDS", 0.3)
+    template, reason = HOSTILE[name]
+    for number in range(1 + (name == "two loops")):
+        with pytest.raises(InputError, match=rf"a chat template renders a conversation\n.*a: .*({reason})") as error:
+            encode(conversation_of(LLAVA), templated(tokenizer, template + " " * number))
+        assert error.value.remedy
+    assert encode(conversation_of(LLAVA), tokenizer).answers.any()
 
 
 def templated(tokenizer: Any, template: str) -> Any:

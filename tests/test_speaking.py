@@ -330,7 +330,7 @@ def test_an_image_is_a_video_of_one_frame(speaker: Speaker, tmp_path: Path) -> N
 
 
 QUESTIONS = {
-    "no object": ("a", "a question has an answer"),
+    "no object": ("a", "a record is an object"),
     "no answer": ({"question": "?"}, "a question has an answer\n.*answer: None"),
     "yes or no": ({"question": "?", "answer": True}, "answer: True"),
     "no such choice": ({"question": "?", "answer": 2, "choices": ["a", "b"]}, "answer: 2"),
@@ -340,6 +340,9 @@ QUESTIONS = {
     "the user speaks last": ({"messages": [{"role": "assistant", "content": "!"}, {"role": "user", "content": "?"}]},
                              "the last turn is of the user"),
     "a moment": ({"video": "a", "duration": 2.0, "stream": [{"time": 2.0, "text": "b"}]}, "about whole videos"),
+    "a moment of a video": ({"video": "a", "conversations": [{"from": "human", "value": "<video>?"},
+                             {"from": "gpt", "value": "b"}], "end": 2.0}, "about whole videos"),
+    "a key that nobody reads": ({"question": "?", "answer": "c", "video": "a", "start": 2}, "'start' in the record: 2"),
     "no form": ({"a": 1}, "conversations or messages"),
 }  # fmt: skip
 
