@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from data import gif
+from data.references import References
 from parallel.errors import InputError
 
 IDR = 5  # ITU-T H.264, table 7-1
@@ -119,6 +120,7 @@ def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) 
     codec, extradata = context.name, context.extradata or b""
     headers = Headers(made_up=made_up and context.codec.reorder)
     suspects: list[int] = []
+    references = References(extradata) if codec == "h264" else None
     for number, packet in enumerate(packets):
         if not packet.size:
             break  # the flush at the end
@@ -126,6 +128,11 @@ def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) 
             suspects.append(number)
         if packet.is_keyframe:
             headers.keys.append((number, codec != "h264" or is_restart(bytes(packet), extradata)))
+        if references is not None:
+            gap = references.missing_before(memoryview(packet), packet.is_keyframe)
+            if gap is not None and headers.keys:
+                what = f"frames that others refer to are missing before packet {number}: number {gap[0]} after {gap[1]}"
+                raise broken(name, f"{what} (frame_num)")
         headers.pts.append(packet.pts)
         headers.dts.append(packet.dts)
         headers.durations.append(packet.duration or 0)

@@ -252,6 +252,17 @@ def edits(random: Random, path: Path) -> Strange:
 
 
 @kind
+def lost(random: Random, path: Path) -> Strange:
+    """A frame that others refer to is missing."""
+    frames, name = random.randint(24, 40), path.with_suffix(random.choice([".mkv", ".mp4", ".ts"]))
+    data = _bytes(pictures(frames, random), "libx264", ".mkv", {**QUICK, "bf": "0", "refs": "1"}, 40, 1000)
+    gone = random.randint(2, frames - 3)
+    joined_packets(name, [data], leave_out=gone)
+    reason = "frames that others refer to are missing before packet"
+    return Strange(name.name, "lost", {n: n / 25 for n in range(frames)}, frozenset(), reason, True, about=f"{gone}")
+
+
+@kind
 def pixels(random: Random, path: Path) -> Strange:
     """The shape of its pixels changes within the film, or how they are coded."""
     first, second = random.randint(8, 20), random.randint(8, 20)
@@ -309,17 +320,21 @@ def moved(data: bytes, jumps: dict[int, int]) -> bytes:
     return bytes(out)
 
 
-def joined_packets(path: Path, files: Sequence[bytes], in_band: bool = False) -> None:
-    """The packets of several files as one stream; `in_band`: their parameter sets stand before their key frames."""
+def joined_packets(path: Path, files: Sequence[bytes], in_band: bool = False, leave_out: int | None = None) -> None:
+    """The packets of several files as one stream, without one of them perhaps.
+
+    With `in_band` their parameter sets stand before their key frames.
+    """
     with av.open(str(path), "w") as target:
-        stream = None
+        stream, number = None, -1
         for data in files:
             with av.open(io.BytesIO(data)) as source:
                 template = source.streams.video[0]
                 stream = stream or target.add_stream_from_template(template)
                 sets = _sets(template.codec_context.extradata or b"") if in_band else b""
                 for packet in source.demux(template):
-                    if not packet.size:
+                    number += 1
+                    if not packet.size or number == leave_out:
                         continue
                     made = av.Packet(sets + bytes(packet)) if packet.is_keyframe and sets else packet
                     made.pts, made.dts, made.time_base = packet.pts, packet.dts, packet.time_base
