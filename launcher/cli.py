@@ -121,6 +121,9 @@ def train(
 
     Example: longreel train recipes/quickstart.yaml data.dataset=datasets/mine steps=20
     """
+    console = Console()
+    if run.is_file():  # what is imported now takes seconds
+        console.print(f"checking {run}: settings, data, mesh, memory", markup=False, highlight=False, soft_wrap=True)
     from launcher.config import load
     from launcher.hardware import ranks_here
     from launcher.train import absolute
@@ -128,7 +131,6 @@ def train(
 
     config = absolute(load(run, overrides or []))
     mesh = config.mesh.mesh()
-    console = Console()
     if not ray:
         if address is not None:
             raise InputError("--address is for Ray", f"--no-ray --address {address}", "leave one of them out")
@@ -152,9 +154,9 @@ def train(
     if code == 0:
         console.print(f"run folder: {config.out}", markup=False, highlight=False, soft_wrap=True)
         out = shlex.quote(str(config.out))
-        console.print(
-            f"next: longreel sample {out}   longreel report {out}", markup=False, highlight=False, soft_wrap=True
-        )
+        draws = config.objective.kind in ("rectified_flow", "next_token")  # others are learned to go on from
+        sample = f"longreel sample {out}   " if draws else ""
+        console.print(f"next: {sample}longreel report {out}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from contextlib import suppress
 from glob import glob
 from itertools import takewhile
 from pathlib import Path
@@ -99,3 +100,12 @@ def memory() -> tuple[int, int]:
     except (OSError, ValueError):  # no such container, or "max"
         return total, free
     return min(total, limit), min(free, max(0, limit - used))
+
+
+def memory_and_swap() -> int:
+    """Bytes that processes here can have together, in memory and in swap."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    swap = int(lines["SwapTotal"].split()[0]) * 1024
+    with suppress(OSError, ValueError):  # no such container, or "max"
+        swap = min(swap, int(Path("/sys/fs/cgroup/memory.swap.max").read_text()))
+    return memory()[0] + swap

@@ -13,6 +13,7 @@ from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.storage import open_storage
 from launcher.config import MeshConfig, RunConfig
 from launcher.deal import as_begun, idle_notes
+from launcher.demand import Parameters, parameters_of, refuse_too_large, room_here, usual_packs
 from launcher.folder import RunFolder
 from launcher.hardware import cores, gpus, ranks_here, refuse_unusable_gpus
 from launcher.kernels import refuse_kernels
@@ -34,6 +35,9 @@ class Ready:
         samples: that will be trained on.
         notes: what works, but perhaps not as the person thinks, one sentence each.
         flops: of the dearest pack (`patience.pack_flops`).
+        parameters: of the model.
+        step_tokens: of a usual step.
+        epoch_steps: of an epoch of the segment that is trained next, about.
     """
 
     config: RunConfig
@@ -41,6 +45,9 @@ class Ready:
     samples: int
     notes: tuple[str, ...]
     flops: float
+    parameters: Parameters
+    step_tokens: float
+    epoch_steps: float
 
 
 def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
@@ -83,7 +90,16 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
     notes += notes_on_words(config, curriculum, at)
     flops = pack_flops(config, curriculum)
     notes += notes_on_time(config, flops, "cpu" if available and not gpus(config.device) else "cuda")
-    return Ready(config, state.step if state else 0, curriculum.streams[at].plan.mix.samples, tuple(notes), flops)
+    parameters, packs = parameters_of(config), usual_packs(curriculum, at)
+    room = room_here(config) if available else None
+    if room is not None:
+        longest = None if found is not None else int(curriculum.streams[at].plan.lengths.max())
+        refuse_too_large(config, parameters, packs, at, room, longest)
+    plan, step_tokens = curriculum.streams[at].plan, packs[0] * config.data.packs_per_step
+    epoch_steps = float(plan.lengths.sum()) / step_tokens
+    return Ready(
+        config, state.step if state else 0, plan.mix.samples, tuple(notes), flops, parameters, step_tokens, epoch_steps
+    )
 
 
 def notes_on_time(config: RunConfig, flops: float, kind: Kind) -> Iterator[str]:

@@ -22,6 +22,7 @@ from launcher.stacks import alike
 from parallel.parsing import ParseError, parse_json
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_OF_SILENCE = 30.0  # in a log
 CALLS = 8  # of a stack that are shown
 GIB = 1 << 30
 WIDE = 100  # columns of a terminal, in which a bar has room beside all figures
@@ -69,6 +70,9 @@ class Screen:
         self.console, self.steps, self.done = console, steps, done
         self.metrics, self.events = Tail(folder.metrics), Tail(folder.events)
         self.last_line = 0.0
+        self.told = time.monotonic()  # something, in a log
+        self.began = self.told
+        self.seen = 0  # steps
         self.bar: Progress | None = None
         self.task = TaskID(0)
         if console.is_terminal:
@@ -92,6 +96,10 @@ class Screen:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         for line in self.metrics.read():
             self._step(line)
+        now = time.monotonic()
+        if self.bar is None and self.done < self.steps and now > max(self.told, self.last_line) + SECONDS_OF_SILENCE:
+            waited, self.told = now - max(self.began, self.last_line), now
+            self.console.print(f"waiting for step {self.done + 1}, {waited:.0f} s so far", highlight=False)
 
     def close(self) -> None:
         """Show the rest and leave the terminal as it was."""
@@ -101,6 +109,7 @@ class Screen:
 
     def _step(self, line: dict[str, Any]) -> None:
         self.done = line["step"]
+        self.seen += 1
         parts = [f"loss {line['loss']:.4f}", f"{line['tokens_per_second']:,.0f} tokens/s"]
         if self.bar is None or self.console.width >= WIDE:  # the bar says how long it will take
             parts.append(f"{line['seconds']:.2f} s/step")

@@ -101,6 +101,9 @@ class Supervisor:
         self.places: dict[int, Where] = {}
         self.grows = False
         self.refused = False  # and it was told
+        self.seen = 0  # steps on the screen when the ranks were started
+        self.fits = set[Mesh]()  # meshes on which steps were done
+        self.memory: str | None = None  # the newest checkpoint when memory last ran out
 
     def run(self) -> int:
         """Start the ranks until they end well, or too often badly; gives the exit code.
@@ -170,6 +173,7 @@ class Supervisor:
                 raise
             raise LostError(str(error)) from None
         self.starts += 1
+        self.seen = self.screen.seen
         self.places = {where.rank: where for where in places}
         told = [asdict(where) for where in places]
         self._record("ranks", places=told, mesh=str(mesh), attempt=self.starts)
@@ -342,9 +346,13 @@ class Supervisor:
         if end.how == "failed" and fault == self.before and remedy is None:
             remedy = "it failed twice at the same step in the same way"
         self.before = fault
+        saved = self._newest()
+        if self.screen.seen > self.seen:
+            self.fits.add(self.mesh)
+        if cause.kind == "memory":
+            remedy, self.memory = self._memory_again(cause, saved) or remedy, saved
         if remedy is not None:
             return self._give_up(end, f"not restarted, because it would happen again: {remedy}")
-        saved = self._newest()
         self.attempt = 1 if saved not in ("", self.saved) else self.attempt + 1
         self.saved = saved or self.saved
         limit = self.config.restart.limit
@@ -352,6 +360,17 @@ class Supervisor:
             return self._give_up(end, f"given up after {limit} restarts without a new checkpoint")
         self._record("restart", attempt=self.attempt, limit=limit, mesh=str(self.mesh))
         self.screen.update()
+        return None
+
+    def _memory_again(self, cause: Cause, saved: str) -> str | None:
+        """What to do, if memory would run out again: no step was done on this mesh, or this is the second time.
+
+        Where steps were done others may have taken the memory, so the run is tried once more.
+        """
+        if self.mesh not in self.fits:
+            return f"it ran out of memory before its first step; {cause.remedy}"
+        if self.memory == saved:
+            return f"it ran out of memory twice without a checkpoint in between; {cause.remedy}"
         return None
 
     def _give_up(self, end: End, why: str) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from rich.markup import escape
 from launcher import preflight
 from launcher.config import RunConfig, to_yaml
 from launcher.folder import RunFolder, in_use, make_run_folder, write_whole
+from launcher.hardware import cores, gpus
 from launcher.leftovers import end_leftovers
 from launcher.ranks import Ranks
 from launcher.screen import Screen
@@ -46,6 +49,8 @@ def train(config: RunConfig, make_ranks: Callable[[], Ranks], console: Console, 
     folder = RunFolder(config.out)
     with only_launcher(folder):
         write_whole(folder.config, to_yaml(config).encode())
+        for line in header(ready, available != 0):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         for rank in end_leftovers(folder):
             console.print(f"[yellow]rank {rank} of an earlier start was stopped and is ended[/]", highlight=False)
         folder.record(
@@ -58,6 +63,38 @@ def train(config: RunConfig, make_ranks: Callable[[], Ranks], console: Console, 
                 return Supervisor(config, ranks, screen, asked, console, ready.flops).run()
         finally:
             ranks.close()
+
+
+def header(ready: preflight.Ready, here: bool) -> Iterator[str]:
+    """What will be trained, where, and where to look: before the ranks start, which takes a while.
+
+    Args:
+        ready: what the checks found.
+        here: on this machine, rather than on a cluster whose devices are not known yet.
+    """
+    config, mesh, folder = ready.config, ready.config.mesh_after(ready.step), RunFolder(ready.config.out)
+    learned, frozen = ready.parameters.trained, ready.parameters.frozen
+    of_them = f", {count_text(frozen)} of them frozen" if frozen else ""
+    yield f"model    {config.model.kind}, {count_text(learned + frozen)} parameters{of_them}, {config.dtype}"
+    where = ("GPUs" if gpus(config.device) else f"CPU, {cores()} cores") if here else "a cluster"
+    yield f"ranks    {mesh.ranks} on {where}: {mesh}, ZeRO stage {config.zero.stage}"
+    packs = f"{config.data.packs_per_step} pack{'s' if config.data.packs_per_step > 1 else ''}"
+    yield f"data     {ready.samples:,} samples; about {ready.step_tokens:,.0f} tokens a step, in {packs}"
+    left = config.steps - ready.step
+    done = f"{ready.step:,} done, {left:,} to do" if ready.step else f"{left:,}"
+    yield f"steps    {done}: {left / ready.epoch_steps:,.3g} epochs of about {math.ceil(ready.epoch_steps):,} steps"
+    yield f"folder   {folder.root}"
+    look = (["tensorboard", "--logdir", str(folder.tensorboard)], ["longreel", "report", str(folder.root)])
+    yield f"to look  {'   or   '.join(map(shlex.join, look))}"
+    yield "starting the ranks: some 10 seconds until torch and DeepSpeed are loaded, then the first step"
+
+
+def count_text(number: int) -> str:
+    """Of parameters, as people say it: 1.79 million."""
+    for name, size in (("billion", 10**9), ("million", 10**6)):
+        if number >= size:
+            return f"{number / size:.3g} {name}"
+    return f"{number:,}"
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from launcher.cli import app
 from launcher.config import RunConfig, check, to_yaml
+from launcher.demand import demand_of, parameters_of
 from launcher.dryrun.counter import Counter
 from launcher.dryrun.packs import packs_for
 from launcher.dryrun.step import Dry, DryRun, dry_run
@@ -105,6 +106,15 @@ def steps() -> dict[str, tuple[DryRun, DryRun]]:
         found |= run_world(ranks, real, {name: CONFIGS[name] for name in CONFIGS if sizes[name] == ranks})[-1]
     guessed = run_alone(dry, CONFIGS)
     return {name: (guessed[name], found[name]) for name in CONFIGS}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_a_run_is_refused_for_is_less_than_it_takes(steps: dict[str, tuple[DryRun, DryRun]], name: str) -> None:
+    """The quick count before a start is a lower bound of every step, and no idle one."""
+    run, (guessed, _) = CONFIGS[name], steps[name]
+    mesh = run.mesh.mesh()
+    least = demand_of(run, mesh, parameters_of(run), guessed.tokens * mesh.sequence_ranks, False)
+    assert guessed.peak_bytes / 5 < least.device < guessed.peak_bytes
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import launcher.supervisor
 from launcher.config import RunConfig
-from launcher.folder import RunFolder, make_run_folder
+from launcher.folder import RunFolder, append_line, make_run_folder
 from launcher.pulse import Beat
 from launcher.ranks import End, NoRoomError, Wait, Where
 from launcher.screen import Screen
@@ -176,3 +176,37 @@ def test_room_that_is_gone_at_the_start_is_an_error(tmp_path: Path) -> None:
     ranks.on_place = refuse
     with pytest.raises(NoRoomError):
         supervised(tmp_path, ranks)
+
+
+@pytest.mark.parametrize(
+    ("steps", "attempts", "words"),
+    [
+        ((0, 0), 1, "before its first step"),  # as started it cannot fit
+        ((3, 0), 2, "twice without a checkpoint"),  # others may have taken the memory, once
+        ((3, 4), 2, "twice without a checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("how", ["died", "failed"])
+def test_a_run_out_of_memory_is_not_repeated_as_it_was(
+    tmp_path: Path, how: str, steps: tuple[int, int], attempts: int, words: str
+) -> None:
+    if how == "died":
+        out = [End(0, "died", 0, sign="SIGKILL", message="killed by the memory killer", for_memory=True)]
+    else:
+        out = [End(0, "failed", 0, "OutOfMemoryError: CUDA out of memory", sign="OutOfMemoryError")]
+    ranks = Played(ends=[out] * 5)
+    left = list(steps)
+    start = ranks.start
+
+    def start_and_step(settings: RunConfig) -> list[Where]:
+        for step in range(left.pop(0) if left else 0):
+            line = {"step": step + 1, "loss": 1.0, "tokens_per_second": 1.0, "seconds": 1.0}
+            append_line(RunFolder(settings.out).metrics, line)
+        return start(settings)
+
+    ranks.start = start_and_step  # type: ignore[method-assign]
+    code, told = supervised(tmp_path, ranks, steps=9)
+    assert code == FAILED
+    assert len(ranks.meshes) == attempts
+    assert words in told
+    assert "less memory: model.recompute=true" in told
