@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -142,7 +141,7 @@ def yunchang(ring: int, ulysses: int) -> Callable[[Work], Way]:
         layer = _yunchang_layer(ring, ulysses, "zigzag" if zigzags else "basic")
         mesh, split = Mesh(1, ring, ulysses), contiguous(work.tokens, RANKS)
         if zigzags:  # of the ring places; each place's part in `ulysses` stretches
-            split = Split(tuple(p for r in zigzag(work.tokens, ring).ranges for p in _shared(r, ulysses)))
+            split = zigzag(work.tokens, ring, ulysses)
 
         def attend_(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             out: Tensor = layer(q[None], k[None], v[None], causal=causal)[0]
@@ -270,21 +269,7 @@ def _named(split: Split, tokens: int, mesh: Mesh) -> str:
     """What `balanced` chose."""
     if split == contiguous(tokens, mesh.sequence_ranks):
         return "contiguous"
-    return "zigzag" if split == zigzag(tokens, mesh.sequence_ranks) else "dealt"
-
-
-def _shared(ranges: Ranges, parts: int) -> list[Ranges]:
-    """Ranges of equal sizes, in so many parts."""
-    size = sum(stop - start for start, stop in ranges) // parts
-    rows = list(accumulate((stop - start for start, stop in ranges), initial=0))
-    shared: list[Ranges] = []
-    for at in range(0, size * parts, size):
-        cut = [
-            (start + max(at, row) - row, start + min(at + size, row + stop - start) - row)
-            for (start, stop), row in zip(ranges, rows, strict=False)
-        ]
-        shared.append(tuple((a, b) for a, b in cut if a < b))
-    return shared
+    return "zigzag" if split == zigzag(tokens, mesh.ring, mesh.ulysses) else "dealt"
 
 
 def _peer(name: str) -> Any:

@@ -66,7 +66,7 @@ def split_of(name: str, mask: Mask, mesh: Mesh) -> Split:
     makers: dict[str, Callable[[], Split]] = {
         "balanced": lambda: balanced(mask, mesh),
         "contiguous": lambda: contiguous(mask.queries, mesh.sequence_ranks),
-        "zigzag": lambda: zigzag(mask.queries, mesh.sequence_ranks),
+        "zigzag": lambda: zigzag(mask.queries, mesh.ring, mesh.ulysses),
     }
     if name not in makers:
         raise InputError("a split has a name", f"--split {name}", ", ".join(makers))

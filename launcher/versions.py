@@ -1,7 +1,8 @@
 """Which versions a machine has, and which machine has others than the rest.
 
-Ranks of one run exchange tensors and write one checkpoint: they must be of one torch, one DeepSpeed, one Ray, and of
-the same code of ours. A node that differs is named with the package before a rank starts; afterwards it would be a
+Ranks of one run exchange tensors and write one checkpoint: they must be of one torch (whose version names its CUDA:
+2.13.0+cu130), one NCCL, one DeepSpeed, one Ray, and of the same code of ours. Drivers may differ: torch says itself if
+one is too old. A node that differs is named with the package before a rank starts; afterwards it would be a
 hang, or last digits that nobody can explain.
 """
 
@@ -12,7 +13,7 @@ import platform
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 from parallel.errors import InputError
@@ -51,7 +52,13 @@ def versions_here() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = NONE
-    return {**found, "longreel": code_digest(HOME)}
+    return {**found, "nccl": _nccl(), "longreel": code_digest(HOME)}
+
+
+def _nccl() -> str:
+    """Of the wheel beside torch, nvidia-nccl-cu12 or of another CUDA; two of them are both named."""
+    names = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    return ", ".join(sorted(v for n, v in names.items() if n.lower().startswith("nvidia-nccl"))) or NONE
 
 
 def code_digest(home: Path) -> str:

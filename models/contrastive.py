@@ -1,17 +1,19 @@
 """Contrast: the video of a document and its words lie near each other, and far from those of all other documents.
 
-    rank 0: video a, words a, video b     sums by document     gather     +---- words a b c d
+    rank 0: video a, words a, video b     sums by document      total     +---- words a b c d
     rank 1: video b, words b           ------------------->   ------->   video a  # . . .    rank 0 computes rows
-    rank 2: video c, words c, d ...      [held, width]         of all     video b  . # . .    and columns a and b,
-                                                                          video c  . . # .    rank 2 those of c and d
+    rank 2: video c, words c, d ...     [documents, width]     of all    video b  . # . .    and columns a and d,
+                                                                         video c  . . # .    rank 1 those of b,
+                                                                         video d  . . . #    rank 2 those of c
 
 Symmetric InfoNCE with a learned temperature (Radford et al., CLIP, arXiv:2103.00020, fig. 3; for video Bain et al.,
 Frozen in Time, arXiv:2104.00650, eq. 1 and 2, which add the two directions where CLIP takes their mean, as here).
 
 An embedding is the weighted mean of the hidden rows of a document, of its video or of its words, projected. The mean is
 linear, so a document that lies on several ranks is a sum of sums: each rank projects what it holds and brings a row
-for each of its documents, a few numbers whatever the length of the video. How rows get around is not known here: the
-gather is handed in (`parallel.gathering`).
+for each document of the pack, zeros for those that it does not hold: a few numbers whatever the length of the video.
+How sums get around is not known here: `total` is handed in (`parallel.gathering`). Shapes follow from the number of
+documents alone, and who takes part is a mask, so that a GPU's host never waits for a number.
 
 Words that have seen the video tell nothing: give such a model a mask in which the two do not see each other.
 """
@@ -29,7 +31,7 @@ from parallel.errors import InputError
 from parallel.packed import TEXT, VIDEO
 from parallel.ring import accumulator
 
-Gather = Callable[[Tensor], tuple[Tensor, slice]]  # rows of this rank -> rows of all ranks, and which of them are its
+Total = Callable[[Tensor], Tensor]  # what this rank brings -> the sum of what all ranks of the pack bring
 LARGEST_SCALE = 100.0  # of cosines, as in CLIP: beyond it training became unstable
 
 
@@ -69,44 +71,53 @@ class Contrast(nn.Module):
         return (exact + (exact.clamp(max=log(LARGEST_SCALE)) - exact).detach()).exp()
 
     def forward(
-        self, hidden: Tensor, document: Tensor, kind: Tensor, weight: Tensor, keys: Tensor, gather: Gather
+        self,
+        hidden: Tensor,
+        document: Tensor,
+        kind: Tensor,
+        weight: Tensor,
+        documents: int,
+        total: Total,
+        part: tuple[int, int] = (0, 1),
     ) -> tuple[Tensor, Tensor]:
         """This rank's part of the loss, summed over documents, and how many of them it answers for.
 
             loss = sum_i -1/2 log softmax_j(s v_i . w_j)[i] - 1/2 log softmax_j(s w_i . v_j)[i]
 
-        Divide by the number over all ranks (and micro-steps: only documents of one micro-step are compared). A document
-        is that of the first rank with a part of it. One whose video or whose words have no weight takes no part, not as
-        another's contrast either. Collective if `gather` is; the gradient is that of the sum of the parts of all ranks.
+        Divide by the number over all ranks. Documents are dealt to the ranks in turn. One whose video or whose words
+        have no weight takes no part, not as another's contrast either. Collective if `total` is; the gradient is that
+        of the sum of the parts of all ranks.
 
         Args:
             hidden: [tokens, dim], those of this rank, or none.
-            document: [tokens] int64, index into `keys`.
+            document: [tokens] int64, of the pack.
             kind: [tokens], VIDEO or TEXT; others are left out.
             weight: [tokens], in the mean of its document, 0 or more; 0 leaves a token out. Gets no gradient.
-            keys: [documents] int64, of the pack: the same on all ranks that hold parts of a document, different for all
-                documents of the step (`parallel.gathering.numbers`).
-            gather: differentiable; also called with the keys.
+            documents: of the pack: the same on all ranks that share it.
+            total: differentiable, see `parallel.gathering.total`.
+            part: the rank among those that share the pack, and how many they are.
 
         Raises:
             InputError: sizes do not fit.
         """
         _refuse_sizes(hidden, document, kind, weight, self.video)
-        held, local = torch.unique(document, return_inverse=True)
-        everyone, mine = gather(keys.to(document.device)[held])
-        rows, _ = gather(self._sums(hidden, local, kind, weight, len(held)))
-        video, words, first = _embeddings(rows, everyone, self.video.shape[0])
-        own = (first >= mine.start) & (first < mine.stop)
-        scale, v, w = self.scale.to(video.dtype), video[own], words[own]
-        paired = scale * (v * w).sum(1)
-        others = (scale * v @ words.T).logsumexp(1) + (scale * w @ video.T).logsumexp(1)
-        return (others / 2 - paired).sum(), own.sum().to(video.dtype)
+        video, words, takes_part = _embeddings(
+            total(self._sums(hidden, document, kind, weight, documents)), self.video.shape[0]
+        )
+        rank, ranks = part
+        own, v, w = takes_part[rank::ranks], video[rank::ranks], words[rank::ranks]
+        scale = self.scale.to(video.dtype)
+        absent = torch.finfo(video.dtype).min  # finite: where nobody takes part gradients are 0, not undefined
+        others = (scale * v @ words.T).masked_fill(~takes_part, absent).logsumexp(1)
+        others = others + (scale * w @ video.T).masked_fill(~takes_part, absent).logsumexp(1)
+        loss = torch.where(own, others / 2 - scale * (v * w).sum(1), 0)
+        return loss.sum(), own.sum().to(video.dtype)
 
-    def _sums(self, hidden: Tensor, local: Tensor, kind: Tensor, weight: Tensor, held: int) -> Tensor:
-        """[held, 2 width + 2]: of each document held here the weighted sums of video and words, and of the weights."""
+    def _sums(self, hidden: Tensor, document: Tensor, kind: Tensor, weight: Tensor, documents: int) -> Tensor:
+        """[documents, 2 width + 2]: the weighted sums of video and words that are held here, and of the weights."""
         exact = accumulator(hidden.dtype)
-        member = local == torch.arange(held, device=local.device)[:, None]  # [held, tokens]; products, not index_add,
-        found, weights = [], []  #                                            whose sums on a GPU have no fixed order
+        member = document == torch.arange(documents, device=document.device)[:, None]  # [documents, tokens]; products,
+        found, weights = [], []  #                       not index_add, whose sums on a GPU have no fixed order
         for which, projection in ((VIDEO, self.video), (TEXT, self.words)):
             share = member * (weight.detach() * (kind == which)).to(exact)
             found.append((share @ hidden.to(exact)) @ projection.to(exact).T)
@@ -114,15 +125,12 @@ class Contrast(nn.Module):
         return torch.cat(found + weights, dim=1)
 
 
-def _embeddings(rows: Tensor, keys: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each document with both: its video and its words, [documents, width] of length 1, and the first row of it."""
-    unique, of = torch.unique(keys, return_inverse=True)
-    member = (of == torch.arange(len(unique), device=of.device)[:, None]).to(rows.dtype)  # [documents, rows]
-    first = torch.full_like(unique, len(keys)).scatter_reduce(0, of, torch.arange(len(of), device=of.device), "amin")
-    totals = member @ rows
-    takes_part = (totals[:, -2:] > 0).all(dim=1)
-    video, words, weight = totals[takes_part].split([width, width, 2], dim=1)
-    return normalize(video / weight[:, :1]), normalize(words / weight[:, 1:]), first[takes_part]
+def _embeddings(sums: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each document: its video and its words, [documents, width] of length 1, and whether it has both."""
+    video, words, weight = sums.split([width, width, 2], dim=1)
+    there = weight > 0
+    weight = torch.where(there, weight, 1)
+    return normalize(video / weight[:, :1]), normalize(words / weight[:, 1:]), there.all(dim=1)
 
 
 def _refuse_sizes(hidden: Tensor, document: Tensor, kind: Tensor, weight: Tensor, projection: Tensor) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.next_token import Bools, Ints, Learned
 from parallel.effects import State
-from parallel.gathering import gather, numbers
+from parallel.gathering import total
 from parallel.packed import ANSWERED
 from parallel.relayout import IGNORED
 
@@ -55,9 +55,9 @@ class VideoText:
     def head(self, model: Any, hidden: Tensor, heard: Any) -> Tensor:
         """This rank's part of the sum over documents."""
         packed, groups = heard.packed, heard.groups
-        keys = numbers(len(packed.documents), groups)
-        of_pack = partial(gather, groups=groups, replica=True)
-        loss: Tensor = model.contrast(hidden, packed.document, packed.kind, packed.weight, keys, of_pack)[0]
+        rows = hidden, packed.document, packed.kind, packed.weight
+        part = groups.place.sequence, groups.mesh.sequence_ranks
+        loss: Tensor = model.contrast(*rows, len(packed.documents), partial(total, groups=groups), part)[0]
         return loss
 
     def loss(self, prediction: Tensor, heard: Any) -> tuple[Tensor, Tensor]:

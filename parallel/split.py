@@ -43,10 +43,15 @@ def contiguous(length: int, ranks: int) -> Split:
     return Split(tuple(((a, b),) if b > a else () for a, b in zip(starts, stops, strict=True)))
 
 
-def zigzag(length: int, ranks: int) -> Split:
-    """Stretch i and stretch 2 x ranks - 1 - i of 2 x ranks: an equal share of a causal triangle for each rank."""
-    stretches = contiguous(length, 2 * ranks).ranges
-    return Split(tuple(stretches[i] + stretches[2 * ranks - 1 - i] for i in range(ranks)))
+def zigzag(length: int, ring: int, ulysses: int = 1) -> Split:
+    """Stretch i and stretch 2 x ring - 1 - i of 2 x ring: an equal share of a causal triangle for each place.
+
+    The ranks of a place share its two stretches in order, so that together they hold two stretches, not two each:
+    a kernel then has fewer pieces.
+    """
+    stretches = contiguous(length, 2 * ring).ranges
+    places = [[*stretches[i], *stretches[2 * ring - 1 - i]] for i in range(ring)]
+    return Split(tuple(part for ranges in places for part in _shared(ranges, ulysses)))
 
 
 def balanced(mask: Mask, mesh: Mesh, chunk: int | None = None) -> Split:
@@ -71,7 +76,7 @@ def balanced(mask: Mask, mesh: Mesh, chunk: int | None = None) -> Split:
         return split
     sizes = [chunk] if chunk else [_chunk(mask.queries, mesh.ring * count) for count in CHUNKS]
     chunks = [_Chunks.of(mask, size) for size in sizes]
-    candidates = [zigzag(mask.queries, mesh.sequence_ranks), *(c.dealt(mesh, whole=True) for c in chunks)]
+    candidates = [zigzag(mask.queries, mesh.ring, mesh.ulysses), *(c.dealt(mesh, whole=True) for c in chunks)]
     even = [candidate for candidate in candidates if _uneven(mask, mesh, candidate) <= EVEN]
     if even:
         return min(even, key=lambda split: fetched(mask, held_by(split.ranges, mesh.ulysses), mesh.ring))

@@ -72,6 +72,7 @@ CONFIGS = {
     "lm_recompute_tiles_ring": config(LM, model__recompute=True, model__mlp_tiles=4, mesh__ring=2),
     "lm_zero_3_ulysses_bf16": config(LM, zero__stage=3, mesh__ulysses=2, dtype="bf16"),
     "lm_eyes_zero_2": config({**LM, "vision": EYES}, zero__stage=2, mesh__ring=2),
+    "video_text": config({**LM, "vision": EYES}, mesh__ulysses=2, objective__kind="video_text"),
     "windows": config(DIT, model__attention=[{"kind": "frame_window", "before": 2, "after": 1}, {"kind": "temporal"}]),
 }
 
@@ -170,6 +171,7 @@ GPU = {
     "dit_zero_3_two": config(DIT, zero__stage=3, mesh__replica=2, data__packs_per_step=4),
     "dit_short": config(DIT, dtype="bf16", data__frames=2),
     "lm_eyes": config({**LM, "vision": EYES}, dtype="bf16", zero__stage=2),
+    "video_text": config({**LM, "vision": EYES}, mesh__ring=2, objective__kind="video_text"),
 }
 
 

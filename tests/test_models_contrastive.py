@@ -1,4 +1,4 @@
-"""The loss of all documents and its gradients, whoever holds which part of them; and the gather below it."""
+"""The loss of all documents of a pack and its gradients, whoever holds which part of them; and the sum below it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from models.contrastive import LARGEST_SCALE, Contrast
 from parallel.errors import InputError
-from parallel.gathering import Gathered, gather, numbers
+from parallel.gathering import total
 from parallel.mesh import Groups, Mesh, join
 from parallel.packed import TEXT, VIDEO
 from parallel.split import zigzag
@@ -27,12 +26,7 @@ DIM, WIDTH = 6, 5
 DOCUMENTS = [(9, 4), (5, 0), (0, 3), (12, 2), (1, 7), (6, 1), (3, 5)]
 WEIGHTLESS = 6
 TAKE_PART = [0, 3, 4, 5]
-REPLICAS = {
-    1: [[0, 1, 2, 3, 4, 5, 6]],
-    2: [[4, 0, 1], [2, 3, 5, 6]],
-    4: [[0, 3], [1], [], [2, 4, 5, 6]],
-}
-MESHES = [Mesh(), Mesh(1, 2, 1), Mesh(2, 1, 1), Mesh(1, 2, 2), Mesh(2, 2, 1), Mesh(4, 1, 1)]
+MESHES = [Mesh(), Mesh(1, 2, 1), Mesh(1, 2, 2), Mesh(1, 1, 3)]
 Answer = dict[str, Any]
 
 
@@ -53,57 +47,42 @@ def contrast() -> Contrast:
     return Contrast(DIM, WIDTH, dtype=torch.float64)
 
 
-def selfish(x: Tensor, groups: Groups) -> Gathered:
+def selfish(x: Tensor, groups: Groups) -> Tensor:
     """Planted: gradients of other ranks' parts are lost."""
-    found, mine = gather(x.detach(), groups)
-    rows = found.clone()
-    return Gathered(torch.cat([rows[: mine.start], x, rows[mine.stop :]]), mine)
+    return x + (total(x.detach(), groups) - x.detach())
 
 
-def apart(documents: int, groups: Groups) -> Tensor:
-    """Planted: parts of a document on several ranks are documents of their own."""
-    return numbers(documents, groups) + (groups.place.sequence << 16)
+def apart(x: Tensor, groups: Groups) -> Tensor:
+    """Planted: what other ranks hold of a document is not added."""
+    return x
 
 
-def part(
-    rank: int,
-    mesh: Mesh,
-    how: Callable[..., Gathered] = gather,
-    name: Callable[[int, Groups], Tensor] = numbers,
-) -> Answer:
+def part(rank: int, mesh: Mesh, how: Callable[[Tensor, Groups], Tensor] = total) -> Answer:
     """What one rank computes, and which rows of which documents it held."""
     groups, model = join(mesh, rank), contrast()
-    pack = REPLICAS[mesh.replica][groups.place.replica]
     hidden, kind, weight, document, of, at = (
-        torch.cat([empty, *rows])
-        for empty, rows in zip(
-            (torch.zeros(0, DIM, dtype=torch.float64), *(torch.zeros(0, dtype=t) for t in DTYPES_OF_TOKENS)),
-            zip(*(rows_of(i, n) for i, n in enumerate(pack)), strict=True) if pack else [()] * 6,
-            strict=True,
-        )
+        torch.cat(r) for r in zip(*map(rows_of, range(len(DOCUMENTS))), strict=True)
     )
-    ranges = zigzag(len(hidden), mesh.sequence_ranks).ranges[groups.place.sequence]
-    held = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(np.arange(a, b) for a, b in ranges)]))
-    leaf = hidden[held].requires_grad_(len(held) > 0)  # a rank without tokens has nothing that wants gradients
+    ranges = zigzag(len(hidden), mesh.ring, mesh.ulysses).ranges[groups.place.sequence]
+    held = torch.from_numpy(np.concatenate([np.arange(a, b) for a, b in ranges]))
+    leaf = hidden[held].requires_grad_()
     loss, count = model(
-        leaf, document[held], kind[held], weight[held], name(len(pack), groups), partial(how, groups=groups)
-    )
+        leaf, document[held], kind[held], weight[held], len(DOCUMENTS), partial(how, groups=groups),
+        (groups.place.sequence, mesh.sequence_ranks),
+    )  # fmt: skip
     loss.backward()
-    grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    assert leaf.grad is not None
     return {
-        "loss": loss.detach(), "count": count, "grad": grad, "of": of[held], "at": at[held],
+        "loss": loss.detach(), "count": count, "grad": leaf.grad, "of": of[held], "at": at[held],
         "parameters": {n: p.grad for n, p in model.named_parameters()},
     }  # fmt: skip
 
 
-DTYPES_OF_TOKENS = (torch.int64, torch.float64, torch.int64, torch.int64, torch.int64)
-
-
-def rows_of(index: int, number: int) -> tuple[Tensor, ...]:
-    """Of a document that is the `index`-th of its pack."""
+def rows_of(number: int) -> tuple[Tensor, ...]:
+    """Of a document: rows, kinds and weights, its number and which row of it each is."""
     hidden, kind, weight = tokens_of(number)
     size = len(hidden)
-    return hidden, kind, weight, torch.full((size,), index), torch.full((size,), number), torch.arange(size)
+    return hidden, kind, weight, torch.full((size,), number), torch.full((size,), number), torch.arange(size)
 
 
 def wanted() -> tuple[Tensor, dict[int, Tensor], dict[str, Tensor]]:
@@ -153,13 +132,13 @@ def test_the_cut_does_not_matter(mesh: Mesh) -> None:
 
 def trained(rank: int, stage: int) -> list[float]:
     """Losses of this rank in a few steps."""
-    groups = join(Mesh(2, 1, 1), rank)
+    mesh = Mesh(1, 2, 1)
+    groups = join(mesh, rank)
     torch.manual_seed(3)
     engine = engine_for(Contrast(DIM, WIDTH, dtype=torch.float32), AdamW(clip=0.0), stage, 1)
-    pack, losses = REPLICAS[2][rank], []
-    rows = zip(*(rows_of(i, n) for i, n in enumerate(pack)), strict=True)
-    hidden, kind, weight, document, _, _ = (torch.cat(r) for r in rows)
-    given = hidden.float(), document, kind, weight.float(), numbers(len(pack), groups), partial(gather, groups=groups)
+    losses = []
+    hidden, kind, weight, document, _, _ = (torch.cat(r) for r in zip(*map(rows_of, range(rank, 7, 2)), strict=True))
+    given = hidden.float(), document, kind, weight.float(), len(DOCUMENTS), partial(total, groups=groups), (rank, 2)
     for _ in range(3):
         loss, _ = engine.forward(*given)
         engine.backward(loss / len(TAKE_PART))
@@ -174,28 +153,26 @@ def test_parameters_may_be_in_parts() -> None:
 
 
 def test_documents_are_dealt_to_ranks() -> None:
-    """Each answers for those it holds the beginning of; one for all of them would not be shared work."""
-    counts = [int(answer["count"]) for answer in run_world(4, part, Mesh(2, 2, 1))]
-    assert sum(counts) == len(TAKE_PART)
-    assert sum(count > 0 for count in counts) >= 3
+    """One rank for all of them would not be shared work."""
+    counts = [int(answer["count"]) for answer in run_world(4, part, Mesh(1, 2, 2))]
+    assert counts == [2, 1, 0, 1]  # of documents 0, 3, 4 and 5 of 7
 
 
 def test_planted_errors_are_seen() -> None:
-    lost = errors(run_world(2, part, Mesh(2, 1, 1), selfish))
+    lost = errors(run_world(2, part, Mesh(1, 2, 1), selfish))
     assert lost["loss"] < 1e-12
     assert lost["hidden"] > 1e-3
-    cut = errors(run_world(2, part, Mesh(1, 2, 1), gather, apart))
+    cut = errors(run_world(2, part, Mesh(1, 2, 1), apart))
     assert cut["loss"] > 1e-3
 
 
 def test_nobody_and_one_alone() -> None:
     """No tokens, no document with both, and one document: losses of 0 with gradients."""
-    model, alone = contrast(), partial(gather, groups=ALONE)
-    keys = numbers(1, ALONE)
+    model, alone = contrast(), partial(total, groups=ALONE)
     for tokens, kinds, wanted_count in ((0, [], 0), (2, [VIDEO, VIDEO], 0), (2, [VIDEO, TEXT], 1)):
         hidden = torch.ones(tokens, DIM, dtype=torch.float64, requires_grad=True)
         document, kind = torch.zeros(tokens, dtype=torch.int64), torch.tensor(kinds, dtype=torch.int64)
-        loss, count = model(hidden, document, kind, torch.ones(tokens, dtype=torch.float64), keys, alone)
+        loss, count = model(hidden, document, kind, torch.ones(tokens, dtype=torch.float64), 1, alone)
         loss.backward()
         assert abs(float(loss.detach())) < 1e-12
         assert float(count) == wanted_count
@@ -220,7 +197,7 @@ def test_half_precision_is_summed_in_float32() -> None:
     model = Contrast(DIM, WIDTH, dtype=torch.bfloat16)
     hidden = torch.randn(40, DIM, dtype=torch.bfloat16, requires_grad=True)
     document, kind = torch.arange(40) // 10, torch.arange(40) % 2
-    args = (document, kind, torch.ones(40), numbers(4, ALONE), partial(gather, groups=ALONE))
+    args = (document, kind, torch.ones(40), 4, partial(total, groups=ALONE))
     loss, count = model(hidden, *args)
     loss.backward()
     assert (loss.dtype, count.dtype) == (torch.float32, torch.float32)
@@ -231,42 +208,26 @@ def test_half_precision_is_summed_in_float32() -> None:
     assert float(loss.detach()) == pytest.approx(float(exact), rel=1e-5)
 
 
-def gathers(rank: int, mesh: Mesh) -> dict[str, Any]:
-    """Of rows that differ in number, and of ranks that differ in what they want."""
+def sums(rank: int, mesh: Mesh) -> dict[str, Any]:
+    """Of what each rank of two replicas brings, and what each part of the loss says of the sum."""
     groups = join(mesh, rank)
-    rows = [3, 0, 2, 1][rank]
-    x = (torch.arange(rows * 2).reshape(rows, 2) + 100.0 * rank).double().requires_grad_(rank != 1)
-    found, mine = gather(x, groups)
+    x = torch.full((2, 3), 10.0**rank, dtype=torch.float64, requires_grad=True)
+    found = total(x, groups)
     (found * (rank + 1)).sum().backward()
-    nothing, none = gather(torch.zeros(0, 2, requires_grad=True), groups)
+    nothing = total(torch.zeros(0, 2, requires_grad=True), groups)
     nothing.sum().backward()
-    half, _ = gather(torch.full((rank, 3), float(rank), dtype=torch.bfloat16), groups)
-    with torch.no_grad():
-        silent = gather(x, groups).rows.requires_grad
-    try:
-        gather(torch.zeros(2, 3 + (rank == 2)), groups)
-        told = ""
-    except InputError as error:
-        told = str(error)
-    dist.barrier()
-    return {
-        "rows": found.detach(), "mine": mine, "grad": x.grad, "nothing": (nothing.shape, none), "half": half,
-        "keys": gather(numbers(2, groups), groups).rows, "silent": silent, "told": told,
-    }  # fmt: skip
+    half = total(torch.tensor([1.0, 2.0**-9]).to(torch.bfloat16)[rank % 2][None], groups)
+    return {"sum": found.detach(), "grad": x.grad, "nothing": nothing.shape, "half": half}
 
 
-def test_a_gather_and_its_way_back() -> None:
-    answers = run_world(4, gathers, Mesh(2, 2, 1))
-    whole = torch.cat([(torch.arange(n * 2).reshape(n, 2) + 100.0 * r).double() for r, n in enumerate([3, 0, 2, 1])])
+def test_a_sum_and_its_way_back() -> None:
+    """Only over those that share a pack."""
+    answers = run_world(4, sums, Mesh(2, 2, 1))
     for rank, answer in enumerate(answers):
-        assert torch.equal(answer["rows"], whole)
-        assert answer["mine"] == [slice(0, 3), slice(3, 3), slice(3, 5), slice(5, 6)][rank]
-        assert rank == 1 or answer["grad"].eq(1 + 2 + 3 + 4).all()
-        assert answer["nothing"] == (torch.Size([0, 2]), slice(0, 0))
-        assert torch.equal(answer["half"], torch.tensor([1, 2, 2, 3, 3, 3]).bfloat16()[:, None].expand(6, 3))
-        assert answer["keys"].tolist() == [0, 1, 0, 1, 2**32, 2**32 + 1, 2**32, 2**32 + 1]
-        assert not answer["silent"]
-        assert "rank 2 brings rows [4] of torch.float32" in answer["told"]
+        assert answer["sum"].eq([11.0, 11.0, 1100.0, 1100.0][rank]).all()
+        assert answer["grad"].eq([3.0, 3.0, 7.0, 7.0][rank]).all()
+        assert answer["nothing"] == (0, 2)
+        assert answer["half"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ MESHES = [
 ]
 SPLITS: dict[str, Callable[[Mask, Mesh], Split]] = {
     "contiguous": lambda mask, mesh: contiguous(mask.queries, mesh.sequence_ranks),
-    "zigzag": lambda mask, mesh: zigzag(mask.queries, mesh.sequence_ranks),
+    "zigzag": lambda mask, mesh: zigzag(mask.queries, mesh.ring, mesh.ulysses),
     "balanced": lambda mask, mesh: balanced(mask, mesh, chunk=3),
     "one holds nothing": lambda mask, mesh: Split(
         ((), *contiguous(mask.queries, mesh.sequence_ranks - 1).ranges)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray.job_submission import JobDetails, JobStatus, JobType
@@ -150,3 +151,14 @@ def test_a_job_and_its_log() -> None:
 )
 def test_states_of_a_job(status: JobStatus, code: int | None, state: str) -> None:
     assert job_of(details(status, code), "").state == state
+
+
+def test_another_nccl_is_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels = [SimpleNamespace(metadata={"Name": n}, version=v) for n, v in (("nvidia-nccl-cu13", "2.28.3"), ("x", "1"))]
+    monkeypatch.setattr("launcher.versions.distributions", lambda: wheels)
+    here = versions_here()
+    assert here["nccl"] == "2.28.3"
+    there = {**here, "nccl": "2.27.5"}
+    assert [(d.node, d.package, d.has) for d in differences({"a": here, "b": here, "c": there})] == [
+        ("c", "nccl", "2.27.5")
+    ]

@@ -27,7 +27,7 @@ PRELOAD = [
 ]
 
 
-def run_world(ranks: int, function: Callable[..., Any], *args: Any, seconds: float = 300) -> list[Any]:
+def run_world(ranks: int, function: Callable[..., Any], *args: Any, seconds: float = 900) -> list[Any]:
     """What `function(rank, *args)` returned on each rank, with torch.distributed (gloo) up over all of them."""
     context = server()
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ def run_world(ranks: int, function: Callable[..., Any], *args: Any, seconds: flo
     return [value for _, value in answers]
 
 
-def run_alone(function: Callable[..., Any], *args: Any, seconds: float = 300) -> Any:
+def run_alone(function: Callable[..., Any], *args: Any, seconds: float = 900) -> Any:
     """What `function(*args)` returned in a process of its own, where torch.distributed is down."""
     context = server()
     pipe, there = context.Pipe()

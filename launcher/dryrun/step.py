@@ -108,9 +108,6 @@ def dry_run(
     Raises:
         InputError: the run cannot work.
     """
-    if config.objective.kind == "video_text":
-        rule = "a dry run counts what does not depend on numbers"
-        raise InputError(rule, "objective.kind: video_text", "objective.kind=next_token, without the contrast")
     segments = len(config.data.merged())
     if segment is not None and segment >= segments:
         found = f"segment {segment} of {segments}"
