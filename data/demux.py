@@ -24,6 +24,7 @@ from av.format import Flags
 from data import gif
 from data.containers import DECODER, MOST_PIXELS, is_refused, open_container
 from data.containers import Source as Source
+from data.edits import why_edited
 from data.joined import second_file
 from data.scan import AGAIN, CONVERT, WITH_ALPHA, Scan, broken, by_output, by_time, read_headers
 from data.truncation import why_cut
@@ -148,8 +149,11 @@ def scan_stream(source: Source, container: Any, stream: Any, counted: bool = Fal
         what = f"another file is joined to it at byte {joined_at:,}, which no player reads"
         split = f"split it: head -c {joined_at} FILE, tail -c +{joined_at + 1} FILE"
         raise broken(name, f"{what}; {split}", f"{split}, and give both")
+    mov = container.format.name.startswith("mov")
+    if mov and (reason := why_edited(source)) is not None:
+        raise broken(name, reason, CONVERT)
     headers = read_headers(container.demux(stream), stream, made_up, name)
-    if container.format.name.startswith("mov") and len(headers.pts) < len(stream.index_entries):
+    if mov and len(headers.pts) < len(stream.index_entries):
         raise broken(name, f"cut short: {len(headers.pts)} of {len(stream.index_entries)} frames are there", AGAIN)
     if container.format.name == "gif":
         headers.pts, headers.keys = list(gif.shown_at(headers.durations)), headers.keys[:1]
@@ -162,7 +166,7 @@ def scan_stream(source: Source, container: Any, stream: Any, counted: bool = Fal
             packets = _numbered(islice(again.demux(same), first, None), first)
             frames = frames_of(packets, name, decoder(same) if headers.alpha else None)
             found = by_output(headers, [frame.pts for frame in frames], name)
-    return replace(found, stream=stream.index)
+    return replace(found, stream=stream.index, alpha_layer=headers.alpha_layer)
 
 
 def packets_from(source: Source, container: Any, stream: Any, scan: Scan, row: int, fresh: bool) -> Iterator[Any]:

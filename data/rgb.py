@@ -135,7 +135,7 @@ class Rgb:
         name, own_size = frame.format.name, (frame.height, frame.width) == (height, width)
         if name == "yuv420p" and frame.color_range != ColorRange.JPEG and own_size and not (height | width) % 2:
             return _Way(height, width, "rgb24", Interpolation.BILINEAR)
-        alpha = name == "pal8" or any(component.is_alpha for component in frame.format.components)
+        alpha = has_alpha(frame)
         # area averages when it shrinks but blocks when it grows
         grows = height > frame.height or width > frame.width
         scaling = Interpolation.BICUBIC if grows else Interpolation.AREA
@@ -158,6 +158,11 @@ def turn_of(frame: Any, name: str) -> Turn:
             return Turn(True, b < 0, c < 0)
         raise _unusable(name, "it is displayed tilted, by no multiple of 90 degrees")
     return UPRIGHT
+
+
+def has_alpha(frame: Any) -> bool:
+    """Whether a decoded frame tells what of it is transparent."""
+    return frame.format.name == "pal8" or any(component.is_alpha for component in frame.format.components)
 
 
 def check_colours(frame: Any, name: str) -> None:

@@ -28,10 +28,12 @@ from typing import Any
 import numpy as np
 
 from data import gif
+from data.hevc import has_alpha_layer
 from data.references import References
 from parallel.errors import InputError
 
 IDR = 5  # ITU-T H.264, table 7-1
+MOST_OFF = 16  # frames
 REORDERED = 32  # frames: H.264 and HEVC put a frame at most 16 before its turn
 JOIN = (1, 2)  # packets from the one that MPEG-TS says is damaged to the first of a new file: a parser holds one back
 ALPHA = 1  # BlockAddID of a second picture of transparencies (WebM's alpha guidelines)
@@ -54,6 +56,7 @@ class Scan:
         numbers: packet number of each row, if time stamps do not tell which packet is which row; empty: not even
             packets tell it, and rows can only be counted from the first.
         alpha: whether transparencies lie beside the pictures.
+        alpha_layer: whether frames must come with transparencies.
         stream: index of the stream in its file.
         joins: rows with which another part of joined files begins.
     """
@@ -63,6 +66,7 @@ class Scan:
     packets: int
     numbers: tuple[int, ...] | None = None
     alpha: bool = False
+    alpha_layer: bool = False
     stream: int | None = None
     joins: tuple[int, ...] = ()
 
@@ -91,6 +95,7 @@ class Headers:
         shown: whether it carries a picture that is shown.
         keys: (packet number, whether decoding may begin there) of key packets.
         alpha: whether transparencies lie beside the pictures.
+        alpha_layer: whether they are a layer of the stream.
         made_up: whether time stamps count frames in the order of decoding.
         joins: packets with which time begins anew.
     """
@@ -101,6 +106,7 @@ class Headers:
     shown: list[bool] = field(default_factory=list)
     keys: list[tuple[int, bool]] = field(default_factory=list)
     alpha: bool = False
+    alpha_layer: bool = False
     made_up: bool = False
     joins: list[int] = field(default_factory=list)
 
@@ -137,12 +143,16 @@ def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) 
         headers.dts.append(packet.dts)
         headers.durations.append(packet.duration or 0)
         headers.shown.append(not packet.is_discard and _has_picture(codec, packet))
+        if codec == "hevc" and not number:
+            headers.alpha_layer = has_alpha_layer(extradata, bytes(packet))
         headers.alpha |= codec in WITH_ALPHA and _has_alpha(packet)
     begun = {n - before for n, clean in headers.keys if clean for before in JOIN}
     damaged = next((n for n in suspects if n not in begun), None)
     if damaged is not None:
         raise broken(name, f"packet {damaged} is damaged or cut short")
-    if not stream.container.format.name.startswith("mov"):
+    if stream.container.format.name.startswith("mov"):
+        _close_edits(headers)
+    else:
         _straighten(headers)
     # as some programs write B-frames: the time of decoding in place of that of showing
     stamps = [p for p in headers.pts if p is not None]
@@ -177,6 +187,32 @@ def _straighten(headers: Headers) -> None:
         later = there[-1] + max(1, step) - min(known[begin:end])
         for stamps in (headers.pts, headers.dts):
             stamps[begin:end] = [None if p is None else p + later for p in stamps[begin:end]]
+
+
+def _close_edits(headers: Headers) -> None:
+    """Lets each part of a list of edits go on when the one before it is over.
+
+    FFmpeg tells the time of all but the first by some frames too early or too late where B-frames delay it; what is
+    later by more than that is a part in which nothing is shown.
+    """
+    dts = headers.dts
+    back = [n for n in range(1, len(dts)) if (a := dts[n - 1]) is not None and (b := dts[n]) is not None and b < a]
+    headers.joins += back
+    for begin, end in pairwise([*back, len(dts)]):
+        before, part = _shown(headers, 0, begin), _shown(headers, begin, end)
+        if not before or not part:
+            continue
+        steps = np.diff(before if len(before) > 1 else part)
+        step = max(1, int(np.median(steps))) if len(steps) else 1
+        later = before[-1] + step - part[0]
+        if later >= -MOST_OFF * step:
+            headers.pts[begin:end] = [None if p is None else p + later for p in headers.pts[begin:end]]
+
+
+def _shown(headers: Headers, begin: int, end: int) -> list[int]:
+    """The time stamps of some packets, of those that are shown, ascending."""
+    pairs = zip(headers.pts[begin:end], headers.shown[begin:end], strict=True)
+    return sorted(p for p, shown in pairs if shown and p is not None)
 
 
 def by_time(headers: Headers, name: str) -> Scan | None:

@@ -45,13 +45,14 @@ from data.demux import (
 )
 from data.h264 import GOP_FRAMES, encode
 from data.rates import Stretch, rate_of, stretches
-from data.rgb import UPRIGHT, Frames, Rgb, Turn, check_colours, displayed, turn_of
+from data.rgb import UPRIGHT, Frames, Rgb, Turn, check_colours, displayed, has_alpha, turn_of
 from data.scan import RESTAMP, Scan, broken
 from data.sequence import PictureSequence, sequence_of
 from data.timeline import Timeline, timeline_of
 
 SLOWEST, FASTEST = Fraction(1, 3600), 10_000  # frames a second; beyond, time stamps are damaged
 PICTURES, RGB = "pictures", "rgb24"  # container and pixel format of what is no video file
+LAY_OVER = "lay it over a background, or write it as ProRes 4444 or VP9"
 PADDING = bytes(64)  # AV_INPUT_BUFFER_PADDING_SIZE: decoders may read so far past a packet
 
 __all__ = ["GOP_FRAMES", "Frames", "Source", "Video", "decode", "decode_slices", "encode", "pictures", "probe"]
@@ -134,6 +135,8 @@ def probe(source: Source, counted: bool = False, fps: Fraction | None = None) ->
         if first is None:
             raise broken(name, "no frame can be decoded")
         check_colours(first, name)
+        if found.alpha_layer and not has_alpha(first):
+            raise broken(name, "what is transparent is a layer that this FFmpeg does not read", LAY_OVER)
         turn, aspect = turn_of(first, name), stream.sample_aspect_ratio or Fraction(1)
         height, width = displayed(first.height, first.width, aspect, turn)
         fps, even = rate_of(found.pts, stream.time_base, stream.average_rate or stream.guessed_rate)

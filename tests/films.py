@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 ONE, TWO30 = 1 << 16, 1 << 30  # of a display matrix
+TICK, MOVIE_TICK = 512, 40  # a frame of 25 a second, in units of the track and of the movie
 
 
 def moving(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -134,3 +135,20 @@ def _index_flags(data: bytes) -> list[bytes]:
     at = data.rindex(b"idx1")
     size = int.from_bytes(data[at + 4 : at + 8], "little")
     return [data[i + 4 : i + 8] for i in range(at + 8, at + 8 + size, 16)]
+
+
+def edited(data: bytes, entries, delay: int = 2) -> bytes:
+    """An mp4 of 25 frames a second whose only track has another edit list, of (frames, first frame).
+
+    -1: nothing is shown; `delay`: frames by which B-frames put off the first, 0 without any.
+    """
+    at = data.index(b"edts") - 4
+    size = int.from_bytes(data[at : at + 4])
+    times = [(frames * MOVIE_TICK, -1 if first < 0 else (first + delay) * TICK) for frames, first in entries]
+    body = struct.pack(">II", 0, len(times)) + b"".join(struct.pack(">IiHH", *time, 1, 0) for time in times)
+    box = struct.pack(">I4s", 16 + len(body), b"edts") + struct.pack(">I4s", 8 + len(body), b"elst") + body
+    out = bytearray(data[:at] + box + data[at + size :])
+    for kind in (b"moov", b"trak"):  # which lie behind the frames
+        parent = out.index(kind) - 4
+        out[parent : parent + 4] = struct.pack(">I", int.from_bytes(out[parent : parent + 4]) + len(box) - size)
+    return bytes(out)

@@ -20,8 +20,9 @@ from random import Random
 
 import av
 import numpy as np
+from PIL import Image
 
-from tests.films import avi_of, stamped, write
+from tests.films import avi_of, edited, stamped, write
 
 HEIGHT, WIDTH = 32, 64
 B_FRAMES = {"bf": "3", "b_strategy": "0"}
@@ -278,6 +279,85 @@ def pixels(random: Random, path: Path) -> Strange:
     lost = frozenset(range(first + second)) if how == "shape" else frozenset()
     reason = "the shape of its pixels changes from 1:1 to 2:1" if lost else ""
     return Strange(name.name, "pixels", {n: n / 25 for n in range(first + second)}, lost, reason, bool(lost), about=how)
+
+
+@kind
+def trims(random: Random, path: Path) -> Strange:
+    """What a phone trimmed: a list of edits that begin anywhere; the frames between them are there, and not shown."""
+    name, frames = path.with_suffix(random.choice([".mp4", ".mov"])), random.randint(24, 48)
+    options = {**QUICK, **random.choice([{"bf": "0"}, B_FRAMES]), "g": str(random.choice([6, 12, 250]))}
+    write(name, pictures(frames, random), options=options, rate=25)
+    cuts = sorted(random.sample(range(frames), random.choice([2, 4])))
+    entries = [(b - a, a) for a, b in zip(cuts[::2], cuts[1::2], strict=True)]
+    name.write_bytes(edited(name.read_bytes(), entries, 2 if "b_strategy" in options else 0))
+    shown = [first + n for count, first in entries for n in range(count)]
+    seconds = {number: n / 25 for n, number in enumerate(shown)}
+    return Strange(name.name, "trims", seconds, frozenset(shown), "fewer than 8 frames", about=f"{entries} {options}")
+
+
+@kind
+def bare(random: Random, path: Path) -> Strange:
+    """Streams without a container, or in one that has hardly any time stamps."""
+    frames, options = random.randint(12, 40), {**QUICK, **random.choice([{"bf": "0"}, B_FRAMES])}
+    suffix, codec, form, options = random.choice(
+        [
+            (".h264", "libx264", "h264", options),
+            (".flv", "libx264", "flv", options),
+            (".m4v", "mpeg4", "m4v", {"bf": "2"}),
+            (".m2v", "mpeg2video", "mpeg2video", {"bf": "2"}),
+            (".mpg", "mpeg1video", "mpeg", {"bf": "2"}),
+            (".vob", "mpeg2video", "vob", {"bf": "2"}),
+            (".avi", "mpeg4", "avi", {"bf": "2"}),
+        ]
+    )
+    name = path.with_suffix(suffix)
+    write(name, pictures(frames, random), codec, options=options, rate=25, form=form, bit_rate=2_000_000)
+    return Strange(name.name, "bare", {n: n / 25 for n in range(frames)}, timed=False, about=f"{codec} {options}")
+
+
+@kind
+def animation(random: Random, path: Path) -> Strange:
+    """GIF, WebP and PNG at the speed of browsers, with what may stand behind the last picture."""
+    form, frames = random.choice(["GIF", "WEBP", "PNG"]), random.randint(10, 30)
+    delays = [random.choice([0, 10, 20, 50, 50, 50, 200]) for _ in range(frames)]
+    film = [Image.fromarray(frame) for frame in pictures(frames, random)]
+    name = path.with_suffix(f".{form.lower()}")
+    film[0].save(
+        name,
+        form,
+        save_all=True,
+        append_images=film[1:],
+        duration=delays,
+        **({"lossless": True} if form == "WEBP" else {}),
+    )
+    if form == "GIF":
+        behind = [b"", b"\x21\xfe\x05words\x00;", b"\x21\xff\x0bXMP DataXMP\x04abcd\x00;", b";" + bytes(99)]
+        name.write_bytes(name.read_bytes()[:-1] + random.choice(behind))
+    shown = [0, *accumulate(delay if delay > 10 else 100 for delay in delays)]
+    return Strange(name.name, "animation", {n: shown[n] / 1000 for n in range(frames)}, about=f"{delays}")
+
+
+@kind
+def beside(random: Random, path: Path) -> Strange:
+    """A still of more pixels beside the film, before or behind it; or a smaller film."""
+    frames, name = random.randint(12, 40), path.with_suffix(random.choice([".mkv", ".mp4", ".avi", ".mov"]))
+    film, still = pictures(frames, random), pictures(1, random, 128, 160)
+    other = random.choice([(still, "mjpeg"), (still, "mjpeg"), (pictures(frames, random, 16, 48), "libx264")])
+    both = [(film, "libx264"), other]
+    random.shuffle(both)
+    with av.open(str(name), "w") as container:
+        for made, codec in both:
+            stream = container.add_stream(codec, rate=25)
+            stream.height, stream.width = made.shape[1:3]
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for stream, (made, _) in zip(container.streams.video, both, strict=True):
+            for row, frame in enumerate(made):
+                image = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                image.pts, image.time_base = row, Fraction(1, 25)
+                container.mux(stream.encode(image))
+            container.mux(stream.encode(None))
+    timed = name.suffix != ".avi"
+    return Strange(name.name, "beside", {n: n / 25 for n in range(frames)}, timed=timed, about=str(both[0][1]))
 
 
 def _bytes(

@@ -14,14 +14,15 @@ import pytest
 
 from data import video
 from data.clips import CutOptions, cut_into_clips
+from data.edits import why_edited
+from data.hevc import has_alpha_layer
 from data.truncation import why_cut
 from parallel.errors import InputError
-from tests.films import avi_of, stamped, stamps, write
+from tests.films import avi_of, edited, stamped, stamps, write
 
 B_FRAMES = {"bf": "3", "g": "12", "b_strategy": "0"}
 MPEG4 = {"bf": "2", "g": "12"}
 FRAMES, RATE = 32, 25
-TICK, MOVIE_TICK = 512, 40  # of a frame, in units of the track and of the movie
 
 
 def kept(path: Path) -> list[list[int]]:
@@ -84,20 +85,6 @@ def test_entries_without_bytes_show_a_frame_once_more(tmp_path, codec, pixels, o
     assert shown == sorted(shown)
 
 
-def edited(data: bytes, entries: list[tuple[int, int]]) -> bytes:
-    """An mp4 whose only track has another edit list, of (frames, first frame); -1: nothing is shown."""
-    at = data.index(b"edts") - 4
-    size = int.from_bytes(data[at : at + 4])
-    times = [(frames * MOVIE_TICK, -1 if first < 0 else (first + 2) * TICK) for frames, first in entries]
-    body = struct.pack(">II", 0, len(times)) + b"".join(struct.pack(">IiHH", *time, 1, 0) for time in times)
-    box = struct.pack(">I4s", 16 + len(body), b"edts") + struct.pack(">I4s", 8 + len(body), b"elst") + body
-    out = bytearray(data[:at] + box + data[at + size :])
-    for kind in (b"moov", b"trak"):  # which lie behind the frames
-        parent = out.index(kind) - 4
-        out[parent : parent + 4] = struct.pack(">I", int.from_bytes(out[parent : parent + 4]) + len(box) - size)
-    return bytes(out)
-
-
 @pytest.fixture(scope="module")
 def phone(tmp_path_factory) -> bytes:
     path = write(tmp_path_factory.mktemp("phone") / "a.mp4", stamped(FRAMES), options=B_FRAMES, rate=RATE)
@@ -119,6 +106,19 @@ def test_an_edit_list_tells_which_frames_are_shown(tmp_path, phone, entries, sho
     (tmp_path / "a.mp4").write_bytes(edited(phone, entries))
     assert stamps(video.decode(tmp_path / "a.mp4")) == shown
     assert frames_shown(tmp_path / "a.mp4") == shown
+
+
+def test_edits_that_hold_a_picture_or_change_the_speed_are_refused(phone):
+    at = edited(phone, [(20, 0), (10, 20)]).index(b"elst") + 12
+    for rate, reason in ((0, "holds a picture"), (2, "at another speed")):
+        data = bytearray(edited(phone, [(20, 0), (10, 20)]))
+        data[at + 20 : at + 22] = struct.pack(">h", rate)
+        with pytest.raises(InputError, match=reason):
+            video.probe(bytes(data))
+    assert why_edited(phone) is None
+    assert why_edited(b"") is None
+    for end in range(0, len(phone), 7):
+        why_edited(phone[:end])
 
 
 def test_time_stamps_in_the_order_of_decoding_are_not_believed(tmp_path, phone):
@@ -196,6 +196,26 @@ def test_of_films_the_one_with_most_pixels_is_meant_and_of_a_show_of_stills_none
     assert (found.frames, found.height, found.video_streams) == (FRAMES // 2, 96, 3)
     alone = streams(tmp_path / "still.mkv", (stamped(1), "mjpeg"))
     assert video.probe(alone).frames == 1
+
+
+def test_a_layer_of_transparencies_is_read_or_refused(tmp_path):
+    """HEVC says in a message that its second layer is that; a decoder of the first alone shows what is to be hidden."""
+    options = {"x265-params": "log-level=none"}
+    write(tmp_path / "a.hevc", stamped(FRAMES), "libx265", options=options, rate=RATE, form="hevc")
+    plain = (tmp_path / "a.hevc").read_bytes()
+    assert video.probe(plain).frames == FRAMES
+    at = plain.index(bytes([0, 0, 1, 39 << 1]))  # behind the parameter sets
+    message = b"\x00\x00\x00\x01" + bytes([39 << 1, 1, 165, 4, 0x10, 2, 3, 4, 0x80])
+    with pytest.raises(InputError, match="what is transparent is a layer"):
+        video.probe(plain[:at] + message + plain[at:])
+    other = b"\x00\x00\x00\x01" + bytes([39 << 1, 1, 5, 20, *[165] * 20, 0x80])  # a message of another kind
+    assert video.probe(plain[:at] + other + plain[at:]).frames == FRAMES
+    unit = message[4:]
+    record = b"\x01" + bytes(20) + b"\xff\x01" + bytes([39, 0, 1, 0, len(unit)]) + unit
+    assert has_alpha_layer(record, b"")
+    assert has_alpha_layer(b"\x01" + bytes(20) + b"\xff\x00", len(unit).to_bytes(4) + unit)
+    for end in range(len(record)):
+        assert not has_alpha_layer(record[: min(end, 27)], b"")
 
 
 @pytest.mark.parametrize(("codec", "name"), [("libvpx-vp9", "a.webm"), ("libvpx", "a.webm"), ("libvpx-vp9", "a.mkv")])
