@@ -8,11 +8,13 @@ counters        kills of the kernel's memory killer           --+
 from __future__ import annotations
 
 import os
+import resource
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from launcher import commands
 from launcher.ranks import HOST, LINK, NODE, UNKNOWN, End, is_echo
 from launcher.relief import Of, relief
 from launcher.watchdog import Hang
@@ -39,7 +41,13 @@ GPU_MEMORY_WORDS = (  # of torch's allocator and graphs, the driver, NCCL, and t
     "CUSOLVER_STATUS_ALLOC_FAILED",
 )
 OUTSIDE = ("Cuda failure", "_STATUS_ALLOC_FAILED", "driver error")  # of the allocator: it may hold what others lack
-HOST_MEMORY_WORDS = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
+HOST_MEMORY_WORDS = ("can't allocate memory", "Cannot allocate memory", "Unable to allocate", "std::bad_alloc")
+NO_SPACE_WORDS = (  # of threads and libraries; where address space is not limited they mean something else
+    "can't start new thread",
+    "pthread_create failed",
+    "Thread creation failed",
+    "failed to map segment",
+)
 STORE_ERRORS = (
     "UnsavedError",
     "ConnectionError",
@@ -49,6 +57,9 @@ STORE_ERRORS = (
     "HttpError",
 )
 FULL = ("ENOSPC", "EDQUOT")
+FULL_WORDS = ("No space left on device", "Disk quota exceeded")
+LOWER_RATE = "a lower optimizer.learning_rate, or look at the samples of these steps"
+UNLIMITED = "ulimit -v unlimited in the shell that starts it"
 STORAGE_NUMBERS = ("EIO", "ESTALE", "EROFS", "ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "ECONNREFUSED", "ENODEV")
 FEWER_BYTES = "fewer data.pack_tokens, a longer mesh.ring, a higher zero.stage, or zero.offload"
 MOST_SETTINGS = 3  # that a remedy names
@@ -64,12 +75,16 @@ class Cause:
         words: a sentence without a subject, such as "was killed by SIGKILL from outside".
         remedy: what to do or type.
         lasting: it would happen again after a restart.
+        commands: that do what the remedy says, with nothing left to fill in.
+
+    Whatever is no "exception" was foreseen: its words say all that its traceback would.
     """
 
     kind: Kind
     words: str
     remedy: str
     lasting: bool = False
+    commands: tuple[str, ...] = ()
 
 
 def cause_of(end: End | None, hang: Hang | None = None, state: str = "", config: RunConfig | None = None) -> Cause:
@@ -85,7 +100,7 @@ def cause_of(end: End | None, hang: Hang | None = None, state: str = "", config:
         return _of_hang(hang, state)
     assert end is not None, "a failure has a rank that ended, or one that hangs"
     if end.how == "refused":
-        return _of_refusal(end)
+        return _of_refusal(end, config)
     return _of_death(end, config) if end.how == "died" else _of_exception(end, config)
 
 
@@ -116,16 +131,19 @@ def _of_hang(hang: Hang, state: str) -> Cause:
     return Cause("hang", words, "compare the stacks: a rank that is not in a collective keeps the others waiting")
 
 
-def _of_refusal(end: End) -> Cause:
+def _of_refusal(end: End, config: RunConfig | None) -> Cause:
     assert end.refusal is not None
     rule, value, remedy = end.refusal
+    remedy = commands.filled(remedy, config) if config is not None else remedy
     about_data = "longreel data" in remedy or "data." in remedy or "sample" in rule
-    return Cause("data" if about_data else "input", f"refused: {rule}; found: {value}", remedy, lasting=True)
+    typed = (commands.check_data(config),) if config is not None and commands.CHECK in end.refusal[2] else ()
+    return Cause("data" if about_data else "input", f"refused: {rule}; found: {value}", remedy, True, typed)
 
 
 def _of_death(end: End, config: RunConfig | None) -> Cause:
     if end.for_memory:
-        return Cause("memory", f"was killed for memory: {_first_line(end.message)}", _less_memory(config, "host"))
+        words = f"was killed for memory: {_first_line(end.message)}"
+        return Cause("memory", words, _less_memory(config, "host"), commands=_with_less(config, "host"))
     if end.sign == NODE and end.rank < 0:
         return Cause("node", f"lost machines before its ranks had started: {end.message}", "look at those machines")
     if end.sign == NODE:
@@ -137,6 +155,14 @@ def _of_death(end: End, config: RunConfig | None) -> Cause:
         return Cause(
             "killed", words, "look who ends processes on that machine: a batch system, a person, a memory limit"
         )
+    limit = address_space()
+    if limit is not None and (_is_host_shortage(end.message) or end.sign in (*CRASHES, "exit code 1", "exit code 127")):
+        words = f"ended ({end.sign}) while it got no more memory, or for another reason: {_limited(limit)}"
+        remedy = f"{UNLIMITED}; or {_less_memory(config, 'host')}"
+        return Cause("memory", words, remedy, True, _with_less(config, "host"))
+    if _is_host_shortage(end.message):
+        words = f"ended ({end.sign}): it got no more memory"
+        return Cause("memory", words, _less_memory(config, "host"), commands=_with_less(config, "host"))
     if end.sign in CRASHES:
         return Cause("exception", f"crashed with {end.sign} in native code", "the stack below says where")
     if end.sign == UNKNOWN:
@@ -158,11 +184,13 @@ def _of_exception(end: End, config: RunConfig | None) -> Cause:
     if name == "RewindError":
         return Cause("nonsense", words, "look at the samples of that step; a lower optimizer.learning_rate may help")
     if name == "FloatingPointError":
-        return Cause("nonsense", words, "try a lower optimizer.learning_rate", lasting=True)
-    if end.sign.endswith(FULL) or "No space left on device" in end.message:
+        words = f"failed: {last_line(end).partition('FloatingPointError: ')[2] or last_line(end)}"
+        typed = (commands.slower(config.out, config.optimizer.learning_rate),) if config is not None else ()
+        return Cause("nonsense", words, LOWER_RATE, True, typed)
+    if end.sign.endswith(FULL) or any(said in end.message for said in FULL_WORDS):
         return Cause("full", words, "make room; the same command goes on from the last checkpoint", lasting=True)
-    if name == "MemoryError" or any(words in end.message for words in HOST_MEMORY_WORDS):
-        return Cause("memory", f"ran out of memory: {last_line(end)}", _less_memory(config, "host"))
+    if name == "MemoryError" or end.sign.endswith("ENOMEM") or _is_host_shortage(end.message):
+        return _of_host_shortage(end, config)
     if name in STORE_ERRORS or end.sign.endswith(STORAGE_NUMBERS):
         return Cause("store", words, "look at the storage; the same command goes on from the last checkpoint")
     return Cause("exception", words, "the traceback says where")
@@ -172,16 +200,47 @@ def _of_gpu_shortage(end: End, config: RunConfig | None) -> Cause:
     told = next((line for line in reversed(end.message.splitlines()) if "GpuMemoryError:" in line), "")
     told = told.partition("GpuMemoryError: ")[2] or last_line(end)
     words, remedy = f"ran out of GPU memory: {told}", _less_memory(config, "gpu")
-    if config is not None:
-        remedy += f"; what each saves: longreel dryrun {shlex.quote(str(config.out / 'config.yaml'))} KEY=VALUE"
     if any(sign in end.message for sign in OUTSIDE):
         words += " (NCCL, cuBLAS and the driver take what torch's allocator leaves)"
-    return Cause("memory", words, remedy)
+    return Cause("memory", words, remedy, commands=_with_less(config, "gpu"))
+
+
+def _is_host_shortage(message: str) -> bool:
+    said = (*HOST_MEMORY_WORDS, *(NO_SPACE_WORDS if address_space() is not None else ()))
+    return any(words in message for words in said)
+
+
+def _of_host_shortage(end: End, config: RunConfig | None) -> Cause:
+    limit = address_space()
+    words, remedy = f"ran out of memory: {last_line(end)}", _less_memory(config, "host")
+    typed = _with_less(config, "host")
+    if limit is None:
+        return Cause("memory", words, remedy, commands=typed)
+    return Cause("memory", f"{words}; {_limited(limit)}", f"{UNLIMITED}; or {remedy}", True, typed)
+
+
+def address_space() -> int | None:
+    """Bytes of address space that a process started here may have (`ulimit -v`); None for no limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _limited(limit: int) -> str:
+    return f"a process may have {limit / (1 << 30):.3g} GiB of address space here (ulimit -v {limit >> 10})"
 
 
 def _less_memory(config: RunConfig | None, of: Of) -> str:
     """The first settings that would help and are not set yet."""
     return f"less memory: {', or '.join(relief(config, of)[:MOST_SETTINGS]) if config is not None else FEWER_BYTES}"
+
+
+def _with_less(config: RunConfig | None, of: Of) -> tuple[str, ...]:
+    """The command with the first of these settings that is one as it stands; on GPUs what it saves, before."""
+    if config is None:
+        return ()
+    first = next((one.split() for one in relief(config, of) if "=" in one and "(" not in one), [])
+    tried = shlex.join(["longreel", "dryrun", str(config.out / "config.yaml"), *first])
+    return (*([tried] if of == "gpu" else []), commands.train(config.out, *first))
 
 
 def last_line(end: End) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
@@ -76,9 +77,14 @@ def render(story: Story, everything: bool = False) -> RenderableType:
     shown = story.incidents if everything else story.incidents[-SHOWN_INCIDENTS:]
     more = len(story.incidents) - len(shown)
     if more:
-        parts += ["", Text(f"{more} older incidents: longreel why {story.run} --all", style="dim")]
+        parts += [
+            "",
+            Text(f"{more} older incidents: {shlex.join(['longreel', 'why', str(story.run), '--all'])}", style="dim"),
+        ]
     for number, incident in enumerate(shown, more + 1):
         parts += ["", *_paragraph(number, incident)]
+    if story.broken:
+        parts += ["", Text(f"{story.broken:,} lines of its records are none, and were left out", style="yellow")]
     if not story.incidents:
         parts += ["", Text("nothing went wrong", style="green")]
     return Group(*parts)
@@ -137,8 +143,9 @@ def _paragraph(number: int, incident: Incident) -> Iterator[RenderableType]:
         table.add_row("evidence", Text("\n".join(incident.evidence)))
     if incident.after:
         table.add_row("then", Text(incident.after))
-    if incident.remedy:
-        table.add_row("do", Text(incident.remedy))
+    typed = [] if incident.ended else incident.commands  # those of the last are told below
+    if incident.remedy or typed:
+        table.add_row("do", Text("\n".join([incident.remedy, *typed])))
     yield Padding(table, (0, 0, 0, 3))
 
 

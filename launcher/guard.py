@@ -74,7 +74,7 @@ class Guard:
         if self.is_in_window(step) or norm <= self.most(step, loss, updates):
             return ""
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            return f"is not finite: loss {loss}, gradient norm {norm}"
+            return f"is not finite: loss {loss:.4g}, gradient norm {norm:.4g}"
         return f"spikes: gradient norm {norm:.4g}, median of the last updates {statistics.median(updates.norms):.4g}"
 
     def after(self, updates: Updates, norm: float, updated: bool, in_trouble: bool) -> Updates:

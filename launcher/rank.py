@@ -336,9 +336,9 @@ def answer_trouble(
     ends = config.policy == "end" or (config.policy == "skip" and state.updates.skipped >= config.limit)
     does = "end" if ends else config.policy
     journal.event("nonsense", step=state.step, reason=trouble, policy=does, samples=list(batch.samples))
-    told = f"step {state.step} {trouble}; samples {list(batch.samples)[:8]}"
+    told = f"step {state.step} {trouble}"
     if ends:
-        in_a_row = f", the {state.updates.skipped}. in a row" if state.updates.skipped > 1 else ""
+        in_a_row = f"; {state.updates.skipped} steps in a row made no update" if state.updates.skipped > 1 else ""
         raise FloatingPointError(f"{told}{in_a_row}")
     if config.policy == "rewind":
         saved = [0]

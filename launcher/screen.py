@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from launcher.folder import RunFolder
+from launcher.console import in_a_line
+from launcher.folder import RunFolder, is_step, parsed
 from launcher.stacks import alike
-from parallel.parsing import ParseError, parse_json
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_OF_SILENCE = 30.0  # in a log
@@ -52,15 +53,7 @@ class Tail:
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self.offset += len(whole)
-        return [fields for line in whole.splitlines() if isinstance(fields := _parsed(line), dict)]
-
-
-def _parsed(line: bytes) -> Any:
-    """What a line holds; nothing if a kill or a full disk broke it."""
-    try:
-        return parse_json(line)
-    except ParseError:
-        return None
+        return [fields for line in whole.splitlines() if (fields := parsed(line)) is not None]
 
 
 class Screen:
@@ -85,8 +78,8 @@ class Screen:
         """Show what is new."""
         told: dict[int, str] = {}
         for event in self.events.read():
-            if event.get("event") == "stacks":
-                told[event["rank"]] = event["text"]
+            if event.get("event") == "stacks" and type(event.get("rank")) is int:
+                told[event["rank"]] = str(event.get("text"))
             text = describe(event)
             if text:
                 self.console.print(text, highlight=False, soft_wrap=True)
@@ -94,8 +87,9 @@ class Screen:
             who = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
             text = "\n".join([f"stack of {who}:", *(f"    {line}" for line in calls.splitlines())])
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        for line in self.metrics.read():
-            self._step(line)
+        for line in filter(is_step, self.metrics.read()):
+            with suppress(KeyError, TypeError, ValueError):  # of another version or hand: the next line may be ours
+                self._step(line)
         now = time.monotonic()
         if self.bar is None and self.done < self.steps and now > max(self.told, self.last_line) + SECONDS_OF_SILENCE:
             waited, self.told = now - max(self.began, self.last_line), now
@@ -144,10 +138,15 @@ def of_device(line: dict[str, Any]) -> Iterator[str]:
 
 def describe(event: dict[str, Any]) -> str:
     """A line for a person; empty for events that are no news."""
-    line = LINES.get(event.get("event", ""))
+    name = event.get("event")
+    line = LINES.get(name) if isinstance(name, str) else None
     if line is None:
         return ""
-    colour, text = line(event)
+    try:
+        colour, text = line(event)
+    except (KeyError, TypeError, ValueError, AttributeError):  # of another version, or not written by us
+        colour, text = "yellow", ", ".join(f"{key} {value}" for key, value in event.items() if key != "time")[:300]
+    text = in_a_line(text)
     return f"[{colour}]{escape(text)}[/]" if colour and text else escape(text)
 
 
@@ -158,7 +157,9 @@ def _failure(event: Event) -> Line:
     if "words" not in event:
         return "red", f"{where} {event['how']} after step {event['step']}: {event['reason']}"
     when = f" (in {event['phase']} of step {event['step']})" if event.get("phase") else ""
-    return "red", f"{where} {event['words']}{when}"
+    others = event.get("others")
+    also = f" and {others} other{'s' if others != 1 else ''}" if others else ""
+    return "red", f"{where}{also} {event['words']}{when}"
 
 
 def _hang(event: Event) -> Line:

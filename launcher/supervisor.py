@@ -10,6 +10,7 @@ start -> watch --all done--> 0
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,7 @@ from launcher import stacks
 from launcher.causes import Cause, cause_of, last_line
 from launcher.checkpoints.reading import Checkpoint, newest, trusting
 from launcher.checkpoints.storage import open_storage
+from launcher.commands import filled
 from launcher.config import MeshConfig, RunConfig
 from launcher.deal import Deal
 from launcher.folder import RunFolder
@@ -145,7 +147,7 @@ class Supervisor:
         bad = culprit(verdict.ends)
         if bad is None and verdict.hang is None:
             return self._ended_well(verdict.ends)
-        failure = self._explain(bad, verdict.hang, verdict.state)
+        failure = self._explain(bad, verdict)
         self._tell_others(verdict.ends, failure.end)
         return self._after(failure)
 
@@ -291,8 +293,9 @@ class Supervisor:
         self.screen.update()
         return Verdict(hang=hang, state=state)
 
-    def _explain(self, bad: End | None, hang: Hang | None, state: str) -> Failure:
-        """Record what went wrong."""
+    def _explain(self, bad: End | None, verdict: Verdict) -> Failure:
+        """Record what went wrong, and on how many ranks."""
+        hang, state = verdict.hang, verdict.state
         of_mesh = MeshConfig(replica=self.mesh.replica, ring=self.mesh.ring, ulysses=self.mesh.ulysses)
         cause = cause_of(bad, hang, state, self.config.model_copy(update={"mesh": of_mesh}))
         if hang is not None:
@@ -305,15 +308,18 @@ class Supervisor:
         self._record(
             "failure", rank=end.rank, host=where.host if where else "", pid=where.pid if where else 0, how=how,
             cause=cause.kind, step=end.step, phase=end.phase, reason=reason, words=cause.words, remedy=cause.remedy,
-            trace=end.message if hang is None else "",
+            commands=cause.commands,
+            trace=end.message if hang is None else "", others=len([e for e in verdict.ends if is_same(e, end)]),
         )  # fmt: skip
         self.screen.update()
         return Failure(end, cause)
 
     def _tell_others(self, ends: Sequence[End], blamed: End) -> None:
-        """A line for each other rank that failed by itself; those that only lost their peers have nothing to add."""
+        """A line for each other rank that failed by itself, of something else: those that only lost their peers, or
+        say the same, have nothing to add.
+        """
         for end in ends:
-            if end is not blamed and is_bad(end) and not is_echo(end):
+            if end is not blamed and is_bad(end) and not is_echo(end) and not is_same(end, blamed):
                 where = self.places.get(end.rank)
                 host = where.host if where else ""
                 self._record("also", rank=end.rank, host=host, how=end.how, step=end.step, reason=last_line(end))
@@ -336,48 +342,56 @@ class Supervisor:
         end, cause = failure.end, failure.cause
         if end.refusal is not None:
             self.refused = True
-            raise InputError(*end.refusal)
+            rule, value, remedy = end.refusal
+            raise InputError(rule, value, filled(remedy, self.config))
         if self.asked.times:
             self._record("stop", step=self.screen.done, reason=f"rank {end.rank} {end.how} before it had saved")
             self.console.print(f"rank {end.rank} {end.how} before it had saved: {last_line(end)}", markup=False)
             return FAILED
         fault = (self.screen.done, last_line(end))
-        remedy = cause.remedy if cause.lasting else None
-        if end.how == "failed" and fault == self.before and remedy is None:
-            remedy = "it failed twice at the same step in the same way"
-        self.before = fault
+        if cause.lasting:
+            return self._give_up(failure, "not restarted, because it would happen again")
         saved = self._newest()
         if self.screen.seen > self.seen:
             self.fits.add(self.mesh)
         if cause.kind == "memory":
-            remedy, self.memory = self._memory_again(cause, saved) or remedy, saved
-        if remedy is not None:
-            return self._give_up(end, f"not restarted, because it would happen again: {remedy}")
+            again, self.memory = self._memory_again(saved), saved
+            if again:
+                return self._give_up(failure, f"not restarted, because it would happen again: {again}")
+        if end.how == "failed" and fault == self.before:
+            return self._give_up(failure, "not restarted, because it failed twice at the same step in the same way")
+        self.before = fault
         self.attempt = 1 if saved not in ("", self.saved) else self.attempt + 1
         self.saved = saved or self.saved
         limit = self.config.restart.limit
         if self.attempt > limit:
-            return self._give_up(end, f"given up after {limit} restarts without a new checkpoint")
+            return self._give_up(failure, f"given up after {limit} restarts without a new checkpoint")
         self._record("restart", attempt=self.attempt, limit=limit, mesh=str(self.mesh))
         self.screen.update()
         return None
 
-    def _memory_again(self, cause: Cause, saved: str) -> str | None:
-        """What to do, if memory would run out again: no step was done on this mesh, or this is the second time.
+    def _memory_again(self, saved: str) -> str:
+        """Why memory would run out again: no step was done on this mesh, or this is the second time.
 
         Where steps were done others may have taken the memory, so the run is tried once more.
         """
         if self.mesh not in self.fits:
-            return f"it ran out of memory before its first step; {cause.remedy}"
+            return "it ran out of memory before its first step"
         if self.memory == saved:
-            return f"it ran out of memory twice without a checkpoint in between; {cause.remedy}"
-        return None
+            return "it ran out of memory twice without a checkpoint in between"
+        return ""
 
-    def _give_up(self, end: End, why: str) -> int:
+    def _give_up(self, failure: Failure, why: str) -> int:
+        """Why it ends, and what to type; what it was is told already, its traceback only if nobody foresaw it."""
         self.screen.update()
-        self.console.print(end.message, highlight=False, markup=False, soft_wrap=True)
-        self.console.print(f"[red]{why}[/]", soft_wrap=True)
-        self.console.print(f"what happened, and what to do: longreel why {self.config.out}", soft_wrap=True)
+        cause = failure.cause
+        more = shlex.join(["longreel", "why", str(self.config.out)])
+        typed = [f"          {command}" for command in cause.commands]
+        told = [f"  remedy: {cause.remedy}", *typed, f"  more:   {more}"]
+        if cause.kind == "exception":
+            self.console.print(failure.end.message, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(why, style="red", markup=False, highlight=False, soft_wrap=True)
+        self.console.print("\n".join(told), markup=False, highlight=False, soft_wrap=True)
         return FAILED
 
     def _newest(self) -> str:
@@ -403,3 +417,9 @@ class Supervisor:
         except OSError as error:
             told = describe({"event": event, **fields})
             self.console.print(f"{told} [yellow](not recorded: {error.strerror})[/]", highlight=False, soft_wrap=True)
+
+
+def is_same(end: End, blamed: End) -> bool:
+    """Whether another rank failed in the same way, as all do where all compute the same."""
+    alike = end.how == blamed.how and end.sign == blamed.sign and last_line(end) == last_line(blamed)
+    return end.rank != blamed.rank and end.how in ("failed", "refused") and alike

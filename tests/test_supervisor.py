@@ -210,3 +210,37 @@ def test_a_run_out_of_memory_is_not_repeated_as_it_was(
     assert len(ranks.meshes) == attempts
     assert words in told
     assert "less memory: model.recompute=true" in told
+
+
+def test_a_foreseen_failure_is_one_block_without_a_traceback(tmp_path: Path) -> None:
+    """All ranks compute the same, so all fail in the same way: told once, with how many; the command can be typed."""
+    message = "Traceback (most recent call last):\n  File x\nFloatingPointError: step 3 is not finite: loss nan"
+    ends = [lost(rank, "failed", "FloatingPointError", message) for rank in range(3)]
+    code, said = supervised(tmp_path, Played(ends=[ends]))
+    assert code == FAILED
+    assert [line.rstrip() for line in said.splitlines()] == [
+        "rank 0 on h and 2 others failed: step 3 is not finite: loss nan",
+        "not restarted, because it would happen again",
+        "  remedy: a lower optimizer.learning_rate, or look at the samples of these steps",
+        f"          longreel train {tmp_path / 'run'}/config.yaml optimizer.learning_rate=0.0001",
+        f"  more:   longreel why {tmp_path / 'run'}",
+    ]
+    assert not events(tmp_path / "run", "also")
+
+
+def test_a_failure_that_nobody_foresaw_has_its_traceback(tmp_path: Path) -> None:
+    bug = [lost(rank, "failed", "ValueError", "Traceback\nValueError: it is seven") for rank in range(3)]
+    code, said = supervised(tmp_path, Played(ends=[bug, bug]))
+    assert code == FAILED
+    assert said.count("Traceback\nValueError: it is seven") == 1
+    assert "not restarted, because it failed twice at the same step in the same way" in said
+
+
+def test_memory_twice_is_told_as_memory(tmp_path: Path) -> None:
+    short = [lost(0, "failed", "MemoryError", "Traceback\nMemoryError: Unable to allocate 3 GiB")]
+    code, said = supervised(tmp_path, Played(ends=[short, short], rooms=[(3,)]))
+    assert code == FAILED
+    assert "ran out of memory: MemoryError: Unable to allocate 3 GiB" in said
+    assert "  remedy: less memory: model.recompute=true" in said
+    assert f"\n          longreel train {tmp_path / 'run'}/config.yaml model.recompute=true" in said
+    assert "Traceback" not in said

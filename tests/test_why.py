@@ -6,6 +6,8 @@ import fcntl
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -94,6 +97,43 @@ def test_the_cause_of_a_hang(hang: Hang, state: str, kind: str, words: str) -> N
     found = cause_of(None, hang, state)
     assert found.kind == kind
     assert words in found.words
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        failed("MemoryError", "Traceback\nMemoryError"),
+        failed("OSError ENOMEM", "Traceback\nOSError: [Errno 12] Cannot allocate memory"),
+        failed("RuntimeError", "Traceback\nRuntimeError: can't start new thread"),
+        failed("ImportError", "Traceback\nImportError: libx.so: failed to map segment from shared object"),
+        failed("RuntimeError", "Traceback\nRuntimeError: std::bad_alloc"),
+        End(0, "died", sign="SIGABRT", message="terminate called after throwing an instance of 'std::bad_alloc'"),
+        End(0, "died", sign="SIGSEGV", message="Fatal Python error: Segmentation fault"),
+        End(0, "died", sign="exit code 1", message="exit code 1"),
+    ],
+)
+def test_a_limit_of_address_space_is_named(monkeypatch: pytest.MonkeyPatch, end: End) -> None:
+    """And nothing is tried again under it: it would happen again."""
+    monkeypatch.setattr(causes, "address_space", lambda: 3 << 30)
+    found = cause_of(end)
+    assert (found.kind, found.lasting) == ("memory", True)
+    assert "a process may have 3 GiB of address space here (ulimit -v 3145728)" in found.words
+    assert found.remedy.startswith("ulimit -v unlimited")
+    monkeypatch.setattr(causes, "address_space", lambda: None)
+    assert "address space" not in cause_of(end).words
+
+
+@pytest.mark.parametrize("said", ["No space left on device", "Disk quota exceeded"])
+def test_a_full_disk_is_named_and_tried_only_once(said: str) -> None:
+    found = cause_of(failed("RuntimeError", f"Traceback\nRuntimeError: write failed: {said}: /runs/a"))
+    assert (found.kind, found.lasting) == ("full", True)
+    assert said in found.words
+
+
+def test_the_limit_of_address_space_is_that_of_this_process() -> None:
+    code = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 35, 1 << 35)); from launcher.causes import *"
+    said = subprocess.run([sys.executable, "-c", f"{code}; print(address_space())"], capture_output=True, text=True)
+    assert said.stdout == f"{1 << 35}\n", said.stderr
 
 
 def test_counts_of_the_memory_killer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,8 +274,7 @@ def test_only_the_last_lines_of_a_traceback(tmp_path: Path) -> None:
     assert found.ended
     assert found.evidence[0] == "... 39 lines more in events.jsonl"
     assert found.evidence[-1] == "KeyError: 'x'"
-    assert story.next[0] == ("look", "first")
-    assert story.next[1][0] == f"longreel train {tmp_path / 'run' / 'config.yaml'}"
+    assert story.next == ((f"longreel train {tmp_path / 'run' / 'config.yaml'}", "starts again"),)
 
 
 def test_a_full_disk_is_told_once_until_something_is_saved(tmp_path: Path) -> None:
@@ -340,6 +379,108 @@ def test_what_is_shown_fits_any_terminal(tmp_path: Path) -> None:
         text = shown(why(tmp_path / "run"), width)
         assert all(len(line) <= width for line in text.partition("\nnext\n")[0].splitlines())
         assert "[red]not markup[/]" in " ".join(text.split())
+
+
+NAME = "a b;$(touch x)'\"[bold]"
+
+
+def with_config(record: Record) -> Path:
+    root = record.folder.root
+    settings = {"steps": 20, "data": {"dataset": "/data/a set"}, "optimizer": {"learning_rate": 0.02}}
+    record.folder.config.write_text(yaml.safe_dump(settings))
+    return root
+
+
+def nonsense(record: Record, saved: bool) -> Path:
+    """Three steps that are not finite end a run of two ranks, as its records have it."""
+    root = with_config(record)
+    record.ranks()
+    record.step(1)
+    if saved:
+        record("checkpoint", step=1, path="x", seconds=0.1)
+    for step in (2, 3, 4):
+        policy = "end" if step == 4 else "skip"
+        reason = f"is not finite: loss {step}.1017611870458754e+20, gradient norm inf"
+        record("nonsense", step=step, reason=reason, policy=policy, samples=[f"s{n}" for n in range(40)])
+        record.step(step)
+    trace = "Traceback (most recent call last):\n" + "  File x\n" * 40 + "FloatingPointError: step 4 is not finite"
+    told = {"words": "failed: step 4 is not finite: loss 4.102e+20, gradient norm inf", "trace": trace, "others": 1}
+    record.failure(how="failed", cause="nonsense", rank=0, step=4, phase="update", remedy="a lower rate", **told)
+    return root
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_one_cause_is_one_block_with_commands_that_can_be_typed(tmp_path: Path, saved: bool) -> None:
+    root = nonsense(Record(tmp_path / NAME), saved)
+    story = why(root)
+    (found,) = story.incidents
+    assert (found.cause, found.step, found.ended) == ("nonsense", 4, True)
+    assert found.when == "3 steps: 2, 3, 4"
+    assert found.evidence == [
+        "step 2 is not finite: loss 2.102e+20, gradient norm inf",
+        "step 3 is not finite: loss 3.102e+20, gradient norm inf",
+        "step 4 is not finite: loss 4.102e+20, gradient norm inf",
+        "samples of step 4: s0, s1, s2, s3 ... 40 in all",
+    ]
+    assert found.after == "the run ended, and saved nothing of it"
+    text = shown(story)
+    assert len(text.splitlines()) < 40
+    assert "Traceback" not in text
+    assert not re.search(r"\d{9}|RUN|STEP|DATASET|FOLDER|KEY=", text)
+    typed = [shlex.split(command) for command, _ in story.next]
+    lower = ["longreel", "train", str(root / "config.yaml"), "optimizer.learning_rate=0.002"]
+    again = [[*lower, f"out={root}-again"]] if saved else []
+    assert typed == [lower, *again, ["longreel", "data", "audit", str(root), "--step", "4"]]
+    assert ("goes on" in story.next[0][1]) is saved
+
+
+def test_samples_that_cannot_be_read_are_one_cause_with_the_dataset_of_the_run(tmp_path: Path) -> None:
+    record = Record(tmp_path / "run")
+    root = with_config(record)
+    record.ranks()
+    for sample in ("a", "b"):
+        record("unreadable", step=4, sample=sample, reason="its hash is wrong")
+    rule = "refused: at most data.tolerate=1 samples of a run cannot be read; found: 2 cannot"
+    record.failure(how="refused", cause="data", words=rule, remedy="longreel data check DATASET --repair, or more")
+    (found,) = why(root).incidents
+    assert found.evidence == ["a: its hash is wrong", "b: its hash is wrong"]
+    assert why(root).next[0][0] == "longreel data check '/data/a set' --repair"
+
+
+def test_a_failure_that_comes_again_is_told_once(tmp_path: Path) -> None:
+    record = Record(tmp_path / "run")
+    for attempt in range(1, 4):
+        record.ranks(attempt)
+        record.failure(how="failed", cause="memory", words=f"ran out of memory: {attempt} bytes", step=7)
+    record.ranks(4)
+    record.failure(how="failed", cause="memory", words="ran out of memory: 9 bytes", step=8)
+    first, second = why(tmp_path / "run").incidents
+    assert first.what == "ran out of memory: 3 bytes (3 times)"
+    assert second.what == "ran out of memory: 9 bytes"
+
+
+def test_lines_of_records_that_are_none_are_counted(tmp_path: Path) -> None:
+    """Also events that lack what they should tell, and those that would command a terminal."""
+    record = Record(tmp_path / "run")
+    record.ranks()
+    record.step(1)
+    record.step(2)
+    with record.folder.metrics.open("a") as file:
+        file.write('{"step": "3"}\n7\n[]\n{"step": 3, "loss": null}\n{\n' + "[" * 100_000 + "\n")
+    with record.folder.events.open("a") as file:
+        file.write('7\n{"event": 7}\n{"event": "stop", "time": "now"}\n')
+    for name in ("failure", "hang", "nonsense", "mesh", "restart", "unreadable", "unsaved", "differs", "fallback"):
+        record(name, rank="one", step=None, samples=7, needs=3, places=4, reason=[1])
+    record("ranks", places=[{"host": "\x1b[2J\nhost"}])
+    record("stop", step=2, reason="a\x1b]0;x\x07\nerror: b")
+    story = why(tmp_path / "run")
+    assert (story.step, story.broken) == (2, 6 + 3)
+    text = shown(story)
+    assert "9 lines of its records are none, and were left out" in " ".join(text.split())
+    assert r"a\x1b]0;x\x07\nerror: b" in text
+    assert "\x1b" not in text
+    for event in read_lines(record.folder.events):
+        assert "\x1b" not in describe(event)
 
 
 # Real runs

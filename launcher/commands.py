@@ -1,0 +1,47 @@
+"""What is proposed to type after a failure: whole commands, with nothing left to fill in, quoted for a shell.
+
+    slower(config)              longreel train runs/mine/config.yaml optimizer.learning_rate=0.0001
+    filled("... DATASET ...")   longreel data check datasets/mine --repair
+
+A rank knows its rule and its value; which files the run is made of is known to who sees it through.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from launcher.config import RunConfig
+
+LOWER = 0.1  # of a rate at which numbers were not finite
+CHECK = "longreel data check DATASET --repair"
+
+
+def train(run: Path, *settings: str) -> str:
+    """The command that goes on with a run, with other settings on top."""
+    return shlex.join(["longreel", "train", str(run / "config.yaml"), *settings])
+
+
+def slower(run: Path, rate: Any) -> str:
+    """Go on with a tenth of the learning rate; with a place for it where nobody knows the rate."""
+    if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 < rate < float("inf"):
+        return train(run)
+    return train(run, f"optimizer.learning_rate={LOWER * rate:.3g}")
+
+
+def check_data(config: RunConfig) -> str:
+    """Look at each dataset of a run and mend it."""
+    folders = dict.fromkeys(str(folder) for data in config.data.merged() for folder in data.folders)
+    return " && ".join(shlex.join(["longreel", "data", "check", folder, "--repair"]) for folder in folders)
+
+
+def filled(remedy: str, config: RunConfig) -> str:
+    """A remedy with the datasets of the run where it only says DATASET."""
+    return remedy.replace(CHECK, check_data(config))
+
+
+def rounded(number: float) -> str:
+    """Four digits of a figure for a message."""
+    return f"{number:.4g}"
