@@ -58,7 +58,6 @@ STORE_ERRORS = (
 )
 FULL = ("ENOSPC", "EDQUOT")
 FULL_WORDS = ("No space left on device", "Disk quota exceeded")
-LOWER_RATE = "a lower optimizer.learning_rate, or look at the samples of these steps"
 UNLIMITED = "ulimit -v unlimited in the shell that starts it"
 STORAGE_NUMBERS = ("EIO", "ESTALE", "EROFS", "ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "ECONNREFUSED", "ENODEV")
 FEWER_BYTES = "fewer data.pack_tokens, a longer mesh.ring, a higher zero.stage, or zero.offload"
@@ -186,7 +185,7 @@ def _of_exception(end: End, config: RunConfig | None) -> Cause:
     if name == "FloatingPointError":
         words = f"failed: {last_line(end).partition('FloatingPointError: ')[2] or last_line(end)}"
         typed = (commands.slower(config.out, config.optimizer.learning_rate),) if config is not None else ()
-        return Cause("nonsense", words, LOWER_RATE, True, typed)
+        return Cause("nonsense", words, commands.LOWER_RATE, True, typed)
     if end.sign.endswith(FULL) or any(said in end.message for said in FULL_WORDS):
         return Cause("full", words, "make room; the same command goes on from the last checkpoint", lasting=True)
     if name == "MemoryError" or end.sign.endswith("ENOMEM") or _is_host_shortage(end.message):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from launcher.config import RunConfig
 
 LOWER = 0.1  # of a rate at which numbers were not finite
+LOWER_RATE = "a lower optimizer.learning_rate, or look at the samples of these steps"
 CHECK = "longreel data check DATASET --repair"
 
 
@@ -40,8 +41,3 @@ def check_data(config: RunConfig) -> str:
 def filled(remedy: str, config: RunConfig) -> str:
     """A remedy with the datasets of the run where it only says DATASET."""
     return remedy.replace(CHECK, check_data(config))
-
-
-def rounded(number: float) -> str:
-    """Four digits of a figure for a message."""
-    return f"{number:.4g}"

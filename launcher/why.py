@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher import commands
-from launcher.causes import LOWER_RATE
 from launcher.console import in_a_line
 from launcher.folder import RunFolder
 from launcher.records import Steps, read_events, read_steps
@@ -417,7 +416,7 @@ def _with_commands(one: Incident, run: Path, settings: Mapping[str, Any], steps:
         one.remedy, one.commands = one.remedy.replace(commands.CHECK, mend), [mend]
     if one.cause == "nonsense" and not one.on_purpose:
         rate = optimizer.get("learning_rate") if isinstance(optimizer, dict) else None
-        one.remedy, one.commands = LOWER_RATE, [commands.slower(run, rate)]
+        one.remedy, one.commands = commands.LOWER_RATE, [commands.slower(run, rate)]
         if one.step is not None and steps.done:
             last = str(min(one.step, steps.done))
             one.commands.append(shlex.join(["longreel", "data", "audit", str(run), "--step", last]))
