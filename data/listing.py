@@ -23,7 +23,16 @@ from data import remote
 from data.ahead import ahead
 from data.beside import KINDS, Folders, Sides
 from data.bundles import local_members, remote_members
-from data.caption_files import LISTS, SPREADSHEETS, Opened, find_captions, given_captions, save_as_csv, video_table
+from data.caption_files import (
+    LISTS,
+    NAMED,
+    SPREADSHEETS,
+    Opened,
+    find_captions,
+    given_captions,
+    save_as_csv,
+    video_table,
+)
 from data.captions import (
     LARGEST_WORDS,
     NO_CAPTION,
@@ -508,7 +517,7 @@ def _nothing_in(source: str, names: Iterable[str]) -> InputError:
     here = ", ".join(sorted({name.partition("/")[0] for name in names})[:5]) or "nothing"
     remedy = f"give a folder with files that end in {', '.join(sorted(VIDEO_SUFFIXES)[:8])} ..., or a table"
     packed = sorted(name for name in names if _suffix(name) in PACKED)
-    tables = sorted(name for name in names if _suffix(name) in TABLE_SUFFIXES)
+    tables = sorted(name for name in names if _suffix(name) in TABLE_SUFFIXES and posixpath.basename(name) not in NAMED)
     if packed and not remote.is_url(source):
         remedy = unpacked(Path(source) / packed[0])
     elif tables:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -97,7 +98,9 @@ def read_table(file: Path, captions: bool) -> Table:
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError("a table can be read", f"{file}: {' '.join(str(error).split())}", _remedy(error)) from error
+        raise InputError(
+            "a table can be read", f"{file}: {' '.join(str(error).split())}", _remedy(error, file)
+        ) from error
     found, notes = {}, []
     for kind, accepted in (("paths", PATH_COLUMNS), ("captions", SHORT_COLUMNS), ("long captions", LONG_COLUMNS)):
         found[kind], others = column_of(names, accepted, file)
@@ -135,9 +138,10 @@ def _each_once(table: Table, file: Path) -> Table:
     return Table(table.paths.take(first), short, long, (*table.notes, note))
 
 
-def _remedy(error: Exception) -> str:
+def _remedy(error: Exception, file: Path) -> str:
     if "utf" in str(error).lower():
-        return "save it as UTF-8; if it is Latin-1: iconv -f LATIN1 -t UTF-8"
+        made = file.with_name(f"{file.stem}-utf8{file.suffix}")
+        return f"save it as UTF-8; if it is Latin-1: iconv -f LATIN1 -t UTF-8 {quote(str(file))} > {quote(str(made))}"
     return "mend that place, or write a .jsonl with an object a line"
 
 
