@@ -15,7 +15,7 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.captions import Captions, Twice, caption_of, is_empty, object_of
@@ -78,7 +78,7 @@ def given_captions(given: Path, folder: Path) -> tuple[Captions, list[str]]:
     merged = Merged()
     said = _said(given, merged.notes)
     merged.add(str(given), ((_relative(name, folder, given.parent), entry) for name, entry in said))
-    return Captions(str(given), merged.raw), merged.notes
+    return Captions(str(given), merged.raw, root=os.path.abspath(folder)), merged.notes
 
 
 def find_captions(
@@ -119,7 +119,8 @@ def find_captions(
             continue
         merged.add(name, ((_below(above, str(key), there, absolute), entry) for key, entry in said))
     origin = listed(merged.origins) if merged.origins else f"sidecar files in {folder}"
-    return Captions(origin, merged.raw, broken=merged.broken), merged.notes
+    root = folder if absolute is None else os.path.abspath(absolute)
+    return Captions(origin, merged.raw, broken=merged.broken, root=root, rooted=True), merged.notes
 
 
 def video_table(file: Path) -> Table:
@@ -259,13 +260,14 @@ def _prompts(name: str, there: set[str]) -> str:
 def _below(above: str, key: str, there: set[str], absolute: Path | None) -> str:
     """A name in a file of captions in folder `above`, relative to the source.
 
-    One that does not exist there but does from the source on was written so.
+    One that does not exist there but does from a folder above it was written so.
     """
     name = key if "://" in key else _relative(key, absolute)
     if not above or "://" in name or name.startswith("/") or (absolute is not None and Path(key).is_absolute()):
         return name
-    joined = posixpath.normpath(above + name)
-    return name if joined not in there and name in there else joined
+    places = [above, *(f"{parent}/" for parent in map(str, PurePosixPath(above).parents) if parent != "."), ""]
+    joined = [posixpath.normpath(place + name) for place in places]
+    return next((one for one in joined if one in there), joined[0])
 
 
 def _relative(name: str, folder: Path | None, beside: Path | None = None) -> str:

@@ -62,6 +62,8 @@ class Captions:
         sidecars: look beside a video whose exact name `raw` lacks.
         files: the names of all files of the source, by which the others in `raw` are guessed; None guesses nothing.
         taken: names in `raw` that mean files which are no part of the source.
+        root: absolute path of the source, if it is known.
+        rooted: whether the names are known to begin there.
         broken: {folder of the source: why its file of captions cannot be read}.
     """
 
@@ -71,6 +73,8 @@ class Captions:
     files: Callable[[], Iterable[str]] | None = None
     taken: frozenset[str] = frozenset()
     broken: Mapping[str, str] = field(default_factory=dict)
+    root: str = ""
+    rooted: bool = False
 
     def of(self, name: str, beside: Callable[[], Caption] | None = None, tell: Tell = silent) -> Caption:
         """The caption of one video.
@@ -104,12 +108,14 @@ class Captions:
     @cached_property
     def matching(self) -> Matching:
         """The names in `raw` beside those of the files; made when the first guess is asked for."""
-        return Matching(self.raw, self.files() if self.files is not None else (), self.taken)
+        files = self.files() if self.files is not None else ()
+        return Matching(self.raw, files, self.taken, self.root, self.rooted)
 
     def unmatched(self, files: Iterable[str]) -> list[str]:
         """A sentence about names that mean none of these files, with the nearest that there are; [] if all do."""
         files = list(files)
-        left = [name for name in Matching(self.raw, files, self.taken).unmatched if not is_empty(self.raw[name])]
+        matching = Matching(self.raw, files, self.taken, self.root, self.rooted)
+        left = [name for name in matching.unmatched if not is_empty(self.raw[name])]
         if not left or not files:
             return []
         near = [(name, nearest(name, files, 1)) for name in left[:3]]

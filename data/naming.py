@@ -7,6 +7,7 @@
     A\\Clip.MP4              a/clip.mp4                   a/clip.mp4: written loosely
     clip.mp4                 a/clip.mp4, b/clip.mp4       nobody knows: a refusal that names both
     x/clip.mp4               y/clip.mp4                   nothing: its folder says otherwise
+    x/clip.mp4, b.mp4        clip.mp4, b.mp4              x is a folder that is not there, for b.mp4 is where it says
 
 A guess is taken where one written name fits one file best and no other file as well. Time and memory grow with the
 number of names times the depth of their paths.
@@ -24,6 +25,7 @@ from urllib.parse import unquote, urlsplit
 Parts = tuple[str, ...]
 Score = tuple[bool, bool, int]  # whole paths are the same, suffixes too, parts that agree
 SHOWN = 3  # names that a message lists
+HERE, ELSEWHERE = ".", "/"  # where a path begins
 COMPARED = 2000  # names among which the nearest is looked for
 
 
@@ -98,12 +100,22 @@ class Matching:
         written: names as people wrote them, exact ones relative to the same folder as `files`.
         files: names of all files that could be meant.
         taken: written names that are known to mean something else.
+        root: absolute path of the folder of `files`, if it is known.
+        rooted: whether written names are known to begin there.
     """
 
-    def __init__(self, written: Iterable[str], files: Iterable[str], taken: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        written: Iterable[str],
+        files: Iterable[str],
+        taken: Collection[str] = (),
+        root: str = "",
+        rooted: bool = False,
+    ) -> None:
         there, written = Files(files), list(dict.fromkeys(written))
         self.exact = {name for name in written if name in there}
         self._of_name = {name: there.fits(name) for name in written if name not in there and name not in taken}
+        self._refuse_other_roots(parts_of(root), rooted or bool(self.exact))
         self._of_file: dict[str, dict[str, Score]] = defaultdict(dict)
         for name, scores in self._of_name.items():
             for file in _best(scores):
@@ -124,7 +136,26 @@ class Matching:
     @property
     def unmatched(self) -> list[str]:
         """Written names that no file could be."""
-        return [name for name, scores in self._of_name.items() if not scores]
+        return [name for name, scores in self._of_name.items() if not scores.keys() - self.exact]
+
+    def _refuse_other_roots(self, root: Parts, rooted: bool) -> None:
+        """Names that begin elsewhere do so in one way: where /old/b.mp4 is b.mp4, /old/x/a.mp4 is in a folder x."""
+        begins = {name: _begin(name, scores) for name, scores in self._of_name.items()}
+        roots = {begin for begin in begins.values() if begin} | ({(HERE,)} if rooted else set())
+        for name, begin in begins.items():
+            if not begin or (begin[0] == HERE and begin[1:] == root[len(root) - len(begin) + 1 :]):
+                continue
+            if any(begin[:length] in roots for length in range(1, len(begin))):
+                self._of_name[name] = {}
+
+
+def _begin(name: str, scores: Mapping[str, Score]) -> Parts:
+    """What a name has before the path of the file that it fits; () if it has no more than that."""
+    parts, length = parts_of(name), max((score[2] for score in scores.values()), default=0)
+    if not length or length == len(parts):
+        return ()
+    absolute = "://" in name or name.strip().startswith(("/", "\\")) or name[1:2] == ":"
+    return (ELSEWHERE if absolute else HERE, *parts[: len(parts) - length])
 
 
 def parts_of(name: str) -> Parts:

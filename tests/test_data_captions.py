@@ -88,10 +88,16 @@ def test_captions_json_by_path_and_by_name(tmp_path):
         ({"a.mp4": "A"}, ["https://h/x/a.mp4?sig=b/a.mp4"], "https://h/x/a.mp4?sig=b/a.mp4", "A"),
         ({"b/clip.mp4": "B", "clip.mp4": "A"}, ["a/b/clip.mp4"], "a/b/clip.mp4", "B"),
         ({"clip.mp4": ""}, ["clip.mp4"], "clip.mp4", None),
+        ({"x/clip.mp4": "A"}, ["clip.mp4"], "clip.mp4", "A"),
+        ({"x/clip.mp4": "A", "b.mp4": "B"}, ["clip.mp4", "b.mp4"], "clip.mp4", None),
+        ({"/o/x/clip.mp4": "A", "/o/b.mp4": "B"}, ["clip.mp4", "b.mp4"], "clip.mp4", None),
+        ({"/o/x/clip.mp4": "A", "b.mp4": "B"}, ["clip.mp4", "b.mp4"], "clip.mp4", "A"),
+        ({"here/clip.mp4": "A", "b.mp4": "B"}, ["clip.mp4", "b.mp4"], "clip.mp4", "A"),
+        ({"is/here/clip.mp4": "A", "here/b.mp4": "B"}, ["clip.mp4", "b.mp4"], "clip.mp4", "A"),
     ],
 )
 def test_a_name_means_one_file(raw, files, file, expected):
-    captions = Captions("captions.json", raw, files=lambda: files)
+    captions = Captions("captions.json", raw, files=lambda: files, root="/what/is/here")
     if expected in raw.values():
         assert captions.of(file) == (expected, "")
     else:
@@ -126,7 +132,7 @@ def test_names_that_mean_nothing_are_told_with_the_nearest():
     assert captions.unmatched(["clip.mp4", "b.mp4"]) == [
         "captions.json: 2 of 4 names match no file: clp.mp4 (nearest: clip.mp4), z/9"
     ]
-    assert captions.unmatched(["clp.mp4", "b.mp4", "9.mp4"]) == []
+    assert captions.unmatched(["clp.mp4", "b.mp4", "z/9.mp4"]) == []
 
 
 @pytest.mark.parametrize(
@@ -227,6 +233,8 @@ def captions_of(source, **options):
         ({"1.mp4": "", "x/2.mp4": "", "x/captions.json": "{"}, {"1.mp4": "no caption", "x/2.mp4": "x/captions.json: "}),
         ({"1.mp4": "", "captions.json": '{"1.mp4": "A", "1.mp4": "B"}'}, {"1.mp4": "1.mp4 stands there twice"}),
         ({"v/1.mp4": "", "meta/captions.json": {"v/1.mp4": "A"}}, {"v/1.mp4": "A"}),
+        ({"x/v/1.mp4": "", "x/v/captions.json": {"v/1.mp4": "A"}}, {"x/v/1.mp4": "A"}),
+        ({"1.mp4": "", "captions.json": {"x/1.mp4": "A"}}, {"1.mp4": "no caption"}),
     ],
 )
 def test_captions_of_a_folder_and_below(tmp_path, files, expected):
