@@ -239,6 +239,7 @@ def plan(
     from launcher.config import load
     from launcher.deal import idle_notes
     from launcher.makers import keep_of
+    from launcher.own_codec import with_own_codec
     from launcher.planning import as_json, cheapest, explained, first_pack, mask_of, table, words_notes
     from parallel.explain import Heads
     from parallel.mesh import Mesh
@@ -247,7 +248,7 @@ def plan(
     keep: Keep = "exchanged"
     notes: list[str] = []
     if run is not None:
-        config = load(run, overrides or [])
+        config = with_own_codec(load(run, overrides or []))
         notes = [*idle_notes(config), *words_notes(config)]
         what, shape = first_pack(config)
         keep = keep_of(config)

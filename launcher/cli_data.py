@@ -154,9 +154,10 @@ def _sampling(run: Path | None, overrides: list[str]) -> tuple[Sampling, str]:
         geometry = Geometry(channels=16, stride=(4, 8, 8), patch=(1, 2, 2), causal=True)
         return Sampling(geometry), "codec 4 x 8 x 8, patch 1 x 2 x 2 (yours: --run RUN.yaml)"
     from launcher.config import load
+    from launcher.own_codec import with_own_codec
     from launcher.streams import geometry_of
 
-    config = load(run, overrides)
+    config = with_own_codec(load(run, overrides))
     data = config.data.merged()[0]
     sampling = Sampling(geometry_of(config), data.frames, data.size, data.stride)
     sampling.check()
@@ -398,6 +399,7 @@ def encode(
     from data.encode import encode as run
     from launcher.bars import Bar
     from launcher.encoding import open_encoder, part_of, tables
+    from launcher.own_codec import note
 
     pixels = None if size is None else _size(size, dataset)
     options = EncodeOptions(pixels, frames, *part_of(part))
@@ -409,10 +411,11 @@ def encode(
             bar.update(progress.done, progress.total, progress.shard)
 
         summary = run(dataset, out, encoder, options, show)
+    note(out, codec, encoder.identity, tiling)
     if json_:
         print(json.dumps({**asdict(summary), "rejected": [one.as_json() for one in summary.rejected]}))
         return
-    for said in tables(summary, out):
+    for said in tables(summary, out, codec):
         console.print(said, highlight=False, markup=False, soft_wrap=isinstance(said, str))
 
 

@@ -37,8 +37,9 @@ def dryrun(
     from launcher.config import load
     from launcher.dryrun.step import dry_run
     from launcher.dryrun.tables import as_json, show
+    from launcher.own_codec import with_own_codec
 
-    config = load(run, overrides or [])
+    config = with_own_codec(load(run, overrides or []))
     kind = device or ("cpu" if config.device == "cpu" else "cuda")
     if kind not in ("cuda", "cpu"):
         raise InputError("a dry run is of cuda or cpu", f"--device {device}", "--device cuda")

@@ -82,8 +82,8 @@ def part_of(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def tables(summary: EncodeSummary, out: Path) -> Iterator[Table | str]:
-    """What is printed at the end."""
+def tables(summary: EncodeSummary, out: Path, codec: Path) -> Iterator[Table | str]:
+    """What is printed at the end, of latents in `out` that the codec in a folder has made."""
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column()
     table.add_column(justify="right")
@@ -101,7 +101,8 @@ def tables(summary: EncodeSummary, out: Path) -> Iterator[Table | str]:
     else:
         yield f"{out}"
         key = shlex.quote(f"data.dataset={out}")
-        yield f"next: longreel train RUN.yaml {key} codec.kind=diffusers codec.path=FOLDER"
+        path = shlex.quote(f"codec.path={codec}")
+        yield f"next: longreel train RUN.yaml {key} codec.kind=diffusers {path}"
 
 
 def _rows(summary: EncodeSummary) -> Iterator[tuple[str, str, str]]:

@@ -19,6 +19,7 @@ from data.simulate import log_normal_lengths, simulate
 from data.stream import Stream
 from launcher.config import RunConfig, load
 from launcher.deal import Deal
+from launcher.own_codec import with_own_codec
 from launcher.streams import open_curriculum
 from models.dit import VideoDiTConfig
 from models.schedule import masks_of
@@ -102,13 +103,13 @@ def simulated(
         window = window_for(lengths, pack_tokens, step)
         plan = DataPlan(lengths, costs, Mix((samples,)), pack_tokens, step, 0, window)
         return told(replicas, sequence, step) | asdict(simulate(plan, replicas, sequence, on_progress))
-    config = load(run, overrides)
+    config = with_own_codec(load(run, overrides))
     mesh = config.mesh.mesh()
     replicas, sequence = asked.settled(mesh.ranks, mesh.ring * mesh.ulysses)
     step = config.data.packs_per_step
     if asked.packs is not None or not config.data.chosen_packs:
         step = replicas * (asked.packs or 1)
-    config = load(run, [*overrides, f"data.packs_per_step={step}"])
+    config = with_own_codec(load(run, [*overrides, f"data.packs_per_step={step}"]))
     curriculum = open_curriculum(config)
     found = asdict(simulate(curriculum.streams[0].plan, replicas, sequence, on_progress))
     found |= words_of(config, curriculum)

@@ -19,6 +19,7 @@ from data.talk_stream import TalkStream
 from data.talks import Talks
 from data.tokenizers import open_tokenizer
 from launcher.config import DataConfig, RunConfig
+from launcher.own_codec import refuse_pixels
 from models.described import refuse_rope
 from models.dit import VideoDiTConfig
 from models.latents import open_codec
@@ -119,6 +120,7 @@ def notes_on_words(config: RunConfig, curriculum: Curriculum, first: int = 0) ->
 
 def _stream(config: RunConfig, data: DataConfig, seed: int, index: Index, geometry: Geometry) -> Stream:
     assert isinstance(config.model, VideoDiTConfig), "clips are for models that draw"
+    refuse_pixels(config, data, index)
     return Stream(
         index,
         Sampling(geometry, data.frames, data.size, data.stride),

@@ -19,6 +19,7 @@ from launcher.config import RunConfig, to_yaml
 from launcher.folder import RunFolder, in_use, make_run_folder, write_whole
 from launcher.hardware import cores, gpus
 from launcher.leftovers import end_leftovers
+from launcher.own_codec import with_own_codec
 from launcher.ranks import Ranks
 from launcher.screen import Screen
 from launcher.supervisor import DONE, FAILED, REFUSED, STOPPED, Asked, Supervisor
@@ -126,7 +127,8 @@ def stop_signals() -> Iterator[Asked]:
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """The same run with absolute paths, so that it means the same in every process."""
+    """The same run with absolute paths and the codec of its latents, so that it means the same in every process."""
+    config = with_own_codec(config)
     data = config.data.with_absolute(_absolute)
     codec = config.codec
     if codec.path is not None:
