@@ -21,7 +21,8 @@ from typing import Any
 from data.captions import Captions, Twice, caption_of, is_empty, object_of
 from data.naming import listed
 from data.sources import MEDIA_SUFFIXES
-from data.tables import TABLE_SUFFIXES, Table, read_table, rows_in
+from data.table_formats import rows_in
+from data.tables import TABLE_SUFFIXES, Table, read_table
 from parallel.errors import InputError
 from parallel.parsing import ParseError, parse_json, text_of
 
@@ -171,6 +172,13 @@ def _said(file: Path, notes: list[str], origin: str | None = None) -> Iterator[t
     table = read_table(file, captions=True)
     notes += table.notes
     yield from ((row.path, row.captions) for row in table)
+    for odd in table.odd:
+        if odd.path:
+            yield odd.path, ParseError(f"{origin or file}, {odd.where}: {odd.reason}")
+    nameless = [odd for odd in table.odd if not odd.path]
+    if nameless:
+        said = listed([f"{odd.where}: {odd.reason}" for odd in nameless])
+        notes.append(f"{origin or file}: {len(nameless):,} rows cannot be used: {said}")
 
 
 def save_as_csv(file: Path) -> InputError:

@@ -58,7 +58,8 @@ class Captions:
 
     Attributes:
         origin: where they come from, for messages.
-        raw: {name relative to the source, with /: text, list of texts, object with texts, or `Twice`}.
+        raw: {name relative to the source, with /: text, list of texts, object with texts, `Twice`, or
+            a `ParseError`: why it has none}.
         sidecars: look beside a video whose exact name `raw` lacks.
         files: the names of all files of the source, by which the others in `raw` are guessed; None guesses nothing.
         taken: names in `raw` that mean files which are no part of the source.
@@ -145,6 +146,8 @@ def caption_of(entry: Any, name: str, tell: Tell = silent) -> Caption:
         NoCaptionError: there is none.
         InputError: it is something else.
     """
+    if isinstance(entry, ParseError):
+        raise no_caption(str(entry))
     if isinstance(entry, Twice):
         raise no_caption(f"{name} has different captions: {' and '.join(entry.where[:3])}")
     texts = entry if isinstance(entry, Mapping) else {SHORT_KEYS[0]: entry}

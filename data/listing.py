@@ -50,6 +50,7 @@ from data.remote import RemoteFile
 from data.scratch import scratch
 from data.sources import (
     BAD_CAPTION,
+    BAD_ROW,
     IMAGE_SUFFIXES,
     MEDIA_SUFFIXES,
     NOT_FETCHED,
@@ -310,10 +311,19 @@ def _table(file: Path, origin: str, given: Path | None, need_captions: bool) -> 
     captions, notes = given_captions(given, Path(origin).parent) if given is not None else (Captions(origin), [])
     words = Words(replace(captions, files=lambda: (row.path for row in table)), need_captions)
     here = lru_cache(maxsize=64)(_folder_of)
-    looks: Iterable[Look] = (partial(_look_at_row, words, here, origin, row) for row in table)
+    name = posixpath.basename(origin)
+    problems = [
+        Unusable(odd.path or f"{name}, {odd.where}", BAD_ROW, f"{odd.reason} ({name}, {odd.where})")
+        for odd in table.odd
+    ]
+
+    def looks() -> Iterator[Look]:
+        yield lambda _: problems
+        yield from (partial(_look_at_row, words, here, origin, row) for row in table)
+
     told = words if given is not None else None
-    total = None if table.any_ends_with(TAR_SUFFIX) else len(table)
-    return Listing(looks, total, notes=[*table.notes, *notes], words=told)
+    total = None if table.any_ends_with(TAR_SUFFIX) else len(problems) + len(table)
+    return Listing(looks(), total, notes=[*table.notes, *notes], words=told)
 
 
 def _folder_of(folder: str) -> Folders:
@@ -432,7 +442,19 @@ def _look_there(
 
 
 def _look_at_row(words: Words, here: Callable[[str], Folders], origin: str, row: Row, ignored: Counter[str]) -> Found:
-    """At a row of a table; what it says goes before what stands beside its file."""
+    """At a row of a table; what is wrong with its file is told with where the row stands."""
+    try:
+        found = list(_look_at_path(words, here, origin, row, ignored))
+    except OSError as error:  # such as of a name that is too long
+        found = [Unusable(readable(row.path), NOT_READ, error.strerror or str(error))]
+    if not row.where:
+        return found
+    told = f"({posixpath.basename(origin)}, {row.where})"
+    return [replace(one, reason=f"{one.reason} {told}") if isinstance(one, Unusable) else one for one in found]
+
+
+def _look_at_path(words: Words, here: Callable[[str], Folders], origin: str, row: Row, ignored: Counter[str]) -> Found:
+    """At the file of a row; what the row says goes before what stands beside its file."""
     far = remote.is_url(row.path) or remote.is_url(origin)
     name = row.path if far else str(PurePosixPath(row.path))
 

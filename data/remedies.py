@@ -13,7 +13,7 @@ from data.filters import NEAR_DUPLICATES, Filters
 from data.groups import LOST, SAME_BYTES, SAME_CLIP
 from data.outcome import Rejection
 from data.scan import AGAIN
-from data.sources import BAD_CAPTION, NO_ANSWER, NOT_FETCHED, NOT_READ
+from data.sources import BAD_CAPTION, BAD_ROW, NO_ANSWER, NOT_FETCHED, NOT_READ
 from data.workers import Died, TimedOut, TooLarge
 
 THERE = "none is needed: it is in the dataset"
@@ -23,6 +23,7 @@ KINDS = {
     NO_ANSWER: "check that this machine reaches its server; then run again",
     NO_CAPTION: "write its words beside it (clip.txt for clip.mp4), or give --allow-missing-captions",
     BAD_CAPTION: 'write {"clip.mp4": "what it shows"}, or {"short": ..., "long": ...} for each',
+    BAD_ROW: "mend the row, or take it out; then run again",
     "other caption": "prepare into a new folder",
     "damaged shard": "run again: its source is prepared anew",
     MIN_FRAMES: "lower --min-frames, or leave it out",

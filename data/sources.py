@@ -62,6 +62,7 @@ TAR_SUFFIX = ".tar"
 CHUNK = 4 << 20  # bytes read at a time
 # kinds of what cannot be used
 NOT_READ, NOT_FETCHED, NO_ANSWER, BAD_CAPTION = "cannot be read", "cannot be fetched", "no answer", "unusable caption"
+BAD_ROW = "unusable row"  # of a table
 
 
 @dataclass(frozen=True)

@@ -1,58 +1,78 @@
 """Tables that name videos, by path or URL, and say what they show: CSV, TSV, Parquet, JSON lines, a list in JSON.
 
-A table stays in Arrow's columns, about as large in memory as its text; rows are made when they are asked for.
+    rows of a file --its columns--> path, captions      or what is wrong with this row alone (`Odd`)
+
+A table stays in Arrow's columns, about as large in memory as its text; rows are made when they are asked for. Reading
+costs about 4 us a row of CSV, 8 us of JSON.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 
+from data.captions import Twice
 from data.columns import (
     LONG_COLUMNS,
     PATH_COLUMNS,
     SHORT_COLUMNS,
     column_of,
-    delimiter_of,
     is_known,
     missing,
     other_columns,
 )
 from data.naming import listed
+from data.rows import half_character
+from data.table_formats import NOT_UTF_8, READERS, ROWS_AT_A_TIME, Cells, Rows
 from parallel.errors import InputError
-from parallel.parsing import parse_json
+from parallel.parsing import ParseError, shorter
 
-HEAD = 1 << 16  # bytes among which a CSV's first line ends
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-ROWS_AT_A_TIME = 4096
+KINDS = {"paths": PATH_COLUMNS, "captions": SHORT_COLUMNS, "long captions": LONG_COLUMNS}
+TABLE_SUFFIXES = tuple(READERS)
+
+
+class Odd(NamedTuple):
+    """A row that cannot be used: where it stands, the path in it ("" if it has none), and why."""
+
+    where: str
+    path: str
+    reason: str
 
 
 class Row(NamedTuple):
-    """`path` as the table has it; `captions` by key (short, long), None where a cell is empty."""
+    """`path` as the table has it; `captions` by key (short, long), None where a cell is empty; `where` it stands."""
 
     path: str
     captions: dict[str, str | None]
+    where: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Columns as text; `short` and `long` are None if the table has no such column; `notes` are for people."""
+    """Columns as text.
+
+    Attributes:
+        paths: of all rows that can be used.
+        short, long: None if the table has no such column.
+        notes: for people.
+        where: each row stands; None if that is not known.
+        odd: the other rows.
+    """
 
     paths: pa.ChunkedArray
     short: pa.ChunkedArray | None
     long: pa.ChunkedArray | None
     notes: tuple[str, ...] = ()
+    where: pa.ChunkedArray | None = None
+    odd: tuple[Odd, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -73,55 +93,174 @@ class Table:
         order = pyarrow.compute.sort_indices(self.paths)
         for start in range(0, len(order), ROWS_AT_A_TIME):
             rows = order[start : start + ROWS_AT_A_TIME]
-            columns = [self.paths, self.short, self.long]
-            path, short, long = ([None] * len(rows) if c is None else c.take(rows).to_pylist() for c in columns)
-            for one in zip(path, short, long, strict=True):
-                yield Row(one[0], {"short": one[1], "long": one[2]})
+            columns = [self.paths, self.short, self.long, self.where]
+            values = ([None] * len(rows) if c is None else c.take(rows).to_pylist() for c in columns)
+            for path, short, long, where in zip(*values, strict=True):
+                yield Row(path, {"short": short, "long": long}, where or "")
 
 
 def read_table(file: Path, captions: bool) -> Table:
-    """The paths and the captions of a table; of rows about one video the first counts.
+    """The paths and the captions of a table; of rows about one video the first counts, a row that is odd costs itself.
 
     Args:
         file: a .csv, .tsv, .parquet, .jsonl or .json file.
         captions: whether it must have a column with captions.
 
     Raises:
-        InputError: no such table, a column is missing (names the columns that it has), or a row names no video.
+        InputError: no such table, a column is missing (names the columns that it has), or no row can be used.
     """
     if file.suffix.lower() not in READERS:
         rule = "a table is a .csv, .tsv, .parquet, .jsonl or .json file"
         raise InputError(rule, str(file), "save it as .csv, with a line path,caption above")
     try:
-        names, table = READERS[file.suffix.lower()](file)
-        columns = {name: table[name].cast(pa.string()) for name in table.column_names}
+        table = _Columns(file).read(READERS[file.suffix.lower()](file), captions)
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            "a table can be read", f"{file}: {' '.join(str(error).split())}", _remedy(error, file)
-        ) from error
-    found, notes = {}, []
-    for kind, accepted in (("paths", PATH_COLUMNS), ("captions", SHORT_COLUMNS), ("long captions", LONG_COLUMNS)):
-        found[kind], others = column_of(names, accepted, file)
-        if others:
-            notes.append(f"{file.name}: {other_columns(kind, str(found[kind]), others)}")
-    if found["paths"] is None:
-        raise missing(names, PATH_COLUMNS, file)
-    if captions and found["captions"] is None and found["long captions"] is None:
-        raise missing(names, SHORT_COLUMNS, file)
-    paths = pyarrow.compute.utf8_trim_whitespace(columns[found["paths"]])
-    _check_paths(paths, file)
-    short, long = (columns.get(found[kind]) for kind in ("captions", "long captions"))
-    return _each_once(Table(paths, short, long, tuple(notes)), file)
+        found = " ".join(str(error).split())
+        raise InputError("a table can be read", f"{file}: {found}", _remedy(found, file)) from error
+    if table.odd and not len(table):
+        first = table.odd[0]
+        many = "its only row" if len(table.odd) == 1 else f"none of {len(table.odd):,} rows can be; the first,"
+        remedy = _remedy(first.reason, file)
+        raise InputError("a row of a table can be used", f"{file}: {many} {first.where}: {first.reason}", remedy)
+    return _each_once(table, file)
 
 
-def _check_paths(paths: pa.ChunkedArray, file: Path) -> None:
-    empty = pyarrow.compute.index(pyarrow.compute.fill_null(paths, ""), "").as_py()
-    if empty >= 0:
-        raise InputError(
-            "every row of a table names its video", f"{file}: row {empty + 1} does not", "fill or remove the row"
+@dataclass
+class _Columns:
+    """Columns of a table, row by row; headers may differ from row to row, as JSON allows."""
+
+    file: Path
+    names: dict[str, None] = field(default_factory=dict)
+    used: dict[str, None] = field(default_factory=dict)  # kinds of columns that some row has
+    notes: dict[str, None] = field(default_factory=dict)
+    odd: list[Odd] = field(default_factory=list)
+    several: int = 0
+    _of: dict[tuple[str, ...], list[list[str]] | str] = field(default_factory=dict)
+
+    def read(self, source: tuple[list[str], Rows], captions: bool) -> Table:
+        """All of the rows."""
+        names, rows = source
+        self.names.update(dict.fromkeys(names))
+        if names:  # of all rows, as a CSV has them
+            self._of[tuple(name for name in names if is_known(name))] = self._kinds(names)
+        chunks: list[list[pa.Array]] = [[], [], [], []]
+        good = self._good(rows)
+        while taken := list(islice(good, ROWS_AT_A_TIME)):
+            for column, values in zip(chunks, zip(*taken, strict=True), strict=True):
+                column.append(pa.array(values, pa.string()))
+        if "paths" not in self.used and not (self.odd and not self.names):
+            raise missing(list(self.names), PATH_COLUMNS, self.file)
+        if captions and not {"captions", "long captions"} & self.used.keys() and "paths" in self.used:
+            raise missing(list(self.names), SHORT_COLUMNS, self.file)
+        if self.several:
+            note = f"{self.file.name}: {self.several:,} rows have several captions, of which the first is used"
+            self.notes[note] = None
+        where, paths, short, long = (pa.chunked_array(column, pa.string()) for column in chunks)
+        return Table(
+            paths,
+            short if "captions" in self.used else None,
+            long if "long captions" in self.used else None,
+            tuple(self.notes),
+            where,
+            tuple(self.odd),
         )
+
+    def _good(self, rows: Rows) -> Iterator[tuple[str, str, str | None, str | None]]:
+        """(where, path, short, long) of rows that can be used."""
+        for where, cells in rows:
+            path = ""
+            try:
+                if isinstance(cells, ParseError):
+                    raise cells
+                path, words = self._row(cells)
+                _refuse_path(path)
+                short, long = (_whole(_text(cell, "caption"), "caption") for cell in words)
+            except ParseError as error:
+                self.odd.append(Odd(where, _shown(getattr(error, "path", path)), str(error)))
+                continue
+            self.several += any(isinstance(cell, list) and len(cell) > 1 for cell in words)
+            yield where, path, short, long
+
+    def _row(self, cells: Cells) -> tuple[str, list[Any]]:
+        """The path of a row, and its short and long caption as they stand there."""
+        if not isinstance(cells, Mapping):
+            raise ParseError(f"it is no object with a path and a caption, but {shorter(cells)}")
+        keys = tuple(key for key in cells if is_known(key))
+        if keys not in self._of:
+            self.names.update(dict.fromkeys(map(str, cells)))
+            try:
+                self._of[keys] = self._kinds(list(keys))
+            except InputError as error:
+                self._of[keys] = f"{error.rule}: {error.value}"
+        kinds = self._of[keys]
+        if isinstance(kinds, str):
+            raise ParseError(kinds)
+        paths, short, long = kinds
+        if not paths:
+            raise ParseError(f"it names no video; its columns: {', '.join(map(shorter, cells)) or 'none'}")
+        path = next((cells[name] for name in paths if cells[name] not in (None, "")), None)
+        named = _text(path.get("path") if isinstance(path, Mapping) and not path.get("bytes") else path, "path")
+        return (named or "").strip(), [cells[names[0]] if names else None for names in (short, long)]
+
+    def _kinds(self, names: list[str]) -> list[list[str]]:
+        """The columns of each kind: the one that is meant, and what stands for it where its cell is empty."""
+        found = []
+        for kind, accepted in KINDS.items():
+            column, others = column_of(names, accepted, self.file)
+            if others:
+                note = f"{self.file.name}: {other_columns(kind, str(column), dict.fromkeys(others))}"
+                self.notes[note] = None
+            if column is not None:
+                self.used[kind] = None
+            found.append([] if column is None else [column, *others])
+        return found
+
+
+def _refuse_path(path: str) -> None:
+    if not path:
+        raise ParseError("it names no video: fill its path, or take the row out")
+    if "\0" in path:
+        raise ParseError("its path holds a NUL")
+    _whole(path, "path")
+
+
+def _whole(text: str | None, what: str) -> str | None:
+    half = None if text is None else half_character(text)
+    if half is not None:
+        raise ParseError(f"its {what} holds {half}: {NOT_UTF_8 if 'UTF-8' in half else 'write whole characters'}")
+    return text
+
+
+def _text(cell: Any, what: str) -> str | None:
+    """A cell as text: numbers came as they are written; of several captions the first."""
+    if isinstance(cell, list) and what == "caption":
+        cell = next((one for one in cell if isinstance(one, str) and one.strip()), cell or None)
+    if cell is None or isinstance(cell, str):
+        return None if cell is None else str(cell)
+    if isinstance(cell, float) and cell != cell:
+        return None  # how pandas writes an empty cell
+    if isinstance(cell, Twice):
+        raise ParseError(f"{cell.where[0]}, with different words")
+    if isinstance(cell, bytes):
+        return cell.decode("utf-8", "surrogateescape")
+    if isinstance(cell, Mapping) and cell.get("bytes"):
+        raise ParseError(f"its {what} is the bytes of a file: write them to a file, and name that")
+    kind = "true or false" if isinstance(cell, bool) else "a list" if isinstance(cell, list) else "an object"
+    raise ParseError(f"its {what} is {kind if isinstance(cell, (bool, list, Mapping)) else 'no text'}: {shorter(cell)}")
+
+
+def _remedy(reason: str, file: Path) -> str:
+    if "UTF-8" in reason:
+        made = file.with_name(f"{file.stem}-utf8{file.suffix}")
+        return f"save it as UTF-8; if it is Latin-1: iconv -f LATIN1 -t UTF-8 {quote(str(file))} > {quote(str(made))}"
+    return "mend that place, or write a .jsonl with an object a line"
+
+
+def _shown(path: str) -> str:
+    """A path that can be written."""
+    return path.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def _each_once(table: Table, file: Path) -> Table:
@@ -131,95 +270,12 @@ def _each_once(table: Table, file: Path) -> Table:
     rows: dict[str, list[int]] = {}
     for row, path in enumerate(table.paths.to_pylist()):
         rows.setdefault(path, []).append(row)
-    several = [f"{path} (rows {', '.join(str(n + 1) for n in at[:3])})" for path, at in rows.items() if len(at) > 1]
+    assert table.where is not None, "it was read from a file"
+    where = table.where
+    several = [f"{path} ({', '.join(where[n].as_py() for n in at[:3])})" for path, at in rows.items() if len(at) > 1]
     note = f"{file.name}: {len(several):,} videos stand in several rows, of which the first is used: {listed(several)}"
     first = pa.array([at[0] for at in rows.values()])
-    short, long = (None if column is None else column.take(first) for column in (table.short, table.long))
-    return Table(table.paths.take(first), short, long, (*table.notes, note))
-
-
-def _remedy(error: Exception, file: Path) -> str:
-    if "utf" in str(error).lower():
-        made = file.with_name(f"{file.stem}-utf8{file.suffix}")
-        return f"save it as UTF-8; if it is Latin-1: iconv -f LATIN1 -t UTF-8 {quote(str(file))} > {quote(str(made))}"
-    return "mend that place, or write a .jsonl with an object a line"
-
-
-# As text throughout: a folder of videos called 001, 002 must not become the numbers 1 and 2.
-
-
-def _read_csv(file: Path, usual: str = ",") -> tuple[list[str], pa.Table]:
-    with file.open("rb") as start:
-        head = start.read(HEAD)
-    encoding = "utf-16" if head.startswith(UTF_16) else "utf-8"
-    first = head.decode(encoding, "replace").lstrip("\ufeff").lstrip("\r\n").partition("\n")[0].rstrip("\r")
-    delimiter = delimiter_of(first, usual)
-    parse = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
-    read = pyarrow.csv.ReadOptions(encoding=encoding)
-    with pyarrow.csv.open_csv(file, parse_options=parse, read_options=read) as opened:
-        names = opened.schema.names
-    convert = pyarrow.csv.ConvertOptions(
-        column_types=dict.fromkeys(names, pa.string()),
-        strings_can_be_null=False,
-        include_columns=[name for name in names if is_known(name)],
+    paths, short, long, where = (
+        None if column is None else column.take(first) for column in (table.paths, table.short, table.long, where)
     )
-    return names, pyarrow.csv.read_csv(file, parse_options=parse, convert_options=convert, read_options=read)
-
-
-def _read_parquet(file: Path) -> tuple[list[str], pa.Table]:
-    names = pyarrow.parquet.read_schema(file).names
-    return names, pyarrow.parquet.read_table(file, columns=[name for name in names if is_known(name)])
-
-
-def _read_jsonl(file: Path) -> tuple[list[str], pa.Table]:
-    with file.open(encoding="utf-8") as lines:
-        first: Any = json.loads(next(lines, "{}"))
-    if not isinstance(first, dict):
-        raise ValueError("its first line is no JSON object")
-    names = dict.fromkeys((*PATH_COLUMNS, *SHORT_COLUMNS, *LONG_COLUMNS, *filter(is_known, first)))
-    # said beforehand, because a column of dates would be read as times, and written otherwise than it was
-    schema = pa.schema([(name, pa.string()) for name in names])
-    parse = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    table = pyarrow.json.read_json(file, parse_options=parse)
-    there = [name for name in names if name in first or table[name].null_count < len(table)]
-    return [*first, *(name for name in there if name not in first)], table.select(there)
-
-
-def _read_json(file: Path) -> tuple[list[str], pa.Table]:
-    """A list of objects, or one object {file: caption}."""
-    value = rows_in(parse_json(file.read_bytes()))
-    if isinstance(value, Mapping):
-        value = [
-            {"path": name, **(said if isinstance(said, dict) else {"caption": said})} for name, said in value.items()
-        ]
-    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
-        raise ValueError('it is neither a list of objects, [{"path": ..., "caption": ...}], nor {file: caption}')
-    names = list(dict.fromkeys(name for row in value for name in row))
-    return names, pa.table({name: [_cell(row.get(name)) for row in value] for name in names if is_known(name)})
-
-
-def rows_in(value: Any) -> Any:
-    """The rows in {"videos": [{...}, ...], "info": ...}, where one list alone has such; anything else as it is."""
-    if not isinstance(value, dict) or any(isinstance(one, str) for one in value.values()):
-        return value
-    lists = [
-        one for one in value.values() if isinstance(one, list) and one and all(isinstance(row, dict) for row in one)
-    ]
-    return lists[0] if len(lists) == 1 else value
-
-
-def _cell(value: Any) -> str | None:
-    """A cell of JSON as text; of several captions the first."""
-    if isinstance(value, list):
-        value = next((one for one in value if isinstance(one, str) and one.strip()), None)
-    return None if value is None else str(value)
-
-
-READERS: dict[str, Callable[[Path], tuple[list[str], pa.Table]]] = {
-    ".csv": _read_csv,
-    ".tsv": partial(_read_csv, usual="\t"),
-    ".parquet": _read_parquet,
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-}
-TABLE_SUFFIXES = tuple(READERS)
+    return Table(paths, short, long, (*table.notes, note), where, table.odd)

@@ -350,10 +350,10 @@ def test_tables_as_people_write_them(tmp_path, name, data):
 def test_what_a_table_has_and_is_not_used_is_told(tmp_path):
     fill(tmp_path, {"a.mp4": "", "t.csv": "path,text,caption\na.mp4,T,A\nb.mp4,,B\na.mp4,,C\n"})
     said, notes = captions_of(tmp_path / "t.csv")
-    assert said == {"a.mp4": "A", "b.mp4": "No such file or directory"}
+    assert said == {"a.mp4": "A", "b.mp4": "No such file or directory (t.csv, line 3)"}
     assert notes == [
         "t.csv: column 'caption' has the captions; not used: 'text'",
-        "t.csv: 1 videos stand in several rows, of which the first is used: a.mp4 (rows 1, 3)",
+        "t.csv: 1 videos stand in several rows, of which the first is used: a.mp4 (line 2, line 4)",
     ]
 
 
@@ -402,8 +402,8 @@ def test_a_row_may_leave_the_suffix_out(tmp_path):
     fill(tmp_path, {"a.mp4": "", "b.mp4": "", "b.mov": "", "clip.mp4": "", "t.csv": "path,text\na,A\nb,B\nclp.mp4,C\n"})
     assert captions_of(tmp_path / "t.csv")[0] == {
         "a.mp4": "A",
-        "b": "No such file or directory (meant may be b.mov or b.mp4)",
-        "clp.mp4": "No such file or directory (meant may be clip.mp4)",
+        "b": "No such file or directory (meant may be b.mov or b.mp4) (t.csv, line 3)",
+        "clp.mp4": "No such file or directory (meant may be clip.mp4) (t.csv, line 4)",
     }
 
 

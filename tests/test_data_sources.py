@@ -122,7 +122,7 @@ def test_a_table_is_a_source(tmp_path):
         "http://h/u.mp4?x=1": ("u", ""),
     }
     assert found[1].place.suffix == ".mp4"
-    assert problems(found) == {"none.mp4": "No such file or directory"}
+    assert problems(found) == {"none.mp4": "No such file or directory (list.csv, line 4)"}
     (tmp_path / "s3.csv").write_text("path,text\ns3://bucket/a.mp4,x\n")
     with pytest.raises(InputError) as error:
         find(str(tmp_path / "s3.csv"))
