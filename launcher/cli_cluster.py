@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import sys
 import time
@@ -19,6 +18,7 @@ from launcher.console import Console, visible
 from parallel.errors import InputError
 
 if TYPE_CHECKING:
+    from launcher.config import RunConfig
     from launcher.jobs import Job
     from launcher.room import Node
 
@@ -173,14 +173,17 @@ def cluster(
     Example: longreel cluster run.yaml --kind slurm --nodes 4 --gpus 8 --cpus 64 --option=--partition=gpu --out run.sh
     """
     from launcher import manifests
-    from launcher.config import load, to_yaml
+    from launcher.config import load, paths_of, to_yaml
     from launcher.train import absolute
 
     config = absolute(load(run, overrides or []))
     machines = manifests.Machines(nodes, gpus, cpus, memory)
     for mesh in config.meshes:
         machines.refuse_small(mesh)
-    name = re.sub("[^a-z0-9-]+", "-", config.out.name.lower()).strip("-") or "longreel"
+    machines.refuse_idle(config.meshes, config.device)
+    for note in _checked(config):
+        Console(stderr=True).print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    name = manifests.job_name(config.out.name)
     binaries = str(Path(sys.executable).parent)
     if kind == "kuberay":
         claim, colon, path = (storage or "").partition(":")
@@ -193,6 +196,7 @@ def cluster(
         from launcher.jobs import metadata_of
 
         volume, version = manifests.Storage(claim, path), str(ray.__version__)
+        volume.refuse_outside(paths_of(config))
         text = manifests.kuberay(name, to_yaml(config), machines, image, volume, version, metadata_of(config))
     elif kind == "slurm":
         folder, more = str(config.out.parent), tuple(option or ())
@@ -204,6 +208,20 @@ def cluster(
         return
     out.write_text(text)
     Console().print(f"{out}: its first lines say how to use it", markup=False, highlight=False, soft_wrap=True)
+
+
+def _checked(config: RunConfig) -> list[str]:
+    """What a person should know of a run before it waits in a queue; its data are looked at if they are here.
+
+    Raises:
+        InputError: the run cannot work.
+    """
+    from launcher import preflight
+
+    away = [str(folder) for data in config.data.merged() for folder in data.folders if not folder.exists()]
+    if away:
+        return [f"not checked, because it is not here: {', '.join(dict.fromkeys(away))}"]
+    return list(preflight.check(config, 0).notes)
 
 
 def _told(job: Job) -> str:

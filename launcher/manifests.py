@@ -9,9 +9,12 @@ Pure text. In each of them
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -32,6 +35,7 @@ HEALTH = {  # of the head towards its nodes: 4 x (1 + 5) s; by itself Ray takes 
 }
 # gRPC's own way to an address needs a DNS server; this one takes names as the machine knows them
 SETTINGS = {**HEALTH, "GRPC_DNS_RESOLVER": "native"}
+LONGEST_NAME = 40  # of a job
 HEAD_CPUS, HEAD_GIB = 4, 16  # of a head that runs no ranks
 
 
@@ -73,6 +77,37 @@ class Machines:
                 remedy = "nodes with more GPUs, or fewer mesh.ulysses and more mesh.ring"
             raise InputError("a mesh fits on the machines, a ulysses group on one of them", found, remedy)
 
+    def refuse_idle(self, meshes: Sequence[Mesh], device: str) -> None:
+        """No GPU is paid for that no rank ever uses.
+
+        Args:
+            meshes: of the run, of which the largest counts.
+            device: of the run.
+
+        Raises:
+            InputError: some stand idle.
+        """
+        if not self.gpus:
+            return
+        rule, have = "every GPU has a rank", f"--nodes {self.nodes} --gpus {self.gpus}"
+        if device == "cpu":
+            found = f"{have}, and the run has device: cpu"
+            raise InputError(rule, found, "device=auto, or --gpus 0")
+        if self.cpus < self.gpus:
+            found = f"{have} --cpus {self.cpus}: a rank takes a CPU beside its GPU"
+            raise InputError(rule, found, f"--cpus {self.gpus} or more, or --gpus {self.cpus}")
+        mesh = max(meshes, key=lambda one: one.ranks)
+        there = self.nodes * self.gpus
+        if mesh.ranks < there:
+            found = f"{have}: {there} GPUs; the run's mesh, {mesh}, has {mesh.ranks} ranks: {there - mesh.ranks} idle"
+            full, over = divmod(mesh.ranks, self.gpus)
+            fewer = f"--nodes {full}" if full and not over else f"--nodes 1 --gpus {mesh.ranks}" if not full else ""
+            more = (
+                f"mesh.replica={there // (mesh.ring * mesh.ulysses)}" if there % (mesh.ring * mesh.ulysses) == 0 else ""
+            )
+            remedy = ", or ".join(filter(None, (fewer, more))) or "fewer or smaller nodes, or a larger mesh"
+            raise InputError(rule, found, remedy)
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -80,6 +115,39 @@ class Storage:
 
     claim: str
     path: str
+
+    def refuse_outside(self, paths: Iterable[tuple[str, str]]) -> None:
+        """Every path of a run lies on the volume: what a pod writes elsewhere is gone with it.
+
+        Args:
+            paths: (key of the run, absolute path).
+
+        Raises:
+            InputError: names those that do not, and the volume.
+        """
+        root = PurePosixPath(self.path)
+        if len(root.parts) < 2 or ".." in root.parts or root.is_relative_to("/etc/longreel"):
+            remedy = "a folder of its own, such as --storage shared:/mnt/shared"
+            raise InputError("the volume is mounted in a folder of the pods", f"--storage {self.claim}:{root}", remedy)
+        outside = [f"{key}={path}" for key, path in paths if not PurePosixPath(path).is_relative_to(root)]
+        if outside:
+            remedy = f"paths below {root}, or --storage {self.claim}:FOLDER that holds them all".replace(
+                "FOLDER", common(outside)
+            )
+            found = f"{'; '.join(outside)}; the volume is mounted at {root}"
+            raise InputError("every path of a run lies on the volume that all pods see", found, remedy)
+
+
+def common(settings: Sequence[str]) -> str:
+    """The folder that holds all paths of key=path."""
+    paths = [PurePosixPath(one.partition("=")[2]).parent for one in settings]
+    return os.path.commonpath([str(path) for path in paths])
+
+
+def job_name(folder: str) -> str:
+    """A name that Kubernetes and Slurm take, of the name of a run folder: KubeRay adds to it, and allows 63 letters."""
+    name = re.sub("[^a-z0-9-]+", "-", folder.lower()).strip("-")[:LONGEST_NAME].strip("-")
+    return name if name[:1].isalpha() else f"run-{name}".strip("-")
 
 
 def kuberay(
@@ -193,6 +261,12 @@ def slurm(name: str, run: str, machines: Machines, binaries: str, folder: str, m
     sbatch = "\n".join(f"#SBATCH {option}" for option in options)
     settings = " ".join(f"{key}={value}" for key, value in SETTINGS.items())
     quoted = shlex.quote
+    last = "END OF RUN"
+    while last in run:  # a caption of the run may say so, too
+        last += "."
+    for line in more:
+        if not line.strip() or set(line) & set("\n\r\0"):
+            raise InputError("an option of sbatch is one line", f"--option={line!r}", "--option=--partition=gpu")
     return f"""\
 #!/usr/bin/env bash
 {sbatch}
@@ -208,9 +282,9 @@ export {settings} RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT={JOIN_SECONDS}
 (umask 077 && mkdir -p "$STATE" && od -An -N32 -tx1 /dev/urandom | tr -d ' \\n' > "$STATE/token")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$STATE/token"
 
-cat > "$STATE/run.yaml" << 'END OF RUN'
+cat > "$STATE/run.yaml" << '{last}'
 {run.rstrip()}
-END OF RUN
+{last}
 
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # on a machine itself its name often means 127.0.1.1

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from launcher.cli import app
 from launcher.config import check, to_yaml
 from launcher.jobs import OURS, metadata_of
-from launcher.manifests import STOP_SECONDS, Machines, Storage, kuberay, plain, slurm
+from launcher.manifests import STOP_SECONDS, Machines, Storage, job_name, kuberay, plain, slurm
 from parallel.errors import InputError
 from parallel.mesh import Mesh
 from tests.runs import config
@@ -156,7 +156,7 @@ def test_machines_that_are_too_few_are_refused() -> None:
 def test_the_command_writes_it(tmp_path: Path, kind: str) -> None:
     run = tmp_path / "run.yaml"
     run.write_text(to_yaml(config(tmp_path / "My Run", tmp_path / "dataset", mesh={"ring": 2})))
-    more = ["--image", "longreel:1", "--storage", "shared:/mnt"] if kind == "kuberay" else []
+    more = ["--image", "longreel:1", "--storage", f"shared:{tmp_path}"] if kind == "kuberay" else []
     command = ["cluster", str(run), "--kind", kind, "--nodes", "2", *more]
     done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
@@ -169,3 +169,95 @@ def test_the_command_writes_it(tmp_path: Path, kind: str) -> None:
     else:
         assert subprocess.run(["bash", "-n"], input=text, text=True, timeout=600, capture_output=True).stderr == ""
         assert str(Path(sys.executable).parent) in text
+
+
+def cluster(run: Path, *more: str) -> Any:
+    return CliRunner().invoke(app, ["cluster", str(run), *more])
+
+
+@pytest.mark.parametrize(
+    ("mesh", "device", "more", "found", "remedy"),
+    [
+        ({"ring": 4}, "auto", ("--nodes", "4", "--gpus", "8"), "32 GPUs; .* 4 ranks: 28 idle", "--nodes 1 --gpus 4"),
+        ({"replica": 2, "ring": 8}, "auto", ("--nodes", "4", "--gpus", "8"), "16 idle", "--nodes 2, or mesh.replica=4"),
+        ({"ring": 6}, "auto", ("--nodes", "1", "--gpus", "8"), "2 idle", "--nodes 1 --gpus 6"),
+        ({"ring": 2}, "cpu", ("--nodes", "1", "--gpus", "2"), "device: cpu", "--gpus 0"),
+        ({"ring": 8}, "auto", ("--nodes", "2", "--gpus", "8", "--cpus", "4"), "--cpus 4", "--cpus 8"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["kuberay", "slurm", "ray"])
+def test_gpus_that_would_stand_idle_are_refused(
+    tmp_path: Path, kind: str, mesh: Any, device: str, more: tuple[str, ...], found: str, remedy: str
+) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_text(to_yaml(config(tmp_path / "run", tmp_path / "dataset", mesh=mesh, device=device)))
+    more = more if "--cpus" in more else (*more, "--cpus", "64")
+    done = cluster(run, "--kind", kind, *more, "--image", "x:1", "--storage", f"shared:{tmp_path}")
+    assert isinstance(done.exception, InputError)
+    assert re.search(found, done.exception.value)
+    assert remedy in done.exception.remedy
+    assert not done.stdout
+
+
+def test_the_remedies_of_idle_gpus_work(tmp_path: Path) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_text(to_yaml(config(tmp_path / "run", tmp_path / "dataset", mesh={"ring": 4})))
+    for more in (("--nodes", "1", "--gpus", "4"), ("--nodes", "2", "--gpus", "8", "mesh.replica=4")):
+        assert cluster(run, "--kind", "slurm", "--cpus", "8", *more).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"out": "/runs/mine"}, "out=/runs/mine"),
+        ({"data__dataset": "/data/set"}, "data.dataset=/data/set"),
+        ({"data__dataset": {"/mnt/shared/a": 1.0, "/data/b": 2.0}}, "data.dataset=/data/b"),
+        ({"data__dataset": "/mnt/shared/../local/set"}, "data.dataset=/mnt/local/set"),
+        ({"data__dataset": "/mnt/shared2/set"}, "data.dataset=/mnt/shared2/set"),
+        ({"checkpoint__to": "/scratch/saved"}, "checkpoint.to=/scratch/saved"),
+        ({"data__segments": [{"until": 2, "dataset": "/other"}, {}]}, "data.dataset=/other"),
+    ],
+)
+def test_paths_outside_of_the_mount_are_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    inside, out = {"data__dataset": "/mnt/shared/set"}, Path("/mnt/shared/runs/mine")
+    run = tmp_path / "run.yaml"
+    change = dict(change)
+    run.write_text(to_yaml(config(Path(change.pop("out", out)), tmp_path, **{**inside, **change})))
+    done = cluster(run, "--kind", "kuberay", "--image", "x:1", "--storage", "shared:/mnt/shared")
+    assert isinstance(done.exception, InputError), done.output
+    assert done.exception.value == f"{named}; the volume is mounted at /mnt/shared"
+    run.write_text(to_yaml(config(out, tmp_path, **inside)))
+    assert cluster(run, "--kind", "kuberay", "--image", "x:1", "--storage", "shared:/mnt/shared/").exit_code == 0
+
+
+@pytest.mark.parametrize("where", ["/", "/etc/longreel", "/mnt/../.."])
+def test_a_mount_that_would_hide_the_pods_own_is_refused(where: str) -> None:
+    with pytest.raises(InputError, match="the volume is mounted in a folder of the pods"):
+        Storage("shared", where).refuse_outside([])
+
+
+def test_a_run_that_cannot_work_is_refused_before_it_waits_in_a_queue(tmp_path: Path, dataset: Path) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_text(to_yaml(config(tmp_path / "run", dataset, data__pack_tokens=8)))
+    done = cluster(run, "--kind", "slurm")
+    assert isinstance(done.exception, InputError)
+    assert "data.pack_tokens" in done.exception.value
+    run.write_text(to_yaml(config(tmp_path / "run", tmp_path / "away", data__pack_tokens=8)))
+    done = cluster(run, "--kind", "slurm")
+    assert done.exit_code == 0
+    assert f"not checked, because it is not here: {tmp_path / 'away'}" in done.stderr.replace("\n", "")
+
+
+def test_what_a_run_says_ends_no_script(tmp_path: Path, run: str) -> None:
+    text = slurm("mine", f"{run}\n# END OF RUN\nEND OF RUN\ntouch {tmp_path}/struck\n", MACHINES, "/bin", "/shared")
+    assert "<< 'END OF RUN.'" in text
+    with pytest.raises(InputError, match="an option of sbatch is one line"):
+        slurm("mine", run, MACHINES, "/bin", "/shared", ("--partition=a\ntouch x",))
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("My Run", "my-run"), ("2024", "run-2024"), ("___", "run"), ("x" * 90, "x" * 40), ("a" * 39 + "-b", "a" * 39)],
+)
+def test_a_job_has_a_name_that_kubernetes_takes(folder: str, name: str) -> None:
+    assert job_name(folder) == name
