@@ -20,10 +20,10 @@ from data.examine import findings_of
 from data.findings import LEAVE_OUT_SECOND, Finding
 from data.manifest import path_of
 from data.survey import Survey, survey
-from data.workers import Lost, Workers, available_cores
+from data.workers import Limits, Lost, Workers, available_cores, fair_memory
 
 SMALL_JOB_BYTES = 8 << 30  # below it, starting workers costs more than it saves
-SMALL_DECODE_BYTES = 64 << 20  # and where samples are decoded
+SECONDS = 7200.0  # that a shard may take
 Words = npt.NDArray[np.uint64]
 
 
@@ -50,7 +50,8 @@ def check(
         dataset: the folder. Others may read and write it meanwhile.
         deep: hash every byte and compare every row with its shard.
         decode: decode every sample, too.
-        workers: processes; None chooses: this one if there is little to do, else one per core.
+        workers: processes; 0 works in this one; None chooses: this one if nothing is decoded and little to do, else one
+            per core.
         on_progress: called after each shard.
 
     Raises:
@@ -76,10 +77,10 @@ def one_by_one(
     """What is wrong with each shard; arguments as of `check`."""
     sizes = [_size(job) for job in jobs]
     if workers is None:
-        most = SMALL_DECODE_BYTES if any(job.decode for job in jobs) else SMALL_JOB_BYTES
-        workers = available_cores() if sum(sizes) > most and any(job.deep for job in jobs) else 0
+        much = sum(sizes) > SMALL_JOB_BYTES and any(job.deep for job in jobs)
+        workers = available_cores() if much or any(job.decode for job in jobs) else 0
     done, told = 0, 0
-    with Workers(workers) as pool:
+    with Workers(workers, Limits(SECONDS, fair_memory(workers))) as pool:
         for job, size, found in zip(jobs, sizes, pool.map(findings_of, jobs), strict=True):
             if isinstance(found, Lost):
                 what = f"{found.reason} while it was checked"

@@ -35,7 +35,6 @@ from parallel.errors import InputError
 
 FORMAT = 2  # part of every shard id: raise it when the same tar would give other rows
 SECONDS = 600  # that a sample may take
-SMALL_JOB_BYTES = 256 << 20  # of tars: below it, starting workers costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class ImportOptions:
 
     Attributes:
         allow_missing_captions: keep videos and images without a caption, with an empty one.
-        workers: processes; 0 works in this one; None chooses: this one if there is little to do, else one per core.
+        workers: processes; 0 works in this one, without limits; None: one per core.
     """
 
     allow_missing_captions: bool = False
@@ -121,12 +120,13 @@ def import_tars(
     check_place(out)
     found = find_tars(sources, out)
     summary = ImportSummary(tars=len(found))
-    with held(out):
+    processes = available_cores() if options.workers is None else options.workers
+    # made before the dataset is held, which a worker could outlive
+    with Workers(processes, Limits(SECONDS, fair_memory(processes))) as workers, held(out):
         shards.sweep(out)
         importer = _Importer(out, options, summary, on_progress, sum(_size(tar.path) for tar in found))
-        with Workers(importer.processes, Limits(SECONDS, fair_memory(importer.processes))) as workers:
-            for tar in found:
-                importer.add(tar, workers)
+        for tar in found:
+            importer.add(tar, workers)
         if not summary.kept and not summary.skipped:
             raise _nothing_usable(summary)
         publish(out, digest_of(importer.config))
@@ -152,8 +152,6 @@ class _Importer:
         self.commits = shards.commits(out)
         self.uids = {u for record in self.commits.values() for u in index.read_uids(out, record["index"][0])}
         self.seen: dict[str, str] = {}
-        few = options.workers is None and total < SMALL_JOB_BYTES
-        self.processes = 0 if few else available_cores() if options.workers is None else options.workers
 
     def add(self, tar: Tar, workers: Workers) -> None:
         """Imports a tar, or tells why not."""

@@ -14,10 +14,9 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from data import remote, shards
 from data.caption_files import FILE_NAME
 from data.captions import LONG_CAPTION, NO_CAPTION
 from data.clips import CutOptions
-from data.convert import MIN_FRAMES, Todo, convert
+from data.convert import MIN_FRAMES, convert
 from data.filters import Filters
 from data.folder import check_place, held
 from data.generations import publish
@@ -40,7 +39,6 @@ from data.shards import digest_of
 from data.workers import LEAST_MEMORY, Limits, Pool, Workers, available_cores, fair_memory
 from parallel.errors import InputError
 
-SMALL_JOB_BYTES = 16 << 20  # of input: below it, starting workers costs more than it saves
 FORMAT = 4  # part of every shard id: raise it when the same input would give other bytes
 
 MakePool = Callable[[int | None, Limits], Pool]  # of so many workers, or of as many as it finds good
@@ -57,8 +55,7 @@ class PrepareOptions:
         filters: which clips are kept.
         previews: whether to draw sheets for people to look at.
         limit: only the first so many files of the source; None for all.
-        workers: processes; 0 works in this one, unprotected; None chooses: this one if there is little to do, else one
-            per core.
+        workers: processes; 0 works in this one, without `timeout` and `memory`; None: one per core.
         timeout: seconds that one file may take.
         memory: bytes that one worker may take; None shares out most of the machine's.
         shard_bytes, shard_files: a shard takes files until it has this much input.
@@ -154,16 +151,18 @@ def prepare(
     _check(options)
     check_place(out)
     films = options.cut.frames_per_second is not None
-    listing = find(str(source), options.captions, out, not options.allow_missing_captions, films)
-    with held(out):
-        shards.sweep(out)
-        config = _config(options)
-        ledger = Ledger.read(out, config, options.filters.near_duplicates is not None)
-        summary = _write(out, config, options, listing, ledger, on_progress, make_pool)
-        if not summary.kept and not summary.skipped:
-            raise _nothing_usable(str(source), summary)
-        publish(out, digest_of(config))
-        shards.quarantine(out, (one.as_json() for one in summary.rejected))
+    pool = make_pool(options.workers, Limits(options.timeout, options.memory)) if make_pool else local_pool(options)
+    with pool:  # made before threads look at the source, and before the dataset is held, which a worker could outlive
+        listing = find(str(source), options.captions, out, not options.allow_missing_captions, films)
+        with held(out):
+            shards.sweep(out)
+            config = _config(options)
+            ledger = Ledger.read(out, config, options.filters.near_duplicates is not None)
+            summary = _write(out, config, options, listing, ledger, on_progress, pool)
+            if not summary.kept and not summary.skipped:
+                raise _nothing_usable(str(source), summary)
+            publish(out, digest_of(config))
+            shards.quarantine(out, (one.as_json() for one in summary.rejected))
     summary.seconds = time.monotonic() - began
     return summary
 
@@ -175,7 +174,7 @@ def _write(
     listing: Listing,
     ledger: Ledger,
     on_progress: Callable[[Progress], None] | None,
-    make_pool: MakePool | None,
+    pool: Pool,
 ) -> Summary:
     """Converts what is to be done, and writes and commits its shards."""
     outcome = Outcome()
@@ -184,13 +183,11 @@ def _write(
     progress.total = pending.total
     sweep()
     try:
-        pool, todo = _pool(iter(pending), options, make_pool)
-        with pool:
-            work = partial(convert, cut=options.cut, filters=options.filters, previews=options.previews)
-            writer = Writer(out, config, options.filters, ledger, outcome, progress)
-            groups = into_groups(todo, options.shard_bytes, options.shard_files)
-            for group, results in converted(groups, work, pool):
-                writer.write(group, results)
+        work = partial(convert, cut=options.cut, filters=options.filters, previews=options.previews)
+        writer = Writer(out, config, options.filters, ledger, outcome, progress)
+        groups = into_groups(pending, options.shard_bytes, options.shard_files)
+        for group, results in converted(groups, work, pool):
+            writer.write(group, results)
     finally:
         sweep()
     ledger.tally.add(outcome.tally)
@@ -235,21 +232,10 @@ def _limits(options: PrepareOptions) -> dict[str, str]:
     return {MIN_FRAMES: f"fewer than {options.cut.min_frames} frames", **{n: f"{n} {v:g}" for n, v in asked.items()}}
 
 
-def _pool(todo: Iterator[Todo], options: PrepareOptions, make_pool: MakePool | None) -> tuple[Pool, Iterator[Todo]]:
-    """Workers for what is to be done, and the same again: to tell whether it is much, its beginning is looked at."""
-    if make_pool is not None:
-        return make_pool(options.workers, Limits(options.timeout, options.memory)), todo
-    processes, head = options.workers, []
-    if processes is None:
-        size = 0
-        for item in todo:
-            head.append(item)
-            size += SMALL_JOB_BYTES if item.file.place.size is None else item.file.place.size
-            if size >= SMALL_JOB_BYTES:
-                break
-        processes = available_cores() if size >= SMALL_JOB_BYTES else 0
-    memory = options.memory or fair_memory(processes)
-    return Workers(processes, Limits(options.timeout, memory)), chain(head, todo)
+def local_pool(options: PrepareOptions) -> Workers:
+    """Processes of this machine, with the limits of one file whatever its size."""
+    processes = available_cores() if options.workers is None else options.workers
+    return Workers(processes, Limits(options.timeout, options.memory or fair_memory(processes)))
 
 
 def _check(options: PrepareOptions) -> None:

@@ -2,9 +2,11 @@
 
 Codecs are C, and a hostile file can bring one down. concurrent.futures has no pool for this: its process pool breaks as
 a whole, and on CPython 3.11 may block for ever while it does. So each thread of a thread pool has a process of its own
-and a pipe to it; the end of the pipe is the end of that process, and of nothing else. Processes are spawned, not
-forked: forking a process that has threads (torch, OpenCV) may deadlock. Starting one takes about a second, so few small
-jobs run better with none.
+and a pipe to it; the end of the pipe is the end of that process, and of nothing else.
+
+Processes are forked where nothing else runs in this one yet, which takes milliseconds: so the smallest job has its
+limits, too. Forking beside other threads may deadlock, so there, and in place of those that die, they are spawned, when
+a job needs one: each loads its modules again, for half a second.
 
 While a job runs, its thread looks at the clock and at the memory of the process every tenth of a second, and kills it
 over a limit. RLIMIT_AS would not do: it counts what is mapped, of which torch takes gigabytes that it never uses.
@@ -17,6 +19,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -27,7 +30,7 @@ from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkProcess, SpawnProcess
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -37,6 +40,8 @@ ResultT = TypeVar("ResultT")
 WORK, JOB = "work", "job"  # what may be sent to a worker
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 WATCH_SECONDS = 0.1
+MOST_FORKED = 8  # at once; more are spawned when there are jobs for them
+NEVER_FORKED = frozenset(["ray", "grpc"])  # modules whose threads Python does not see
 AHEAD_JOBS = 32  # per worker: what may be begun ahead of the reader, so that one slow job keeps none of them waiting
 AHEAD_BYTES = 512 << 20  # of results that wait for the reader; beyond it only two jobs per worker are begun
 LEAST_MEMORY, MOST_MEMORY = 1 << 30, 8 << 30  # bytes a worker may take, where nobody says how many
@@ -129,14 +134,17 @@ def fair_memory(processes: int) -> int:
 
 
 class Workers:
-    """`processes` workers; 0 runs every job in this process, unprotected. Use as a context manager."""
+    """`processes` workers; 0 runs every job in this process, unprotected. Use as a context manager.
+
+    Make them early, before this process has other threads.
+    """
 
     def __init__(self, processes: int, limits: Limits | None = None) -> None:
         self.processes, self.limits = processes, limits or Limits()
         self._threads = ThreadPoolExecutor(max(processes, 1), thread_name_prefix="workers")
         self._lock = threading.Lock()  # over the next three
-        self._idle: list[_Process] = []
-        self._all: set[_Process] = set()
+        self._idle = [_Process(forked=True) for _ in range(min(processes, MOST_FORKED))] if _alone() else []
+        self._all = set(self._idle)
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -230,11 +238,18 @@ class Workers:
 class _Process:
     """One worker and the pipe to it."""
 
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self._process: SpawnProcess = context.Process(target=_serve, args=(theirs,), daemon=True)
-        resource_tracker.ensure_running()  # which would let signals in again
+    def __init__(self, forked: bool = False) -> None:
+        self._process: ForkProcess | SpawnProcess
+        self._inherited = 0  # bytes of memory that were this process's before
+        if forked:
+            fork = multiprocessing.get_context("fork")
+            self.pipe, theirs = fork.Pipe()
+            self._process = fork.Process(target=_serve, args=(theirs, self.pipe), daemon=True)
+        else:
+            spawn = multiprocessing.get_context("spawn")
+            self.pipe, theirs = spawn.Pipe()
+            self._process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
+            resource_tracker.ensure_running()  # which would let signals in again
         # Ctrl-C goes to the whole group: a worker leaves it to its parent, from its first moment on
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -242,6 +257,8 @@ class _Process:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # else this end would keep the pipe open when the worker dies
+        if forked:
+            self._inherited = self.memory()
         self._work: Any = None
 
     def alive(self) -> bool:
@@ -265,7 +282,7 @@ class _Process:
         except OSError:
             return 0
         _, found, rest = said.partition("RssAnon:")
-        return int(rest.split()[0]) * 1024 if found else 0
+        return max(0, int(rest.split()[0]) * 1024 - self._inherited) if found else 0
 
 
 def _opened(answer: bytes) -> Any:
@@ -275,10 +292,19 @@ def _opened(answer: bytes) -> Any:
     return result
 
 
-def _serve(pipe: Connection) -> None:
-    """A worker: jobs come and results go, until the other end is gone."""
+def _alone() -> bool:
+    """Whether this process may be forked: no other thread can hold a lock that a child would wait for."""
+    main = threading.current_thread() is threading.main_thread()
+    return main and threading.active_count() == 1 and not NEVER_FORKED & sys.modules.keys()
+
+
+def _serve(pipe: Connection, other: Connection | None = None) -> None:
+    """A worker: jobs come and results go, until the other end is gone, which a forked one has as well."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # should a library let it in again
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_parent()
+    if other is not None:
+        other.close()
     work: Any = None
     while True:
         try:

@@ -127,7 +127,7 @@ def prepare(
         memory=None if memory is None else int(memory * 2**30),
     )
     console = Console(stderr=json_)
-    summary = _run(source, out, options, console, _pools(ray or address is not None, address))
+    summary = _run(source, out, options, console, _pools(ray or address is not None, address, options))
     funnel = _draw(summary, out)
     if json_:
         print(json.dumps({**summary.as_json(), "funnel": None if funnel is None else str(funnel)}))
@@ -160,10 +160,13 @@ def _run(source: str, out: Path, options: PrepareOptions, console: Console, pool
 
 
 @contextmanager
-def _pools(ray: bool, address: str | None) -> Iterator[MakePool | None]:
-    """What makes workers of a Ray, connected meanwhile; None for processes on this machine."""
+def _pools(ray: bool, address: str | None, options: PrepareOptions) -> Iterator[MakePool]:
+    """What makes workers of a Ray, connected meanwhile, or processes on this machine."""
     if not ray:
-        yield None
+        from data.prepare import local_pool
+
+        with local_pool(options) as workers:  # forked before a bar has a thread
+            yield lambda *_: workers
         return
     from data.ray_workers import RayWorkers
     from launcher.cluster import connected
