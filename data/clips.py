@@ -118,11 +118,19 @@ class Clip:
 
 @dataclass(frozen=True)
 class Clips:
-    """What came of one file: how many shots it has (or parts of shots), those kept, and why others are not."""
+    """What came of one file.
+
+    Attributes:
+        shots: how many it has, parts of shots counted.
+        kept: those kept.
+        rejected: why others are not.
+        streams: video streams in the file, of which one is taken.
+    """
 
     shots: int
     kept: tuple[Clip, ...]
     rejected: tuple[str, ...]
+    streams: int = 1
 
 
 def cut_into_clips(path: Path, options: CutOptions = CutOptions()) -> Clips:
@@ -160,7 +168,7 @@ def cut_into_clips(path: Path, options: CutOptions = CutOptions()) -> Clips:
     pauses = [f"{one.pause:.1f} s before frame {one.rows[0]}" for one in film.stretches if one.pause]
     if pauses:
         reason += f"; the time stamps pause, which ends a shot: {_some(pauses)}"
-    return Clips(pieces, tuple(kept), (reason,) if short else ())
+    return Clips(pieces, tuple(kept), (reason,) if short else (), found.video_streams)
 
 
 def target_size(height: int, width: int, options: CutOptions) -> tuple[Size, Size]:

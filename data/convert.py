@@ -39,12 +39,19 @@ class Todo:
 
 @dataclass(frozen=True)
 class Converted:
-    """What came of a file: `content` is the digest of its bytes; `rejected` says why clips are not among `clips`."""
+    """What came of a file.
+
+    Attributes:
+        content: the digest of its bytes.
+        rejected: why clips are not among `clips`.
+        streams: video streams in the file, of which one is taken.
+    """
 
     content: str
     shots: int
     clips: tuple[Clip, ...]
     rejected: tuple[Rejection, ...]
+    streams: int = 1
 
 
 def convert(todo: Todo, cut: CutOptions, filters: Filters, previews: bool = True) -> Converted | Rejection:
@@ -81,7 +88,7 @@ def convert(todo: Todo, cut: CutOptions, filters: Filters, previews: bool = True
             rejected.append(Rejection(file.name, "filter", reasons[0][0], said, rows, 1))
         else:
             kept.append(clip if previews else replace(clip, preview=None))
-    return Converted(content, clips.shots, tuple(kept), tuple(rejected))
+    return Converted(content, clips.shots, tuple(kept), tuple(rejected), clips.streams)
 
 
 def why_not(clip: Clip, filters: Filters, caption: str, size: tuple[int, int] | None = None) -> list[tuple[str, str]]:

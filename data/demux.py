@@ -28,7 +28,7 @@ from data.edits import why_edited
 from data.joined import second_file
 from data.scan import AGAIN, CONVERT, WITH_ALPHA, Scan, broken, by_output, by_time, read_headers
 from data.truncation import why_cut
-from data.unreadable import why_unreadable
+from data.unreadable import PICTURE, PICTURE_BRANDS, why_unreadable
 from parallel.errors import InputError
 
 DECODING = {"err_detect": "explode", **DECODER}  # else a damaged frame is patched up in silence
@@ -50,6 +50,9 @@ def opened(source: Source, index: int | None = None) -> Iterator[tuple[Any, Any]
     """The container and a video stream of it: the one of this index, or the film."""
     name = name_of(source)
     with _container(source, name) as container, told(name):
+        brand = container.metadata.get("major_brand", "").encode()
+        if brand in PICTURE_BRANDS:
+            raise broken(name, f"no video but a picture ({PICTURE_BRANDS[brand]})", PICTURE)
         streams = candidates(container)
         if not streams:
             raise broken(name, *_why_no_film(source, container))

@@ -163,6 +163,8 @@ class _Batch:
             outcome.long.append((size, item.file.name))
         if len(kept) > 1 and item.file.caption.short:
             outcome.shared.append(len(kept))
+        if kept and isinstance(result, Converted) and result.streams > 1:
+            outcome.several.append(item.file.name)
         if not any(one.again for one in rejected):
             self.tally.add(own)
 

@@ -125,6 +125,7 @@ class Outcome:
         frames, bytes, shards: written.
         long: bytes of captions beyond `LONG_CAPTION`, and whose they are.
         shared: clips of each file that was cut into several, which have its one caption.
+        several: files that have several video streams.
     """
 
     tally: Tally = field(default_factory=Tally)
@@ -135,6 +136,7 @@ class Outcome:
     shards: int = 0
     long: list[tuple[int, str]] = field(default_factory=list)
     shared: list[int] = field(default_factory=list)
+    several: list[str] = field(default_factory=list)
 
     def reject(self, number: int, rejection: Rejection) -> None:
         """A loss of this run."""

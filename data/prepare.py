@@ -31,6 +31,7 @@ from data.generations import publish
 from data.groups import Writer, converted, into_groups
 from data.ledger import Ledger
 from data.listing import Listing, find
+from data.naming import listed
 from data.outcome import Outcome, Rejection, Tally
 from data.pending import Pending
 from data.remedies import remedy_of
@@ -199,7 +200,7 @@ def _write(
         limits=_limits(options),
         rejected=[one for _, one in sorted(outcome.rejected, key=lambda pair: pair[0])],
         ignored=listing.ignored,
-        notes=[*listing.notes, *_sharing(outcome.shared), *_long(outcome.long)],
+        notes=[*listing.notes, *_sharing(outcome.shared), *_long(outcome.long), *_several(outcome.several)],
         frames=outcome.frames,
         bytes=outcome.bytes,
         shards=outcome.shards,
@@ -266,6 +267,14 @@ def _long(captions: list[tuple[int, str]]) -> list[str]:
     many = "1 caption has" if len(captions) == 1 else f"{len(captions):,} captions have"
     read = f"of which training reads the first {LONG_CAPTION:,} unless model.text.max_bytes says more"
     return [f"{many} more than {LONG_CAPTION:,} bytes, {read}: the longest has {size:,} ({file})"]
+
+
+def _several(files: list[str]) -> list[str]:
+    """What to tell of files with several video streams."""
+    if not files:
+        return []
+    many = "1 file has" if len(files) == 1 else f"{len(files):,} files have"
+    return [f"{many} several video streams, of which the film of most pixels is taken: {listed(files)}"]
 
 
 def _nothing_usable(source: str, summary: Summary) -> InputError:

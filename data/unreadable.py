@@ -28,6 +28,18 @@ KINDS = {  # first bytes, which a file has whatever its name says
 }
 
 
+PICTURE = "save it as JPEG, PNG or WebP"
+PICTURES = {  # of kinds that are not read, first bytes
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"8BPS": "Photoshop",
+    b"\0\0\1\0": "icon",
+}
+PICTURE_BRANDS = {b"avif": "AVIF", **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"mif1"), "HEIF")}
 LISTS = (b"ffconcat", b"#EXTM3U", b"v=0", b"<?xml")  # first bytes of what names other files or a stream
 
 
@@ -54,6 +66,8 @@ def _why(file: BinaryIO, size: int) -> Why | None:
             return f"no video but {kind}", remedy
     if head[257:262] == b"ustar":
         return "no video but a tar archive", "name it .tar"
+    if (picture := picture_kind(head)) is not None:
+        return f"no video but a picture ({picture})", PICTURE
     if head[4:8] == b"ftyp":
         reason = _mp4(file, size)
         return None if reason is None else (reason, AGAIN)
@@ -62,6 +76,15 @@ def _why(file: BinaryIO, size: int) -> Why | None:
     if _is_text(head):
         return "no video but text", LEAVE
     return ("no video but a list of other files", "give these files") if head.startswith(LISTS) else None
+
+
+def picture_kind(head: bytes) -> str | None:
+    """What picture begins with these bytes, of the kinds that are not read; None: it is none of them."""
+    if head[4:8] == b"ftyp":
+        return PICTURE_BRANDS.get(head[8:12])  # of one picture; those of several have others
+    if head[:2] == b"BM" and len(head) > 18 and head[14:18] in (b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0"):
+        return "BMP"
+    return next((kind for begin, kind in PICTURES.items() if head.startswith(begin)), None)
 
 
 def _is_text(head: bytes) -> bool:

@@ -111,30 +111,30 @@ def stamps(film: np.ndarray) -> list[int]:
 
 def avi_of(path, data: bytes, repeats=()) -> None:
     """An AVI again, with an entry without bytes (show the frame before once more) after each of these entries."""
-    movi = data.index(b"movi") - 8
-    head, at, entries = bytearray(data[:movi]), movi + 12, []
+    entries, at, seen = [], data.index(b"movi") + 4, 0
     while data[at : at + 4] == b"00dc":
         size = int.from_bytes(data[at + 4 : at + 8], "little")
-        entries += [data[at + 8 : at + 8 + size]] + [b""] * repeats.count(len(entries) - sum(not e for e in entries))
-        at += 8 + size + size % 2
-    flags = [int.from_bytes(f, "little") for f in _index_flags(data)]
-    chunks, index, offset, seen = b"", b"", 4, 0
+        entries += [data[at + 8 : at + 8 + size], *[b""] * repeats.count(seen)]
+        seen, at = seen + 1, at + 8 + size + size % 2
+    avi_with(path, data, entries)
+
+
+def avi_with(path, data: bytes, entries) -> None:
+    """An AVI again, with these entries for its frames; those that it had keep their flags."""
+    movi, index_at = data.index(b"movi") - 8, data.rindex(b"idx1")
+    head, known = bytearray(data[:movi]), {}
+    for at in range(index_at + 8, index_at + 8 + int.from_bytes(data[index_at + 4 : index_at + 8], "little"), 16):
+        _, flags, offset, size = struct.unpack_from("<4sIII", data, at)
+        known[data[movi + 16 + offset : movi + 16 + offset + size]] = flags
+    chunks, index = b"", b""
     for entry in entries:
-        chunk = b"00dc" + struct.pack("<I", len(entry)) + entry + bytes(len(entry) % 2)
-        index += b"00dc" + struct.pack("<III", flags[seen] if entry else 0, offset, len(entry))
-        seen += bool(entry)
-        chunks, offset = chunks + chunk, offset + len(chunk)
+        index += b"00dc" + struct.pack("<III", known.get(entry, 0), 4 + len(chunks), len(entry))
+        chunks += b"00dc" + struct.pack("<I", len(entry)) + entry + bytes(len(entry) % 2)
     for at in (head.index(b"avih") + 8 + 16, head.index(b"strh") + 8 + 32):  # the number of frames
         head[at : at + 4] = struct.pack("<I", len(entries))
     body = bytes(head) + b"LIST" + struct.pack("<I", 4 + len(chunks)) + b"movi" + chunks
     body += b"idx1" + struct.pack("<I", len(index)) + index
     path.write_bytes(body[:4] + struct.pack("<I", len(body) - 8) + body[8:])
-
-
-def _index_flags(data: bytes) -> list[bytes]:
-    at = data.rindex(b"idx1")
-    size = int.from_bytes(data[at + 4 : at + 8], "little")
-    return [data[i + 4 : i + 8] for i in range(at + 8, at + 8 + size, 16)]
 
 
 def edited(data: bytes, entries, delay: int = 2) -> bytes:

@@ -16,9 +16,10 @@ from data import video
 from data.clips import CutOptions, cut_into_clips
 from data.edits import why_edited
 from data.hevc import has_alpha_layer
+from data.prepare import PrepareOptions, prepare
 from data.truncation import why_cut
 from parallel.errors import InputError
-from tests.films import avi_of, edited, stamped, stamps, write
+from tests.films import avi_of, avi_with, edited, stamped, stamps, write
 
 B_FRAMES = {"bf": "3", "g": "12", "b_strategy": "0"}
 MPEG4 = {"bf": "2", "g": "12"}
@@ -108,6 +109,33 @@ def test_an_edit_list_tells_which_frames_are_shown(tmp_path, phone, entries, sho
     assert frames_shown(tmp_path / "a.mp4") == shown
 
 
+def test_packed_frames_and_frames_that_are_not_coded(tmp_path):
+    """DivX puts a B-frame into the entry of the frame that it needs, and an entry that says "as before" behind it."""
+    path = write(tmp_path / "a.avi", stamped(33), "mpeg4", options={"bf": "1", "g": "300"}, rate=RATE, bit_rate=800_000)
+    with av.open(str(path)) as container:
+        entries = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    begin, as_before = b"\0\0\1\xb6", b"\0\0\1\xb6\x50\x4f"  # of a picture; one that is not coded (ISO/IEC 14496-2)
+    kinds = ["IPBS"[entry[entry.index(begin) + 4] >> 6] for entry in entries]
+    assert kinds[:4] == ["I", "P", "B", "P"]
+    head, words = entries[0].index(b"\0\0\1\xb2"), b"\0\0\1\xb2DivX503b1393p"  # which of it are packed
+    entries[0] = entries[0][:head] + words + entries[0][entries[0].index(begin) :]
+    packed = list(entries)
+    for at, kind in enumerate(kinds):
+        if kind == "B":
+            packed[at - 1 : at + 1] = [entries[at - 1] + entries[at], as_before]
+    avi_with(tmp_path / "packed.avi", path.read_bytes(), packed)
+    assert stamps(video.decode(tmp_path / "packed.avi")) == list(range(33))
+    assert kept(tmp_path / "packed.avi") == [list(range(33))]
+    write(path, stamped(FRAMES), "mpeg4", options={"bf": "0", "g": "300"}, rate=RATE, bit_rate=800_000)
+    with av.open(str(path)) as container:
+        entries = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    avi_with(tmp_path / "dropped.avi", path.read_bytes(), [*entries[:9], as_before, as_before, *entries[9:]])
+    found = video.probe(tmp_path / "dropped.avi")
+    assert (found.frames, found.fps) == (FRAMES, RATE)
+    assert (np.diff(found.scan.pts) != 1).nonzero()[0].tolist() == [8]
+    assert stamps(video.decode(tmp_path / "dropped.avi")) == list(range(FRAMES))
+
+
 def test_edits_that_hold_a_picture_or_change_the_speed_are_refused(phone):
     at = edited(phone, [(20, 0), (10, 20)]).index(b"elst") + 12
     for rate, reason in ((0, "holds a picture"), (2, "at another speed")):
@@ -187,6 +215,15 @@ def test_a_still_of_more_pixels_is_not_the_film(tmp_path, name, first):
     found = video.probe(path)
     assert (found.frames, found.height, found.width, found.video_streams) == (FRAMES, 48, 64, 2)
     assert kept(path) == [list(range(FRAMES))]
+
+
+def test_a_file_with_several_streams_is_told(tmp_path):
+    (tmp_path / "in").mkdir()
+    streams(tmp_path / "in" / "a.mkv", (stamped(1, 320, 400), "mjpeg"), (stamped(FRAMES), "libx264"))
+    write(tmp_path / "in" / "b.mkv", stamped(FRAMES - 9), rate=RATE)
+    options = PrepareOptions(None, True, workers=0, previews=False)
+    notes = prepare(tmp_path / "in", tmp_path / "out", options).notes
+    assert notes == ["1 file has several video streams, of which the film of most pixels is taken: a.mkv"]
 
 
 def test_of_films_the_one_with_most_pixels_is_meant_and_of_a_show_of_stills_none(tmp_path):

@@ -37,9 +37,9 @@ def sound(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def picture(size: tuple[int, int]) -> bytes:
+def picture(size: tuple[int, int], form: str = "JPEG") -> bytes:
     data = io.BytesIO()
-    Image.fromarray(stamped(1, *size)[0]).save(data, "JPEG", quality=95)
+    Image.fromarray(stamped(1, *size)[0]).save(data, form, quality=95)
     return data.getvalue()
 
 
@@ -57,7 +57,6 @@ def rejected(tmp_path_factory):
         "again.mp4": film["mp4"],
         "empty.mp4": b"",
         "text.mp4": b"no film\n" * 99,
-        "list.mp4": b"ffconcat version 1.0\nfile hid.bin\n",
         "zip.mp4": b"PK\x03\x04" + bytes(range(200)),
         "lfs.mp4": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
         "zeros.mp4": bytes(5000),
@@ -69,6 +68,8 @@ def rejected(tmp_path_factory):
         "sound.mp4": sound(work / "sound.mp4"),
         "tilted.mp4": tilted,
         "short.mp4": write(work / "short.mp4", stamped(16)[5:9], rate=25).read_bytes(),
+        "other.jpg": picture((48, 64), "AVIF"),
+        "scan.png": picture((48, 64), "TIFF"),
         "tiny.jpg": picture((8, 64)),
         "half.jpg": picture((48, 64))[:800],
         "silent.mp4": write(work / "silent.mp4", stamped(16)[::-1], rate=25).read_bytes(),
@@ -86,7 +87,6 @@ def rejected(tmp_path_factory):
     [
         ("empty.mp4", "the file is empty", "download it again"),
         ("text.mp4", "no video but text", "leave it out"),
-        ("list.mp4", "no video but text", "leave it out"),
         ("zip.mp4", "no video but a zip archive", "unpack it"),
         ("lfs.mp4", "a Git LFS pointer", "git lfs pull"),
         ("zeros.mp4", "never written to the end", "download it again"),
@@ -94,10 +94,12 @@ def rejected(tmp_path_factory):
         ("cut.mp4", "cut short", "download it again"),
         ("cut.avi", "cut short: its frames go to byte", "download it again"),
         ("cut.mkv", "cut short: its frames go to byte", "download it again"),
-        ("damaged.mp4", "damaged", "ffmpeg -i IN OUT.mp4"),
+        ("damaged.mp4", "frames that others refer to are missing", "ffmpeg -i IN OUT.mp4"),
         ("sound.mp4", "no video stream (it has: audio)", "the file that has the pictures"),
         ("tilted.mp4", "it is displayed tilted", "upright"),
         ("short.mp4", "fewer than 8 frames", "--min-frames"),
+        ("other.jpg", "no video but a picture (AVIF)", "save it as JPEG"),
+        ("scan.png", "no video but a picture (TIFF)", "save it as JPEG"),
         ("tiny.jpg", "smaller than 16", "larger"),
         ("half.jpg", "truncated", "save it again"),
         ("silent.mp4", "no caption", "--allow-missing-captions"),
