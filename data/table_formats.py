@@ -99,7 +99,7 @@ def _as_text(column: pa.Array) -> list[Any]:
 
 
 def _read_jsonl(file: Path) -> tuple[list[str], Rows]:
-    return [], json_rows(file, str)
+    return [], json_rows(file, Written)
 
 
 def _read_json(file: Path) -> tuple[list[str], Rows]:

@@ -31,7 +31,7 @@ from data.columns import (
 )
 from data.naming import listed
 from data.rows import half_character
-from data.table_formats import NOT_UTF_8, READERS, ROWS_AT_A_TIME, Cells, Rows
+from data.table_formats import NOT_UTF_8, READERS, ROWS_AT_A_TIME, Cells, Rows, Written
 from parallel.errors import InputError
 from parallel.parsing import ParseError, shorter
 
@@ -236,7 +236,8 @@ def _whole(text: str | None, what: str) -> str | None:
 def _text(cell: Any, what: str) -> str | None:
     """A cell as text: numbers came as they are written; of several captions the first."""
     if isinstance(cell, list) and what == "caption":
-        cell = next((one for one in cell if isinstance(one, str) and one.strip()), cell or None)
+        texts = (one for one in cell if isinstance(one, str) and not isinstance(one, Written) and one.strip())
+        cell = next(texts, cell or None)
     if cell is None or isinstance(cell, str):
         return None if cell is None else str(cell)
     if isinstance(cell, float) and cell != cell:

@@ -41,11 +41,13 @@ from launcher.ray_token import ASK_FOR_IT, OPEN_CLUSTER, close_token
 from launcher.room import Node, Room, refuse_too_large, room_for
 from launcher.versions import CODE, HOME
 from parallel.errors import InputError
+from parallel.parsing import ParseError, parse_json
 
 if TYPE_CHECKING:
     from launcher.config import RunConfig  # it loads torch, for which nobody who asks for a list should wait
 
 AnswerT = TypeVar("AnswerT")
+ANSWER = 1 << 16  # bytes of an answer of Ray, which is one line
 KNOCK_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
 READY_SECONDS = 60.0  # for the services of a head that was just started: they come up one after the other
@@ -407,7 +409,7 @@ def knock(url: str) -> bool:
     )
     try:
         with urllib.request.urlopen(f"{url}/api/version", timeout=KNOCK_SECONDS) as answer:
-            found = json.load(answer)
+            found = parse_json(answer.read(ANSWER))
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             return True
@@ -432,8 +434,8 @@ def metadata_of(config: RunConfig) -> dict[str, str]:
 def is_ours(info: Any) -> bool:
     """Whether a job is a run of ours, and tells of it in the words that we know."""
     try:
-        about = json.loads((info.metadata or {}).get(OURS, ""))
-    except (ValueError, RecursionError):
+        about = parse_json(str((info.metadata or {}).get(OURS, "")))
+    except ParseError:
         return False
     kinds = {"out": str, "mesh": str, "ranks": int, "steps": int}
     known = isinstance(about, dict) and all(type(about.get(name)) is kind for name, kind in kinds.items())

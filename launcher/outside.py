@@ -37,6 +37,7 @@ from launcher.weights import CONFIG, Stored, folder_of_weights, frozen_in
 from models.latents import identity_of, weights_of
 from models.video_lm import VideoLMConfig
 from parallel.errors import InputError
+from parallel.parsing import parse_json
 
 HASHES = ".hashes.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -56,7 +57,7 @@ class Hashes:
         self.path, self.known = path, dict[str, Any]()
         if path is not None and path.exists():
             with suppress(OSError, ValueError):  # it is only faster
-                self.known = dict(json.loads(path.read_bytes()))
+                self.known = dict(parse_json(path.read_bytes()))
 
     def of(self, name: str, files: Sequence[Path], make: Callable[[], str]) -> str:
         """The hash that `make` gives, or gave for the same files."""

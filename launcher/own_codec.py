@@ -20,6 +20,7 @@ from launcher.folder import write_whole
 from models.dit import VideoDiTConfig
 from models.latents import CodecConfig
 from parallel.errors import InputError
+from parallel.parsing import parse_json
 
 NOTE = "codec.json"
 
@@ -33,7 +34,7 @@ def note(dataset: Path, codec: Path, identity: str, tiling: bool) -> None:
 def noted(dataset: Path) -> CodecConfig | None:
     """The codec of a dataset, if it was noted and its folder is still there."""
     try:
-        told: Any = json.loads((dataset / NOTE).read_bytes())
+        told: Any = parse_json((dataset / NOTE).read_bytes())
         path = Path(told["path"])
         tiling = bool(told["tiling"])
     except (OSError, ValueError, KeyError, TypeError):
