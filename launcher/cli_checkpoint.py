@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,10 +18,11 @@ from launcher.overrides import RunCommand
 from parallel.errors import InputError
 
 if TYPE_CHECKING:
+    from launcher.checkpoints.pruning import Entry
     from launcher.checkpoints.reading import Checkpoint
     from launcher.checkpoints.storage import Storage
 
-app = typer.Typer(help="What a run has saved: list, verify, show, export; and import.", no_args_is_help=True)
+app = typer.Typer(help="What a run has saved: list, verify, prune, show, export; and import.", no_args_is_help=True)
 
 Run = Annotated[str, typer.Argument(help="A run folder, or a folder or URL of checkpoints.")]
 Step = Annotated[int | None, typer.Option(help="Of which step; the newest if not given.")]
@@ -29,13 +31,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script inst
 
 @app.command("list")
 def list_(run: Run, json_: Json = False) -> None:
-    """Every checkpoint of a run: size, layout, and whether its files are there; `verify` compares their hashes too.
+    """Every checkpoint of a run: loss, size, layout, and whether its files are there; `verify` compares hashes too.
 
     Example: longreel checkpoint list runs/mine
     """
     from launcher.checkpoints.reading import trusting
 
-    rows = _looked_at(_storage(run), trusting)
+    rows = _looked_at(_storage(run), trusting, _metrics(run))
     if json_:
         print(json.dumps(rows, indent=1))
         return
@@ -53,13 +55,74 @@ def verify(run: Run, json_: Json = False) -> None:
     """
     from launcher.checkpoints.reading import by_hash
 
-    rows = _looked_at(_storage(run), by_hash)
+    rows = _looked_at(_storage(run), by_hash, _metrics(run))
     if json_:
         print(json.dumps(rows, indent=1))
     else:
         _print(rows)
     if any(row["problem"] for row in rows):
         raise typer.Exit(1)
+
+
+@app.command()
+def prune(
+    run: Run,
+    keep: Annotated[int, typer.Option(min=1, help="Newest whole ones that stay.")],
+    keep_best: Annotated[bool, typer.Option("--keep-best", help="The one of the lowest loss stays, too.")] = False,
+    keep_every: Annotated[
+        int | None, typer.Option(min=0, help="Those of every N-th step stay; as in the run if not given, 0 for none.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json_: Json = False,
+) -> None:
+    """Remove old checkpoints, after a question. The newest one that is whole stays, whatever is asked for.
+
+    Broken ones are told and not touched: longreel checkpoint verify says what is wrong with them.
+
+    Example: longreel checkpoint prune runs/mine --keep 2 --keep-best --dry-run
+    """
+    from contextlib import nullcontext
+
+    from launcher.checkpoints.pruning import entries, pruning
+    from launcher.checkpoints.reading import newest, trusting
+    from launcher.folder import RunFolder
+    from launcher.train import only_launcher
+
+    storage, console = _storage(run), Console(stderr=json_)
+    folder = RunFolder(Path(run))
+    of_run = "://" not in run and folder.config.is_file()
+    with only_launcher(folder) if of_run and not dry_run else nullcontext():
+        whole, _ = newest(storage)
+        if whole is None:
+            raise InputError("a run has saved something", f"{run} has no checkpoint", "train at least checkpoint.every")
+        every = whole.manifest.config["checkpoint"].get("keep_every") if keep_every is None else keep_every
+        found = pruning(entries(storage, trusting, _metrics(run)), whole.name, keep, keep_best, every)
+        for one, why in found.stay:
+            console.print(f"{one.name}  stays: {why}", markup=False, highlight=False, soft_wrap=True)
+        names = [one.name for one in found.remove]
+        for name in names:
+            console.print(f"{name}  {'would go' if dry_run else 'goes'}", markup=False, highlight=False)
+        size = f"{found.bytes / 1e6:,.1f} MB"
+        if names and not dry_run:
+            if not yes:
+                _ask(f"Remove {len(names)} of {len(names) + len(found.stay)} checkpoints, {size}?")
+            for name in names:
+                storage.remove(name)
+        if json_:
+            gone = {"removed": [] if dry_run else names, "would_remove": names if dry_run else []}
+            print(json.dumps({**gone, "stay": {one.name: why for one, why in found.stay}, "bytes": found.bytes}))
+            return
+        done = "nothing to remove" if not names else f"{size} would be free" if dry_run else f"{size} are free"
+        console.print(done, highlight=False)
+
+
+def _ask(question: str) -> None:
+    """Go on only if a person says so."""
+    if not sys.stdin.isatty():
+        found = "no terminal to ask at"
+        raise InputError("checkpoints are removed after a question", found, "--yes to remove, --dry-run to look")
+    typer.confirm(question, abort=True)
 
 
 @app.command()
@@ -192,33 +255,43 @@ def _open(run: str, step: int | None) -> Checkpoint:
     return found
 
 
-def _looked_at(storage: Storage, check: Any) -> list[dict[str, Any]]:
-    """One row a checkpoint, oldest first."""
-    from launcher.checkpoints.manifest import BrokenError, open_manifest
+def _metrics(run: str) -> Path | None:
+    """The losses of a run folder."""
+    from launcher.folder import RunFolder
 
-    rows: list[dict[str, Any]] = []
-    for name in storage.names():
-        try:
-            manifest = open_manifest(storage, name)
-        except BrokenError as error:
-            rows.append({"name": name, "problem": str(error)})
-            continue
-        row = {"name": name, "step": manifest.state.step, "bytes": manifest.size, "parts": len(manifest.parts)}
-        rows.append({**row, "layout": manifest.layout, "problem": check(storage, name, manifest)})
-    return rows
+    return None if "://" in run else RunFolder(Path(run)).metrics
+
+
+def _looked_at(storage: Storage, check: Any, metrics: Path | None) -> list[dict[str, Any]]:
+    """One row a checkpoint, oldest first."""
+    from launcher.checkpoints.pruning import best, entries
+
+    there = entries(storage, check, metrics)
+    lowest = best(there)
+    return [_row(one, lowest is not None and one.name == lowest.name) for one in there]
+
+
+def _row(one: Entry, is_best: bool) -> dict[str, Any]:
+    if one.manifest is None:
+        return {"name": one.name, "problem": one.problem}
+    row = {"name": one.name, "step": one.step, "bytes": one.manifest.size, "parts": len(one.manifest.parts)}
+    return {**row, "loss": one.loss, "best": is_best, "layout": one.manifest.layout, "problem": one.problem}
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
     table = Table()
-    for column in ("checkpoint", "MB", "parts"):
+    for column in ("checkpoint", "loss", "MB", "parts"):
         table.add_column(column, justify="left" if column == "checkpoint" else "right", no_wrap=True)
     table.add_column("written on")
     table.add_column("problem", overflow="fold")
     for row in rows:
         size = f"{row['bytes'] / 1e6:,.1f}" if "bytes" in row else ""
-        problem = f"[red]{escape(row['problem'])}[/]" if row["problem"] else "none"
-        table.add_row(escape(row["name"]), size, str(row.get("parts", "")), escape(row.get("layout", "")), problem)
+        loss = f"{row['loss']:.4f}{' best' if row['best'] else ''}" if row.get("loss") is not None else ""
+        problem = f"[red]{row['problem']}[/]" if row["problem"] else "none"
+        table.add_row(row["name"], loss, size, str(row.get("parts", "")), row.get("layout", ""), problem)
     Console().print(table)
+    if any(row.get("best") for row in rows):
+        Console().print("loss: the mean of the last steps before it, of what is trained on", highlight=False)
 
 
 def _text(value: Any) -> str:

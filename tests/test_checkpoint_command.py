@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +14,12 @@ import safetensors
 import torch
 from typer.testing import CliRunner
 
+from launcher.checkpoints.pruning import Entry, best, mean_losses, pruning
 from launcher.checkpoints.reading import newest
 from launcher.checkpoints.storage import LocalStorage
 from launcher.cli import app
+from launcher.folder import RunFolder, read_lines
+from launcher.train import only_launcher
 from parallel.errors import InputError
 from tests.runs import config, train
 
@@ -43,7 +49,10 @@ def test_list_and_verify(out: Path, tmp_path: Path) -> None:
     rows = told("list", out)
     assert [(row["step"], row["parts"], row["problem"]) for row in rows] == [(2, 2, None), (4, 2, None)]
     assert rows[0]["layout"] == "1 x 2 x 1, ZeRO 0, float32"
-    assert told("verify", out) == rows == told("list", f"file://{out}/checkpoints") == told("list", out / "checkpoints")
+    assert told("verify", out) == rows
+    elsewhere = [told("list", f"file://{out}/checkpoints"), told("list", out / "checkpoints")]
+    for found in elsewhere:  # without metrics.jsonl the loss is that of the last three steps
+        assert [{**row, "loss": 0, "best": 0} for row in found] == [{**row, "loss": 0, "best": 0} for row in rows]
     assert "step-00000004" in longreel("list", out)
     part = out / "checkpoints" / "step-00000002" / "part-00001.safetensors"
     data = part.read_bytes()
@@ -90,3 +99,77 @@ def test_export(out: Path, tmp_path: Path) -> None:
     for options, words in ((["--dtype", "int8"], "float32 or bf16"), (["--out", tmp_path / "model.pt"], "safetensors")):
         with pytest.raises(InputError, match=words):
             longreel("export", out, "--out", tmp_path / "x.safetensors", *options)
+
+
+def entry(step: int, loss: float | None, problem: str | None = None) -> Entry:
+    lines = () if loss is None else ({"loss": loss - 1}, {"loss": loss + 1})
+    state = SimpleNamespace(step=step)
+    made: Any = SimpleNamespace(state=state, recent=lines, size=10, parts=(1,), layout="")
+    return Entry(f"step-{step}", made, problem)
+
+
+THERE = [entry(100, 2.1), entry(200, 0.9), entry(300, 1.0), entry(400, 1.2), entry(500, 0.1, "broken")]
+
+
+@pytest.mark.parametrize(
+    ("keep", "keep_best", "every", "gone"),
+    [
+        (1, False, None, [100, 200, 300]),
+        (1, True, None, [100, 300]),
+        (2, False, None, [100, 200]),
+        (9, False, None, []),
+        (1, False, 200, [100, 300]),
+        (1, True, 300, [100]),
+    ],
+)
+def test_what_goes(keep: int, keep_best: bool, every: int | None, gone: list[int]) -> None:
+    found = pruning(THERE, "step-400", keep, keep_best, every)
+    assert [one.step for one in found.remove] == gone
+    assert found.bytes == 10 * len(gone)
+    assert {one.name for one, _ in found.stay} >= {"step-400", "step-500"}  # broken ones are told, not touched
+
+
+def test_the_newest_whole_one_stays_whatever_is_newer() -> None:
+    """Its hashes are right; those of newer ones are not, though their files are as long as they should be."""
+    found = pruning(THERE[:4], "step-100", 1, False, None)
+    assert [one.step for one in found.remove] == [200, 300]
+    assert {one.step: why for one, why in found.stay}[100] == "the newest whole one"
+
+
+def test_the_best_is_of_the_lowest_loss() -> None:
+    assert (best(THERE) or THERE[0]).step == 200
+    assert best([entry(1, None), entry(2, math.inf)]) is None
+    assert (best([entry(1, 3.0), entry(2, 3.0)]) or THERE[0]).step == 2
+
+
+def test_losses_of_many_steps(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "loss": float(step)}) for step in range(1, 101)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines[:50], '{"step": 51, "lo', *lines[50:]]))
+    found = mean_losses(tmp_path / "metrics.jsonl", [10, 100])
+    assert found == {10: 5.5, 100: 75.5}
+    assert mean_losses(tmp_path / "none", [10]) == {}
+
+
+def test_prune(out: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(out, copy)
+    whole = sorted((copy / "checkpoints").iterdir())
+    losses = [line["loss"] for line in read_lines(RunFolder(copy).metrics)]
+    rows = told("list", copy)
+    assert [row["loss"] for row in rows] == pytest.approx([sum(losses[:2]) / 2, sum(losses) / 4])
+    assert [row["best"] for row in rows] == [row["loss"] == min(r["loss"] for r in rows) for row in rows]
+    assert "best" in longreel("list", copy)
+    assert told("prune", copy, "--keep", 1, "--dry-run")["would_remove"] == ["step-00000002"]
+    with pytest.raises(InputError, match="no terminal to ask at"):
+        longreel("prune", copy, "--keep", 1)
+    with only_launcher(RunFolder(copy)), pytest.raises(InputError, match="one job at a time"):
+        longreel("prune", copy, "--keep", 1, "--yes")
+    assert sorted((copy / "checkpoints").iterdir()) == whole
+    part = copy / "checkpoints" / "step-00000004" / "part-00001.safetensors"
+    data = part.read_bytes()
+    part.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # as long as before: only its hash is wrong
+    assert told("prune", copy, "--keep", 1, "--yes")["removed"] == []
+    part.write_bytes(data)
+    assert told("prune", copy, "--keep", 1, "--yes")["removed"] == ["step-00000002"]
+    assert [row["step"] for row in told("list", copy)] == [4]
+    assert longreel("prune", copy, "--keep", 1, "--yes").endswith("nothing to remove\n")
