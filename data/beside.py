@@ -26,6 +26,7 @@ CAPTION_NAMES = ("caption", "captions", "cap", "text", "txt", "prompt", "descrip
 LONG_NAMES = ("long", "caption_long", "long_caption", "caption-long", "long-caption")
 KINDS = {"txt": "txt", "json": "json", "cls": "cls", **dict.fromkeys(("caption", "captions", "prompt", "text"), "txt")}
 LANGUAGE = re.compile(r"[a-z]{2}([-_][a-z]{2,4})?")
+COMMON_LATER = 100  # more than there are ranks
 WORD_FOLDERS = ("captions", "caption", "labels", "label", "texts", "text", "txt", "prompts", "prompt")
 HEARD = frozenset(["asr", "ocr", "transcript", "subtitle", "subtitles", "meta", "metadata", "info"])  # no captions
 COMMON = frozenset([*CAPTION_NAMES, *LONG_NAMES, *HEARD])
@@ -62,10 +63,12 @@ class Part:
     Attributes:
         name: of the file or of the part of a sample.
         rest: what follows the video's stem, in lower case, split at its dots; its kind comes last.
+        common: it speaks of all videos of a sample, and so after those of this one.
     """
 
     name: str
     rest: tuple[str, ...]
+    common: bool = False
 
 
 def kind_of(name: str) -> str | None:
@@ -87,7 +90,7 @@ def chosen(parts: Iterable[Part], suffix: str) -> Sides:
         if rank is None:
             others[HEARD.isdisjoint(part.rest)].append(part.name)
         else:
-            ranked[kind][rank].append(part.name)
+            ranked[kind][rank + COMMON_LATER * part.common].append(part.name)
     first = {kind: sorted(names[min(names)]) for kind, names in ranked.items()}
     twice = {kind: tuple(names) for kind, names in first.items() if len(names) > 1}
     single = {kind: names[0] for kind, names in first.items() if len(names) == 1}
@@ -241,7 +244,8 @@ def parts_of_sample(suffixes: Iterable[str], stem: str, stems: Collection[str]) 
     for suffix in suffixes:
         owner = _owner(suffix, stems)
         if owner == stem or (owner is None and (suffix.partition(".")[0] in COMMON or _is_common(suffix))):
-            found.append(Part(suffix, tuple(suffix.removeprefix(f"{stem}." if owner else "").split("."))))
+            rest = tuple(suffix.removeprefix(f"{stem}." if owner else "").split("."))
+            found.append(Part(suffix, rest, common=owner is None))
     return found
 
 

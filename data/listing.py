@@ -127,6 +127,7 @@ class Words:
         captions: by name.
         needed: a file without one cannot be used.
         folders: what lies beside the files.
+        whole: the files are all that the captions could be about.
         several: files with more captions than are used.
         without: files without any.
     """
@@ -134,6 +135,7 @@ class Words:
     captions: Captions
     needed: bool
     folders: Folders | None = None
+    whole: bool = True
     several: list[str] = field(default_factory=list)
     without: list[str] = field(default_factory=list)
 
@@ -155,10 +157,11 @@ class Words:
 
     def notes(self, files: Sequence[str]) -> list[str]:
         """What a person should know once all files are listed."""
-        notes = self.captions.unmatched(files)
+        notes = self.captions.unmatched(files) if self.whole else []
         if self.several:
-            many = f"{len(set(self.several)):,} files have several captions, of which the first is used"
-            notes.append(f"{many}: {listed(sorted(set(self.several)))}")
+            files = sorted(set(self.several))
+            many = f"{len(files):,} files have" if len(files) > 1 else "1 file has"
+            notes.append(f"{many} several captions, of which the first is used: {listed(files)}")
         left = self.folders.unowned(files) if self.folders is not None and self.without else []
         left = [name for name in left if loose(posixpath.basename(name)) not in LISTS]
         if left:
@@ -231,12 +234,12 @@ def _file(source: Path, given: Path | None, need_captions: bool) -> Listing:
     likely = [name for name in captions.raw if parts_of(name)[-1:] == parts_of(label)[-1:]]
     taken = frozenset(name for name in likely if name != label and os.path.exists(os.path.join(folder, name)))
     universe = partial(_members, folder, [name for name in files if _suffix(name) in SUFFIXES])
-    words = Words(replace(captions, files=universe, taken=taken), need_captions)
+    words = Words(replace(captions, files=universe, taken=taken), need_captions, whole=False)
     if source.is_dir():
         look = _look_at_film(words, files, source, source.name)
     else:
         look = partial(_look_here, words, Folders([*files, source.name], MEDIA_SUFFIXES), folder, source.name)
-    return Listing([look], None if source.suffix.lower() == TAR_SUFFIX else 1, notes=notes)
+    return Listing([look], None if source.suffix.lower() == TAR_SUFFIX else 1, notes=notes, words=words)
 
 
 def _folder(folder: Path, given: Path | None, need_captions: bool, leave_out: Path | None, films: bool) -> Listing:
@@ -321,9 +324,8 @@ def _table(file: Path, origin: str, given: Path | None, need_captions: bool) -> 
         yield lambda _: problems
         yield from (partial(_look_at_row, words, here, origin, row) for row in table)
 
-    told = words if given is not None else None
     total = None if table.any_ends_with(TAR_SUFFIX) else len(problems) + len(table)
-    return Listing(looks(), total, notes=[*table.notes, *notes], words=told)
+    return Listing(looks(), total, notes=[*table.notes, *notes], words=words)
 
 
 def _folder_of(folder: str) -> Folders:
@@ -343,9 +345,9 @@ def _remote(source: str, given: Path | None, need_captions: bool) -> Listing:
     if suffix in MEDIA_SUFFIXES or suffix == TAR_SUFFIX:
         captions, notes = given_captions(given, Path()) if given is not None else (Captions(source), [])
         one = RemoteFile(name, source, None, "")
-        words = Words(replace(captions, files=partial(_far_members, [one])), need_captions)
+        words = Words(replace(captions, files=partial(_far_members, [one])), need_captions, whole=False)
         look = partial(_look_there, words, Folders((), MEDIA_SUFFIXES), {}, one)
-        return Listing([look], None if suffix == TAR_SUFFIX else 1, notes=notes)
+        return Listing([look], None if suffix == TAR_SUFFIX else 1, notes=notes, words=words)
     problems: list[Unusable] = []
     found = remote.find(
         source,

@@ -1,6 +1,8 @@
 """Captions are found where people keep them, short and long, and a video without one is told, not guessed."""
 
+import io
 import json
+import tarfile
 from dataclasses import replace
 
 import pyarrow as pa
@@ -250,7 +252,7 @@ def test_what_is_not_used_is_told(tmp_path):
     assert len(notes) == 3
     assert "metadata.csv is not read as captions: a table has a column" in notes[0]
     assert notes[1] == "captions.json: a name matches no file: b.mp4"
-    assert notes[2] == "1 files have several captions, of which the first is used: a.mp4"
+    assert notes[2] == "1 file has several captions, of which the first is used: a.mp4"
 
 
 def test_one_file_of_a_folder_has_its_own_words(tmp_path):
@@ -369,6 +371,40 @@ def test_headers_that_mean_nothing_or_too_much(tmp_path, header, remedy):
     with pytest.raises(InputError) as error:
         find(str(tmp_path / "t.csv"))
     assert remedy in error.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"v.0.mp4": "", "v.1.mp4": "", "v.0.caption.txt": "A"}, {"v.0.mp4": "A", "v.1.mp4": "no caption"}),
+        ({"v.0.mp4": "", "v.0.asr.txt": "heard", "v.0.caption.txt": "A"}, {"v.0.mp4": "A"}),
+        (
+            {"m.part1.mp4": "", "m.part2.mp4": "", "m.part2.en.txt": "B"},
+            {"m.part1.mp4": "no caption", "m.part2.mp4": "B"},
+        ),
+        ({"v.1.mp4": "", "v.10.mp4": "", "v.10.txt": "B", "v.1.txt": "A"}, {"v.1.mp4": "A", "v.10.mp4": "B"}),
+        ({"v.1.mp4": "", "v.2.txt": "B"}, {"v.1.mp4": "no caption"}),
+        (
+            {"0.left.mp4": "", "0.right.mp4": "", "0.txt": "A", "0.left.txt": "L"},
+            {"0.left.mp4": "L", "0.right.mp4": "A"},
+        ),
+        ({"0.mp4": "", "0.1.txt": "A", "0.2.txt": "B"}, {"0.mp4": "its caption may be 1.txt or 2.txt"}),
+        ({"0.mp4": "", "0.mp4.txt": "A", "0.asr.txt": "heard", "0.en.txt": "B"}, {"0.mp4": "A"}),
+        ({"0.mp4": "", "0.json": '{"captions": ["A", "B"]}'}, {"0.mp4": "A"}),
+    ],
+)
+def test_parts_of_a_sample_speak_of_their_own_media(tmp_path, members, expected):
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content.encode()))
+    said, notes = captions_of(tmp_path / "s.tar")
+    assert {name.removeprefix("s.tar/"): text[: len(expected[name[6:]])] for name, text in said.items()} == expected
+    several = (
+        [] if "0.json" not in members else ["1 file has several captions, of which the first is used: s.tar/0.mp4"]
+    )
+    assert notes == several
 
 
 def test_a_list_of_videos_is_a_source(tmp_path):
