@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel.errors import InputError
+from parallel.pretrained import from_folder
 
 BYTES = "bytes"
 SILENCE = "<|silence|>"
@@ -36,7 +37,9 @@ def open_tokenizer(name: str) -> Any:
     if not Path(name).is_dir():
         raise InputError(rule, f"{name}: no such folder", "tokenizer.save_pretrained(FOLDER), and give that")
     try:
-        found = AutoTokenizer.from_pretrained(name, local_files_only=True)
+        found = from_folder(AutoTokenizer, name)
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         found_there = f"{name}: {str(error).splitlines()[0][:200]}"
         raise InputError(rule, found_there, "tokenizer.save_pretrained(FOLDER), and give that") from error

@@ -32,6 +32,7 @@ from launcher.config import RunConfig
 from models.video_lm import VideoLMConfig
 from parallel.errors import InputError
 from parallel.parsing import parse_json
+from parallel.pretrained import from_folder
 from parallel.zero import DeepSpeedEngine, Engine, shape_of, trained
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -85,7 +86,9 @@ def config_of(folder: Path) -> Any:
     if not (folder / CONFIG).is_file():
         _refuse(folder / CONFIG, "is not there", "give the folder that save_pretrained wrote, or a model's own")
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return from_folder(AutoConfig, folder)
+    except InputError:
+        raise
     except (ValueError, KeyError, OSError) as error:
         remedy = "give a folder of a model that the installed transformers knows by itself"
         raise InputError("config.json tells a model of transformers", f"{folder / CONFIG}: {error}", remedy) from error

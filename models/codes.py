@@ -21,6 +21,7 @@ from torch import Tensor
 from models.latents import PixelCodec, identity_of
 from parallel.errors import InputError
 from parallel.parsing import parse_json
+from parallel.pretrained import from_folder
 
 COLOUR = re.compile(r"colour:(\d{1,6})(?::(\d{1,6}))?")
 CLASS = "VQModel"
@@ -191,9 +192,7 @@ def _opened(folder: Path) -> Any:
     import diffusers  # seconds to import, and only this path needs it
 
     try:
-        return diffusers.VQModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
-        )
+        return from_folder(diffusers.VQModel, folder, torch_dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds the weights of a {CLASS} as safetensors", str(error), remedy) from None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from models.backbone import refuse_model_type
 from parallel.errors import InputError
+from parallel.pretrained import from_folder
 
 TOWERS = ("siglip_vision_model", "clip_vision_model")
 ROPE_KEYS = (
@@ -63,7 +64,9 @@ def read_config(path: Path) -> Any:
         rule = "model.path is a folder as transformers saves it"
         raise InputError(rule, f"{path}: no such folder", "model.save_pretrained(FOLDER)")
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True)
+        return from_folder(AutoConfig, path)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         found = f"{path}: {str(error).splitlines()[0][:200]}"
         raise InputError(

@@ -25,6 +25,7 @@ from parallel.effects import Content, Numbers, State
 from parallel.errors import InputError
 from parallel.geometry import Geometry, Grid
 from parallel.parsing import parse_json
+from parallel.pretrained import from_folder
 
 PER_FRAME = ("AutoencoderKL",)
 CAUSAL = ("AutoencoderKLWan", "AutoencoderKLHunyuanVideo")
@@ -216,7 +217,7 @@ def open_codec(
     import diffusers  # seconds to import, and only this path needs it
 
     try:
-        vae = getattr(diffusers, name).from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
+        vae = from_folder(getattr(diffusers, name), folder, torch_dtype=dtype)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds the weights of a {name}", str(error), remedy) from None
     if config.tiling:
@@ -241,17 +242,12 @@ def identity_of(folder: Path) -> str:
 
 
 def weights_of(folder: Path) -> list[Path]:
-    """The files that `diffusers` loads: in parts, in one, or from before safetensors.
+    """The files that `diffusers` loads: in parts, or in one; pickles are not opened.
 
     Raises:
         FileNotFoundError: there are none.
     """
-    for pattern in (
-        f"{WEIGHTS}-*-of-*.safetensors",
-        f"{WEIGHTS}.safetensors",
-        f"{WEIGHTS}-*-of-*.bin",
-        f"{WEIGHTS}.bin",
-    ):
+    for pattern in (f"{WEIGHTS}-*-of-*.safetensors", f"{WEIGHTS}.safetensors"):
         found = sorted(folder.glob(pattern))
         if found:
             return found

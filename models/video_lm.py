@@ -34,6 +34,7 @@ from parallel.geometry import Grid
 from parallel.mesh import Groups
 from parallel.offload import offload_if
 from parallel.packed import Packed
+from parallel.pretrained import from_folder
 from parallel.views import Views
 
 USUAL_NORMAL = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # mean and deviation of pixels: those of SigLIP
@@ -137,8 +138,7 @@ class VideoLMConfig(BaseModel):
 
         if self.path is None or not (self.path / "preprocessor_config.json").is_file():
             return USUAL_NORMAL
-        reader: Any = AutoImageProcessor
-        processor = reader.from_pretrained(self.path, local_files_only=True)
+        processor = from_folder(AutoImageProcessor, self.path)
         return tuple(processor.image_mean), tuple(processor.image_std)
 
     @property
