@@ -233,7 +233,7 @@ def frames_of(packets: Iterable[Any], name: str, decoder: Any = None) -> Iterato
             yield whole(frame, name)
             aspect = aspect or packet.stream.codec_context.sample_aspect_ratio or Fraction(1)
         # a decoded frame does not tell of which shape its pixels are; the decoder says what holds from here on
-        if aspect is not None and (now := packet.stream.codec_context.sample_aspect_ratio or aspect) != aspect:
+        if aspect and packet.is_keyframe and (now := packet.stream.codec_context.sample_aspect_ratio or aspect) != aspect:
             old, new = (f"{a.numerator}:{a.denominator}" for a in (aspect, now))
             raise broken(name, f"the shape of its pixels changes from {old} to {new} within the film", SPLIT)
 

@@ -198,7 +198,8 @@ def _usual(steps: Floats, quantile: float, time_base: Fraction) -> Fraction:
 
 
 def _seconds(pts: Sequence[int], time_base: Fraction) -> Floats:
-    return np.asarray([p - pts[0] for p in pts], np.float64) * float(time_base)
+    stamps = np.asarray(pts, np.int64)
+    return (stamps - stamps[0]) * float(time_base)
 
 
 def _plain(rate: float, error: float) -> Fraction:

@@ -36,10 +36,8 @@ class _Bits:
 
     def number(self) -> int:
         """ue(v), 9.1."""
-        zeros = 0
-        while not self.take(1):
-            zeros += 1
-        return (1 << zeros) - 1 + self.take(zeros)
+        zeros = self.left - (self.value & ((1 << self.left) - 1)).bit_length()
+        return self.take(2 * zeros + 1) - 1
 
     def signed(self) -> int:
         """se(v), 9.1.1."""
@@ -74,7 +72,7 @@ class References:
             self._note(unit)
 
     def missing_before(self, packet: memoryview, key: bool) -> tuple[int, int] | None:
-        """(number, that of the reference frame before it) if frames are missing between; `key` refers to none before."""
+        """(number, that of the reference before it) if frames are missing between; `key`: it refers to none before."""
         for unit in _units(packet, self.extradata):
             kind = unit[0] & 31
             if kind in SLICES:

@@ -105,7 +105,7 @@ class Rgb:
         if (frame.height, frame.width) != self.stored:
             old, new = (f"{height} x {width}" for height, width in (self.stored, (frame.height, frame.width)))
             raise _unusable(self.name, f"its picture changes from {old} to {new} within the film", SPLIT)
-        if turn_of(frame, self.name) != self.turn:
+        if frame.key_frame and turn_of(frame, self.name) != self.turn:
             raise _unusable(self.name, "its picture is turned within the film", SPLIT)
         key = (frame.format.name, frame.height, frame.width, frame.colorspace, frame.color_range, frame.color_trc)
         if key not in self._ways:

@@ -25,6 +25,7 @@ from typing import Any
 
 import av
 import numpy as np
+import numpy.typing as npt
 
 from data import mp4
 from data.deinterlace import INTERLACED, deinterlaced
@@ -100,16 +101,21 @@ class Video:
 
     def stretches(self) -> list[Stretch]:
         """All rows as stretches of one rate each, their seconds counted from where a player begins."""
-        if not self.scan.pts:  # decode output in order is all that is known
-            return [Stretch(range(self.frames), self.fps, np.arange(self.frames) / float(self.fps), True)]
-        found = stretches(self.scan.pts, self.time_base, self.fps if self.even else None)
+        if self.even:
+            return [Stretch(range(self.frames), self.fps, self._seconds(), True)]
+        found = stretches(self.scan.pts, self.time_base, None)
         return [replace(one, seconds=self.begin + one.seconds) for one in found]
 
     def timeline(self) -> Timeline:
         """When each row is shown."""
-        rows = np.arange(self.frames) / float(self.fps)
-        stamps = np.asarray([p - self.scan.pts[0] for p in self.scan.pts], np.float64) * float(self.time_base)
-        return timeline_of(self.begin + (stamps if len(stamps) else rows), float(self.fps))
+        return timeline_of(self._seconds(), float(self.fps))
+
+    def _seconds(self) -> npt.NDArray[np.float64]:
+        """[frames] when each row is shown; if no time stamp tells it, at its beat."""
+        stamps = np.asarray(self.scan.pts, np.int64)
+        if not len(stamps):
+            return np.arange(self.frames) / float(self.fps)
+        return self.begin + (stamps - stamps[0]) * float(self.time_base)
 
 
 def probe(source: Source, counted: bool = False, fps: Fraction | None = None) -> Video:

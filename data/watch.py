@@ -104,7 +104,7 @@ def _watch(source: Source, found: Video, segment: int | None) -> Film:
     for row, frame in enumerate(pictures(source, found)):
         if frame.interlaced_frame and not found.interlaced:  # the header did not say so
             return _watch(source, replace(found, interlaced=True), segment)
-        stored, turn = (frame.height, frame.width), turn_of(frame, name)
+        stored, turn = (frame.height, frame.width), turn_of(frame, name) if frame.key_frame else look.turn
         steady &= (stored, frame.format.name) == (found.stored, found.pixel_format)
         new_shot = (stored, turn) != (look.stored, look.turn)
         if new_shot:
