@@ -231,11 +231,16 @@ def frames_of(packets: Iterable[Any], name: str, decoder: Any = None) -> Iterato
     for packet in packets:
         for frame in packet.decode() if decoder is None else decoder.decode(packet if packet.size else None):
             yield whole(frame, name)
-            aspect = aspect or packet.stream.codec_context.sample_aspect_ratio or Fraction(1)
+            aspect = aspect or _aspect(packet)
         # a decoded frame does not tell of which shape its pixels are; the decoder says what holds from here on
-        if aspect and packet.is_keyframe and (now := packet.stream.codec_context.sample_aspect_ratio or aspect) != aspect:
+        if aspect and packet.is_keyframe and (now := _aspect(packet)) != aspect:
             old, new = (f"{a.numerator}:{a.denominator}" for a in (aspect, now))
             raise broken(name, f"the shape of its pixels changes from {old} to {new} within the film", SPLIT)
+
+
+def _aspect(packet: Any) -> Fraction:
+    """Width of a pixel whose height is 1, as the decoder of a packet has it by now."""
+    return packet.stream.codec_context.sample_aspect_ratio or Fraction(1)
 
 
 def whole(frame: Any, name: str) -> Any:

@@ -199,7 +199,7 @@ def _usual(steps: Floats, quantile: float, time_base: Fraction) -> Fraction:
 
 def _seconds(pts: Sequence[int], time_base: Fraction) -> Floats:
     stamps = np.asarray(pts, np.int64)
-    return (stamps - stamps[0]) * float(time_base)
+    return np.asarray((stamps - stamps[0]) * float(time_base))
 
 
 def _plain(rate: float, error: float) -> Fraction:

@@ -1,10 +1,10 @@
 """`References`: whether frames that others refer to are missing from an H.264 stream.
 
-    frame_num    0  1  2  3  3  4  7        each reference frame counts on from the one before it, 5 and 6 are lost
+    frame_num    0  1  2  3  3  4  7        each reference frame counts on from the one before; 5 and 6 are lost
     reference    x  x  x     x  x  x        others have the number that the next reference frame will have
 
 A decoder fills such a gap with copies and says nothing, so what comes out looks whole and is not. The numbers stand in
-the first bytes of each picture (ITU-T H.264, 7.3.3, 7.4.3): 5 us a picture. Streams that are allowed to leave frames out
+    frame_num    0  1  2  3  3  4  7        each reference frame counts on from the one before, 5 and 6 are lost
 say so. HEVC has no such number.
 """
 

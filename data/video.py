@@ -115,7 +115,7 @@ class Video:
         stamps = np.asarray(self.scan.pts, np.int64)
         if not len(stamps):
             return np.arange(self.frames) / float(self.fps)
-        return self.begin + (stamps - stamps[0]) * float(self.time_base)
+        return np.asarray(self.begin + (stamps - stamps[0]) * float(self.time_base))
 
 
 def probe(source: Source, counted: bool = False, fps: Fraction | None = None) -> Video:
