@@ -144,6 +144,8 @@ def show(run: Run, step: Step = None, json_: Json = False) -> None:
         "parts": len(manifest.parts),
         "bytes": manifest.size,
         "versions": manifest.versions,
+        "machine": dict(manifest.machine),
+        "beside it": dict(manifest.outside),
         "epoch": manifest.state.position.cursor.epoch,
         "last losses": [line["loss"] for line in manifest.recent],
     }

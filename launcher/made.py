@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import platform
 from bisect import bisect_right
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +23,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from data.curriculum import Curriculum
+from data.talks import Talks
 from launcher.config import RunConfig
 from launcher.outside import TOKENIZER_OF, digest_of
 from launcher.schema import leaves
@@ -43,10 +45,17 @@ class Made:
         config: of the run, with the mesh that it runs on.
         machine: of all ranks (`machine_of_all`).
         outside: hashes of what is read beside checkpoints (`launcher.outside`).
+        datasets: digests of those of each segment (`datasets_of`).
     """
 
-    def __init__(self, config: RunConfig, machine: Mapping[str, Any], outside: Mapping[str, str]) -> None:
-        self.config, self.machine, self.outside = config, machine, outside
+    def __init__(
+        self,
+        config: RunConfig,
+        machine: Mapping[str, Any],
+        outside: Mapping[str, str],
+        datasets: Sequence[Sequence[str]] = (),
+    ) -> None:
+        self.config, self.machine, self.outside, self.datasets = config, machine, outside, datasets
         self._by_effect = _by_effect(config)
         self.versions = versions()
         self._rounding = digest_of([self._by_effect[Effect.ROUNDING], dict(machine), dict(self.versions)])
@@ -76,7 +85,17 @@ class Made:
         settings = here[Effect.STATE] | here[Effect.DATA] | here[Effect.NUMBERS]
         others = {TOKENIZER_OF.format(n) for n in range(len(self.config.data.starts)) if n != segment}
         outside = {name: found for name, found in self.outside.items() if name not in others}
-        return digest_of([settings, list((data.weights or {}).values()), outside])
+        datasets = [list(self.datasets[segment]) if self.datasets else [], list((data.weights or {}).values())]
+        return digest_of([settings, datasets, outside])
+
+
+def datasets_of(curriculum: Curriculum) -> list[list[str]]:
+    """Digests of the datasets of each segment, and of the clips that its talks are about."""
+    found = []
+    for stream in curriculum.streams:
+        clips = [digest for _, digest in stream.index.clips] if isinstance(stream.index, Talks) else []
+        found.append([*stream.index.digests, *clips])
+    return found
 
 
 def _by_effect(config: RunConfig) -> dict[Effect, dict[str, Any]]:

@@ -18,13 +18,14 @@ from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.saver import Saver
 from launcher.checkpoints.storage import Storage, open_storage
 from launcher.config import GuardConfig, RunConfig
+from launcher.deal import as_begun
 from launcher.feed import CHECKSUM, Batch, Fed, Feed, Problem
 from launcher.folder import RunFolder, only_writer
 from launcher.gauge import NO_MEMORY, Gauge, Memory
 from launcher.guard import Guard, RewindError, add_window, skipped, windows_of
 from launcher.journal import Journal
 from launcher.kernels import about, be_deterministic, kernel_of
-from launcher.made import Made, machine_of_all
+from launcher.made import Made, datasets_of, machine_of_all
 from launcher.makers import maker_of
 from launcher.meeting import RankPlace, meet, set_timeouts, use_tensor_cores
 from launcher.outside import gather_outside, refuse_other_outside
@@ -118,6 +119,7 @@ def run(
         use_tensor_cores(device, config.dtype)
         storage = faults.storage(config, place.rank, open_storage(folder.checkpoints, config.checkpoint.to))
         found = find_checkpoint(config, folder, storage)
+        config = as_begun(config, found)
         attention = kernel_of(config, device, folder)
         feed = build_feed(config, place, device, found.state if found else None, attention.kernel)
         engine = build_engine(config, feed, device)
@@ -129,7 +131,8 @@ def run(
         outside = gather_outside(config, engine.module, feed.curriculum, place.local_rank == 0)
         if found is not None:
             refuse_other_outside(found, config, outside)
-        made = Made(config, machine_of_all(device, attention.title), outside)
+        machine = machine_of_all(device, attention.title)
+        made = Made(config, machine, outside, datasets_of(feed.curriculum))
         changed = changed_since(config, found, made)
         layout = layout_of(config.model_dump(mode="json"))
         state = resume(folder, found, feed, engine, ema, changed)

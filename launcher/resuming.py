@@ -16,6 +16,7 @@ from launcher.checkpoints.reading import Checkpoint, newest
 from launcher.checkpoints.saver import Keep, Saver
 from launcher.checkpoints.storage import Storage
 from launcher.config import RunConfig
+from launcher.deal import as_begun
 from launcher.feed import Feed
 from launcher.folder import RunFolder, run_id, take_id
 from launcher.journal import Journal
@@ -58,7 +59,7 @@ def find_checkpoint(config: RunConfig, folder: RunFolder, storage: Storage) -> C
     if name is None:
         return None
     checkpoint = Checkpoint(storage, name, manifest)
-    refuse_changes(checkpoint, config)
+    refuse_changes(checkpoint, as_begun(config, checkpoint))
     return checkpoint
 
 

@@ -184,7 +184,10 @@ def _restart(event: Event) -> Line:
 def _verified(event: Event) -> Line:
     steps = event["steps"] if isinstance(event["steps"], int) else len(event["steps"])
     why = f"; {event['reason']}" if event.get("reason") else ""
-    return "", f"resume verified: {event['identical']} of {steps} steps identical{why}"
+    near = event.get("near", event["identical"])
+    if near == event["identical"]:
+        return "", f"resume verified: {event['identical']} of {steps} steps identical{why}"
+    return "", f"resume verified: {near} of {steps} steps within rounding, {event['identical']} identical{why}"
 
 
 def _resume(event: Event) -> Line:
