@@ -94,6 +94,8 @@ def opened(file: Path, newline: str) -> TextIOWrapper:
 
 def half_character(text: str) -> str | None:
     """What in a text is no character, as JSON and bytes that are not UTF-8 may give it; None if all of it is."""
+    if text.isascii():
+        return None
     try:
         text.encode()
     except UnicodeEncodeError as error:

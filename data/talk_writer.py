@@ -223,7 +223,7 @@ def _rows(
             if not leave_out:
                 found = error.value if where in error.value else f"{where}: {error.value}"
                 raise InputError(error.rule, found, f"{error.remedy}; or --leave-out to go on without such") from error
-            told.left_out.append((where, f"{error.rule}; found: {error.value}"))
+            told.left_out.append((where, f"{error.rule}; found: {error.value.removeprefix(f'{where}: ')}"))
             continue
         seen.add(row["uid"])
         told.kept += 1

@@ -217,7 +217,7 @@ def questions_of(
             if left_out is None:
                 remedy = f"{error.remedy}; or --leave-out to go on without such"
                 raise InputError(error.rule, error.value, remedy) from None
-            left_out.append((where, f"{error.rule}; found: {error.value}"))
+            left_out.append((where, f"{error.rule}; found: {error.value.removeprefix(f'{where}: ')}"))
     if not found:
         raise InputError("a file of questions has some", f"{path}: none", "see docs/video-language.md for the forms")
     twice = next((question for question, times in Counter(found).items() if times > 1), None)
