@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from data import latents
+from data.fitting import filling, fitting
 from data.index import Index, Ints
 from data.latents import Latents
 from data.mix import mix_of
@@ -310,40 +311,42 @@ def _check_lengths(stream: Stream, lengths: Ints) -> None:
     tokens, total = stream.pack_tokens, len(stream.lengths)
     if len(lengths) == 0:
         uid, reason = stream.left_out[0]
-        raise InputError(
-            "a sample fills at least one token", f"none of {total} does; {uid}: {reason}", "use longer or larger clips"
-        )
+        shapes = _shapes(stream.index, np.flatnonzero(stream.index.frames))
+        remedy = ", or ".join(filling(stream.sampling, shapes)) or f"clips of {_least(stream.sampling)}"
+        raise InputError("a sample fills at least one token", f"none of {total} does; {uid}: {reason}", remedy)
     if lengths.min() > tokens:
         raise InputError(
             "a pack holds at least the smallest sample",
             f"data.pack_tokens={tokens}, and the samples have {lengths.min()} to {lengths.max()} tokens",
-            _remedy(stream, lengths),
+            _remedy(stream),
         )
     if lengths.max() > tokens:
         longer = int((lengths > tokens).sum())
         raise InputError(
             f"a sample fits into a pack of data.pack_tokens={tokens}",
             f"{longer} of {total} samples are longer, the longest has {lengths.max()} tokens",
-            _remedy(stream, lengths),
+            _remedy(stream),
         )
 
 
-def _remedy(stream: Stream, lengths: Ints) -> str:
-    """More tokens, or fewer frames: as many as fit for the sample with the most tokens per frame."""
-    index, sampling, geometry = stream.index, stream.sampling, stream.sampling.geometry
-    larger = f"data.pack_tokens={lengths.max()}"
-    grids = [
-        sampling.grid(*size)
-        for size in {
-            (int(index.frames[r]), int(index.height[r]), int(index.width[r])) for r in np.flatnonzero(stream.lengths)
-        }
-    ]
-    rows = stream.pack_tokens // max(grid[1] * grid[2] for grid in grids if grid)  # tokens in time that fit
-    frames = 0
-    if rows:
-        cells = rows * geometry.patch[0]
-        frames = 1 + (cells - 1) * geometry.stride[0] if geometry.causal else cells * geometry.stride[0]
-    return f"{larger}, or data.frames={frames}" if frames else f"{larger}, or a smaller data.size"
+def _remedy(stream: Stream) -> str:
+    """Settings with which every sample fits, tried on the shapes of the dataset."""
+    rows = np.flatnonzero(stream.lengths)
+    found = fitting(stream.sampling, _shapes(stream.index, rows), stream.pack_tokens, bool(stream.latents.any()))
+    return ", or ".join(found)
+
+
+def _shapes(index: Index, rows: Ints) -> list[tuple[int, int, int]]:
+    """(frames, height, width) of these rows, each once."""
+    table = np.stack((index.frames[rows], index.height[rows], index.width[rows]))
+    return [(int(n), int(y), int(x)) for n, y, x in np.unique(table, axis=1).T]
+
+
+def _least(sampling: Sampling) -> str:
+    """What one token takes."""
+    geometry = sampling.geometry
+    cell_y, cell_x = (geometry.stride[n] * geometry.patch[n] for n in (1, 2))
+    return f"at least {geometry.frames_per_token} frames of {cell_y} x {cell_x} pixels"
 
 
 def _too_small(index: Index, sampling: Sampling, row: int) -> str:

@@ -489,7 +489,7 @@ class RunConfig(Section):
                 raise InputError(
                     "each rank of a replica holds tokens of its packs",
                     f"data.pack_tokens={data.pack_tokens}, mesh.ring x mesh.ulysses = {mesh.sequence_ranks} ranks",
-                    "a larger data.pack_tokens, or mesh.replica for the rest",
+                    f"mesh.replica={mesh.ranks} mesh.ring=1 mesh.ulysses=1, or more data.pack_tokens",
                 )
             tokens = data.pack_tokens // mesh.sequence_ranks
             if self.model.mlp_tiles > tokens:

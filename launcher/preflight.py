@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from data.fitting import fullest
 from data.stream import Stream
 from data.talk_stream import TalkStream
 from launcher.checkpoints.changes import changed_settings, refuse_changes, refuse_foreign, refuse_left_behind
@@ -14,6 +15,7 @@ from launcher.checkpoints.storage import open_storage
 from launcher.config import MeshConfig, RunConfig
 from launcher.deal import as_begun, idle_notes
 from launcher.demand import Parameters, parameters_of, refuse_too_large, room_here, usual_packs
+from launcher.elastic import mesh_for
 from launcher.folder import RunFolder
 from launcher.hardware import cores, gpus, ranks_here, refuse_unusable_gpus
 from launcher.kernels import refuse_kernels
@@ -21,6 +23,7 @@ from launcher.makers import check_data
 from launcher.patience import RATES, Kind, pack_flops, step_seconds
 from launcher.streams import notes_on_words, open_curriculum
 from parallel.errors import InputError
+from parallel.mesh import Mesh
 
 LEAST_FILL = 0.8  # of a pack, below which the person is told
 
@@ -86,7 +89,7 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
     notes += idle_notes(config, begun=found is not None)
     for stream in curriculum.streams[at:]:
         refuse_missing_shards(stream)
-        notes += notes_on(stream)
+        notes += notes_on(stream, max(mesh.sequence_ranks for mesh in config.meshes))
     notes += notes_on_words(config, curriculum, at)
     flops = pack_flops(config, curriculum)
     notes += notes_on_time(config, flops, "cpu" if available and not gpus(config.device) else "cuda")
@@ -115,8 +118,11 @@ def notes_on_time(config: RunConfig, flops: float, kind: Kind) -> Iterator[str]:
             )
 
 
-def notes_on(stream: Stream | TalkStream) -> Iterator[str]:
-    """What a person should know of a stream: what is left out, what is shorter than asked, packs that stay empty."""
+def notes_on(stream: Stream | TalkStream, ranks: int = 1) -> Iterator[str]:
+    """What a person should know of a stream: what is left out, what is shorter than asked, packs that stay empty.
+
+    `ranks` share a pack.
+    """
     index, clips = stream.index, stream.clips if isinstance(stream, TalkStream) else stream
     left_out = stream.left_out
     if left_out:
@@ -130,9 +136,11 @@ def notes_on(stream: Stream | TalkStream) -> Iterator[str]:
     fill = float(stream.plan.lengths[window.samples].sum()) / (len(window) * stream.pack_tokens)
     if fill < LEAST_FILL:
         tokens = int(stream.plan.lengths.sum())
+        better = fullest(stream.plan.lengths[window.samples].tolist(), stream.pack_tokens, LEAST_FILL, ranks)
+        fewer = f"data.pack_tokens={better}" if better else "fewer tokens a pack"
         yield (
             f"packs of data.pack_tokens={stream.pack_tokens} are {fill:.0%} full: an epoch has {tokens:,} tokens in "
-            f"{len(stream.plan.lengths):,} samples; fewer tokens a pack, or more samples, waste less"
+            f"{len(stream.plan.lengths):,} samples; {fewer}, or more samples, waste less"
         )
     for folder, newer in index.newer():
         yield f"{folder} has newer samples: this run goes on with generation {newer}; add data.segments to use them"
@@ -168,5 +176,13 @@ def _check_mesh(config: RunConfig, available: int) -> None:
         raise InputError(
             "a mesh has no more ranks than can run",
             f"{mesh} = {mesh.ranks} ranks; this machine has {what}",
-            "a smaller mesh, or a cluster with --address",
+            f"{_smaller(config, mesh, available)}, or a cluster with --address",
         )
+
+
+def _smaller(config: RunConfig, mesh: Mesh, available: int) -> str:
+    """The settings of the largest mesh that this machine can run."""
+    fits = mesh_for(mesh, config.model.heads, available, (available,))
+    if fits is None or len(config.meshes) > 1:
+        return "a smaller mesh"
+    return f"mesh.replica={fits.replica} mesh.ring={fits.ring} mesh.ulysses={fits.ulysses}"

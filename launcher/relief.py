@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
+from parallel.errors import InputError
+
 if TYPE_CHECKING:
     from launcher.config import RunConfig
 
@@ -61,7 +63,25 @@ def _zero(config: RunConfig, of: Of) -> Iterator[str]:
 
 
 def _data(config: RunConfig) -> Iterator[str]:
+    if any(config.out.glob("checkpoints/step-*")):
+        return  # what is in a pack stays as it is in a resume
     if any(segment.pack_tokens for segment in config.data.segments):
         yield "a smaller pack_tokens in that segment of data.segments"
+        return
+    half, longest = max(1, config.data.pack_tokens // 2), _longest(config)
+    if longest <= half:
+        yield f"data.pack_tokens={half}"
+    elif longest < config.data.pack_tokens:
+        yield f"data.pack_tokens={longest}"
     else:
-        yield f"data.pack_tokens={max(1, config.data.pack_tokens // 2)}"
+        yield "shorter samples: fewer data.frames or a smaller data.size, and data.pack_tokens to match"
+
+
+def _longest(config: RunConfig) -> int:
+    """Tokens of the longest sample; 0 if the data is not at hand."""
+    from launcher.streams import open_curriculum
+
+    try:
+        return max(int(stream.plan.lengths.max()) for stream in open_curriculum(config).streams)
+    except InputError:
+        return 0
