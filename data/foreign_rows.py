@@ -19,6 +19,7 @@ from data.rgb import UPRIGHT
 from data.shards import SHARDS, Part, digest_bytes, uid_of
 from data.slices import Slices
 from data.sources import readable
+from data.steady import check_steady
 from data.tars import Member
 from data.video import Video
 from parallel.errors import InputError
@@ -98,6 +99,7 @@ def _media(file: int, found: Candidate) -> dict[str, Any]:
         _, height, width, _ = image.decode(data).shape
         return {**nothing, **columns, "frames": 1, "fps": 0.0, "height": height, "width": width, "stop": 1}
     probed = video.probe(data)
+    check_steady(data, probed)
     slices = slices_of_media(found.suffix, data) if _is_plain(probed) else None
     tables: dict[str, Any] = {}
     if slices and set(slices.rows) <= {row for row, _ in probed.scan.restarts}:  # each can be decoded by itself
