@@ -21,6 +21,10 @@ PATH_COLUMNS = (
 )  # fmt: skip
 SHORT_COLUMNS = ("caption", "text", "short", "cap", "prompt", "captions", "short_caption", "description")
 LONG_COLUMNS = ("caption_long", "long", "long_caption", "dense_caption", "detailed_caption")
+MOMENT_COLUMNS = frozenset((
+    "start", "end", "begin", "start_time", "end_time", "start_sec", "end_sec", "start_second", "end_second",
+    "start_frame", "end_frame", "start_timestamp", "end_timestamp", "timestamp", "timestamps",
+))  # fmt: skip
 DELIMITERS = (",", "\t", ";", "|")
 
 
@@ -48,6 +52,11 @@ def column_of(headers: Sequence[str], accepted: Sequence[str], file: Path) -> tu
             raise InputError("columns of a table have different names", found, f"rename one of them to {name!r}")
         fitting += [name] if name in same else same
     return (fitting[0], fitting[1:]) if fitting else (None, [])
+
+
+def moments(headers: Iterable[str]) -> list[str]:
+    """Columns that may say which part of a video is meant."""
+    return [header for header in headers if plain(header) in MOMENT_COLUMNS]
 
 
 def missing(headers: Sequence[str], accepted: Sequence[str], file: Path) -> InputError:

@@ -27,6 +27,7 @@ from data.columns import (
     column_of,
     is_known,
     missing,
+    moments,
     other_columns,
 )
 from data.naming import listed
@@ -154,6 +155,10 @@ class _Columns:
             raise missing(list(self.names), PATH_COLUMNS, self.file)
         if captions and not {"captions", "long captions"} & self.used.keys() and "paths" in self.used:
             raise missing(list(self.names), SHORT_COLUMNS, self.file)
+        told = moments(self.names)
+        if told:
+            said = f"{', '.join(map(repr, told))} not used: each file is prepared whole"
+            self.notes[f"{self.file.name}: {said}"] = None
         if self.several:
             note = f"{self.file.name}: {self.several:,} rows have several captions, of which the first is used"
             self.notes[note] = None

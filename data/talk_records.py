@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from data.index import Index
-from data.rows import json_rows
+from data.rows import LONGEST_ROW, PEEKED, json_rows, opened
 from parallel.errors import InputError
-from parallel.parsing import ParseError, shorter
+from parallel.parsing import ParseError, parse_json, shorter
 
 REMEDY = "see docs/video-language.md for the forms"
 QUESTION = "Describe this video."
@@ -19,20 +19,49 @@ QUESTION = "Describe this video."
 def records_of(path: Path) -> Iterator[tuple[str, Any]]:
     """(where it stands, record) of a JSON list, or of a file with a JSON object a line; see `data.rows`.
 
-    A record that cannot be read is a `ParseError`.
+    An object of objects, as ActivityNet's annotations are, is a record for each video that its keys name. A record that
+    cannot be read is a `ParseError`.
 
     Raises:
         InputError: the file cannot be read.
     """
     try:
-        for where, record in json_rows(path):
-            yield f"{path}, {where}", record
+        whole = _object_in(path)
+        if whole is None:
+            yield from ((f"{path}, {where}", record) for where, record in json_rows(path))
+        elif _is_by_video(whole):
+            yield from ((f"{path}, {shorter(key)}", {"video": key, **record}) for key, record in whole.items())
+        else:
+            yield f"{path}, record 1", whole
     except (OSError, UnicodeDecodeError) as error:
         rule, remedy = (
             "conversations are a JSON list, or a JSON object a line",
             "see docs/video-language.md for the forms",
         )
         raise InputError(rule, f"{path}: {getattr(error, 'strerror', None) or error}", remedy) from None
+
+
+def _object_in(path: Path) -> dict[str, Any] | None:
+    """The one object that a file is, over several lines, or by video; None if it is something else."""
+    with opened(path, "\n") as text:
+        head = text.readline(LONGEST_ROW)
+        while head and not head.strip():
+            head = text.readline(LONGEST_ROW)
+        if not head.lstrip().startswith("{"):
+            return None
+        try:
+            value = parse_json(head.strip())
+        except ParseError:
+            try:
+                found: dict[str, Any] = parse_json(head + text.read())
+            except ParseError:
+                return None
+            return found
+        return value if _is_by_video(value) and not text.read(PEEKED).strip() else None
+
+
+def _is_by_video(value: Mapping[str, Any]) -> bool:
+    return bool(value) and all(isinstance(record, Mapping) for record in value.values())
 
 
 def refuse_unread(record: Any, where: str) -> None:

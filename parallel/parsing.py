@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
-from parallel.errors import InputError
-
 LARGEST = 256 << 20  # bytes of one text; the value may take ten times as much memory
 DEEPEST = 64  # brackets within brackets; records of people have about 8
 DIGITS = 100  # of a whole number: identifiers of 128 bits have 39, floats end at 308
@@ -162,18 +160,6 @@ def whole_number(text: str | bytes) -> int:
     if len(shown.lstrip("0")) > WHOLE_DIGITS:
         raise ParseError(f"a number of {len(shown):,} digits")
     return int(shown.lstrip("0") or "0")
-
-
-def refusing(rule: str, where: object, remedy: str, parse: Callable[[], Any]) -> Any:
-    """What `parse` gives; its `ParseError` as an `InputError` that names where the text is from.
-
-    Raises:
-        InputError: it could not be parsed.
-    """
-    try:
-        return parse()
-    except ParseError as error:
-        raise InputError(rule, f"{where}: {error}", remedy) from None
 
 
 def shorter(value: object, most: int = 120) -> str:

@@ -179,6 +179,13 @@ def test_a_table_of_which_nothing_can_be_used(folder: Path, name: str, text: str
     assert found in error.value.value
 
 
+def test_moments_in_a_table_are_told(folder: Path) -> None:
+    (folder / "t.csv").write_text("path,caption,Start,end time,score\na.mp4,A,1,2,3\n")
+    assert find(str(folder / "t.csv")).notes == ["t.csv: 'Start', 'end time' not used: each file is prepared whole"]
+    (folder / "t.jsonl").write_text('{"path": "a.mp4", "caption": "A", "timestamp": [1, 2]}\n')
+    assert find(str(folder / "t.jsonl")).notes == ["t.jsonl: 'timestamp' not used: each file is prepared whole"]
+
+
 CASES: dict[str, Callable[[dict[str, str], dict[str, str]], bool]] = {
     "num.jsonl": lambda good, bad: good == {"a.mp4": "5", "b.mp4": "x"},
     "bom.jsonl": lambda good, bad: good == {"a.mp4": "one", "b.mp4": "x"},

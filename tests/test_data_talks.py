@@ -299,6 +299,18 @@ def test_files_of_records(tmp_path: Path) -> None:
     for text in (json.dumps(rows), lines, "\ufeff" + lines, lines.replace("\n", "\r\n")):
         (tmp_path / "rows").write_text(text, encoding="utf-8", newline="")
         assert [record for _, record in records_of(tmp_path / "rows")] == rows
+    by_video: dict[str, Any] = {
+        "v_1": {"duration": 2.0, "timestamps": [[0, 1]], "sentences": ["A."]},
+        "v_2": {"video": "b.mp4"},
+    }
+    for indent in (None, 1):
+        (tmp_path / "rows").write_text(json.dumps(by_video, indent=indent))
+        assert [record for _, record in records_of(tmp_path / "rows")] == [
+            {"video": "v_1", **by_video["v_1"]},
+            by_video["v_2"],
+        ]
+    (tmp_path / "rows").write_text(json.dumps(rows[0], indent=1))
+    assert list(records_of(tmp_path / "rows")) == [(f"{tmp_path}/rows, record 1", rows[0])]
     for data, match in ((b"[1", "rows, record 1: "), (b'{"a": 1}\n{', "rows, line 2: "), (b"\xff", "rows, line 1: ")):
         (tmp_path / "rows").write_bytes(data)
         where, record = list(records_of(tmp_path / "rows"))[-1]

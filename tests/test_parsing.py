@@ -7,8 +7,7 @@ import math
 
 import pytest
 
-from parallel.errors import InputError
-from parallel.parsing import DEEPEST, ParseError, parse_json, refusing, shorter, text_of, whole_number
+from parallel.parsing import DEEPEST, ParseError, parse_json, shorter, text_of, whole_number
 
 
 @pytest.mark.parametrize(
@@ -79,11 +78,6 @@ def test_text_is_utf8_with_or_without_its_mark() -> None:
     assert text_of(b"\xef\xbb\xbfa") == text_of(b"a") == "a"
     with pytest.raises(ParseError, match="byte 1 is 0xe9"):
         text_of("té".encode("latin-1"))
-
-
-def test_an_error_names_its_file() -> None:
-    with pytest.raises(InputError, match=r"a\.json: it is not JSON"):
-        refusing("a file is JSON", "a.json", "mend it", lambda: parse_json("{"))
 
 
 def test_any_value_is_shown() -> None:

@@ -355,6 +355,22 @@ def test_questions_that_are_refused(name: str) -> None:
         question_of(record, "line 1")
 
 
+def test_odd_questions_are_left_out_if_that_is_wished(tmp_path: Path) -> None:
+    """Else the first one stops the work; each is told with its line."""
+    file = tmp_path / "q.jsonl"
+    lines = ['{"question": "?", "answer": "a"}', "5", '{"question": "?", "answer": "b", "fps": 2}', "[" * 99_999]
+    file.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"(?s)q\.jsonl, line 2: .*--leave-out"):
+        questions_of(file)
+    left_out: list[tuple[str, str]] = []
+    assert [question.expected for question in questions_of(file, None, (), left_out)] == ["a"]
+    assert [where for where, _ in left_out] == [f"{file}, line {number}" for number in (2, 3, 4)]
+    assert ["an object" in left_out[0][1], "'fps'" in left_out[1][1], "nested deeper" in left_out[2][1]] == [True] * 3
+    left_out.clear()
+    assert len(questions_of(file, None, ["fps"], left_out)) == 2
+    assert len(as_record([], [], left_out)["left_out"]) == 2
+
+
 def test_what_is_refused(run: Path, speaker: Speaker, dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("")
     (tmp_path / "empty.mp4").write_bytes(b"")
