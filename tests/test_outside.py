@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from data.curriculum import Position
 from data.talks import Talks
 from data.tokenizers import byte_tokenizer
+from launcher.checkpoints.changes import refuse_changes
 from launcher.checkpoints.export import export, export_folder
 from launcher.checkpoints.manifest import Manifest, TrainState
 from launcher.checkpoints.part import file_of, write_part
@@ -176,3 +178,41 @@ def test_a_run_does_not_go_on_with_another_tower(folder: Path, original: Path, t
     assert not events(out, "differs")
     assert len(train(run_of(out, original, spoken, steps=3))) == 3
     assert RunFolder(out).root.joinpath(".hashes.json").exists()
+
+
+def test_an_autoencoder_is_named_by_its_settings_and_weights(tmp_path: Path) -> None:
+    first, second = (tmp_path / name for name in ("vae", "moved"))
+    first.mkdir()
+    (first / "config.json").write_text('{"_class_name": "AutoencoderKL", "scaling_factor": 0.5}')
+    (first / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
+    shutil.copytree(first, second)
+
+    def named(folder: Path) -> dict[str, str]:
+        codec = {"kind": "diffusers", "path": str(folder)}
+        return outside_of(config(tmp_path / "run", tmp_path, codec=codec), None, None, Hashes())
+
+    assert list(named(first)) == ["codec.path"]
+    assert named(first) == named(second)
+    (second / "config.json").write_text('{"_class_name": "AutoencoderKL", "scaling_factor": 0.6}')
+    assert named(first) != named(second)
+    shutil.copy(first / "config.json", second)
+    (second / "diffusion_pytorch_model.safetensors").write_bytes(b"others!")
+    assert named(first) != named(second)
+    (second / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"moved: .* has no diffusion_pytorch_model"):
+        named(second)
+
+
+def test_a_path_may_change_and_what_lies_there_may_not(folder: Path, original: Path, tmp_path: Path) -> None:
+    """Of an older checkpoint nobody knows what lay there: its path stays."""
+    settings = run_of(tmp_path / "run", original)
+    found = checkpoint_of(tmp_path / "checkpoints", settings)
+    moved = run_of(tmp_path / "run", folder)
+    refuse_changes(found, moved)
+    refuse_other_outside(found, moved, hashes_of(folder))
+    edit(folder, TOWER)
+    with pytest.raises(InputError, match=r"give a copy of it: model\.path=FOLDER"):
+        refuse_other_outside(found, moved, hashes_of(folder))
+    older = replace(found, manifest=replace(found.manifest, outside={}))
+    with pytest.raises(InputError, match=r"model\.path: .* became"):
+        refuse_changes(older, moved)

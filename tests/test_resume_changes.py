@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from data.index import Index
+from data.prepare import PrepareOptions, prepare
+from data.synth import synth
 from launcher.checkpoints.changes import changed_settings, refuse_changes, refuse_left_behind
 from launcher.checkpoints.storage import LocalStorage
 from launcher.folder import RunFolder
@@ -78,3 +82,20 @@ def test_a_place_that_does_not_answer_is_not_taken_for_empty(tmp_path: Path) -> 
     folder.record("checkpoint", step=4, path="nowhere://bucket/step-00000004")
     with pytest.raises(InputError, match="newest checkpoint"):
         refuse_left_behind(folder, LocalStorage(tmp_path / "new"), None)
+
+
+def test_a_dataset_may_move_and_another_one_is_for_the_steps_to_come(tmp_path: Path, dataset: Path) -> None:
+    before, digest = checkpoint_of(tmp_path), Index.open(dataset).digest
+    before.state.datasets = [[digest]]
+    before.manifest.config["data"]["dataset"] = str(dataset)
+    shutil.copytree(dataset, tmp_path / "moved")
+    refuse_changes(before, config(tmp_path, tmp_path / "moved"))
+    other = tmp_path / "other"
+    synth(tmp_path / "clips", 3, seed=5)
+    prepare(tmp_path / "clips", other, PrepareOptions(workers=0))
+    with pytest.raises(InputError, match=r"data\.dataset: .* became .*other") as refused:
+        refuse_changes(before, config(tmp_path, other))
+    segments = [{"until": 3}, {"dataset": str(other)}]
+    assert f"data.dataset={dataset}" in refused.value.remedy
+    assert f"'data.segments=[{{until: 3}}, {{dataset: {other}}}]'" in refused.value.remedy
+    refuse_changes(before, config(tmp_path, dataset, data__segments=segments))

@@ -31,7 +31,7 @@ NOT_IN_SEGMENTS = ("data.packs_per_step", "data.segments.*.until")
 Outcome = Literal["invalid", "refused", "told", "silent"]
 ALLOWED: dict[Effect, set[Outcome]] = {  # by what a key declares; any may be no valid run by itself
     Effect.STATE: {"refused"},
-    Effect.CONTENT: {"silent", "refused"},  # what lies there decides, and is compared when it is opened
+    Effect.CONTENT: {"refused", "silent"},  # in these cases nothing lies there; tests/test_outside.py has others
     Effect.DATA: {"refused", "silent"},
     Effect.NUMBERS: {"told"},
     Effect.UPDATE: {"told"},
@@ -44,7 +44,8 @@ ALLOWED: dict[Effect, set[Outcome]] = {  # by what a key declares; any may be no
 
 def checkpoint_of(settings: RunConfig) -> Any:
     manifest = SimpleNamespace(config=settings.model_dump(mode="json"), outside={})
-    return SimpleNamespace(manifest=manifest, state=SimpleNamespace(step=STEP), where="checkpoints/step-2")
+    state = SimpleNamespace(step=STEP, datasets=[["digest"]])
+    return SimpleNamespace(manifest=manifest, state=state, where="checkpoints/step-2")
 
 
 def outcome_of(case: Case) -> tuple[Outcome, str]:
@@ -85,7 +86,8 @@ def follows(case: Case, remedy: str, before: RunConfig) -> None:
     """The remedy, as it is written: the old value up to the checkpoint, and the new one from there."""
     refuse_changes(checkpoint_of(before), check(case.before))  # "set it back"
     line = remedy.partition(" for the steps to come")[0] if "data.segments=" in remedy else ""
-    assert bool(line) == (case.of.effect is Effect.DATA and case.of.name not in NOT_IN_SEGMENTS)
+    of_data = case.of.effect in (Effect.DATA, Effect.CONTENT) and case.of.name.startswith("data.")
+    assert bool(line) == (of_data and case.of.name not in NOT_IN_SEGMENTS)
     if not line:
         return
     followed = case.now

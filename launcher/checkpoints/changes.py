@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from data import manifest, talks
 from launcher.checkpoints.reading import Checkpoint
 from launcher.checkpoints.storage import Storage, open_storage
 from launcher.config import DataConfig, OptimizerConfig, RunConfig, SegmentConfig
@@ -99,7 +100,7 @@ def refuse_changes(checkpoint: Checkpoint, config: RunConfig) -> None:
     before = DataConfig.model_validate(settings["data"])
     found = changes(settings, config.model_dump(mode="json"))
     lasting = [each for each in found if each.effect is Effect.STATE or _is_unnamed(checkpoint, each)]
-    of_data = data_changes(before, config.data, step)
+    of_data = [*data_changes(before, config.data, step), *_other_datasets(checkpoint, before, config.data)]
     if not (lasting or of_data):
         return
     raise InputError(
@@ -190,6 +191,29 @@ def _is_unnamed(checkpoint: Checkpoint, change: Change) -> bool:
     if change.effect is not Effect.CONTENT or change.key.startswith("data."):
         return False
     return not any(name.startswith(change.key) for name in checkpoint.manifest.outside)
+
+
+def _other_datasets(checkpoint: Checkpoint, before: DataConfig, now: DataConfig) -> Iterator[Change]:
+    """Datasets of begun segments that lie at another path, and are not those that the run began with."""
+    begun = _begun(before, checkpoint.state.step)
+    for number, (was, has) in enumerate(zip(before.merged()[: len(begun)], now.merged(), strict=False)):
+        if [str(folder) for folder in was.folders] == [str(folder) for folder in has.folders]:
+            continue  # whoever opens it compares digests
+        digests = checkpoint.state.datasets[number]
+        if len(digests) != len(has.folders) or not all(map(_holds, has.folders, digests)):
+            place = "data" if number == len(begun) - 1 else f"data.segments.{number}"
+            values = (each.model_dump(mode="json")["dataset"] for each in (was, has))
+            yield Change(f"{place}.dataset", Effect.DATA, *values)
+
+
+def _holds(folder: Path, digest: str) -> bool:
+    """Whether these samples, or talks, lie there."""
+    try:
+        if (folder / talks.MANIFEST).is_file():
+            return bool(talks.manifest_of(folder)["digest"] == digest)
+        return manifest.latest(folder, digest) is not None
+    except InputError:
+        return False
 
 
 def _begun(data: DataConfig, step: int) -> list[dict[str, Any]]:
