@@ -162,9 +162,9 @@ class Stream:
 
     @property
     def left_out(self) -> list[tuple[str, str]]:
-        """(uid, reason) of samples that do not fill one token."""
+        """(source file, reason) of samples that do not fill one token."""
         empty = (int(row) for row in np.flatnonzero(self.lengths == 0))
-        return [(self.index.uid(row), _too_small(self.index, self.sampling, row)) for row in empty]
+        return [(self.index.file(row), _too_small(self.index, self.sampling, row)) for row in empty]
 
     def uid(self, sample: int) -> str:
         """The id of a sample of the plan."""
@@ -310,10 +310,9 @@ def _per_row(index: Index, sampling: Sampling, cost: Callable[[Grid], float]) ->
 def _check_lengths(stream: Stream, lengths: Ints) -> None:
     tokens, total = stream.pack_tokens, len(stream.lengths)
     if len(lengths) == 0:
-        uid, reason = stream.left_out[0]
-        shapes = _shapes(stream.index, np.flatnonzero(stream.index.frames))
-        remedy = ", or ".join(filling(stream.sampling, shapes)) or f"clips of {_least(stream.sampling)}"
-        raise InputError("a sample fills at least one token", f"none of {total} does; {uid}: {reason}", remedy)
+        file, reason = stream.left_out[0]
+        found = f"none of {total} does; {file}: {reason}"
+        raise InputError("a sample fills at least one token", found, to_fill(stream))
     if lengths.min() > tokens:
         raise InputError(
             "a pack holds at least the smallest sample",
@@ -349,8 +348,15 @@ def _least(sampling: Sampling) -> str:
     return f"at least {geometry.frames_per_token} frames of {cell_y} x {cell_x} pixels"
 
 
+def to_fill(stream: Stream) -> str:
+    """Settings with which the samples that are left out fill a token, or what clips that does."""
+    shapes = _shapes(stream.index, np.flatnonzero(stream.lengths == 0))
+    return ", or ".join(filling(stream.sampling, shapes)) or f"clips of {_least(stream.sampling)}"
+
+
 def _too_small(index: Index, sampling: Sampling, row: int) -> str:
     least, (height, width) = sampling.geometry.frames_per_token, (index.height[row], index.width[row])
     if not sampling.frames_used(int(index.frames[row])):
         return f"{index.frames[row]} frames at a stride of {sampling.stride} do not fill a token of {least} frames"
-    return f"{height} x {width} pixels do not fill a token"
+    tall, wide = (sampling.geometry.stride[axis] * sampling.geometry.patch[axis] for axis in (1, 2))
+    return f"{height} x {width} pixels do not fill a token of {tall} x {wide}"

@@ -19,10 +19,12 @@ from data.stream import Pack
 from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.storage import open_storage
 from launcher.config import RunConfig, load
-from launcher.folder import RunFolder, read_lines
+from launcher.folder import RunFolder, events_of, steps_of
 from launcher.journal import record_of
 from launcher.streams import open_curriculum
 from parallel.errors import InputError
+
+COMPARED = frozenset(("samples", "chain", "cursor", "tokens"))  # of a line of metrics.jsonl, with the plan
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,13 @@ def audit(run: Path, on_progress: Callable[[int, int], None] | None = None) -> A
     """
     config, folder = _opened(run)
     curriculum = _curriculum(config, folder)
-    lines = {int(line["step"]): line for line in read_lines(folder.metrics)}
+    lines = _recorded(folder)
     if not lines:
         raise InputError("an audit needs a run that has done a step", f"{folder.metrics}: none", "train it first")
     found, last = Audit(), max(lines)
-    for line in read_lines(folder.events):
-        if line.get("event") == "unreadable":
-            found.unreadable[line["sample"]] += 1
+    for event in events_of(folder):
+        if event["event"] == "unreadable":
+            found.unreadable[str(event.get("sample"))] += 1
     epochs = Epochs(curriculum)
     for step, stream, packs, after in _steps(curriculum, last):
         ids = [document.uid for pack in packs for document in pack.documents]
@@ -168,22 +170,27 @@ def step_of(run: Path, step: int) -> list[Seen]:
         InputError: the run has not recorded that step.
     """
     config, folder = _opened(run)
-    lines = {int(line["step"]): line for line in read_lines(folder.metrics)}
+    lines = _recorded(folder)
     if step not in lines:
         have = f"steps {min(lines)} to {max(lines)}" if lines else "no step"
         raise InputError("an audit shows a step that the run has recorded", f"{step}; it has {have}", "--step N")
     before = _position(lines, step - 1)
     stream, packs, _ = _curriculum(config, folder).next_step(before)
     bad = {
-        line["sample"]: line["reason"]
-        for line in read_lines(folder.events)
-        if line.get("event") == "unreadable" and line.get("step") == step
+        str(event.get("sample")): str(event.get("reason"))
+        for event in events_of(folder)
+        if event["event"] == "unreadable" and event.get("step") == step
     }
     return [
         Seen(d.uid, epoch, stream.index.file(row), d.text, d.tokens, bad.get(d.uid, ""))
         for pack in packs
         for d, row, epoch in zip(pack.documents, pack.rows, pack.epochs, strict=True)
     ]
+
+
+def _recorded(folder: RunFolder) -> dict[int, dict[str, Any]]:
+    """The lines of metrics.jsonl by step; a line that lacks what is compared counts as missing."""
+    return {line["step"]: line for line in steps_of(folder) if line.keys() >= COMPARED}
 
 
 def _position(lines: dict[int, Any], step: int) -> Position:

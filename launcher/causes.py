@@ -18,6 +18,7 @@ from launcher import commands
 from launcher.ranks import HOST, LINK, NODE, UNKNOWN, End, is_echo
 from launcher.relief import Of, relief
 from launcher.watchdog import Hang
+from parallel.errors import InputError
 
 if TYPE_CHECKING:
     from launcher.config import RunConfig
@@ -216,6 +217,15 @@ def _of_host_shortage(end: End, config: RunConfig | None) -> Cause:
     if limit is None:
         return Cause("memory", words, remedy, commands=typed)
     return Cause("memory", f"{words}; {_limited(limit)}", f"{UNLIMITED}; or {remedy}", True, typed)
+
+
+def memory_told(error: MemoryError) -> InputError:
+    """For a command that got no more memory, with the limit that it has, if any."""
+    limit = address_space()
+    found = " ".join(str(error).split())[:300] or "no more was given"
+    if limit is None:
+        return InputError("a command gets the memory that it asks for", found, "end other programs, or ask for less")
+    return InputError("a command gets the memory that it asks for", f"{found}; {_limited(limit)}", UNLIMITED)
 
 
 def address_space() -> int | None:

@@ -41,7 +41,11 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSALS = (
+    *FULL,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -49,7 +53,6 @@ REFUSALS = (
     errno.ENOTDIR,
     errno.EEXIST,
     errno.EISDIR,
-    errno.ENOSPC,
 )
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
 
@@ -65,12 +68,18 @@ def main() -> None:
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        at_fault = error.filename2 if error.errno == errno.ENOSPC and error.filename2 else error.filename  # of a copy
+        full = error.errno in FULL
+        at_fault = error.filename2 if full and error.filename2 else error.filename  # of a copy
         found = f"{at_fault or 'a file'}: {error.strerror}"
-        remedy = "make room" if error.errno == errno.ENOSPC else "give a place that you may write to"
+        remedy = "make room" if full else "give a place that you may write to"
         told = InputError("files can be written where they are asked for", found, remedy)
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(told))}", highlight=False, soft_wrap=True)
         sys.exit(2)
+    except MemoryError as error:
+        from launcher.causes import memory_told
+
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(memory_told(error)))}", highlight=False)
+        sys.exit(1)
 
 
 def _leave_if_head_is_gone(error: InputError) -> None:

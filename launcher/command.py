@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from launcher.folder import RunFolder, read_lines
+from launcher.folder import RunFolder, events_of, steps_of
 
 HOME = Path(__file__).resolve().parent.parent  # of the packages, also where they are not installed
 STOP_SECONDS = 10.0  # for a command that was asked twice to stop at once
@@ -103,10 +103,10 @@ class Record:
         if (stat.st_ino, stat.st_size) == self._seen:
             return
         self._seen = (stat.st_ino, stat.st_size)
-        self.lines = {int(line["step"]): line for line in read_lines(path)}
+        self.lines = {line["step"]: line for line in steps_of(self.folder)}
         for step, line in self.lines.items():
-            self.first.setdefault(step, float(line["time"]))
+            self.first.setdefault(step, float(line.get("time", 0.0)))
 
     def events(self, name: str = "") -> list[dict[str, Any]]:
         """Of one name, or all."""
-        return [event for event in read_lines(self.folder.events) if name in ("", event["event"])]
+        return [event for event in events_of(self.folder) if name in ("", event["event"])]

@@ -48,6 +48,7 @@ class Problem:
         uid: of the sample.
         tokens: that it adds to the step; 0 in a ghost.
         reason: that it could not be read for.
+        file: the source that it was cut from.
     """
 
     replica: int
@@ -56,6 +57,7 @@ class Problem:
     uid: str
     tokens: int
     reason: str
+    file: str = ""
 
 
 class Ready(Protocol):
@@ -198,7 +200,9 @@ class Feed:
         steps = tuple(self.maker.micro_step(stream, pack) for pack in mine)
         replica = self.groups.place.replica
         problems = [
-            Problem(replica, micro, number, d.uid, d.tokens if d.weight else 0, reason)
+            Problem(
+                replica, micro, number, d.uid, d.tokens if d.weight else 0, reason, stream.index.file(pack.rows[number])
+            )
             for micro, (step, pack) in enumerate(zip(steps, mine, strict=True))
             for number, reason in step.problems.items()
             for d in (pack.documents[number],)

@@ -104,7 +104,7 @@ def unchanged(lines: Sequence[dict[str, Any]], guard: Guard) -> list[dict[str, A
     """Of steps that are done again, those that give finite numbers again: up to the first whose update is left out."""
     kept = []
     for line in lines:
-        if math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]):
+        if math.isfinite(line.get("loss", math.nan)) and math.isfinite(line.get("grad_norm", math.nan)):
             kept.append(line)
         if line.get("updated", True) and guard.is_in_window(line["step"]):
             break

@@ -79,8 +79,8 @@ class Journal:
 
     def problems(self, step: int, problems: Sequence[Problem]) -> None:
         """Samples that a rank could not read: quarantined for this step on all ranks."""
-        for uid, reason in {problem.uid: problem.reason for problem in problems}.items():
-            self.event("unreadable", step=step, sample=uid, reason=reason)
+        for uid, problem in {problem.uid: problem for problem in problems}.items():
+            self.event("unreadable", step=step, sample=uid, file=problem.file, reason=problem.reason)
 
     def event(self, name: str, **fields: Any) -> None:
         """Something that happened, to events.jsonl."""

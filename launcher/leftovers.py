@@ -11,7 +11,7 @@ import signal
 import socket
 from pathlib import Path
 
-from launcher.folder import RunFolder, read_lines
+from launcher.folder import RunFolder, events_of
 from launcher.stacks import state_of
 
 
@@ -20,13 +20,16 @@ def end_leftovers(folder: RunFolder) -> list[int]:
 
     To be called by who holds the run folder alone: no other launcher waits for these ranks.
     """
-    starts = [event for event in read_lines(folder.events) if event["event"] == "ranks"]
+    starts = [event for event in events_of(folder) if event["event"] == "ranks"]
     ended = []
-    for place in starts[-1].get("places", ()) if starts else ():
-        pid, here = place.get("pid", 0), place.get("host") == socket.gethostname()
-        if here and _is_rank(pid) and state_of(pid)[0] in "Tt":
+    places = starts[-1].get("places") if starts else ()
+    for place in places if isinstance(places, list) else ():
+        if not isinstance(place, dict) or place.get("host") != socket.gethostname():
+            continue
+        pid, rank = place.get("pid"), place.get("rank")
+        if type(pid) is int and pid > 1 and type(rank) is int and _is_rank(pid) and state_of(pid)[0] in "Tt":
             os.kill(pid, signal.SIGKILL)
-            ended.append(int(place["rank"]))
+            ended.append(rank)
     return ended
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data.fitting import fullest
-from data.stream import Stream
+from data.stream import Stream, to_fill
 from data.talk_stream import TalkStream
 from launcher.checkpoints.changes import changed_settings, refuse_changes, refuse_foreign, refuse_left_behind
 from launcher.checkpoints.reading import newest, trusting
@@ -25,6 +25,7 @@ from launcher.streams import notes_on_words, open_curriculum
 from parallel.errors import InputError
 from parallel.mesh import Mesh
 
+LEFT_OUT_SHOWN = 3
 LEAST_FILL = 0.8  # of a pack, below which the person is told
 
 
@@ -125,9 +126,10 @@ def notes_on(stream: Stream | TalkStream, ranks: int = 1) -> Iterator[str]:
     """
     index, clips = stream.index, stream.clips if isinstance(stream, TalkStream) else stream
     left_out = stream.left_out
-    if left_out:
-        uid, reason = left_out[0]
-        yield f"{len(left_out)} of {len(index)} samples are left out; {uid}: {reason}"
+    if left_out and isinstance(stream, Stream):
+        shown = "; ".join(f"{file}: {reason}" for file, reason in left_out[:LEFT_OUT_SHOWN])
+        more = f"; and {len(left_out) - LEFT_OUT_SHOWN:,} more" if len(left_out) > LEFT_OUT_SHOWN else ""
+        yield f"{len(left_out):,} of {len(index):,} samples are left out: {shown}{more}. To take more: {to_fill(stream)}"
     longest, sampling = (int(clips.index.frames.max()), clips.sampling) if clips is not None else (0, None)
     if sampling is not None and (sampling.frames or 0) * sampling.stride > longest:
         asked = f"data.frames={sampling.frames} at data.stride={sampling.stride}"

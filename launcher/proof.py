@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.checkpoints.reading import DISTRUSTED
-from launcher.folder import RunFolder, read_lines
+from launcher.folder import RunFolder, events_of
 from parallel.errors import InputError
 
 STEPS = 3  # that are compared
@@ -128,9 +128,9 @@ def distrusted(folder: RunFolder) -> dict[str, str]:
         InputError: that happened with two in a row: it is not the checkpoint that changed.
     """
     found: dict[str, str] = {}
-    for event in read_lines(folder.events):
+    for event in events_of(folder):
         if event["event"] == "differs":
-            found[event["checkpoint"]] = f"{DISTRUSTED}{event['difference']}"
+            found[str(event.get("checkpoint"))] = f"{DISTRUSTED}{event.get('difference')}"
         elif event["event"] in ("verified", "checkpoint"):
             found = {}
     if len(found) > 1:

@@ -296,9 +296,10 @@ def agree(batch: Batch, words: Words, groups: Groups) -> Agreement:
 def refuse_many(unreadable: Collection[str], problems: Sequence[Problem], most: int) -> None:
     """A few samples that cannot be read are no reason to stop; many are a broken dataset."""
     if len(unreadable) > most:
+        last = problems[-1]
         raise InputError(
             f"at most data.tolerate={most} samples of a run cannot be read",
-            f"{len(unreadable)} cannot; the last: {problems[-1].reason}",
+            f"{len(unreadable)} cannot; the last, {last.file} (sample {last.uid}): {last.reason}",
             "longreel data check DATASET --repair, or a larger data.tolerate",
         )
 

@@ -205,6 +205,10 @@ def _where(event: Event) -> str:
     return f"rank {rank}{f' on {host}' if host else ''}" if rank is not None and rank >= 0 else "the run"
 
 
+def _sample(event: Event) -> str:
+    return f"{event['file']} (sample {event['sample']})" if event.get("file") else f"sample {event['sample']}"
+
+
 def _struck(event: Event) -> str:
     return f"rank {event['rank']}" if event["rank"] >= 0 else "the command"
 
@@ -228,7 +232,7 @@ LINES: dict[str, Callable[[Event], Line]] = {
     "unproven": lambda e: ("", f"steps done again were not compared: {e.get('reason', '')}"),
     "differs": lambda e: ("red", f"a step done again gave other numbers: {e.get('difference') or e.get('step')}"),
     "nonsense": _nonsense,
-    "unreadable": lambda e: ("yellow", f"sample {e['sample']} cannot be read and counts nothing: {e['reason']}"),
+    "unreadable": lambda e: ("yellow", f"{_sample(e)} cannot be read and counts nothing: {e['reason']}"),
     "fault": lambda e: (
         "magenta",
         f"fault kit: {e['kind']} of {_struck(e)}, in {e['phase']} of step {e['step']}",

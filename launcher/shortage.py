@@ -36,16 +36,11 @@ class Shortage:
         self.device = device
         self.engine: Engine | None = None
         self.kept: dict[str, int] = {}
-        self.planned: Mapping[str, int] = {}
 
     def holds(self, engine: Engine) -> None:
         """What this engine keeps on the device for the whole run is counted now."""
         if self.device.type == "cuda":
             self.engine, self.kept = engine, kept_by(engine, self.device)
-
-    def expect(self, planned: Mapping[str, int]) -> None:
-        """Bytes by kind that a dry run of this rank counted, to be told beside what was found."""
-        self.planned = planned
 
     def __enter__(self) -> Shortage:
         return self
@@ -67,8 +62,7 @@ class Shortage:
         rest = "activations and buffers" if gradients else "gradients, activations and buffers"
         held[rest if self.engine else "model, activations and buffers"] = max(0, allocated - sum(held.values()))
         held["reserved and unused"] = max(0, reserved - allocated)
-        told = f"{_first_line(error)}; of {total / GIB:.1f} GiB: {_listed(held)}"
-        return f"{told}; a dry run counts {_listed(self.planned)}" if self.planned else told
+        return f"{_first_line(error)}; of {total / GIB:.1f} GiB: {_listed(held)}"
 
 
 def kept_by(engine: Engine, device: torch.device) -> dict[str, int]:

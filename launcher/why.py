@@ -346,10 +346,12 @@ def _unsaved(event: Event, after: Sequence[Event]) -> Incident:
 def _unreadable(event: Event, after: Sequence[Event]) -> Incident:
     more = [e for e in after if e["event"] == "unreadable"]
     samples = dict.fromkeys(e.get("sample") for e in (event, *more))
-    some = f"sample {event.get('sample')}" if len(samples) == 1 else f"{len(samples)} samples"
+    some = (
+        f"{event.get('file') or 'sample'} ({event.get('sample')})" if len(samples) == 1 else f"{len(samples)} samples"
+    )
     found = Incident(
         event.get("time", 0.0), "data", f"{some} could not be read and counted nothing", step=event.get("step"),
-        evidence=[f"{e.get('sample')}: {e.get('reason')}" for e in (event, *more)][:TRACE_LINES],
+        evidence=[f"{e.get('file') or e.get('sample')}: {e.get('reason')}" for e in (event, *more)][:TRACE_LINES],
         remedy="longreel data check DATASET --repair",
     )  # fmt: skip
     _place(found)
@@ -521,5 +523,7 @@ LINES: dict[str, Callable[[Event], str]] = {
 ROWS: dict[str, Callable[[Sequence[Event]], str]] = {
     "checkpoint": _saved,
     "nonsense": _not_finite,
-    "unreadable": lambda row: f"{len(row)} sample{'s' if len(row) > 1 else ''}, {row[0].get('sample')} ...",
+    "unreadable": lambda row: (
+        f"{len(row)} sample{'s' if len(row) > 1 else ''}, {row[0].get('file') or row[0].get('sample')} ..."
+    ),
 }

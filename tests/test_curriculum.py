@@ -172,6 +172,7 @@ def test_an_unreadable_sample_weighs_nothing_on_any_mesh(tmp_path: Path, damaged
         events = [e for e in read_lines(RunFolder(out).events) if e["event"] == "unreadable"]
         assert {e["sample"] for e in events} == {uid}
         assert "BLAKE3" in events[0]["reason"]
+        assert events[0]["file"].endswith(".mp4")
         steps = {line["step"] for line in lines[str(mesh)] if uid in line["samples"]}
         assert {e["step"] for e in events} == steps
         found = audit(out)
@@ -189,6 +190,7 @@ def test_many_unreadable_samples_stop_the_run(tmp_path: Path, damaged: tuple[Pat
     assert ends[0].refusal is not None
     assert ends[0].refusal[0] == "at most data.tolerate=0 samples of a run cannot be read"
     assert damaged[1] in ends[0].refusal[1]
+    assert ".mp4 (sample" in ends[0].refusal[1]
 
 
 def test_a_record_that_was_changed_is_found(tmp_path: Path, dataset: Path) -> None:

@@ -20,6 +20,7 @@ from data.prepare import PrepareOptions, prepare
 from data.sampling import Sampling
 from data.stream import Pack, Stream
 from data.synth import recognise, synth
+from launcher.preflight import notes_on
 from parallel.errors import InputError
 from parallel.geometry import Geometry
 from parallel.packed import local_spans
@@ -216,9 +217,10 @@ def test_samples_that_are_too_long_are_counted_and_those_too_short_are_left_out(
     assert error.value.remedy == "data.pack_tokens=1536, or data.frames=10"
     assert Stream(index, Sampling(PIXELS, frames=10), pack_tokens=640, seed=0).left_out == []
     stream = Stream(index, Sampling(Geometry(patch=(9, 4, 4))), pack_tokens=640, seed=0)
-    (uid, reason) = stream.left_out[0]
-    assert (len(stream.left_out), index.file([index.uid(r) for r in range(4)].index(uid))) == (1, "8.mp4")
-    assert "8 frames" in reason
+    assert stream.left_out == [("8.mp4", "8 frames at a stride of 1 do not fill a token of 9 frames")]
+    note = next(iter(notes_on(stream)))
+    assert note.startswith("1 of 4 samples are left out: 8.mp4: 8 frames at a stride of 1 do not fill a token of 9")
+    assert "To take more: model.patch=" in note
     packs, cursor = stream.packs(Cursor(), 1)
     assert {index.file(row) for row in packs[0].rows} == {"9.mp4", "20.mp4", "24.mp4"}
     assert cursor == Cursor(1, 0, 0)

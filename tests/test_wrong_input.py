@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -248,3 +250,37 @@ def test_faults_that_would_not_strike(tmp_path: Path, faults: Any, value: str, r
         config(tmp_path, tmp_path, mesh={"ring": 2}, faults=faults)
     assert value in refused.value.value
     assert remedy in refused.value.remedy
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP])
+def test_a_disk_that_takes_no_more_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    from launcher import cli
+
+    def fail() -> None:
+        raise OSError(number, os.strerror(number), str(tmp_path / "a\x1b[2J"))
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert rf"a\x1b[2J: {os.strerror(number)}" in said
+    assert ("remedy: make room" in said) is (number in (errno.ENOSPC, errno.EDQUOT))
+
+
+def test_a_limit_of_address_space_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from launcher import causes, cli
+
+    def fail() -> None:
+        raise MemoryError("Unable to allocate 8 GiB")
+
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(causes, "address_space", lambda: 2 << 30)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Unable to allocate 8 GiB; a process may have 2 GiB of address space here (ulimit -v 2097152)" in said
+    assert "Traceback" not in said
