@@ -25,8 +25,9 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
+from data.addresses import split_url
 from data.annotations import FORMS, query_of, stream_of
 from data.fields import DOCS, NAMES, Fields, seconds, wrong
 from parallel.errors import InputError
@@ -341,7 +342,7 @@ def _name(file: Any, kind: Kind, where: str) -> str:
         raise InputError("a video is one file, not a list of frames", f"{where}: {kind}: {shorter(file)}", remedy)
     if not isinstance(file, str) or not file or file.startswith("data:"):
         raise wrong("videos and images are named", where, f"{kind}: {shorter(file)}")
-    return unquote(urlsplit(file).path) if file.startswith("file://") else file
+    return unquote(split_url(file).path) if file.startswith("file://") else file
 
 
 def _role(name: Any, where: str) -> Role:

@@ -7,7 +7,8 @@ tries       3  3  3 |  1  1  1  1  1 |  0  0 ...  0  1  0  0 ...      until one 
 from __future__ import annotations
 
 from collections import Counter
-from urllib.parse import urlsplit
+
+from data.addresses import split_url
 
 IMPATIENT, SILENT = 3, 8  # files in a row without an answer: from then on one try, and none
 ASKED_AGAIN = 100  # of so many files of a silent server, one is tried
@@ -22,7 +23,7 @@ class Hosts:
 
     def tries(self, url: str, usual: int) -> int:
         """How often to try a file of this URL."""
-        host = urlsplit(url).netloc
+        host = split_url(url).netloc
         if self._unanswered[host] < IMPATIENT:
             return usual
         if self._unanswered[host] < SILENT:
@@ -32,5 +33,5 @@ class Hosts:
 
     def note(self, url: str, answered: bool) -> None:
         """What came of a file that was tried."""
-        host = urlsplit(url).netloc
+        host = split_url(url).netloc
         self._unanswered[host] = 0 if answered else self._unanswered[host] + 1

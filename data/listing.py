@@ -20,6 +20,7 @@ from shlex import quote
 from typing import Any
 
 from data import remote
+from data.addresses import leads_inside
 from data.ahead import ahead
 from data.beside import KINDS, Folders, Sides
 from data.bundles import local_members, remote_members
@@ -310,7 +311,7 @@ def _table(file: Path, origin: str, given: Path | None, need_captions: bool) -> 
     if not len(table):
         raise InputError("a source has videos", f"{origin}: no rows", "add a row per video")
     for scheme in table.schemes():
-        remote.filesystem(f"{scheme}://")
+        remote.check_scheme(f"{scheme}://")
     captions, notes = given_captions(given, Path(origin).parent) if given is not None else (Captions(origin), [])
     words = Words(replace(captions, files=lambda: (row.path for row in table)), need_captions)
     here = lru_cache(maxsize=64)(_folder_of)
@@ -466,6 +467,8 @@ def _look_at_path(words: Words, here: Callable[[str], Folders], origin: str, row
 
     if far:
         place = RemoteFile(name, remote.beside(origin, name), None, "")
+        if remote.is_url(origin) and leads_inside(origin, place.url):
+            return [Unusable(name, NOT_FETCHED, "a list from elsewhere names this machine or its network")]
         return _look_there(said(name), Folders((), MEDIA_SUFFIXES), {}, place, ignored)
     path = Path(origin).parent / name
     if not path.exists():

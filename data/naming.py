@@ -20,7 +20,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
+
+from data.addresses import split_url
 
 Parts = tuple[str, ...]
 Score = tuple[bool, bool, int]  # whole paths are the same, suffixes too, parts that agree
@@ -161,7 +163,7 @@ def _begin(name: str, scores: Mapping[str, Score]) -> Parts:
 def parts_of(name: str) -> Parts:
     """The parts of a path or a URL, written alike: without capitals, `.`, `\\` and what is left and right of a path."""
     if "://" in name:
-        name = unquote(urlsplit(name).path)
+        name = unquote(split_url(name).path)
     name = loose(name).replace("\\", "/")
     return tuple(part for part in name.split("/") if part not in ("", "."))
 

@@ -5,18 +5,31 @@ A remote file is fetched by the worker that converts it, three times at most, an
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
+from data.addresses import RefusedError, split_url
+from data.regular import open_regular
+from data.scratch import scratch
 from parallel.errors import InputError
 
+STORES = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "sftp", "ssh", "hdfs")
+SCHEMES = (*STORES, "file", "local", "memory")
+ALIASES = frozenset(["s3a", "gcs", "abfs", "abfss", "ssh", "local", "memory"])
+HERE = frozenset(["file", "local"])
 TRIES = 3
+LARGEST_FILE = 256 << 30  # bytes of a file that is fetched
+LARGEST_READ = 1 << 30  # and of one that is read at once: captions
+LEFT_FREE = 64 << 20  # bytes of the disk that fetched files leave
+PATIENCE_SECONDS, SLOWEST = 60, 4096  # after so long, a file comes at least with so many bytes a second
 FIRST_WAIT_SECONDS = 0.25  # before the second try; doubled before each further one
 CONNECT_SECONDS, SILENCE_SECONDS = 10, 60
+SMALL = 1 << 20  # bytes of a file for which there is always room
 CHUNK = 8 << 20  # bytes asked for at a time of a part of a file
 PACKAGES = {
     "s3": "s3fs",
@@ -79,21 +92,42 @@ def beside(url: str, name: str) -> str:
 
 def suffix_of(url: str) -> str:
     """The suffix of the file that a URL names, in lower case, without its query."""
-    return PurePosixPath(urlsplit(url).path).suffix.lower()
+    return PurePosixPath(split_url(url).path).suffix.lower()
 
 
 def name_of(url: str) -> str:
     """The last part of a URL's path, which is a name and never a path; "file" if it has none."""
-    name = PurePosixPath(unquote(PurePosixPath(urlsplit(url).path).name)).name
+    name = PurePosixPath(unquote(PurePosixPath(split_url(url).path).name)).name
     return "file" if name in ("", "..") else name
+
+
+def check_scheme(url: str) -> None:
+    """Whether the kind of a URL is read here; what else fsspec knows (ftp, github, zip ...) nobody has tried.
+
+    Raises:
+        InputError: it is not, or its driver is not installed.
+    """
+    scheme = url.partition("://")[0].lower()
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES if name not in ALIASES)
+        raise InputError("a URL has a scheme that is read here", url, f"give a URL with {known}, or download it first")
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        package = PACKAGES.get(scheme)
+        remedy = f"pip install {package}" if package else str(error)
+        raise InputError(f"{scheme}:// needs its driver", f"{url}: {error}", remedy) from error
 
 
 def filesystem(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the path in it.
 
     Raises:
-        InputError: its kind is not known, or its driver is not installed.
+        InputError: its kind is not known, its driver is not installed, or it cannot be reached.
     """
+    check_scheme(url)
     import fsspec
 
     scheme = url.partition("://")[0].lower()
@@ -102,23 +136,22 @@ def filesystem(url: str) -> tuple[Any, str]:
         if scheme in ("http", "https"):
             import aiohttp
 
+            from data.web import guarded_client
+
             # aiohttp's own limit of 300 s is for a whole file; packed bytes would not be those of the file
             limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
             options = {
                 "client_kwargs": {"timeout": limits, "headers": {"Accept-Encoding": "identity"}},
                 "simple_links": False,
                 "encoded": True,
+                "get_client": guarded_client,
             }
             url = quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # what is not quoted yet; what is may be signed so
-        found: tuple[Any, str] = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
-        return found
-    except ImportError as error:
-        package = PACKAGES.get(scheme)
-        remedy = f"pip install {package}" if package else str(error)
-        raise InputError(f"{scheme}:// needs its driver", f"{url}: {error}", remedy) from error
-    except ValueError as error:
-        remedy = "give a folder, or a URL with http://, https://, s3://, gs:// or another scheme of fsspec"
-        raise InputError("a URL has a scheme that fsspec knows", f"{url}: {error}", remedy) from error
+        kind = fsspec.get_filesystem_class(scheme)  # url_to_fs would take "a::b" for a file inside of another
+        options = {"use_listings_cache": False, **kind._get_kwargs_from_urls(url), **options}
+        return kind(**options), str(kind._strip_protocol(url))
+    except Exception as error:  # each store has errors of its own
+        raise InputError("a store can be opened", f"{url}: {why(error)}", "check the address") from error
 
 
 def find(url: str, wanted: Callable[[str], bool], problem: Callable[[str, str], None]) -> list[RemoteFile]:
@@ -146,7 +179,7 @@ def find(url: str, wanted: Callable[[str], bool], problem: Callable[[str, str], 
     base = store._strip_protocol(root).rstrip("/") + "/"
     for entry in entries:
         name = entry["name"].removeprefix(base)
-        name = unquote(urlsplit(name).path) if http else name
+        name = unquote(split_url(name).path) if http else name
         if wanted(name) and not any(part.startswith(".") for part in name.split("/")):
             mark = next((str(entry[key]) for key in MARKS if entry.get(key)), "")
             address = entry["name"] if http else store.unstrip_protocol(entry["name"])
@@ -181,11 +214,19 @@ def read(url: str) -> bytes:
     Raises:
         FetchError: it could not be read.
     """
-    store, path = filesystem(url)
-    return bytes(_tried(lambda: store.cat_file(path)))
+    with scratch() as folder:
+        fetch(url, folder / "file", most=LARGEST_READ)
+        return (folder / "file").read_bytes()
 
 
-def fetch(url: str, to: Path, span: tuple[int, int] | None = None, size: int | None = None, tries: int = TRIES) -> None:
+def fetch(
+    url: str,
+    to: Path,
+    span: tuple[int, int] | None = None,
+    size: int | None = None,
+    tries: int = TRIES,
+    most: int = LARGEST_FILE,
+) -> None:
     """Writes a remote file, or its bytes [start, stop), to a local one; tried several times.
 
     Args:
@@ -194,15 +235,20 @@ def fetch(url: str, to: Path, span: tuple[int, int] | None = None, size: int | N
         span: the bytes to fetch; None for all.
         size: how many there are, if known.
         tries: at most.
+        most: bytes that it may have.
 
     Raises:
-        FetchError: it could not be fetched whole.
+        FetchError: it could not be fetched whole, is too large, or comes too slowly.
     """
     store, path = filesystem(url)
+    if url.partition("://")[0].lower() in HERE:
+        _check_regular(path)
+    least = 0 if size is None else size
+    _check_room(to, span[1] - span[0] if span else least, most)
 
     def once() -> None:
         if span is None:
-            store.get_file(path, str(to))
+            store.get_file(path, str(to), callback=_metered(to, most))
         else:
             _fetch_part(store, url, path, to, span)
         expected = span[1] - span[0] if span else size
@@ -210,6 +256,44 @@ def fetch(url: str, to: Path, span: tuple[int, int] | None = None, size: int | N
             raise OSError(f"{to.stat().st_size} of {expected} bytes came")
 
     _tried(once, tries)
+
+
+def _metered(to: Path, most: int) -> Any:
+    """What fsspec tells of each piece that came, and who ends it."""
+    from fsspec.callbacks import Callback
+
+    class Meter(Callback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.began = time.monotonic()
+
+        def set_size(self, size: int | None) -> None:
+            super().set_size(size)
+            _check_room(to, size or 0, most)
+
+        def relative_update(self, inc: int = 1) -> None:
+            super().relative_update(inc)
+            _check_room(to, self.value if not self.size else 0, most, self.value)
+            seconds = time.monotonic() - self.began
+            if inc and seconds > PATIENCE_SECONDS and self.value < SLOWEST * seconds:
+                raise FetchError(f"it comes with fewer than {SLOWEST:,} bytes a second")
+
+    return Meter()
+
+
+def _check_room(to: Path, size: int, most: int, there: int = 0) -> None:
+    if size > most:
+        raise FetchError(f"it has more than {most:,} bytes")
+    free = shutil.disk_usage(to.parent).free
+    if size - there + LEFT_FREE > free and size > SMALL:
+        raise FetchError(f"it has {size:,} bytes or more, and {to.parent.parent} has {free:,} free: set TMPDIR")
+
+
+def _check_regular(path: str) -> None:
+    try:
+        open_regular(path).close()
+    except OSError as error:
+        raise FetchError(error.strerror or str(error)) from error
 
 
 def _fetch_part(store: Any, url: str, path: str, to: Path, span: tuple[int, int]) -> None:
@@ -229,7 +313,7 @@ def _tried(once: Callable[[], Any], tries: int = TRIES) -> Any:
     for wait in (*(FIRST_WAIT_SECONDS * 2**n for n in range(tries - 1)), None):
         try:
             return once()
-        except InputError:
+        except (InputError, FetchError):
             raise
         except Exception as error:  # each store has errors of its own
             if _is_final(error):
@@ -244,6 +328,8 @@ def _tried(once: Callable[[], Any], tries: int = TRIES) -> Any:
 def _is_final(error: Exception) -> bool:
     """Whether asking again does not help."""
     final = (FileNotFoundError, PermissionError, IsADirectoryError, ValueError)
+    if _refusal(error) is not None:
+        return True
     return isinstance(error, final) or getattr(error, "status", None) in REFUSALS
 
 
@@ -253,8 +339,17 @@ def _is_silence(error: Exception) -> bool:
     return isinstance(error, TimeoutError | ConnectionError) or bool(kinds & SILENCES)
 
 
+def _refusal(error: BaseException | None) -> BaseException | None:
+    """Ours of a redirect, in what aiohttp makes of it."""
+    inner = getattr(error, "os_error", None) or error
+    several = inner.exceptions if isinstance(inner, BaseExceptionGroup) else [inner]
+    return next((one for one in several if isinstance(one, RefusedError)), None)
+
+
 def why(error: Exception) -> str:
     """What went wrong with a store, in a line."""
+    if (refusal := _refusal(error)) is not None:
+        return str(refusal)
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     status, message = getattr(error, "status", None), getattr(error, "message", None)
