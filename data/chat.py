@@ -26,6 +26,8 @@ from data.fence import Fence, FenceError
 from parallel.errors import InputError
 
 SECONDS = 5.0  # of computing that a template may take for a conversation
+LONG = 500  # messages from which on it may take notably more: it is rendered for each of them
+LARGEST, TIMES = 1 << 20, 16  # characters of a text, beside so many times what is said in it
 DEFAULT_PLACES: Mapping[Kind, str] = {"video": "<video>", "image": "<image>"}
 
 
@@ -81,7 +83,7 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, words: Mapping[Kind
     ]
     try:
         fence = _fence_of(cast(Hashable, tokenizer), str(getattr(tokenizer, "chat_template", "")))
-        text, spans = fence(messages, conversation.uid)
+        text, spans = fence(messages, conversation.uid, scale=(1 + len(messages) / LONG) ** 2)
     except FenceError as error:
         remedy = "a template without such rules, such as that of the base model, or mend the record"
         raise InputError("a chat template renders a conversation", f"{conversation.uid}: {error}", remedy) from error
@@ -115,6 +117,10 @@ def _rendered(
     """The text, and where in it the assistant speaks."""
     render = tokenizer.apply_chat_template
     text = str(render(messages, tokenize=False))
+    said = sum(len(message["content"]) for message in messages)
+    if len(text) > LARGEST + TIMES * said:
+        found = f"{uid}: {len(text):,} characters of {said:,} that are said"
+        raise InputError("a chat template writes what is said, and little more", found, "mend the template")
     spans = []
     for number, message in enumerate(messages):
         if message["role"] == "assistant":

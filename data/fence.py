@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from parallel.errors import InputError
 
 WAIT_SECONDS = 120.0  # for a child that does not compute either: it was born with a lock that nobody gives back
+PATIENCE = 3  # calls that take too long, after which no more are tried
 MEMORY = 1 << 30  # bytes, beside what we have
 LONGEST = 256 << 20  # bytes of an answer
 
@@ -43,17 +44,24 @@ class Fence:
 
     def __init__(self, work: Callable[..., Any], seconds: float, memory: int = MEMORY) -> None:
         self.work, self.seconds, self.memory = work, seconds, memory
+        self._ended = 0  # calls that took too long
         self._child = 0
         self._line: Connection | None = None
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Any, scale: float = 1.0) -> Any:
         """What the function gives.
 
+        Args:
+            arguments: that JSON knows.
+            scale: of the seconds that this call may take.
+
         Raises:
-            FenceError: it took too long or too much, or failed.
+            FenceError: it took too long or too much, or failed; or calls before took too long.
             InputError: of the function itself.
         """
-        asked = json.dumps(arguments).encode()
+        if self._ended >= PATIENCE:
+            raise FenceError(f"it computed for more than {self.seconds:g} s, {self._ended} times")
+        asked = json.dumps([self.seconds * scale, arguments]).encode()
         for last in (False, True):
             line = self._line or self._start()
             try:
@@ -65,10 +73,12 @@ class Fence:
             except (EOFError, OSError):  # it is gone, or about to
                 ended = self.close(kill=False)
                 if ended == signal.SIGPROF:
-                    raise FenceError(f"it computes for more than {self.seconds:g} s") from None
+                    self._ended += 1
+                    raise FenceError(f"it computes for more than {self.seconds * scale:g} s") from None
                 if last or ended:
                     raise FenceError(f"its process ended (signal {ended})") from None
             if last:
+                self._ended += 1
                 raise FenceError(f"it gives no answer within {WAIT_SECONDS:g} s")
         if "input" in answer:
             raise InputError(*answer["input"])
@@ -114,8 +124,8 @@ class Fence:
             most = pages * resource.getpagesize() + self.memory
             resource.setrlimit(resource.RLIMIT_AS, (most if hard < 0 else min(most, hard), hard))
             while True:
-                arguments = json.loads(line.recv_bytes())
-                signal.setitimer(signal.ITIMER_PROF, self.seconds)
+                seconds, arguments = json.loads(line.recv_bytes())
+                signal.setitimer(signal.ITIMER_PROF, seconds)
                 answer = _answer(self.work, arguments)
                 signal.setitimer(signal.ITIMER_PROF, 0)
                 line.send_bytes(answer)

@@ -138,8 +138,15 @@ class VideoLMConfig(BaseModel):
 
         if self.path is None or not (self.path / "preprocessor_config.json").is_file():
             return USUAL_NORMAL
-        processor = from_folder(AutoImageProcessor, self.path)
-        return tuple(processor.image_mean), tuple(processor.image_std)
+        try:
+            processor = from_folder(AutoImageProcessor, self.path)
+            return tuple(processor.image_mean), tuple(processor.image_std)
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            found = f"{self.path / 'preprocessor_config.json'}: {' '.join(str(error).split())[:200]}"
+            remedy = "save it again: processor.save_pretrained(FOLDER), or take it out"
+            raise InputError("a processor of images tells its mean and deviation", found, remedy) from error
 
     @property
     def dim(self) -> int:

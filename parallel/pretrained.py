@@ -24,8 +24,18 @@ def from_folder(kind: Any, folder: Path | str, **more: Any) -> Any:
 
     Raises:
         InputError: it works with code of the folder alone.
-        OSError, ValueError, KeyError: as of the library: there is no such thing in the folder.
+        OSError, ValueError, KeyError: as of the library: there is no such thing in the folder. What else it raises
+            over files that are not what it expects is a ValueError, too.
     """
+    try:
+        return _opened(kind, folder, more)
+    except (InputError, OSError, ValueError, KeyError):
+        raise
+    except Exception as error:  # 200,000 brackets, a number for a text, and whatever its own parsers raise
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _opened(kind: Any, folder: Path | str, more: dict[str, Any]) -> Any:
     if kind.__module__.partition(".")[0] == "diffusers":
         return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, **more)
     try:

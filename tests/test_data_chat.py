@@ -173,7 +173,10 @@ def test_an_answer_ends_with_the_mark_of_its_turn(tokenizer: Any, name: str, ans
 
 HOSTILE = {
     "two loops": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "for more than"),
-    "a loop over words": ("{% for a in range(99999) %}{{ messages | string }}{% endfor %}", "more than|than it may"),
+    "a loop over words": (
+        "{% for a in range(99999) %}{{ messages | string }}{% endfor %}",
+        "for more than|than it may|and little more",
+    ),
     "a power": ("{{ 9 ** (9 ** (9 ** 9)) }}", "for more than|memory"),
     "a long text": ("{{ 'x' * 99999999999 }}", "memory"),
     "calls itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself without end"),
@@ -190,10 +193,27 @@ def test_a_hostile_template_is_refused(tokenizer: Any, name: str, monkeypatch: p
     monkeypatch.setattr("data.chat.SECONDS", 0.3)
     template, reason = HOSTILE[name]
     for number in range(1 + (name == "two loops")):
-        with pytest.raises(InputError, match=rf"a chat template renders a conversation\n.*a: .*({reason})") as error:
+        with pytest.raises(InputError, match=rf"(?s)a chat template .*a: .*({reason})|{reason}") as error:
             encode(conversation_of(LLAVA), templated(tokenizer, template + " " * number))
         assert error.value.remedy
     assert encode(conversation_of(LLAVA), tokenizer).answers.any()
+
+
+def test_a_template_that_hangs_is_not_tried_for_ever(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million records are not a million times the limit."""
+    monkeypatch.setattr("data.chat.SECONDS", 0.05)
+    hangs = templated(tokenizer, HOSTILE["two loops"][0])
+    told = []
+    for _ in range(5):
+        with pytest.raises(InputError) as error:
+            encode(conversation_of(LLAVA), hangs)
+        told.append(error.value.value)
+    assert told[3] == told[4] == "a: it computed for more than 0.05 s, 3 times"
+
+
+def test_a_template_that_writes_too_much(tokenizer: Any) -> None:
+    with pytest.raises(InputError, match=r"writes what is said, and little more\n.*a: 2,[0-9]{3},"):
+        encode(conversation_of(LLAVA), templated(tokenizer, "{{ 'x' * 2000000 }}" + TEMPLATE))
 
 
 def templated(tokenizer: Any, template: str) -> Any:
