@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import Any
 
 from data.captions import Captions, Twice, caption_of, is_empty, object_of
-from data.naming import listed
+from data.naming import listed, nearest
 from data.sources import MEDIA_SUFFIXES
 from data.table_formats import rows_in
 from data.tables import TABLE_SUFFIXES, Table, read_table
@@ -102,6 +103,9 @@ def find_captions(
         above, _, last = name.rpartition("/")
         last = last.lower()
         if last not in NAMED and not (last in VIDEO_LISTS and _prompts(name, there)):
+            if last in PROMPT_LISTS and not _videos(name, there):
+                needs = f"captions a line need a {VIDEO_LISTS[0]} beside them, with the path of a video a line"
+                merged.notes.append(f"{name} is not read: {needs}")
             continue
         above = f"{above}/" if above else ""
         try:
@@ -151,6 +155,10 @@ def _said(file: Path, notes: list[str], origin: str | None = None) -> Iterator[t
     suffix = file.suffix.lower()
     if suffix in SPREADSHEETS:
         raise save_as_csv(file)
+    if not file.exists():
+        near = nearest(file.name, [path.name for path in file.parent.glob("*")], 1)
+        found = f"{file}: no such file{f' (nearest: {near[0]})' if near else ''}"
+        raise InputError("the file of captions exists", found, "name a .json, .jsonl, .csv, .tsv or .parquet file")
     if file.is_dir():
         yield from _texts_in(file)
         return
@@ -160,12 +168,9 @@ def _said(file: Path, notes: list[str], origin: str | None = None) -> Iterator[t
     if suffix == ".json" or suffix not in TABLE_SUFFIXES:
         try:
             data = file.read_bytes()
-        except FileNotFoundError as error:
-            remedy = "name a .json, .jsonl, .csv, .tsv or .parquet file"
-            raise InputError("the file of captions exists", str(file), remedy) from error
         except OSError as error:
             raise _not_json(f"{file}: {error.strerror}") from error
-        raw = captions_in(data, origin or str(file))
+        raw = captions_in(data, origin or str(file), file)
         if isinstance(raw, dict):
             yield from raw.items()
             return
@@ -187,22 +192,21 @@ def save_as_csv(file: Path) -> InputError:
     return InputError("a table is a .csv, .tsv, .parquet, .jsonl or .json file", str(file), remedy)
 
 
-def _texts_in(folder: Path) -> Iterator[tuple[str, str]]:
-    """A folder with a text file for each video."""
-    texts = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() == ".txt" and not path.name.startswith(".")
-    )
+def _texts_in(folder: Path) -> Iterator[tuple[str, Any]]:
+    """A folder with a text file, or one of JSON, for each video."""
+    texts = sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in (".txt", ".json"))
     if not texts:
         raise InputError("a folder of captions has a .txt for each video", f"{folder}: none", "name a file of captions")
     for path in texts:
         try:
-            words = text_of(path.read_bytes())
+            data = path.read_bytes()
+            words = text_of(data) if path.suffix.lower() == ".txt" else parse_json(data, pairs=object_of)
         except (OSError, ParseError) as error:
             raise InputError("a file of words can be read", f"{path}: {error}", "save it as UTF-8") from error
         yield path.relative_to(folder).with_suffix("").as_posix(), words
 
 
-def captions_in(data: bytes, origin: str) -> Mapping[str, Any] | Sequence[Any]:
+def captions_in(data: bytes, origin: str, file: Path) -> Mapping[str, Any] | Sequence[Any]:
     """What a `captions.json` says: {name: captions}, or a list of rows.
 
     Raises:
@@ -211,7 +215,9 @@ def captions_in(data: bytes, origin: str) -> Mapping[str, Any] | Sequence[Any]:
     try:
         raw = parse_json(data, pairs=object_of)
     except ParseError as error:
-        raise _not_json(f"{origin}: {error}") from error
+        convert = f"iconv -f LATIN1 -t UTF-8 {quote(str(file))} > NEW"
+        remedy = f"save it as UTF-8; if it is Latin-1: {convert}" if "UTF-8" in str(error) else REMEDY
+        raise _not_json(f"{origin}: {error}", remedy) from error
     raw = rows_in(raw)
     if isinstance(raw, list) and raw and all(isinstance(row, dict) for row in raw):
         return raw
@@ -259,6 +265,13 @@ def _lines_of(file: Path, origin: str) -> list[str]:
     return lines
 
 
+def _videos(name: str, there: set[str]) -> bool:
+    """Whether a text file has a list of videos beside it, or is of one video."""
+    above, _, last = name.rpartition("/")
+    stems = {posixpath.join(above, last.rpartition(".")[0]) + suffix for suffix in MEDIA_SUFFIXES}
+    return any(posixpath.join(above, one) in there for one in VIDEO_LISTS) or bool(stems & there)
+
+
 def _prompts(name: str, there: set[str]) -> str:
     """The file whose lines belong to those of a list of videos; "" if there is none."""
     above = name.rpartition("/")[0]
@@ -300,8 +313,8 @@ def _words(entry: Any) -> Any:
         return entry
 
 
-def _not_json(what: str) -> InputError:
-    return InputError("captions are JSON, JSON lines, CSV, TSV or Parquet", what, REMEDY)
+def _not_json(what: str, remedy: str = REMEDY) -> InputError:
+    return InputError("captions are JSON, JSON lines, CSV, TSV or Parquet", what, remedy)
 
 
 NAMED = frozenset(

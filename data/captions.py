@@ -26,7 +26,7 @@ LONG_KEYS = ("long", "caption_long", "long_caption", "dense_caption", "detailed_
 NO_CAPTION = "no caption"  # the value of the error of a video without one
 LARGEST_WORDS = 16 << 20  # bytes of one sidecar
 LONG_CAPTION = 1024  # bytes, beyond which the built-in text encoder reads no more unless it is told to
-CONVERT = "not UTF-8; if it is Latin-1: iconv -f LATIN1 -t UTF-8"
+CONVERT = "not UTF-8; if it is Latin-1: iconv -f LATIN1 -t UTF-8 FILE > NEW"
 
 Tell = Callable[[str], None]  # told the name of a video with more captions than are used
 

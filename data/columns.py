@@ -11,14 +11,17 @@ import csv
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from shlex import quote
 
 from parallel.errors import InputError
 
-PATH_COLUMNS = (
+PATH_COLUMNS: tuple[str, ...] = (
     "path", "file", "video", "url", "image", "file_name", "filename", "video_path", "file_path", "filepath",
     "media_path", "image_path", "clip_path", "video_file", "video_file_name", "image_file_name", "video_url",
     "image_url", "media", "clip", "vid",
 )  # fmt: skip
+NAME_COLUMNS = ("content_url", "contenturl", "video_id", "videoid", "clip_id", "youtubeid", "id", "key", "name")
+PATH_COLUMNS += NAME_COLUMNS  # if there is nothing better: keys are names without a suffix
 SHORT_COLUMNS = ("caption", "text", "short", "cap", "prompt", "captions", "short_caption", "description")
 LONG_COLUMNS = ("caption_long", "long", "long_caption", "dense_caption", "detailed_caption")
 MOMENT_COLUMNS = frozenset((
@@ -51,7 +54,8 @@ def column_of(headers: Sequence[str], accepted: Sequence[str], file: Path) -> tu
             found = f"{file} has {' and '.join(map(repr, same))}"
             raise InputError("columns of a table have different names", found, f"rename one of them to {name!r}")
         fitting += [name] if name in same else same
-    return (fitting[0], fitting[1:]) if fitting else (None, [])
+    others = [name for name in fitting[1:] if plain(name) not in NAME_COLUMNS]
+    return (fitting[0], others) if fitting else (None, [])
 
 
 def moments(headers: Iterable[str]) -> list[str]:
@@ -66,6 +70,9 @@ def missing(headers: Sequence[str], accepted: Sequence[str], file: Path) -> Inpu
     remedy = f"rename {near!r} to {accepted[0]!r}" if near else f"add a column {accepted[0]!r}"
     if any("/" in header or Path(header).suffix[1:].isalnum() for header in headers if "." in header):
         remedy = "if its first line is a row already, put a line with the names of the columns above: path,caption"
+    if any("\0" in header for header in headers):
+        remedy = f"it may be UTF-16 without a mark: iconv -f UTF-16LE -t UTF-8 {quote(str(file))} > NEW{file.suffix}"
+        headers = [header.replace("\0", "") for header in headers]
     if {"conversations", "messages"} & lower.keys():
         remedy = "longreel data chat, for conversations"
     return InputError(

@@ -129,6 +129,7 @@ class Words:
         needed: a file without one cannot be used.
         folders: what lies beside the files.
         whole: the files are all that the captions could be about.
+        tables: beside them, which are not read.
         several: files with more captions than are used.
         without: files without any.
     """
@@ -137,6 +138,7 @@ class Words:
     needed: bool
     folders: Folders | None = None
     whole: bool = True
+    tables: tuple[str, ...] = ()
     several: list[str] = field(default_factory=list)
     without: list[str] = field(default_factory=list)
 
@@ -163,6 +165,8 @@ class Words:
             files = sorted(set(self.several))
             many = f"{len(files):,} files have" if len(files) > 1 else "1 file has"
             notes.append(f"{many} several captions, of which the first is used: {listed(files)}")
+        if self.without and self.tables:
+            notes.append(f"not read: {listed(self.tables)}; if it has captions: --captions {quote(self.tables[0])}")
         left = self.folders.unowned(files) if self.folders is not None and self.without else []
         left = [name for name in left if loose(posixpath.basename(name)) not in LISTS]
         if left:
@@ -262,7 +266,14 @@ def _folder(folder: Path, given: Path | None, need_captions: bool, leave_out: Pa
     elif (said := hint(unpacked_films, folder)) is not None:
         notes = [*notes, said]
     folders = Folders(files, MEDIA_SUFFIXES)
-    words = Words(replace(captions, files=partial(_members, folder, names)), need_captions, folders)
+    named = [
+        name for name in files if _suffix(name) in TABLE_SUFFIXES and posixpath.basename(name).lower() not in NAMED
+    ]
+    tables = tuple(os.path.join(folder, name) for name in sorted(named) if _suffix(name) != ".json" and given is None)
+    captions = replace(captions, files=partial(_members, folder, names))
+    words = Words(captions, need_captions, folders, tables=tables)
+    if packed := sorted(name for name in files if _suffix(name) in PACKED):
+        notes = [*notes, f"{listed(packed)} not read: {unpacked(folder / packed[0])}"]
 
     def look(name: str) -> Look:
         if films and name in unpacked_films:

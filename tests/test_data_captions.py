@@ -486,3 +486,42 @@ def test_files_of_captions_as_people_have_them(tmp_path, captions, expected):
     else:
         with pytest.raises(InputError, match=expected):
             find(str(tmp_path / "v"), captions=str(given))
+
+
+@pytest.mark.parametrize(
+    ("files", "note"),
+    [
+        ({"1.mp4": "", "train.csv": "path,caption\n1.mp4,A\n"}, "train.csv; if it has captions: --captions "),
+        (
+            {"1.mp4": "", "2.mp4": "", "prompt.txt": "A\nB\n"},
+            "prompt.txt is not read: captions a line need a videos.txt",
+        ),
+        ({"1.mp4": "", "x.tar.gz": ""}, "x.tar.gz not read: gunzip -k "),
+    ],
+)
+def test_what_lies_there_and_is_not_read_is_told(tmp_path, files, note):
+    _, notes = captions_of(fill(tmp_path, files))
+    assert len(notes) == 1
+    assert note in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "remedy"),
+    [
+        ("t.csv", "path,caption\n1.mp4,A\n".encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8 "),
+        ("t.json", '{"1.mp4": "\u00e9"}'.encode("latin-1"), "iconv -f LATIN1 -t UTF-8 "),
+        ("t.csv", "path,caption\n1.mp4,\u00e9\n".encode("latin-1"), "iconv -f LATIN1 -t UTF-8 "),
+    ],
+)
+def test_other_encodings_are_told_with_what_converts_them(tmp_path, name, data, remedy):
+    fill(tmp_path, {"v/1.mp4": ""})
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError) as error:
+        find(str(tmp_path / "v"), captions=str(tmp_path / name))
+    assert remedy in error.value.remedy
+
+
+def test_ids_are_names_where_a_table_has_nothing_better(tmp_path):
+    fill(tmp_path, {"v/c7.mp4": "", "t.csv": "id,caption\nc7,A\n", "u.csv": "id,path,caption\n1,c7.mp4,A\n"})
+    for table in ("t.csv", "u.csv"):
+        assert captions_of(tmp_path / "v", captions=str(tmp_path / table)) == ({"c7.mp4": "A"}, [])

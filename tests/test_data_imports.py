@@ -197,7 +197,7 @@ def test_bad_samples_are_told_and_stop_nothing(tmp_path):
     assert "its json cannot be read" in rejected.pop("a.tar/broken")
     assert rejected == {
         "a.tar/silent": "no caption",
-        "a.tar/latin": "its txt is not UTF-8; if it is Latin-1: iconv -f LATIN1 -t UTF-8",
+        "a.tar/latin": "its txt is not UTF-8; if it is Latin-1: iconv -f LATIN1 -t UTF-8 FILE > NEW",
         "a.tar/sound": "no video and no image, only flac, txt",
         "a.tar/twin": "two parts are named txt",
         "a.tar/numbers": "no video and no image, only cls",

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from data.captions import LONG_CAPTION
+from data.clips import CutOptions
 from data.curriculum import Position
 from data.index import Index
 from data.prepare import PrepareOptions, prepare
@@ -81,6 +82,16 @@ def test_prepare_tells_of_what_the_default_cuts(talkative: tuple[Path, list[str]
     assert "1 caption has more than 1,024 bytes" in note
     assert "the longest has 40,000 (clip-00002.mp4)" in note
     assert "40,000" in str(long_captions(talkative[0]))
+
+
+def test_prepare_tells_of_clips_that_share_a_caption(tmp_path: Path) -> None:
+    synth(tmp_path / "clips", 3, seed=1)
+    (tmp_path / "clips" / "captions.json").write_text('{"clip-00000.mp4": "a", "clip-00001.mp4": "b"}')
+    options = PrepareOptions(cut=CutOptions(min_frames=2, max_frames=4), workers=0, allow_missing_captions=True)
+    summary = prepare(tmp_path / "clips", tmp_path / "dataset", options)
+    assert summary.kept == 6
+    told = "2 files were cut into several clips (4 in all), each with the caption of the whole file"
+    assert told in summary.notes
 
 
 def test_words_are_counted_as_they_are_computed() -> None:
