@@ -19,7 +19,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from parallel.parsing import ParseError, json_elements, parse_json
+from parallel.parsing import Pairs, ParseError, json_elements, parse_json
 
 LONGEST_ROW = 16 << 20  # characters
 PEEKED = 1 << 16  # characters in which a file begins with something
@@ -27,7 +27,7 @@ MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 Number = Callable[[str], Any]
 
 
-def json_rows(file: Path, number: Number | None = None) -> Iterator[tuple[str, Any]]:
+def json_rows(file: Path, number: Number | None = None, pairs: Pairs | None = None) -> Iterator[tuple[str, Any]]:
     """(where, value or `ParseError`) of a file with a JSON value a line, or of a JSON list.
 
     A file whose first line is a list, or the beginning of one, is a JSON list if nothing else follows it.
@@ -35,13 +35,14 @@ def json_rows(file: Path, number: Number | None = None) -> Iterator[tuple[str, A
     Args:
         file: whose rows are read.
         number: makes the value of a number from how it is written; None: int and float.
+        pairs: makes the value of an object; None: a dict, and a key twice is an error.
 
     Raises:
         OSError: it cannot be read.
     """
     if _is_list(file):
         with opened(file, "\n") as lines:
-            elements = json_elements(lines.read(), number)
+            elements = json_elements(lines.read(), number, pairs)
         yield from ((f"record {n}", element) for n, element in enumerate(elements, 1))
         return
     with opened(file, "\n") as lines:
@@ -49,7 +50,7 @@ def json_rows(file: Path, number: Number | None = None) -> Iterator[tuple[str, A
             if line is None:
                 yield f"line {at}", ParseError(f"it has more than {LONGEST_ROW:,} characters")
             elif line.strip():
-                yield f"line {at}", _parsed(line.strip(), number)
+                yield f"line {at}", _parsed(line.strip(), number, pairs)
 
 
 def csv_rows(file: Path, delimiter: str = ",") -> Iterator[tuple[str, list[str] | ParseError]]:
@@ -165,9 +166,9 @@ def _lines(file: TextIOWrapper) -> Iterator[tuple[int, str | None]]:
         yield number, None
 
 
-def _parsed(line: str, number: Number | None) -> Any:
+def _parsed(line: str, number: Number | None, pairs: Pairs | None) -> Any:
     try:
-        return parse_json(line, number=number)
+        return parse_json(line, pairs=pairs, number=number)
     except ParseError as error:
         return error
 

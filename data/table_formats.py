@@ -99,7 +99,7 @@ def _as_text(column: pa.Array) -> list[Any]:
 
 
 def _read_jsonl(file: Path) -> tuple[list[str], Rows]:
-    return [], json_rows(file, Written)
+    return [], json_rows(file, Written, object_of)
 
 
 def _read_json(file: Path) -> tuple[list[str], Rows]:

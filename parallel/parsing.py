@@ -76,14 +76,14 @@ def parse_json(
     return _guarded(lambda: _decoder(pairs, number).decode(text))
 
 
-def json_elements(text: str, number: Callable[[str], Any] | None = None) -> Iterator[Any]:
+def json_elements(text: str, number: Callable[[str], Any] | None = None, pairs: Pairs | None = None) -> Iterator[Any]:
     """The elements of a JSON list, each guarded on its own: one that is odd is a `ParseError`, the next one is read.
 
     Args:
         text: of the list.
-        number: see `parse_json`.
+        number, pairs: see `parse_json`.
     """
-    decoder, at = _decoder(None, number), _past_blanks(text, 0) + 1
+    decoder, at = _decoder(pairs, number), _past_blanks(text, 0) + 1
     while True:
         at = _past_blanks(text, at)
         if text[at : at + 1] == "]":
