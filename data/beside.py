@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -187,6 +187,7 @@ class Folders:
             elif f".{last.rpartition('.')[2].lower()}" in media:
                 self._folders[above][0].append(last)
         self._made: dict[str, Folder] = {}
+        self._stems: dict[str, Counter[str]] = {}  # of media in a folder and those right below it
         self._parallel: dict[tuple[str, str], Folder] = {}
 
     def media(self, above: str) -> list[str]:
@@ -212,19 +213,36 @@ class Folders:
         texts = (posixpath.join(above, name) for above, (_, words) in self._folders.items() for name in words)
         return sorted(name for name in texts if kind_of(name) == "txt" and name not in owned)
 
+    def _claims(self, parent: str, last: str) -> int:
+        """How many media of this name there are for a folder of words in `parent`: there, and in folders beside it."""
+        if parent not in self._stems:
+            counts: Counter[str] = Counter()
+            for above in (parent, *self._children[parent]):
+                counts.update({loose(name.rpartition(".")[0]) for name in self._folders.get(above, ([], []))[0]})
+            self._stems[parent] = counts
+        return self._stems[parent][loose(last.rpartition(".")[0])]
+
+    @cached_property
+    def _children(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = defaultdict(list)
+        for above in self._folders:
+            if above:
+                found[posixpath.dirname(above)].append(above)
+        return found
+
     def _apart(self, above: str, last: str) -> Sides:
         """Words of the same name in a folder that is called for them: videos/clip.mp4 and labels/clip.txt."""
         found: list[Sides] = []
         for here in dict.fromkeys((above, posixpath.dirname(above)) if above else ("",)):
             for called in WORD_FOLDERS:
                 folder = posixpath.join(here, called)
-                if folder == above or folder not in self._folders:
+                if folder == above or folder not in self._folders or self._claims(here, last) > 1:
                     continue
                 if (above, folder) not in self._parallel:
                     self._parallel[above, folder] = Folder(self._folders[above][0], self._folders[folder][1])
                 start = called if here == above else f"../{called}"
                 found.append(self._parallel[above, folder].sides(last).within(start))
-        kinds: dict[str, list[str]] = defaultdict(list)
+        kinds: dict[str, list[str]] = defaultdict(list)  # by kind, in all of these folders
         for sides in found:
             for kind, side in sides.kinds.items():
                 kinds[kind].append(side)

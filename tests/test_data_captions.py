@@ -17,6 +17,7 @@ from data.naming import Files
 from data.sources import SourceFile
 from data.tables import read_table
 from parallel.errors import InputError
+from tests.stores import served
 
 
 def refused(call, *arguments):
@@ -458,6 +459,9 @@ def test_a_row_may_leave_the_suffix_out(tmp_path):
             {"v/1.mp4": "../captions/1.txt and ../labels/1.txt say"},
         ),
         ({"v/1.mp4": "", "other/1.txt": "A"}, {"v/1.mp4": ""}),
+        ({"a/1.mp4": "", "b/1.mp4": "", "labels/1.txt": "A"}, {"a/1.mp4": "", "b/1.mp4": ""}),  # whose?
+        ({"1.mp4": "", "a/1.mp4": "", "labels/1.txt": "A"}, {"1.mp4": "", "a/1.mp4": ""}),
+        ({"1.mp4": "", "a/2.mp4": "", "labels/1.txt": "A", "labels/2.txt": "B"}, {"1.mp4": "A", "a/2.mp4": "B"}),
     ],
 )
 def test_words_in_folders_of_their_own(tmp_path, files, expected):
@@ -525,3 +529,26 @@ def test_ids_are_names_where_a_table_has_nothing_better(tmp_path):
     fill(tmp_path, {"v/c7.mp4": "", "t.csv": "id,caption\nc7,A\n", "u.csv": "id,path,caption\n1,c7.mp4,A\n"})
     for table in ("t.csv", "u.csv"):
         assert captions_of(tmp_path / "v", captions=str(tmp_path / table)) == ({"c7.mp4": "A"}, [])
+
+
+def test_a_remote_folder_has_its_captions_in_the_same_places(tmp_path):
+    fill(
+        tmp_path,
+        {
+            "a.mp4": "",
+            "captions.csv": "path,caption\na.mp4,A\n",
+            "t/b.mp4": "",
+            "t/metadata.jsonl": '{"file_name": "b.mp4", "text": "B"}\n',
+            "v/c.mp4": "",
+            "v/labels/c.txt": "C",
+            "x/d.mp4": "",
+            "x/videos.txt": "d.mp4\n",
+            "x/prompt.txt": "D\n",
+            "y/e.mp4": "",
+            "y/e.mp4.txt": "E",
+        },
+    )
+    with served(tmp_path) as server:
+        said, notes = captions_of(server.url)
+    assert said == {"a.mp4": "A", "t/b.mp4": "B", "v/c.mp4": "C", "x/d.mp4": "D", "y/e.mp4": "E"}
+    assert notes == []
