@@ -289,6 +289,8 @@ def _placed(fields: Fields, turns: Sequence[tuple[Role, list[Part]]]) -> tuple[T
     for kind, visuals in files.items():
         if places.count(kind) != len(visuals):
             told = f"{places.count(kind)} times <{kind}> in the text, {len(visuals)} files"
+            if unread := fields.left():
+                told += f"; keys that are not read: {', '.join(map(shorter, unread))}"
             raise wrong(f"a conversation has a place <{kind}> for each {kind}", where, told)
     left = {kind: iter(visuals) for kind, visuals in files.items()}
     made = [

@@ -92,6 +92,15 @@ class Fields:
             raise wrong("a record says one thing once", self.where, f"{' and '.join(said)} in {self.what}")
         return self.value.get(next((key for key in (*said, *keys) if key in self.value), keys[0]))
 
+    def left(self, harmless: Collection[str] = HARMLESS, ignored: Collection[str] = ()) -> list[str]:
+        """Keys that nobody has read and that may say something; see `refuse_rest`."""
+        return [
+            key
+            for key, value in self.value.items()
+            if not (key in self._read or key in harmless or key in ignored or says_nothing(value))
+            and not (self.what != RECORD and key in NEUTRAL and NEUTRAL[key] == value)
+        ]
+
     def refuse_rest(self, harmless: Collection[str] = HARMLESS, ignored: Collection[str] = ()) -> None:
         """What nobody read must be known to say nothing.
 
@@ -102,11 +111,8 @@ class Fields:
         Raises:
             InputError: names the first other key, with its value and what can be done.
         """
-        for key, value in self.value.items():
-            if key in self._read or key in harmless or key in ignored or says_nothing(value):
-                continue
-            if self.what != RECORD and key in NEUTRAL and NEUTRAL[key] == value:
-                continue
+        for key in self.left(harmless, ignored):
+            value = self.value[key]
             why = f"{REMEDIES[key]}; " if key in REMEDIES else ""
             raise InputError(
                 "every key of a record is used, or known to change nothing",

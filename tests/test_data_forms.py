@@ -164,6 +164,10 @@ LOST: dict[str, tuple[dict[str, Any], str]] = {  # record, and what its refusal 
         {"conversations": [{"from": "human", "value": "<video><image>?"}, ASK[1]], "video": ["a.mp4", "b.mp4"]},
         "1 times <video> in the text, 2 files",
     ),
+    "a place, and another key for its video": (
+        {"conversations": ASK, "video_file": "a.mp4"},
+        "1 times <video> in the text, 0 files; keys that are not read: 'video_file'",
+    ),
     "another key for the video": ({"conversations": ASK[1:], "clip": "a.mp4"}, "'clip' in the record: 'a.mp4'"),
     "a video in a harmless key": (
         {"conversations": ASK[1:], "metadata": {"clip": ["x/a.mp4"]}},
