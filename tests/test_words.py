@@ -17,6 +17,7 @@ from data.prepare import PrepareOptions, prepare
 from data.synth import synth
 from launcher.check_tables import long_captions
 from launcher.config import RunConfig
+from launcher.makers import maker_of
 from launcher.planning import words_notes
 from launcher.preflight import check
 from launcher.sampling import Request, long_prompts
@@ -24,6 +25,7 @@ from launcher.simulating import words_of
 from launcher.streams import FREE_BYTES, open_curriculum, words_cost
 from models.dit import VideoDiTConfig, batch_of
 from models.text import START, Captions, TextConfig, byte_tokens
+from parallel.mesh import Groups, Mesh
 from parallel.packed import Document, lay_out
 from tests.runs import config
 
@@ -121,6 +123,17 @@ def test_packs_are_dealt_by_their_words_too(talkative: tuple[Path, list[str]], t
     found = words_of(settings, curriculum)
     assert found["cut_captions"] == 1
     assert 0.5 < found["share_of_words"] < 1
+
+
+def test_training_reads_no_more_than_the_limit(talkative: tuple[Path, list[str]], tmp_path: Path) -> None:
+    settings = run_of(talkative[0], tmp_path / "run", max_bytes=512)
+    mesh = Mesh(1, 1, 1)
+    maker = maker_of(settings, Groups(mesh, mesh.place(0)), torch.device("cpu"))
+    stream, packs, _ = open_curriculum(settings).next_step(Position())
+    read = [n for pack in packs for n in maker.micro_step(stream, pack).prepared.input.captions.lengths]
+    assert max(read) <= 513
+    longest = [max(len(d.text) for d in pack.documents) for pack in packs]
+    assert (LONG in longest) == (513 in read)
 
 
 def test_a_run_and_its_plan_tell_of_captions_that_are_cut(talkative: tuple[Path, list[str]], tmp_path: Path) -> None:
