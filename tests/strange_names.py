@@ -99,16 +99,18 @@ def folder(draw: random.Random, root: Path) -> Case:
     case = Case(root)
     names, files, said = videos_of(draw), {}, dict[str, dict[str, str]]()
     for number, video in enumerate(names):
-        text, way = (
-            f"text {number} of {video}",
-            draw.choice(["beside", "beside", "map", "map of the folder", "nothing", "both"]),
-        )
+        text, last = f"text {number} of {video}", video.rpartition("/")[2].rpartition(".")[0]
+        way = draw.choice(["beside", "beside", "folder of words", "map", "map of the folder", "nothing", "both"])
+        if way == "folder of words" and sum(_stem(other) == _stem(video) for other in names) > 1:
+            way = "beside"  # whose it is could not be said
         files[video] = ""
         files |= noise(draw, video)
         above = video.rpartition("/")[0]
         if way in ("beside", "both"):
             name, content = beside(draw, video, text if way == "beside" else "another text")
             files[name] = content
+        if way == "folder of words":
+            files[f"{above}/{draw.choice(['labels', 'captions', 'text'])}/{last}.txt".lstrip("/")] = text
         if way in ("map", "both"):
             said.setdefault("", {})[video] = text
         if way == "map of the folder":
@@ -121,7 +123,10 @@ def folder(draw: random.Random, root: Path) -> Case:
 
 
 def mapping(draw: random.Random, root: Path) -> Case:
-    """Videos in a folder, and one file of captions whose names are written as people write them."""
+    """Videos in a folder, and one file of captions whose names are written as people write them.
+
+    Words beside a video go before a name that is not exactly its own.
+    """
     case = Case(root / "in", root / "words.json")
     names, texts = videos_of(draw, ("clip", "clip.1", "m", "Clip")), dict[str, str]()
     for number, video in enumerate(names):
@@ -143,7 +148,15 @@ def mapping(draw: random.Random, root: Path) -> Case:
         rivals = [written for written in texts if written not in names and _may_mean(written, video)]
         if len(rivals) > 1 or (rivals and not case.clear[video]):
             case.doubtful[video] = (*rivals, *(name for name in names if name != video), "no caption")
-    _write(root, {f"in/{video}": "" for video in names} | {"words.json": json.dumps(texts)})
+    files = {f"in/{video}": "" for video in names} | {"words.json": json.dumps(texts)}
+    for video in names:
+        if draw.random() < 0.25:
+            name, content = beside(draw, video, f"beside {video}")
+            files[f"in/{name}"] = content
+            if not {video, f"./{video}"} & texts.keys():
+                case.clear[video] = f"beside {video}"
+                case.doubtful.pop(video, None)
+    _write(root, files)
     return case
 
 
@@ -248,6 +261,10 @@ def _may_mean(written: str, video: str) -> bool:
     name, whole = _pieces(written), _pieces(video)
     bare = [*whole[:-1], whole[-1].rpartition(".")[0]]
     return any(name[-n:] == one[-n:] for one in (whole, bare) for n in [min(len(name), len(one))])
+
+
+def _stem(video: str) -> str:
+    return video.rpartition("/")[2].rpartition(".")[0].lower()
 
 
 def _pieces(name: str) -> list[str]:
