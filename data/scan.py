@@ -20,7 +20,7 @@ the very pixels of a full decode.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -43,6 +43,13 @@ AGAIN = "copy or download it again, or leave it out"
 RESTAMP = "let ffmpeg -i IN OUT.mp4 write new time stamps, or leave it out"
 CONVERT = "convert it with a program that plays it, or leave it out"
 WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that read it
+
+
+# of codecs some of whose packets are shown as no picture: VP8 by RFC 6386, 9.1
+HAVE_PICTURES: dict[str, Callable[[memoryview], bool]] = {
+    "vp8": lambda packet: bool(packet[0] & 0x10),
+    "gif": lambda packet: gif.has_picture(bytes(packet)),
+}
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,7 @@ def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) 
     headers = Headers(made_up=made_up and context.codec.reorder)
     suspects: list[int] = []
     references = References(extradata) if codec == "h264" else None
+    has_picture, may_have_alpha = HAVE_PICTURES.get(codec), codec in WITH_ALPHA
     for number, packet in enumerate(packets):
         if not packet.size:
             break  # the flush at the end
@@ -142,10 +150,11 @@ def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) 
         headers.pts.append(packet.pts)
         headers.dts.append(packet.dts)
         headers.durations.append(packet.duration or 0)
-        headers.shown.append(not packet.is_discard and _has_picture(codec, packet))
+        headers.shown.append(not packet.is_discard and (has_picture is None or has_picture(memoryview(packet))))
         if codec == "hevc" and not number:
             headers.alpha_layer = has_alpha_layer(extradata, bytes(packet))
-        headers.alpha |= codec in WITH_ALPHA and _has_alpha(packet)
+        if may_have_alpha and not headers.alpha:
+            headers.alpha = _has_alpha(packet)
     begun = {n - before for n, clean in headers.keys if clean for before in JOIN}
     damaged = next((n for n in suspects if n not in begun), None)
     if damaged is not None:
@@ -155,8 +164,9 @@ def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) 
     else:
         _straighten(headers)
     # as some programs write B-frames: the time of decoding in place of that of showing
-    stamps = [p for p in headers.pts if p is not None]
-    headers.made_up |= context.reorder_depth > 0 and bool(np.all(np.diff(stamps) > 0))
+    if context.reorder_depth > 0:
+        stamps = (p for p in headers.pts if p is not None)
+        headers.made_up |= all(a < b for a, b in pairwise(stamps))
     if not headers.keys:
         raise broken(name, "no key frame to start from" if headers.pts else "the video stream is empty")
     return headers
@@ -269,12 +279,6 @@ def _times(headers: Headers, numbers: Sequence[int], name: str) -> tuple[int, ..
     if stamps and ascending is None:
         raise broken(name, "two frames have the same time stamp", RESTAMP)
     return tuple(ascending or ())
-
-
-def _has_picture(codec: str, packet: Any) -> bool:
-    if codec == "vp8":
-        return bool(memoryview(packet)[0] & 0x10)  # RFC 6386, 9.1
-    return codec != "gif" or gif.has_picture(bytes(packet))
 
 
 def _has_alpha(packet: Any) -> bool:
