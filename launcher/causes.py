@@ -8,17 +8,15 @@ counters        kills of the kernel's memory killer           --+
 from __future__ import annotations
 
 import os
-import resource
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from launcher import commands
+from launcher import address_space, commands
 from launcher.ranks import HOST, LINK, NODE, UNKNOWN, End, is_echo
 from launcher.relief import Of, relief
 from launcher.watchdog import Hang
-from parallel.errors import InputError
 
 if TYPE_CHECKING:
     from launcher.config import RunConfig
@@ -59,7 +57,6 @@ STORE_ERRORS = (
 )
 FULL = ("ENOSPC", "EDQUOT")
 FULL_WORDS = ("No space left on device", "Disk quota exceeded")
-UNLIMITED = "ulimit -v unlimited in the shell that starts it"
 STORAGE_NUMBERS = ("EIO", "ESTALE", "EROFS", "ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "ECONNREFUSED", "ENODEV")
 FEWER_BYTES = "fewer data.pack_tokens, a longer mesh.ring, a higher zero.stage, or zero.offload"
 MOST_SETTINGS = 3  # that a remedy names
@@ -155,10 +152,10 @@ def _of_death(end: End, config: RunConfig | None) -> Cause:
         return Cause(
             "killed", words, "look who ends processes on that machine: a batch system, a person, a memory limit"
         )
-    limit = address_space()
+    limit = address_space.limit()
     if limit is not None and (_is_host_shortage(end.message) or end.sign in (*CRASHES, "exit code 1", "exit code 127")):
-        words = f"ended ({end.sign}) while it got no more memory, or for another reason: {_limited(limit)}"
-        remedy = f"{UNLIMITED}; or {_less_memory(config, 'host')}"
+        words = f"ended ({end.sign}) while it got no more memory, or for another reason: {address_space.told(limit)}"
+        remedy = f"{address_space.UNLIMITED}; or {_less_memory(config, 'host')}"
         return Cause("memory", words, remedy, True, _with_less(config, "host"))
     if _is_host_shortage(end.message):
         words = f"ended ({end.sign}): it got no more memory"
@@ -206,36 +203,18 @@ def _of_gpu_shortage(end: End, config: RunConfig | None) -> Cause:
 
 
 def _is_host_shortage(message: str) -> bool:
-    said = (*HOST_MEMORY_WORDS, *(NO_SPACE_WORDS if address_space() is not None else ()))
+    said = (*HOST_MEMORY_WORDS, *(NO_SPACE_WORDS if address_space.limit() is not None else ()))
     return any(words in message for words in said)
 
 
 def _of_host_shortage(end: End, config: RunConfig | None) -> Cause:
-    limit = address_space()
+    limit = address_space.limit()
     words, remedy = f"ran out of memory: {last_line(end)}", _less_memory(config, "host")
     typed = _with_less(config, "host")
     if limit is None:
         return Cause("memory", words, remedy, commands=typed)
-    return Cause("memory", f"{words}; {_limited(limit)}", f"{UNLIMITED}; or {remedy}", True, typed)
-
-
-def memory_told(error: MemoryError) -> InputError:
-    """For a command that got no more memory, with the limit that it has, if any."""
-    limit = address_space()
-    found = " ".join(str(error).split())[:300] or "no more was given"
-    if limit is None:
-        return InputError("a command gets the memory that it asks for", found, "end other programs, or ask for less")
-    return InputError("a command gets the memory that it asks for", f"{found}; {_limited(limit)}", UNLIMITED)
-
-
-def address_space() -> int | None:
-    """Bytes of address space that a process started here may have (`ulimit -v`); None for no limit."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return None if limit == resource.RLIM_INFINITY else limit
-
-
-def _limited(limit: int) -> str:
-    return f"a process may have {limit / (1 << 30):.3g} GiB of address space here (ulimit -v {limit >> 10})"
+    words, remedy = f"{words}; {address_space.told(limit)}", f"{address_space.UNLIMITED}; or {remedy}"
+    return Cause("memory", words, remedy, True, typed)
 
 
 def _less_memory(config: RunConfig | None, of: Of) -> str:

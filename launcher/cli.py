@@ -76,7 +76,7 @@ def main() -> None:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(told))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except MemoryError as error:
-        from launcher.causes import memory_told
+        from launcher.address_space import memory_told
 
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(memory_told(error)))}", highlight=False)
         sys.exit(1)
@@ -133,6 +133,10 @@ def train(
     console = Console()
     if run.is_file():  # what is imported now takes seconds
         console.print(f"checking {run}: settings, data, mesh, memory", markup=False, highlight=False, soft_wrap=True)
+    from launcher import address_space
+
+    if note := address_space.refuse_little():
+        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     from launcher.config import load
     from launcher.hardware import ranks_here
     from launcher.train import absolute

@@ -163,7 +163,7 @@ class Jobs:
         others = [job for job in self.all() if job.state not in ENDED]
         for job in others:
             if job.out == str(config.out):
-                remedy = f"longreel stop {job.id} --address {shlex.quote(self.url)}, or give out=FOLDER"
+                remedy = f"longreel stop {shlex.quote(job.id)} --address {shlex.quote(self.url)}, or give out=FOLDER"
                 raise InputError("one job at a time writes to a run folder", f"{job.out}: job {job.id}", remedy)
         nodes = self._once_ready(self.nodes, lambda found: "" if found else "no node of it is alive")
         room = room_for(mesh, nodes, sum(job.ranks for job in others))

@@ -128,8 +128,8 @@ def notes_on(stream: Stream | TalkStream, ranks: int = 1) -> Iterator[str]:
     left_out = stream.left_out
     if left_out and isinstance(stream, Stream):
         shown = "; ".join(f"{file}: {reason}" for file, reason in left_out[:LEFT_OUT_SHOWN])
-        more = f"; and {len(left_out) - LEFT_OUT_SHOWN:,} more" if len(left_out) > LEFT_OUT_SHOWN else ""
-        yield f"{len(left_out):,} of {len(index):,} samples are left out: {shown}{more}. To take more: {to_fill(stream)}"
+        shown += f"; and {len(left_out) - LEFT_OUT_SHOWN:,} more" if len(left_out) > LEFT_OUT_SHOWN else ""
+        yield f"{len(left_out):,} of {len(index):,} samples are left out: {shown}. To take more: {to_fill(stream)}"
     longest, sampling = (int(clips.index.frames.max()), clips.sampling) if clips is not None else (0, None)
     if sampling is not None and (sampling.frames or 0) * sampling.stride > longest:
         asked = f"data.frames={sampling.frames} at data.stride={sampling.stride}"

@@ -175,8 +175,10 @@ def _same(one: Incident) -> tuple[Any, ...] | None:
         return ("nonsense", one.on_purpose)
     if one.cause == "data" and ("at most data.tolerate" in one.what or "could not be read" in one.what):
         return ("data",)
+    if one.cause == "full":
+        return ("full", one.on_purpose)
     words = re.sub(r"\d+", "#", one.what)
-    if one.cause in ("store", "full", "exception", "memory", "input", "data"):
+    if one.cause in ("store", "exception", "memory", "input", "data"):
         return (one.cause, words, one.rank, one.on_purpose, None if "checkpoint" in words else one.step)
     return None
 
@@ -193,6 +195,8 @@ def _one_of(several: Sequence[Incident]) -> Incident:
         last.when = f"{_count(len(steps), 'step')}: {_steps(steps)}" if len(steps) > 1 else last.when
     elif last.cause == "data" and last.what.startswith("refused"):
         last.evidence = [line for one in several for line in one.evidence][:TRACE_LINES]
+    elif last.cause == "full" and len(several) > 1:
+        last.evidence = list(dict.fromkeys(line for one in several for line in one.evidence))[-NONSENSE_SHOWN:]
     elif len(several) > 1:
         last.what += f" ({len(several)} times)"
     return last

@@ -23,7 +23,7 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from launcher import causes
+from launcher import address_space, causes
 from launcher.causes import CAUSES, cause_of, memory_group, memory_kills, memory_limit
 from launcher.cli_why import advice, render
 from launcher.folder import RunFolder, read_lines
@@ -67,7 +67,8 @@ def failed(sign: str, message: str = "Traceback ...\nX: y") -> End:
         (failed("MemoryError"), "memory"),
         (failed("OutOfMemoryError"), "memory"),
         (failed("RuntimeError", "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory"), "memory"),
-        (failed("UnsavedError"), "store"),
+        (failed("UnsavedError EIO"), "store"),
+        (failed("UnsavedError ENOSPC"), "full"),
         (failed("OSError ESTALE"), "store"),
         (failed("RuntimeError", GONE), "link"),
         (End(1, "refused", refusal=DATA_REFUSED), "data"),
@@ -114,12 +115,12 @@ def test_the_cause_of_a_hang(hang: Hang, state: str, kind: str, words: str) -> N
 )
 def test_a_limit_of_address_space_is_named(monkeypatch: pytest.MonkeyPatch, end: End) -> None:
     """And nothing is tried again under it: it would happen again."""
-    monkeypatch.setattr(causes, "address_space", lambda: 3 << 30)
+    monkeypatch.setattr(address_space, "limit", lambda: 3 << 30)
     found = cause_of(end)
     assert (found.kind, found.lasting) == ("memory", True)
     assert "a process may have 3 GiB of address space here (ulimit -v 3145728)" in found.words
     assert found.remedy.startswith("ulimit -v unlimited")
-    monkeypatch.setattr(causes, "address_space", lambda: None)
+    monkeypatch.setattr(address_space, "limit", lambda: None)
     assert "address space" not in cause_of(end).words
 
 
@@ -131,9 +132,19 @@ def test_a_full_disk_is_named_and_tried_only_once(said: str) -> None:
 
 
 def test_the_limit_of_address_space_is_that_of_this_process() -> None:
-    code = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 35, 1 << 35)); from launcher.causes import *"
-    said = subprocess.run([sys.executable, "-c", f"{code}; print(address_space())"], capture_output=True, text=True)
+    code = "import resource as r; from launcher.address_space import limit; r.setrlimit(r.RLIMIT_AS, (1 << 35,) * 2)"
+    said = subprocess.run([sys.executable, "-c", f"{code}; print(limit())"], capture_output=True, text=True)
     assert said.stdout == f"{1 << 35}\n", said.stderr
+
+
+def test_a_rank_is_not_started_where_torch_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(address_space, "limit", lambda: 1 << 30)
+    with pytest.raises(InputError, match=r"at least 1.88 GiB of address space\n.*1 GiB of address space here"):
+        address_space.refuse_little()
+    monkeypatch.setattr(address_space, "limit", lambda: 8 << 30)
+    assert "ulimit -v 8388608" in address_space.refuse_little()
+    monkeypatch.setattr(address_space, "limit", lambda: None)
+    assert address_space.refuse_little() == ""
 
 
 def test_counts_of_the_memory_killer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,6 +300,18 @@ def test_a_full_disk_is_told_once_until_something_is_saved(tmp_path: Path) -> No
     assert (full.cause, full.after, full.step) == ("full", "saved again at step 6", 3)
     assert (store.cause, store.after) == ("store", "training went on without it")
     assert why(tmp_path / "run").state == "stopped"
+
+
+def test_a_disk_that_stays_full_is_one_cause(tmp_path: Path) -> None:
+    record = Record(tmp_path / "run")
+    record.ranks()
+    record("unsaved", step=3, reason="a checkpoint takes 9 bytes, 1 are free", cause="full", again_in=5.0)
+    words = "failed: UnsavedError: the checkpoint of step 6, the last, could not be saved: No space left on device"
+    record.failure(how="failed", cause="full", words=words, remedy="make room; the same command goes on", step=6)
+    (found,) = why(tmp_path / "run").incidents
+    assert (found.cause, found.ended, found.what) == ("full", True, words)
+    assert found.evidence == ["a checkpoint takes 9 bytes, 1 are free"]
+    assert found.remedy == "make room; the same command goes on"
 
 
 def test_bad_data_and_numbers_and_checkpoints(tmp_path: Path) -> None:

@@ -271,13 +271,13 @@ def test_a_disk_that_takes_no_more_is_told(
 
 
 def test_a_limit_of_address_space_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from launcher import causes, cli
+    from launcher import address_space, cli
 
     def fail() -> None:
         raise MemoryError("Unable to allocate 8 GiB")
 
     monkeypatch.setattr(cli, "app", fail)
-    monkeypatch.setattr(causes, "address_space", lambda: 2 << 30)
+    monkeypatch.setattr(address_space, "limit", lambda: 2 << 30)
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 1

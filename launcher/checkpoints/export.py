@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,11 @@ def export(found: Checkpoint, out: Path, averaged: bool | None, dtype: str) -> d
         InputError: no such dtype, no average in the checkpoint, or a file that is no .safetensors.
     """
     if out.suffix != ".safetensors":
-        raise InputError("weights are exported as safetensors", str(out), f"--out {out.with_suffix('.safetensors')}")
+        raise InputError(
+            "weights are exported as safetensors",
+            str(out),
+            _named(out),
+        )
     key, kind = _what(found, averaged, dtype)
     tensors = {name: found.parameter(name, key).to(kind).contiguous() for name in found.manifest.shapes}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +67,11 @@ def export_folder(found: Checkpoint, out: Path, averaged: bool | None, dtype: st
     key, kind = _what(found, averaged, dtype)
     config = check(found.manifest.config)
     if not isinstance(config.model, VideoLMConfig):
-        raise InputError("weights are exported as safetensors", str(out), f"--out {out.with_suffix('.safetensors')}")
+        raise InputError(
+            "weights are exported as safetensors",
+            str(out),
+            _named(out),
+        )
     data = config.data_of(found.state.step)
     module, like = build(config.model, 3, config.seed, torch.float32, config.objective), folder_of_weights(config)
     if like is not None:
@@ -105,3 +114,8 @@ def _what(found: Checkpoint, averaged: bool | None, dtype: str) -> tuple[str, to
     if averaged and not has:
         raise InputError("a moving average is exported if the run kept one", f"{found.where} has none", "--no-ema")
     return EMA if averaged or (averaged is None and has) else "master", DTYPES[dtype]
+
+
+def _named(out: Path) -> str:
+    """The option with a name that is right."""
+    return f"--out {shlex.quote(str(out.with_suffix('.safetensors')))}"

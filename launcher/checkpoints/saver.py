@@ -93,6 +93,7 @@ class Saver:
         self._committed: _Save | None = None
         self._copies: list[Fragment] = []
         self._failures, self._retry_at = 0, math.inf
+        self._last = (errno.EIO, "")
 
     def begin(self, state: TrainState, recent: Sequence[dict[str, Any]] = ()) -> None:
         """Start to save this moment. Collective.
@@ -172,7 +173,10 @@ class Saver:
             if number + 1 < LAST_TRIES:
                 time.sleep(2.0**number)
         if state is not None:
-            raise UnsavedError(f"the checkpoint of step {state.step}, the last, could not be saved: see events.jsonl")
+            why = [self._last]
+            dist.broadcast_object_list(why)  # rank 0 alone hears how a commit went
+            number, said = why[0]
+            raise UnsavedError(number, f"the checkpoint of step {state.step}, the last, could not be saved: {said}")
 
     def close(self) -> None:
         """Let the thread end."""
@@ -244,9 +248,10 @@ class Saver:
 
     def _tell_failure(self, step: int, error: BaseException) -> None:
         self._failures += 1
+        self._last = (getattr(error, "errno", None) or errno.EIO, _words(error))
         wait = min(LONGEST_WAIT, self.retry_seconds * 2 ** (self._failures - 1))
         self._retry_at = time.monotonic() + wait
-        full = getattr(error, "errno", None) == errno.ENOSPC
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         self.on_event("unsaved", step=step, reason=_words(error), cause="full" if full else "store", again_in=wait)
 
 
