@@ -37,14 +37,20 @@ def end(file: BinaryIO, size: int) -> int:
 
 
 def _blocks(file: BinaryIO) -> Iterator[tuple[int, int]]:
-    """(kind, byte after the last) of each picture and extension."""
+    """(kind, byte after the last) of the header, 0, and of each picture and extension."""
     head = file.read(HEADER)
-    at = HEADER + _colours(head[10]) if head.startswith(MAGIC) else 0
+    at = 0
+    if head.startswith(MAGIC):
+        at = HEADER + (_colours(head[10]) if len(head) == HEADER else 0)
+        yield 0, at
     while True:
         file.seek(at)
         block = file.read(10)
         if block[:1] not in (bytes([PICTURE]), bytes([EXTENSION])):
             return  # the end mark, or what is no GIF any more
+        if block[0] == PICTURE and len(block) < 10:
+            yield PICTURE, at + 10
+            return
         at += 2 if block[0] == EXTENSION else 10 + _colours(block[9]) + 1  # the last: size of codes
         length = 1
         while length:  # sub-blocks, to one without bytes

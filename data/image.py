@@ -140,7 +140,7 @@ def _hushed() -> Iterator[None]:
     """Without warnings of tags and of further pictures that are damaged: the picture is there."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a bound of our own is checked
-        for message in ("Image appears to be a malformed MPO file", "Corrupt EXIF data"):
+        for message in ("Image appears to be a malformed MPO file", "Corrupt EXIF data", "Invalid APNG"):
             warnings.filterwarnings("ignore", message, UserWarning)
         yield
 

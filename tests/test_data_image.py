@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from data import image, video
+from data import gif, image, video
 from data.clips import CutOptions, cut_into_clips
+from data.truncation import why_cut
 from parallel.errors import InputError
 from tests.films import calm, stamped, stamps, write
 
@@ -203,6 +204,14 @@ def test_animations_are_films_at_the_speed_of_browsers(tmp_path, form, options):
     assert stamps(video.decode(data, 3, 9, 2)) == [first + row for row in (3, 5, 7)]
     (clip,) = cut_into_clips(tmp_path / "a.jpg").kept
     assert clip.media == "mp4"
+
+
+def test_blocks_of_a_gif_may_end_anywhere(tmp_path):
+    data = animated("GIF", [50] * 3)
+    for end in range(len(data) - 1):
+        gif.has_picture(data[:end])
+        assert gif.end(io.BytesIO(data[:end]), end) >= end or data[end] == ord(";")
+        assert why_cut(data[:end]) or end < 12 or data[: end + 1].endswith((b"\0;", b"\0\x21", b"\0\x2c"))
 
 
 def test_an_animation_that_is_cut_is_rejected(tmp_path):
