@@ -139,14 +139,24 @@ def video_table(file: Path) -> Table:
     videos = [line.strip() for line in _lines_of(file, str(file))]
     if not any(Path(video).suffix.lower() in MEDIA_SUFFIXES for video in videos):
         first = f"{file} begins with {videos[0][:80]!r}" if videos else f"{file}: no lines"
-        raise InputError(
-            "a text file that is a source has the path of a video a line", first, "give a folder or a table"
-        )
+        remedy = "give a folder or a table"
+        for between in ("\t", "|", ";", ","):
+            if videos and Path(videos[0].partition(between)[0].strip()).suffix.lower() in MEDIA_SUFFIXES:
+                kind = ".tsv" if between == "\t" else ".csv"
+                remedy = f"put a line path{between}caption above it, and name it {file.stem}{kind}"
+        raise InputError("a text file that is a source has the path of a video a line", first, remedy)
     beside = [file.with_name(name) for name in PROMPT_LISTS if file.with_name(name).is_file() and name != file.name]
     words: list[str] = _lines_of(beside[0], str(beside[0])) if beside else [""] * len(videos)
-    pairs = dict(paired(videos, words, str(file), str(beside[0]) if beside else ""))
+    pairs: dict[str, str] = {}
+    twice = 0
+    for video, text in paired(videos, words, str(file), str(beside[0]) if beside else ""):
+        twice += pairs.setdefault(video, text) != text
+    many = f"{file.name}: {twice:,} lines name a video again, with other words; the first are used"
     return Table(
-        pa.chunked_array([list(pairs)], pa.string()), pa.chunked_array([list(pairs.values())], pa.string()), None
+        pa.chunked_array([list(pairs)], pa.string()),
+        pa.chunked_array([list(pairs.values())], pa.string()),
+        None,
+        (many,) if twice else (),
     )
 
 

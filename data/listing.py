@@ -487,10 +487,20 @@ def _look_at_path(words: Words, here: Callable[[str], Folders], origin: str, row
         same = sorted(file for file in there if loose(path.name) in (loose(file), loose(os.path.splitext(file)[0])))
         if len(same) != 1:
             near = " or ".join(same or nearest(path.name, there, 1))
-            reason = f"No such file or directory{f' (meant may be {near})' if near else ''}"
+            hint = f" (meant may be {near})" if near else _elsewhere(Path(origin).parent, name)
+            reason = f"No such file or directory{hint}"
             return [Unusable(readable(name), NOT_READ, reason)]
         path, name = path.with_name(same[0]), str(PurePosixPath(name).with_name(same[0]))
     return _look_at(said(name), lambda: here(str(path.parent)).sides(path.name), path, name, ignored)
+
+
+def _elsewhere(folder: Path, name: str) -> str:
+    """What to tell of a row whose path is relative to another folder than its table's."""
+    folder = Path(os.path.abspath(folder))
+    for other in dict.fromkeys((*folder.parents[:3], Path.cwd())):
+        if not os.path.isabs(name) and (other / name).exists():
+            return f" in {folder}, but in {other}: paths are relative to the folder of their table"
+    return ""
 
 
 def _without_pictures(names: list[str]) -> tuple[list[str], Counter[str]]:

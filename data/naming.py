@@ -71,6 +71,8 @@ class Files:
         """The files that a name may mean which is no exact one, and how well it fits each."""
         parts = parts_of(name)
         found = self._fits(parts)
+        if not found and "%" in name:  # as in URLs
+            found = self._fits(parts_of(unquote(name)))
         stem, dot, _ = parts[-1].rpartition(".") if parts else ("", "", "")
         if found or not (dot and stem):
             return found

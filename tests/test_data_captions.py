@@ -122,6 +122,8 @@ def test_a_name_means_one_file(raw, files, file, expected):
         (["0004.mp4"], "0004", ["0004.mp4"]),
         (["0004.mp4"], "0004.mov", []),
         (["clip.mp4"], "CLIP.MP4", ["clip.mp4"]),
+        (["a b.mp4"], "x/a%20b.mp4", ["a b.mp4"]),
+        (["100%25.mp4", "100%.mp4"], "100%.mp4", ["100%.mp4"]),
         ([], "x", []),
         (["x"], "", []),
     ],
@@ -552,3 +554,23 @@ def test_a_remote_folder_has_its_captions_in_the_same_places(tmp_path):
         said, notes = captions_of(server.url)
     assert said == {"a.mp4": "A", "t/b.mp4": "B", "v/c.mp4": "C", "x/d.mp4": "D", "y/e.mp4": "E"}
     assert notes == []
+
+
+def test_a_table_whose_paths_begin_elsewhere_is_told(tmp_path):
+    fill(tmp_path, {"v/1.mp4": "", "meta/t.csv": "path,caption\nv/1.mp4,A\n"})
+    said, _ = captions_of(tmp_path / "meta" / "t.csv")
+    told = f"in {tmp_path}/meta, but in {tmp_path}: paths are relative to the folder of their table"
+    assert told in said["v/1.mp4"]
+
+
+def test_a_list_that_names_a_video_again_is_told(tmp_path):
+    fill(tmp_path, {"1.mp4": "", "videos.txt": "1.mp4\n1.mp4\n", "prompt.txt": "A\nB\n"})
+    said, notes = captions_of(tmp_path / "videos.txt")
+    assert said == {"1.mp4": "A"}
+    assert notes == ["videos.txt: 1 lines name a video again, with other words; the first are used"]
+
+
+def test_a_list_with_words_is_a_table(tmp_path):
+    fill(tmp_path, {"1.mp4": "", "videos.txt": "1.mp4\tA red square\n"})
+    with pytest.raises(InputError, match=r"put a line path\tcaption above it, and name it videos\.tsv"):
+        find(str(tmp_path / "videos.txt"))
