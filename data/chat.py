@@ -13,6 +13,7 @@ are; others are refused. A template is code of others, and is rendered behind a 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -143,7 +144,7 @@ def _spoken(turn: str, words: str, marks: Sequence[str]) -> int:
     ~~~~~~~~~~~~~                               ~~~~~~~                   ~~~~~~~
     """
     said = words.strip()
-    start = turn.find(said) + len(said) if said in turn else 0
+    start = _after(turn, said, marks)
     ends = [at for mark in marks if (at := turn.find(mark, start)) >= 0]
     if not ends:
         return len(turn)
@@ -154,6 +155,20 @@ def _spoken(turn: str, words: str, marks: Sequence[str]) -> int:
             break
         at += len(mark)
     return at
+
+
+def _after(turn: str, said: str, marks: Sequence[str]) -> int:
+    """Where what is said in a turn ends; the word "end" is not that of the mark <|end|>. 0 if it is not found."""
+    inside = [
+        range(at, at + len(mark) - len(said) + 1)
+        for mark in marks
+        if said in mark and said != mark
+        for at in (found.start() for found in re.finditer(re.escape(mark), turn))
+    ]
+    at = turn.find(said)
+    while at >= 0 and any(at in one for one in inside):
+        at = turn.find(said, at + 1)
+    return at + len(said) if at >= 0 and said else 0
 
 
 def _before(render: Callable[..., Any], messages: list[dict[str, str]], number: int) -> str:

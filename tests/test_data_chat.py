@@ -142,6 +142,13 @@ TEMPLATES = {  # what stands around turns, and the words that end those of the a
         "<bos> <start_of_turn> <end_of_turn>",
         "<end_of_turn>",
     ),
+    "Qwen 3": (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n"
+        "{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}",
+        "<|im_start|> <|im_end|> <think> </think>",
+        "<|im_end|>",
+    ),
     "two marks": (
         "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|><|stop|>\n\n{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}",
@@ -158,7 +165,7 @@ TEMPLATES = {  # what stands around turns, and the words that end those of the a
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@pytest.mark.parametrize("answer", ["Nothing.", "end", "One\n\ntwo: <b> im_end", "n"])
+@pytest.mark.parametrize("answer", ["Nothing.", "end", "One\n\ntwo: <b> im_end", "think", "</s"])
 def test_an_answer_ends_with_the_mark_of_its_turn(tokenizer: Any, name: str, answer: str) -> None:
     """Its words and that mark are learned, and not what separates turns, such as a line feed."""
     template, marks, end = TEMPLATES[name]
