@@ -219,7 +219,8 @@ def open_codec(
     try:
         vae = from_folder(getattr(diffusers, name), folder, torch_dtype=dtype)
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder} holds the weights of a {name}", str(error), remedy) from None
+        article = "an" if name[0] in "AEIOU" else "a"
+        raise InputError(f"{folder} holds the weights of {article} {name}", str(error), remedy) from None
     if config.tiling:
         vae.enable_tiling()
     return DiffusersCodec(vae.to(device), patch, dtype, folder)

@@ -125,7 +125,7 @@ def test_a_wrong_path_is_named(folders, tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "UNet"}')
     refused(tmp_path, "UNet in")
     (tmp_path / "config.json").write_text((folders["kl"] / "config.json").read_text())
-    refused(tmp_path, "holds the weights of a AutoencoderKL")
+    refused(tmp_path, "holds the weights of an AutoencoderKL")
     with pytest.raises(ValidationError, match="kind: diffusers, path: None"):
         CodecConfig(kind="diffusers")
     with pytest.raises(InputError, match=r"float32 \[3, 8, 8\]"):
