@@ -22,10 +22,10 @@ LARGEST = 256 << 20  # bytes of one text; the value may take ten times as much m
 DEEPEST = 64  # brackets within brackets; records of people have about 8
 DIGITS = 100  # of a whole number: identifiers of 128 bits have 39, floats end at 308
 WHOLE_DIGITS = 18  # of a number that counts bytes or rows: 64 bits hold it
-
+MOST_BROKEN = 10_000  # elements of a list, after which it is none: to tell where each is costs time with its place
 BLANK = re.compile(r"[ \t\n\r]*")
-SCALAR = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s,\[\]{}"]+', re.DOTALL)
-BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+SCALAR = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[^\s,\[\]{}"]+', re.DOTALL)
+BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 Pairs = Callable[[list[tuple[str, Any]]], Any]
 
 
@@ -83,7 +83,7 @@ def json_elements(text: str, number: Callable[[str], Any] | None = None, pairs: 
         text: of the list.
         number, pairs: see `parse_json`.
     """
-    decoder, at = _decoder(pairs, number), _past_blanks(text, 0) + 1
+    decoder, at, broken = _decoder(pairs, number), _past_blanks(text, 0) + 1, 0
     while True:
         at = _past_blanks(text, at)
         if text[at : at + 1] == "]":
@@ -94,7 +94,8 @@ def json_elements(text: str, number: Callable[[str], Any] | None = None, pairs: 
         try:
             element, stop = _guarded(partial(decoder.raw_decode, text, at))
         except ParseError as error:
-            element, stop = error, _after(text, at)
+            broken += 1
+            element, stop = error, _after(text, at) if broken < MOST_BROKEN else None
         following = None if stop is None else _past_blanks(text, stop)
         if following is None or text[following : following + 1] not in (",", "]"):
             reason = element if isinstance(element, ParseError) else "no comma follows it"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +134,25 @@ def test_half_characters() -> None:
     assert half_character("whole é 🎥") is None
     assert half_character("a\ud83d") == "half a character, '\\ud83d'"
     assert half_character("caf\udce9") == "the byte 0xe9, which is not UTF-8"
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_list_is_what_json_says(tmp_path: Path, seed: int) -> None:
+    """However it is written, in lines or none."""
+    draw = random.Random(seed)
+
+    def value(depth: int) -> Any:
+        kind = draw.choice("ntsxdl" if depth else "ntsx")
+        if kind == "d":
+            return {draw.choice('ab["]{'): value(depth - 1) for _ in range(draw.randint(0, 3))}
+        if kind == "l":
+            return [value(depth - 1) for _ in range(draw.randint(0, 3))]
+        return {"n": draw.choice((0, -7, 1.5, 1e300)), "t": draw.choice((True, None)), "s": '],"{\\', "x": "é\n\u2028"}[
+            kind
+        ]
+
+    listed = [value(3) for _ in range(draw.randint(0, 9))]
+    text = json.dumps(listed, indent=draw.choice((None, 0, 2)), ensure_ascii=draw.random() < 0.5)
+    rows = list(json_rows(written(tmp_path, draw.choice(("", "\n ", "\ufeff")) + text + draw.choice(("", "\n\n")))))
+    assert [row for _, row in rows] == listed
+    assert [where for where, _ in rows] == [f"record {n + 1}" for n in range(len(listed))]

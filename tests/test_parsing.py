@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from parallel.parsing import DEEPEST, ParseError, parse_json, shorter, text_of, whole_number
+from parallel.parsing import DEEPEST, ParseError, json_elements, parse_json, shorter, text_of, whole_number
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,9 @@ def test_any_value_is_shown() -> None:
     assert shorter(deep) == "a list"
     assert shorter("\ud83d" * 500).endswith(" ...")
     assert len(shorter("x" * 10_000_000)) <= 120
+
+
+def test_a_list_of_broken_elements_ends() -> None:
+    *odd, last = json_elements("[" + ",".join(['{"a" 1}'] * 20_000) + "]")
+    assert len(odd) == 9_999
+    assert "neither it nor what follows it" in str(last)
