@@ -266,7 +266,7 @@ def test_text_encoder_packs_captions_and_cuts_none():
     ("change", "words"),
     [
         ({"dim": 100, "heads": 3}, "dim: 100, heads: 3"),
-        ({"dim": 12, "heads": 3}, "use dim: 18"),
+        ({"dim": 12, "heads": 3}, "model.heads=2 or model.dim=18"),
         ({"text": {"dim": 15, "heads": 2}}, r"text\.dim: 15, text\.heads: 2"),
         ({"patch": (1, 0, 2)}, "at least one latent cell"),
         ({"depht": 3}, "depht"),
@@ -307,8 +307,9 @@ def test_unknown_kind_names_the_nearest():
     assert "one of: video_dit" in str(caught.value)
     with pytest.raises(ValidationError, match="rectified_flow"):
         TypeAdapter(kinds.ObjectiveConfig).validate_python({"kind": "rectfied_flow"})
+    assert adapter.validate_python("video_dit") == VideoDiTConfig()
     with pytest.raises(ValidationError, match="a mapping with a kind"):
-        adapter.validate_python("video_dit")
+        adapter.validate_python(3)
     objective = kinds.build_flow(TypeAdapter(kinds.ObjectiveConfig).validate_python({}))
     assert objective.config == RectifiedFlowConfig()
     assert isinstance(kinds.build(SMALL, 3, 0, torch.float32), VideoDiT)
