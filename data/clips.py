@@ -31,7 +31,6 @@ from data.cuts import small_size
 from data.h264 import encode
 from data.previews import Strip
 from data.rates import Stretch
-from data.regular import open_regular
 from data.remux import remux
 from data.rgb import UPRIGHT, Frames
 from data.scores import Scorer, Scores
@@ -284,9 +283,7 @@ def _image_suffix(path: Path) -> str | None:
     if path.suffix.lower() in BARE_JPEGS:
         return None
     try:
-        with open_regular(path) as file:
-            suffix = image.suffix_of(file.read(image.MAGIC))
-        return None if suffix is None or image.is_animated(path) else suffix
+        return image.still_suffix(path)
     except OSError:
         return None  # the probe says why
 

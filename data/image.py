@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from data.containers import MOST_PIXELS
+from data.regular import open_regular
 from data.rgb import Frames
 from parallel.errors import InputError
 
@@ -38,6 +39,18 @@ def suffix_of(head: bytes) -> str | None:
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
     return "webp" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
+
+
+def still_suffix(path: Path) -> str | None:
+    """As `suffix_of`, of a file; None if it is an animation, too.
+
+    Raises:
+        OSError: it cannot be read, or is no file with bytes.
+    """
+    with open_regular(path) as file:
+        suffix = suffix_of(file.read(MAGIC))
+    animated = suffix is not None and suffix.upper() in ANIMATED and is_animated(path)
+    return None if animated else suffix
 
 
 def opened_image(source: IO[bytes] | Path) -> Image.Image:
@@ -80,7 +93,7 @@ def decode(data: bytes, size: tuple[int, int] | None = None) -> Frames:
     try:
         with opened_image(io.BytesIO(data)) as opened:
             if (frames := frames_in(opened)) > 1:
-                raise _bad(data, f"it is an animation of {frames} frames")
+                raise _bad(data, f"it is an animation of {frames} frames, which only `longreel prepare` reads")
             opened.load()
             picture = rgb(_upright(opened))
     except InputError:
@@ -140,8 +153,7 @@ def _hushed() -> Iterator[None]:
     """Without warnings of tags and of further pictures that are damaged: the picture is there."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a bound of our own is checked
-        for message in ("Image appears to be a malformed MPO file", "Corrupt EXIF data", "Invalid APNG"):
-            warnings.filterwarnings("ignore", message, UserWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         yield
 
 

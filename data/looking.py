@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from data import image, video
-from data.regular import open_regular
 from data.sampling import Sampling
 from data.stream import Stream
 from data.talk_writer import Names
@@ -53,9 +52,8 @@ class Looker:
         if self.clips is not None:
             return [self.clips.index.timeline(self.rows[clip]) for clip in self.names.clips(name, uid)]
         path = self.folder / name
-        with open_regular(path) as file:
-            if image.suffix_of(file.read(image.MAGIC)):
-                return [STILL]
+        if image.still_suffix(path):
+            return [STILL]
         told = video.probe(path)
         return [told.timeline().part(_first(told.frames, self.sampling), told.frames)]
 
@@ -68,9 +66,7 @@ def frames_of(path: Path, sampling: Sampling) -> Frames:
     """
     if not path.is_file():
         raise InputError("a video or an image is a file", f"{path}: no such file", "give its path")
-    with open_regular(path) as file:
-        head = file.read(image.MAGIC)
-    if image.suffix_of(head):
+    if image.still_suffix(path):
         found = image.decode(path.read_bytes())
         return _cropped(image.decode(path.read_bytes(), sampling.scaled(*found.shape[1:3])), sampling)
     told = video.probe(path)

@@ -8,8 +8,11 @@ from PIL import Image, ImageCms
 
 from data import gif, image, video
 from data.clips import CutOptions, cut_into_clips
+from data.looking import frames_of
+from data.sampling import Sampling
 from data.truncation import why_cut
 from parallel.errors import InputError
+from parallel.geometry import Geometry
 from tests.films import calm, stamped, stamps, write
 
 PICTURE = calm(1, 48, 64)[0]
@@ -244,3 +247,11 @@ def test_what_stands_behind_the_last_picture_of_a_gif_is_no_frame(tmp_path, behi
     found = video.probe(tmp_path / "a.gif")
     assert (found.frames, found.fps) == (12, 25)
     assert stamps(video.decode(tmp_path / "a.gif")) == list(range(12))
+
+
+def test_questions_about_an_animation_are_about_its_frames(tmp_path):
+    (tmp_path / "a.webp").write_bytes(animated("WEBP", [50] * 12, lossless=True))
+    (tmp_path / "b.webp").write_bytes(stored(PICTURE, "WEBP", lossless=True))
+    sampling = Sampling(Geometry(), frames=12)
+    assert stamps(frames_of(tmp_path / "a.webp", sampling)) == list(range(12))
+    assert len(frames_of(tmp_path / "b.webp", sampling)) == 1
