@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from launcher.console import visible
 from launcher.ray_token import START_HEAD, TOKEN_FILE, close_token, has_token, own_token
 from parallel.errors import InputError
 
@@ -63,7 +64,7 @@ def connect(address: str | None, cpus: int, object_bytes: int = OBJECT_BYTES) ->
     """
     os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
     if told := close_token(os.environ):
-        print(told, file=sys.stderr, flush=True)
+        print(visible(told), file=sys.stderr, flush=True)
     settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "namespace": "longreel"}
     if address is None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # "no cluster": listen on loopback only, as on macOS

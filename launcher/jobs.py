@@ -405,7 +405,7 @@ def knock(url: str) -> bool:
     """
     rule, remedy = (
         "a Ray head answers at --address",
-        f"--address http://HEAD:{DASHBOARD}, HEAD where its head runs",
+        f"--address http://HEAD:{DASHBOARD}, HEAD where its head runs, with its dashboard: pip install 'ray[default]'",
     )
     try:
         with urllib.request.urlopen(f"{url}/api/version", timeout=KNOCK_SECONDS) as answer:

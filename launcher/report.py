@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from launcher import charts
+from launcher import charts, commands
 from launcher.charts import Curve, Mark, Numbers, chart
 from launcher.console import visible
 from launcher.folder import RunFolder, write_whole
@@ -94,7 +94,7 @@ def read_run(root: Path) -> Run:
     folder = RunFolder(root)
     for path, remedy in (
         (folder.config, "give the `out` folder of a run"),
-        (folder.metrics, "train at least one step: longreel train RUN.yaml"),
+        (folder.metrics, commands.train(root)),
     ):
         if not path.is_file():
             raise InputError(f"a run folder holds {path.name}", f"{root} does not", remedy)

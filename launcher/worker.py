@@ -5,6 +5,7 @@ It takes a file and no flags, because torchrun takes abbreviated flags for its o
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -13,13 +14,14 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from launcher.causes import cause_of, last_line
 from launcher.children import pulse_of
+from launcher.commands import filled
 from launcher.config import RunConfig, load, to_yaml
 from launcher.console import visible
-from launcher.folder import RunFolder, make_run_folder, write_whole
+from launcher.folder import RunFolder, events_of, make_run_folder, write_whole
 from launcher.ranks import End, is_echo, run_reporting
 from launcher.train import DONE, FAILED, REFUSED, STOPPED, absolute
 from parallel.errors import InputError
@@ -100,8 +102,8 @@ def main(arguments: list[str]) -> int:
 
     def finish(end: End) -> None:
         if end.message:
-            print(visible(f"error: {end.message}" if end.refusal else end.message), file=sys.stderr)
-            tell(config, end)
+            if said := tell(config, end):
+                print(visible(said), file=sys.stderr)
         elif place["rank"] == 0:
             RunFolder(config.out).record("stop" if end.how == "stopped" else "done", step=end.step)
             print(visible(f"{config.out}: {end.how} at step {end.step}"))
@@ -119,16 +121,38 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def tell(config: RunConfig, end: End) -> None:
-    """Record why this rank failed, for `longreel why`; one that only lost its peers has nothing to tell."""
+def tell(config: RunConfig, end: End) -> str:
+    """Record why this rank failed, for `longreel why`; gives what to print.
+
+    Nobody sees these ranks through, so they share the record: the first that fails in some way tells it, the others of
+    this start that fail in the same way, or only lost their peers, have nothing to add. A traceback is shown of what
+    nobody foresaw.
+    """
     if is_echo(end):
-        return
-    cause = cause_of(end, config=config)
-    RunFolder(config.out).record(
-        "failure", rank=end.rank, host=socket.gethostname(), pid=os.getpid(), how=end.how, cause=cause.kind,
-        step=end.step, phase=end.phase, reason=last_line(end), words=cause.words, remedy=cause.remedy,
-        trace=end.message,
-    )  # fmt: skip
+        return ""
+    folder, cause, reason = RunFolder(config.out), cause_of(end, config=config), last_line(end)
+    with open(folder.events, "ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        told: list[Any] = []
+        for event in events_of(folder):
+            if event["event"] == "start":
+                told = []
+            elif event["event"] == "failure":
+                told.append(event.get("reason"))
+        if reason in told:
+            return ""
+        folder.record(
+            "failure", rank=end.rank, host=socket.gethostname(), pid=os.getpid(), how=end.how, cause=cause.kind,
+            step=end.step, phase=end.phase, reason=reason, words=cause.words, remedy=cause.remedy,
+            commands=cause.commands, trace=end.message,
+        )  # fmt: skip
+    if end.refusal is not None:
+        rule, value, remedy = end.refusal
+        return f"error: {InputError(rule, value, filled(remedy, config))}"
+    if cause.kind == "exception":
+        return end.message
+    typed = "".join(f"\n          {command}" for command in cause.commands)
+    return f"rank {end.rank} {cause.words}\n  remedy: {cause.remedy}{typed}"
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import io
+from pathlib import Path
 
 import pytest
 from rich.table import Table
 from rich.text import Text
 
+import launcher
 from launcher.console import Console, in_a_line, visible
 
 HOSTILE = {  # Rich itself takes \a, \b, \v, \f and \r out of what it is given
@@ -61,3 +64,20 @@ def test_a_path_that_is_no_markup_is_printed_as_it_is(path: str) -> None:
     file = io.StringIO()
     Console(file=file, width=80).print(path)
     assert file.getvalue() == f"{path}\n"
+
+
+OURS = ("finding.py", "settings_page.py")  # print what no other hand wrote
+WHOLE = ("json.dumps(", "as_json(", "visible(")
+
+
+def test_no_command_prints_past_it() -> None:
+    """Rich's own console stands in annotations alone, and what is printed without one is made visible or JSON."""
+    for file in Path(launcher.__file__).parent.rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(file.read_text())))
+        imports = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module == "rich.console"]
+        of_rich = any(name.name == "Console" for node in imports for name in node.names)
+        calls = [(n.func.id, n.args) for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+        assert not (of_rich and "Console" in dict(calls)), f"{file.name} makes a console of Rich"
+        printed = [ast.unparse(args[0]) for name, args in calls if name == "print" and args]
+        past = [said for said in printed if not said.startswith(WHOLE)]
+        assert not past or file.name in OURS, (file.name, past)
