@@ -21,7 +21,7 @@ STEP = 2  # of the checkpoint: in the first segment of data, before its end
 LAYERS = [{"kind": "frame_window", "before": 1, "after": 1, "sinks": 1}, {"kind": "full"}]
 FAULTS = [{"kind": "slow", "rank": 0, "step": 5, "phase": "forward", "seconds": 1.0}]
 SEGMENTS: list[dict[str, Any]] = [
-    {"until": 4, "mesh": {"replica": 1}, "frames": 7},
+    {"until": 4, "frames": 7},
     {"frames": 8, "pack_tokens": 700, "size": [32, 32], "stride": 1, "window": 8, "caption": "short"},
 ]
 TOWER = {**talks.VISION, "hidden_size": 24, "num_attention_heads": 2}
@@ -140,7 +140,8 @@ def base(key: Key, out: Path, clips: Path, spoken: Path) -> dict[str, Any]:
         changes |= {"faults": FAULTS, "mesh": {"ring": 2}}
     settings = config(out, clips, steps=6, **changes).model_dump(mode="json")
     if name.startswith("data.segments"):
-        settings["data"]["segments"] = deepcopy(SEGMENTS[:1] + ([{"frames": 4}] if speaks else SEGMENTS[1:]))
+        first = {**SEGMENTS[0], **({"mesh": {"replica": 1}} if ".mesh." in name else {})}
+        settings["data"]["segments"] = deepcopy([first, *([{"frames": 4}] if speaks else SEGMENTS[1:])])
     check(settings)
     return settings
 

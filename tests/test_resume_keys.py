@@ -31,8 +31,8 @@ NOT_IN_SEGMENTS = ("data.packs_per_step", "data.segments.*.until")
 Outcome = Literal["invalid", "refused", "told", "silent"]
 ALLOWED: dict[Effect, set[Outcome]] = {  # by what a key declares; any may be no valid run by itself
     Effect.STATE: {"refused"},
-    Effect.CONTENT: {"refused", "silent"},  # in these cases nothing lies there; tests/test_outside.py has others
-    Effect.DATA: {"refused", "silent"},
+    Effect.CONTENT: {"refused", "told"},  # here nothing lies there; tests/test_outside.py has other cases
+    Effect.DATA: {"refused", "told", "silent"},  # told of a segment that has not begun
     Effect.NUMBERS: {"told"},
     Effect.UPDATE: {"told"},
     Effect.RATE: {"told", "silent"},
@@ -76,7 +76,9 @@ def test_a_key_that_changes_alone(case: Case) -> None:
         assert "out=FOLDER" in said
         follows(case, said, before)
         return
-    if outcome == "told":
+    if outcome == "told" and case.key.startswith("data.segments.1."):
+        assert said == f"data.segments: what comes after step {STEP + 1} was changed"
+    elif outcome == "told" and not case.key.startswith("data.segments"):
         assert case.key in said
         assert f"became {case.value}" in said
     accuses_nobody(case, before, now, outcome)
@@ -111,7 +113,7 @@ def accuses_nobody(case: Case, before: RunConfig, now: RunConfig, outcome: Outco
         Effect.RATE: {"update"},
         Effect.ROUNDING: {"rounding"},
     }.get(case.of.effect, set())  # type: ignore[arg-type]
-    if outcome == "told" and case.of.effect not in (Effect.MEMORY, Effect.RATE):
+    if outcome == "told" and case.of.effect not in (Effect.MEMORY, Effect.RATE, Effect.DATA, Effect.CONTENT):
         assert differ
     verdict = compared(old, new, other="numbers" in differ or "rounding" in differ)
     assert verdict.difference is None
@@ -144,6 +146,15 @@ def test_a_jump_of_the_rate_is_told_with_both_values() -> None:
     assert rates == pytest.approx([1e-4, 1e-3 * (0.1 + 0.9 * 0.5)])
     (said,) = told(before.model_dump(mode="json"), now.model_dump(mode="json"), 5)
     assert said == "steps: 6 became 9, so the learning rate of step 6 is 0.00055 instead of 0.0001"
+
+
+def test_a_new_segment_is_told_by_what_it_shows() -> None:
+    case = next(case for case in CASES if case.key == "data.frames")
+    before = check(case.before).model_dump(mode="json")
+    now = check(keys.placed(case.before, "data.segments", [{"until": 5}, {"frames": 4}])).model_dump(mode="json")
+    assert told(before, now, 5) == ["data.frames: 7 became 4 from step 6 on"]
+    assert told(now, now, 5) == told(now, now, 6) == []
+    assert told(before, now, 3) == ["data.segments: what comes after step 4 was changed"]
 
 
 def test_most_keys_are_tried_with_a_valid_value() -> None:

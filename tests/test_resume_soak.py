@@ -31,6 +31,8 @@ pytestmark = pytest.mark.slow
 LEFT_OUT = {
     "out": "it is the folder that is copied",
     "faults": "faults disturb on purpose",
+    "data.segments.0.mesh": "another mesh is for the supervisor to start",
+    "data.segments.1.mesh": "another mesh is for the supervisor to start",
     "objective.token": "masked codes need a dataset of codes",
     "objective.share": "masked codes need a dataset of codes",
 }

@@ -14,6 +14,7 @@ All of it is a function of the settings of the checkpoint, those of now, and the
 from __future__ import annotations
 
 import shlex
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,7 +176,26 @@ def told(before: Mapping[str, Any], now: Mapping[str, Any], step: int) -> list[s
     old, new = _rate(before, step), _rate(now, step)
     if old != new and [found[number].key for number in of_rate] != ["optimizer.learning_rate"]:
         said[of_rate[-1]] += f", so the learning rate of step {step + 1} is {new:.6g} instead of {old:.6g}"
-    return said
+    return [*said, *_to_come(*(DataConfig.model_validate(settings["data"]) for settings in (before, now)), step)]
+
+
+def _to_come(before: DataConfig, now: DataConfig, step: int) -> Iterator[str]:
+    """What of the data will be other than it was to be, in segments that have not begun."""
+    was, has = (
+        (data.merged()[at].model_dump(mode="json") | {"begins": data.starts[at]}, data.starts[at] < step)
+        for data in (before, now)
+        for at in [bisect_right(data.starts, step) - 1]
+    )
+    if not has[1]:  # else it has begun, and is as it was
+        for key in (*KEPT, "dataset"):
+            if was[0][key] != has[0][key]:
+                yield f"data.{key}: {was[0][key]} became {has[0][key]} from step {step + 1} on"
+    later = [
+        [{**s.model_dump(mode="json"), "begins": at} for at, s in zip(d.starts, d.merged(), strict=True) if at > step]
+        for d in (before, now)
+    ]
+    if later[0] != later[1]:
+        yield f"data.segments: what comes after step {step + 1} was changed"
 
 
 def _optimizer(settings: Mapping[str, Any]) -> OptimizerConfig:
