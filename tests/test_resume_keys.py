@@ -154,6 +154,7 @@ def test_a_new_segment_is_told_by_what_it_shows() -> None:
     now = check(keys.placed(case.before, "data.segments", [{"until": 5}, {"frames": 4}])).model_dump(mode="json")
     assert told(before, now, 5) == ["data.frames: 7 became 4 from step 6 on"]
     assert told(now, now, 5) == told(now, now, 6) == []
+    assert told(now, keys.placed(now, "data.workers", 3), 3) == []
     assert told(before, now, 3) == ["data.segments: what comes after step 4 was changed"]
 
 

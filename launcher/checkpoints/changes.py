@@ -176,26 +176,32 @@ def told(before: Mapping[str, Any], now: Mapping[str, Any], step: int) -> list[s
     old, new = _rate(before, step), _rate(now, step)
     if old != new and [found[number].key for number in of_rate] != ["optimizer.learning_rate"]:
         said[of_rate[-1]] += f", so the learning rate of step {step + 1} is {new:.6g} instead of {old:.6g}"
-    return [*said, *_to_come(*(DataConfig.model_validate(settings["data"]) for settings in (before, now)), step)]
+    old_data, new_data = (DataConfig.model_validate(settings["data"]) for settings in (before, now))
+    return [*said, *_to_come(old_data, new_data, step)]
 
 
 def _to_come(before: DataConfig, now: DataConfig, step: int) -> Iterator[str]:
     """What of the data will be other than it was to be, in segments that have not begun."""
-    was, has = (
-        (data.merged()[at].model_dump(mode="json") | {"begins": data.starts[at]}, data.starts[at] < step)
-        for data in (before, now)
-        for at in [bisect_right(data.starts, step) - 1]
-    )
-    if not has[1]:  # else it has begun, and is as it was
-        for key in (*KEPT, "dataset"):
-            if was[0][key] != has[0][key]:
-                yield f"data.{key}: {was[0][key]} became {has[0][key]} from step {step + 1} on"
-    later = [
-        [{**s.model_dump(mode="json"), "begins": at} for at, s in zip(d.starts, d.merged(), strict=True) if at > step]
-        for d in (before, now)
-    ]
-    if later[0] != later[1]:
+    at = bisect_right(now.starts, step) - 1
+    if now.starts[at] >= step:  # else it has begun, and is as it was
+        was, has = _shown(before.merged()[bisect_right(before.starts, step) - 1]), _shown(now.merged()[at])
+        for key in was:
+            if was[key] != has[key]:
+                yield f"data.{key}: {was[key]} became {has[key]} from step {step + 1} on"
+    if _after(before, step) != _after(now, step):
         yield f"data.segments: what comes after step {step + 1} was changed"
+
+
+def _after(data: DataConfig, step: int) -> list[Any]:
+    """Later segments than that of the next step: where each begins, and what it shows."""
+    both = zip(data.starts, data.merged(), strict=True)
+    return [(start, _shown(merged)) for start, merged in both if start > step]
+
+
+def _shown(data: DataConfig) -> dict[str, Any]:
+    """What decides the samples of a segment."""
+    settings = data.model_dump(mode="json")
+    return {key: settings[key] for key in (*KEPT, "dataset")}
 
 
 def _optimizer(settings: Mapping[str, Any]) -> OptimizerConfig:
