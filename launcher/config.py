@@ -48,6 +48,7 @@ EXAMPLES = {  # of keys without a default that shows their kind
 }
 
 
+MOST_TOLD = 4  # keys of a section that is none
 OF_A_KIND = ("model", "objective", "codec")  # sections whose kind alone may stand for them
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -588,8 +589,32 @@ def _refuse_unknown(settings: Mapping[str, Any], lines: Mapping[str, str]) -> No
         if any(key.startswith(k + ".") and k in known and not any(o.startswith(k + ".") for o in known) for k in known):
             continue  # below a plain value: pydantic says what is wrong with the type
         found, is_word = f"{shorter(key)[1:-1]} ({_where(key, lines)})", len(key) <= LONGEST_NAME
-        remedy = _meant(key, known) if is_word else "see docs/ for the keys of a run"
+        inner = _value(settings, key)
+        told = _meant_section(key, inner, known) if is_word and isinstance(inner, Mapping) else None
+        remedy = told or (_meant(key, known) if is_word else "see docs/ for the keys of a run")
         raise InputError("every key of a run is known", found, remedy)
+
+
+def _value(settings: Mapping[str, Any], key: str) -> Any:
+    """What stands under a dotted key; None if that is no key of mappings of words."""
+    here: Any = settings
+    for name in key.split("."):
+        here = here.get(name) if isinstance(here, Mapping) else None
+    return here
+
+
+def _meant_section(key: str, inner: Mapping[str, Any], known: Sequence[str]) -> str | None:
+    """Of an unknown section: the one that is spelled alike, or what its keys are here; None if none of them is known."""
+    sections = list(dict.fromkeys(one.rpartition(".")[0] for one in known if "." in one))
+    near = difflib.get_close_matches(key, sections, n=1, cutoff=0.7)
+    if near:
+        return f"did you mean {near[0]}?"
+    meanings = {str(name): meaning_of(str(name)) for name in inner if len(str(name)) <= LONGEST_NAME}
+    lasts = {one.rpartition(".")[2]: one for one in reversed(known)}
+    found = [
+        f"{name} is {meaning or lasts.get(name)}" for name, meaning in meanings.items() if meaning or name in lasts
+    ]
+    return f"there is no such section; {'; '.join(found[:MOST_TOLD])}" if found else None
 
 
 def _meant(key: str, known: Sequence[str]) -> str:

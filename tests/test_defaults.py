@@ -159,6 +159,27 @@ def test_an_unknown_key_names_what_it_is_here(tmp_path: Path, key: str, remedy: 
     assert remedy in told.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("section", "remedy"),
+    [
+        (
+            {"training": {"lr": 1e-4, "batch_size": 8}},
+            "lr is optimizer.learning_rate; batch_size is data.packs_per_step",
+        ),
+        ({"trainer": {"max_epochs": 3, "learning_rate": 1}}, "max_epochs is steps: a run counts steps"),
+        ({"optimiser": {"lr": 1e-4}}, "did you mean optimizer?"),
+        ({"train": {"steps": 3}}, "steps is steps"),
+        ({"foo": {"bar": 3}}, "leave it out; there are out"),
+        ({"foo": {}}, "leave it out; there are out"),
+        ({"foo": {1: 2}}, "leave it out; there are out"),
+    ],
+)
+def test_an_unknown_section_says_what_its_keys_are_here(tmp_path: Path, section: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(InputError) as told:
+        load(written(tmp_path, **section))
+    assert remedy in told.value.remedy
+
+
 def test_names_from_elsewhere_lead_to_keys_that_are_there() -> None:
     known = known_keys()
     assert {key for meaning in ALIASES.values() for key in meaning.keys} <= set(known)
