@@ -118,25 +118,25 @@ def conversation_of(record: Mapping[str, Any], where: str = "", ignored: Collect
         InputError: of no known form; places and files of visuals do not match; a key that nobody reads may matter;
             nobody answers.
     """
-    fields = Fields(record, where)
+    fields = Fields(record, where, ignored=ignored)
     uid = str(next((record[key] for key in ("id", "uid") if key in record), where))
     where = where or uid
     fields.where = where
-    reader = next((read for keys, read in READERS if all(_has(record, key) for key in keys)), None)
+    reader = next((read for keys, read in READERS if all(_has(fields.value, key) for key in keys)), None)
     if reader is None:
         rule = "a conversation has conversations or messages (lists), a stream, or a text that is not empty"
         raise wrong(rule, where, f"keys: {', '.join(map(str, record))[:200]}")
     try:
-        turns = reader(fields, ignored)
+        turns = reader(fields)
     except InputError as error:  # annotations know the id of their record alone
         found = error.value if error.value.startswith(where) else f"{where}: {error.value}"
         raise InputError(error.rule, found, error.remedy) from None
     if not any(turn.role == "assistant" and any(turn.parts) for turn in turns):
         raise wrong("somebody answers in a conversation", where, f"{len(turns)} turns, none of the assistant")
     made = Conversation(uid, turns)
-    fields.refuse_rest(ignored=ignored)
+    fields.refuse_rest()
     if not made.visuals:
-        fields.refuse_hidden_media(ignored)
+        fields.refuse_hidden_media()
     return made
 
 
@@ -152,12 +152,12 @@ def _has(record: Mapping[str, Any], key: str) -> bool:
 LISTS = (list, tuple)
 
 
-def _watched(fields: Fields, ignored: Collection[str]) -> tuple[Turn, ...]:
+def _watched(fields: Fields) -> tuple[Turn, ...]:
     """A stream: stretches of the video, and what is said at the end of each (`data.annotations`)."""
     record, turns = dict(fields.value), list[Turn]()
-    if ignored and isinstance(record.get("stream"), LISTS):
+    if fields.ignored and isinstance(record.get("stream"), LISTS):
         record["stream"] = [
-            {key: value for key, value in one.items() if key not in ignored} if isinstance(one, Mapping) else one
+            {key: value for key, value in one.items() if key not in fields.ignored} if isinstance(one, Mapping) else one
             for one in record["stream"]
         ]
     query = query_of(record, fields.where)
@@ -172,33 +172,33 @@ def _watched(fields: Fields, ignored: Collection[str]) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _words_alone(fields: Fields, ignored: Collection[str]) -> tuple[Turn, ...]:
+def _words_alone(fields: Fields) -> tuple[Turn, ...]:
     return _placed(fields, [("assistant", _pieces(fields.get("text")))])
 
 
-def _llava(fields: Fields, ignored: Collection[str]) -> tuple[Turn, ...]:
+def _llava(fields: Fields) -> tuple[Turn, ...]:
     turns = []
     for number, value in enumerate(fields.get("conversations"), 1):
-        said = Fields(value, fields.where, f"turn {number}")
+        said = fields.inside(value, f"turn {number}")
         role, text = _role(said.get("from", "role"), fields.where), said.get("value", "content")
         if not isinstance(text, str):
             raise wrong("a turn says something", fields.where, f"value: {shorter(text)}")
-        said.refuse_rest(NAMES, ignored)
+        said.refuse_rest(NAMES)
         turns.append((role, _pieces(text)))
     return _placed(fields, turns)
 
 
-def _pairs(fields: Fields, ignored: Collection[str]) -> tuple[Turn, ...]:
+def _pairs(fields: Fields) -> tuple[Turn, ...]:
     """ShareGPT as ms-swift has it: a question and its answer in one object."""
     turns: list[tuple[Role, list[Part]]] = []
     for number, value in enumerate(fields.get("conversation"), 1):
-        said = Fields(value, fields.where, f"turn {number}")
+        said = fields.inside(value, f"turn {number}")
         turns += _asked(said.get("human", "user"), said.get("assistant", "gpt"), fields.where)
-        said.refuse_rest(NAMES, ignored)
+        said.refuse_rest(NAMES)
     return _placed(fields, turns)
 
 
-def _instruction(fields: Fields, ignored: Collection[str]) -> tuple[Turn, ...]:
+def _instruction(fields: Fields) -> tuple[Turn, ...]:
     """Alpaca: what is asked, with or without an input to it, and the answer; turns before it in `history`."""
     asked = [text for text in (fields.get("instruction"), fields.get("input")) if text not in (None, "")]
     if not all(isinstance(text, str) for text in asked):
@@ -206,7 +206,7 @@ def _instruction(fields: Fields, ignored: Collection[str]) -> tuple[Turn, ...]:
     return _placed(fields, [*_history(fields), *_asked("\n".join(asked), fields.get("output"), fields.where)])
 
 
-def _query(fields: Fields, ignored: Collection[str]) -> tuple[Turn, ...]:
+def _query(fields: Fields) -> tuple[Turn, ...]:
     """ms-swift: a query and a response; turns before it in `history`."""
     return _placed(fields, [*_history(fields), *_asked(fields.get("query"), fields.get("response"), fields.where)])
 
@@ -226,10 +226,10 @@ def _asked(question: Any, answer: Any, where: str) -> list[tuple[Role, list[Part
     return [*asked, ("assistant", _pieces(answer or ""))]
 
 
-def _messages(fields: Fields, ignored: Collection[str]) -> tuple[Turn, ...]:
+def _messages(fields: Fields) -> tuple[Turn, ...]:
     turns = []
     for number, value in enumerate(fields.get("messages"), 1):
-        message = Fields(value, fields.where, f"message {number}")
+        message = fields.inside(value, f"message {number}")
         content = message.get("content", "value")
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
@@ -238,21 +238,21 @@ def _messages(fields: Fields, ignored: Collection[str]) -> tuple[Turn, ...]:
         parts = [
             piece
             for at, part in enumerate(content, 1)
-            for piece in _part(Fields(part, fields.where, f"part {at} of message {number}"), ignored)
+            for piece in _part(fields.inside(part, f"part {at} of message {number}"))
         ]
         turns.append((_role(message.get("role", "from"), fields.where), parts))
-        message.refuse_rest(NAMES, ignored)
+        message.refuse_rest(NAMES)
     return _placed(fields, turns)
 
 
-def _part(part: Fields, ignored: Collection[str]) -> list[Part]:
+def _part(part: Fields) -> list[Part]:
     """Words, with places in them; or a visual, with its file and its moment, or of the record's own list."""
     kinds = [kind for kind in ("text", "video", "image") if part.has(kind)]
     kind = part.get("type") or (kinds[0] if len(kinds) == 1 else None)
     kind = {"input_text": "text", "output_text": "text", "input_image": "image_url"}.get(str(kind), kind)
     if kind == "text" and isinstance(part.value.get("text"), str):
         found = _pieces(part.get("text"))
-        part.refuse_rest((), ignored)
+        part.refuse_rest(())
         return found
     if kind not in ("video", "image", "video_url", "image_url"):
         rule = "a part is a text, a video or an image, with its words or file"
@@ -260,11 +260,11 @@ def _part(part: Fields, ignored: Collection[str]) -> list[Part]:
     shown: Kind = "video" if kind.startswith("video") else "image"
     file = part.get(shown, f"{shown}_url", "url", "path")
     if isinstance(file, Mapping):
-        inner = Fields(file, part.where, part.what)
+        inner = part.inside(file, part.what)
         file = inner.get("url", "path")
-        inner.refuse_rest((), ignored)
+        inner.refuse_rest(())
     begin, end = _moment(part)
-    part.refuse_rest((), ignored)
+    part.refuse_rest(())
     if file is None and begin is None and end is None:
         return [_Place(shown)]
     return [Visual(shown, _name(file, shown, part.where), begin, end)]

@@ -63,17 +63,18 @@ class Fields:
     """The keys of one object of a record.
 
     Attributes:
-        value: the object.
+        value: the object, without the keys that are ignored.
+        ignored: keys that are passed over, whatever they say.
         where: the record stands, for messages.
         what: the object is, such as "turn 3".
     """
 
-    def __init__(self, value: Any, where: str, what: str = RECORD) -> None:
+    def __init__(self, value: Any, where: str, what: str = RECORD, ignored: Collection[str] = ()) -> None:
         """Raise InputError if `value` is no object."""
         if not isinstance(value, Mapping):
             raise wrong("records, turns and parts are objects", where, shorter(value))
-        self.value: Mapping[str, Any] = value
-        self.where, self.what = where, what
+        self.value = {key: one for key, one in value.items() if key not in ignored} if ignored else value
+        self.ignored, self.where, self.what = ignored, where, what
         self._read: set[str] = set()
 
     def has(self, *keys: str) -> bool:
@@ -92,26 +93,29 @@ class Fields:
             raise wrong("a record says one thing once", self.where, f"{' and '.join(said)} in {self.what}")
         return self.value.get(next((key for key in (*said, *keys) if key in self.value), keys[0]))
 
-    def left(self, harmless: Collection[str] = HARMLESS, ignored: Collection[str] = ()) -> list[str]:
+    def inside(self, value: Any, what: str) -> Fields:
+        """The keys of an object within this one."""
+        return Fields(value, self.where, what, self.ignored)
+
+    def left(self, harmless: Collection[str] = HARMLESS) -> list[str]:
         """Keys that nobody has read and that may say something; see `refuse_rest`."""
         return [
             key
             for key, value in self.value.items()
-            if not (key in self._read or key in harmless or key in ignored or says_nothing(value))
+            if not (key in self._read or key in harmless or says_nothing(value))
             and not (self.what != RECORD and key in NEUTRAL and NEUTRAL[key] == value)
         ]
 
-    def refuse_rest(self, harmless: Collection[str] = HARMLESS, ignored: Collection[str] = ()) -> None:
+    def refuse_rest(self, harmless: Collection[str] = HARMLESS) -> None:
         """What nobody read must be known to say nothing.
 
         Args:
             harmless: keys that may be left.
-            ignored: keys that the person has named.
 
         Raises:
             InputError: names the first other key, with its value and what can be done.
         """
-        for key in self.left(harmless, ignored):
+        for key in self.left(harmless):
             value = self.value[key]
             why = f"{REMEDIES[key]}; " if key in REMEDIES else ""
             raise InputError(
@@ -120,14 +124,14 @@ class Fields:
                 f"{why}take it out, or --ignore {key} to say that nothing is lost without it; forms: {DOCS}",
             )
 
-    def refuse_hidden_media(self, ignored: Collection[str] = ()) -> None:
-        """A record that shows nothing names no video or image anywhere.
+    def refuse_hidden_media(self, besides: Collection[str] = ()) -> None:
+        """A record that shows nothing names no video or image anywhere, besides some keys.
 
         Raises:
             InputError: one of the keys that nobody read does.
         """
         for key, value in self.value.items():
-            if key in self._read or key in ignored:
+            if key in self._read or key in besides:
                 continue
             found = _media_in(value)
             if found is not None:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.conversations import Conversation, Kind, Turn, Visual, conversation_of
-from data.fields import Fields
+from data.fields import HARMLESS, Fields
 from data.index import Index
 from data.looking import Looker
 from data.stream import Stream
@@ -117,15 +117,15 @@ def question_of(record: Mapping[str, Any], where: str, ignored: Collection[str] 
             answer = choices[answer]
         if not isinstance(answer, str):
             raise InputError(rule, f"{where}: answer: {answer!r}", remedy)
-        fields = Fields(record, where)
+        fields = Fields(record, where, ignored=ignored)
         parts: list[str | Visual] = [
             Visual(what, name) for what in KINDS for name in _several({what: fields.get(what, f"{what}s")}, what, where)
         ]
         turns = (Turn("user", (*parts, str(record["question"]))), Turn("assistant", (answer,)))
         conversation = Conversation(uid, turns)
-        fields.refuse_rest(ignored=(*OWN, *ignored))
+        fields.refuse_rest({*HARMLESS, *OWN})
         if not parts:
-            fields.refuse_hidden_media((*OWN, *ignored))
+            fields.refuse_hidden_media(OWN)
     else:
         conversation = conversation_of(record, where, (*OWN, *ignored))
     if conversation.turns[-1].role != "assistant":

@@ -266,6 +266,7 @@ def test_what_would_be_lost_is_refused(name: str) -> None:
         (part({"type": "video", "video": "a.mp4", "fps": 2.0}), "fps"),
         ({"messages": SAY, "videos": ["a.mp4"], "rejected_response": "No."}, "rejected_response"),
         ({"messages": [SAY[0], {**SAY[1], "name": "x"}], "videos": ["a.mp4"]}, "name"),
+        ({"messages": SAY, "videos": ["a.mp4"], "metadata": {"fps": 2}, "clip": "x"}, "clip"),
     ],
 )
 def test_the_remedy_works(record: dict[str, Any], key: str) -> None:
@@ -273,3 +274,11 @@ def test_the_remedy_works(record: dict[str, Any], key: str) -> None:
         conversation_of(record)
     assert f"--ignore {key} " in error.value.remedy
     assert conversation_of(record, ignored=[key]).turns == tuple(Turn(r, p) for r, p in PLAIN)  # type: ignore[arg-type]
+
+
+def test_any_key_can_be_passed_over() -> None:
+    """One that is read, too."""
+    record = {"messages": SAY, "videos": ["a.mp4"], "start": "00:01", "images": ["i.png"]}
+    with pytest.raises(InputError, match="start: '00:01'"):
+        conversation_of(record)
+    assert conversation_of(record, ignored=["start", "images"]).visuals == (A,)
