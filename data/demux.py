@@ -229,6 +229,8 @@ def frames_of(packets: Iterable[Any], name: str, decoder: Any = None) -> Iterato
     """
     aspect: Fraction | None = None
     for packet in packets:
+        if not packet.size and packet.dts is not None:
+            continue  # the picture before it, once more; a decoder would take it for the end
         for frame in packet.decode() if decoder is None else decoder.decode(packet if packet.size else None):
             yield whole(frame, name)
             aspect = aspect or _aspect(packet)

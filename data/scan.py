@@ -4,7 +4,7 @@
     time stamps do not tell     rows are decode output in order: the stream is decoded once, and packets are numbered
 
 A packet need not be a frame: it may belong to an edit that is not shown, be half of an interlaced picture, or say
-"as before". And time stamps need not be the file's: AVI and raw streams have none, and FFmpeg makes them up in the
+"as before", with some bytes or none. And time stamps need not be the file's: AVI and raw streams have none, and FFmpeg makes them up in the
 order of decoding, which is not that of B-frames.
 
 Files put end to end (`cat a.ts b.ts`) are one stream whose counters and time stamps begin again: where decoding time
@@ -136,13 +136,13 @@ def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) 
     references = References(extradata) if codec == "h264" else None
     has_picture, may_have_alpha = HAVE_PICTURES.get(codec), codec in WITH_ALPHA
     for number, packet in enumerate(packets):
-        if not packet.size:
+        if not packet.size and packet.dts is None:
             break  # the flush at the end
         if packet.is_corrupt:
             suspects.append(number)
-        if packet.is_keyframe:
+        if packet.is_keyframe and packet.size:
             headers.keys.append((number, codec != "h264" or is_restart(bytes(packet), extradata)))
-        if references is not None:
+        if references is not None and packet.size:
             gap = references.missing_before(memoryview(packet), packet.is_keyframe)
             if gap is not None and headers.keys:
                 what = f"frames that others refer to are missing before packet {number}: number {gap[0]} after {gap[1]}"
@@ -150,10 +150,12 @@ def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) 
         headers.pts.append(packet.pts)
         headers.dts.append(packet.dts)
         headers.durations.append(packet.duration or 0)
-        headers.shown.append(not packet.is_discard and (has_picture is None or has_picture(memoryview(packet))))
+        headers.shown.append(
+            packet.size > 0 and not packet.is_discard and (has_picture is None or has_picture(memoryview(packet)))
+        )
         if codec == "hevc" and not number:
             headers.alpha_layer = has_alpha_layer(extradata, bytes(packet))
-        if may_have_alpha and not headers.alpha:
+        if may_have_alpha and packet.size and not headers.alpha:
             headers.alpha = _has_alpha(packet)
     begun = {n - before for n, clean in headers.keys if clean for before in JOIN}
     damaged = next((n for n in suspects if n not in begun), None)

@@ -109,6 +109,26 @@ def test_an_edit_list_tells_which_frames_are_shown(tmp_path, phone, entries, sho
     assert frames_shown(tmp_path / "a.mp4") == shown
 
 
+@pytest.mark.parametrize("gone", [[5, 6, 20], [31], [0, 9]])
+def test_samples_without_bytes_show_a_frame_once_more(tmp_path, gone):
+    """QuickTime's way to repeat a frame; a decoder takes a packet without bytes for the end of the film."""
+    path = write(tmp_path / "a.mov", stamped(FRAMES), "mjpeg", "yuvj420p", rate=RATE)
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    sizes, mdat = data.index(b"stsz") + 16, data.index(b"mdat") - 4
+    length = int.from_bytes(data[mdat : mdat + 4]) - sum(places[n][1] for n in gone)
+    for number in gone:
+        data[sizes + 4 * number : sizes + 4 * number + 4] = bytes(4)
+    data[mdat : mdat + 4] = length.to_bytes(4)
+    for at, size in (places[number] for number in sorted(gone, reverse=True)):  # all lie in one chunk
+        del data[at : at + size]
+    path.write_bytes(data)
+    left = [n for n in range(FRAMES) if n not in gone]
+    assert stamps(video.decode(path)) == left
+    assert sorted(set(frames_shown(path))) == left
+
+
 def test_packed_frames_and_frames_that_are_not_coded(tmp_path):
     """DivX puts a B-frame into the entry of the frame that it needs, and an entry that says "as before" behind it."""
     path = write(tmp_path / "a.avi", stamped(33), "mpeg4", options={"bf": "1", "g": "300"}, rate=RATE, bit_rate=800_000)
