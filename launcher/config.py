@@ -604,7 +604,7 @@ def _value(settings: Mapping[str, Any], key: str) -> Any:
 
 
 def _meant_section(key: str, inner: Mapping[str, Any], known: Sequence[str]) -> str | None:
-    """Of an unknown section: the one that is spelled alike, or what its keys are here; None if none of them is known."""
+    """Of an unknown section: the one that is spelled alike, or what its keys are here; None if nobody knows."""
     sections = list(dict.fromkeys(one.rpartition(".")[0] for one in known if "." in one))
     near = difflib.get_close_matches(key, sections, n=1, cutoff=0.7)
     if near:

@@ -162,10 +162,7 @@ def test_an_unknown_key_names_what_it_is_here(tmp_path: Path, key: str, remedy: 
 @pytest.mark.parametrize(
     ("section", "remedy"),
     [
-        (
-            {"training": {"lr": 1e-4, "batch_size": 8}},
-            "lr is optimizer.learning_rate; batch_size is data.packs_per_step",
-        ),
+        ({"training": {"batch_size": 8, "lr": 1e-4}}, "and micro-steps; lr is optimizer.learning_rate"),
         ({"trainer": {"max_epochs": 3, "learning_rate": 1}}, "max_epochs is steps: a run counts steps"),
         ({"optimiser": {"lr": 1e-4}}, "did you mean optimizer?"),
         ({"train": {"steps": 3}}, "steps is steps"),
