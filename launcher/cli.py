@@ -84,9 +84,8 @@ def main() -> None:
 
 def _leave_if_head_is_gone(error: InputError) -> None:
     """Without Ray's farewell, which would end this process by SIGSEGV; nothing is wrong with the input, so with 1."""
-    from launcher.ranks import HeadGoneError
-
-    if isinstance(error, HeadGoneError):
+    ranks = sys.modules.get("launcher.ranks")  # which loads torch: nobody who was refused before should wait for it
+    if ranks is not None and isinstance(error, ranks.HeadGoneError):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)

@@ -5,10 +5,12 @@ longreel train run.yaml --steps 10     error: ... remedy: write steps=10
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperCommand
 
+from launcher.run_yaml import parse_yaml, read_run
 from parallel.errors import InputError
 
 CONTEXT = {"allow_interspersed_args": True}
@@ -28,6 +30,13 @@ class RunCommand(TyperCommand):
             if told is None:
                 raise
             raise InputError("settings of a run are key=value", *told) from None
+
+    def invoke(self, ctx: Any) -> Any:
+        """As of typer; a run file that is none is refused before torch is loaded, which takes seconds."""
+        run = ctx.params.get("run")
+        if isinstance(run, Path) and not run.is_dir():
+            parse_yaml(read_run(run), str(run))
+        return super().invoke(ctx)
 
 
 def setting_meant(option: str, given: list[str]) -> tuple[str, str] | None:

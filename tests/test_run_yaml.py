@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -165,3 +167,16 @@ def test_a_whole_run_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(to_yaml(made))
     assert load(file) == made
+
+
+def test_a_run_file_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    """That takes seconds, for a person who mistyped a line."""
+    file = tmp_path / "run.yaml"
+    file.write_text(LAUGHS)
+    code = (
+        "import sys; from launcher import cli; sys.argv = ['longreel', *sys.argv[1:]]\n"
+        "try:\n    cli.main()\nexcept SystemExit as left:\n    print(left.code, 'torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code, "train", str(file)], capture_output=True, text=True)
+    assert said.stdout.splitlines()[-1] == "2 False", said.stderr
+    assert "a run has at most 20,000 values" in said.stderr
