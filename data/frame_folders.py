@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from data.beside import kind_of
+from data.naming import listed
 from data.sequence import is_numbered
 from data.sources import IMAGE_SUFFIXES
 
@@ -22,13 +23,16 @@ LEAST = 8  # numbered pictures that are worth a word
 SUFFIX = ".frames"  # by which the name of a folder is one of media, for the words beside it
 
 
-def frame_folders(media: Iterable[str], files: Iterable[str], captioned: Collection[str]) -> dict[str, int]:
+def frame_folders(
+    media: Iterable[str], files: Iterable[str], captioned: Collection[str], worded: bool = False
+) -> dict[str, int]:
     """{folder: how many pictures it has} of those that may be films.
 
     Args:
         media: names of videos and images, relative to the source.
         files: names of all files.
         captioned: names that have words in a file of captions.
+        worded: those that would be, but for pictures with words of their own.
     """
     inside, words = defaultdict(list), set()
     for name in media:
@@ -36,11 +40,15 @@ def frame_folders(media: Iterable[str], files: Iterable[str], captioned: Collect
     for name in files:
         if kind_of(name):
             words.add(os.path.splitext(name)[0])
+
+    def has_words(name: str) -> bool:
+        return name in captioned or name in words or os.path.splitext(name)[0] in words
+
     return {
         folder: len(names)
         for folder, names in inside.items()
         if all(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in names)
-        and not any(name in captioned or name in words or os.path.splitext(name)[0] in words for name in names)
+        and any(map(has_words, names)) == worded
         and is_numbered([os.path.basename(name) for name in names])
     }
 
@@ -50,6 +58,15 @@ def is_frame_folder(folder: Path) -> bool:
     names = [entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")]
     pictures = [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
     return bool(frame_folders(pictures, names, ()))
+
+
+def left_out(films: Mapping[str, int], worded: Mapping[str, int]) -> list[str]:
+    """What to tell of a source whose folders of numbered pictures were asked for."""
+    notes = [] if films else [f"{OPTION} reads no film: no folder has pictures of one numbering and without words"]
+    if worded:
+        many = "1 folder is" if len(worded) == 1 else f"{len(worded):,} folders are"
+        notes.append(f"{many} read as images, because pictures have words of their own: {listed(sorted(worded))}")
+    return notes
 
 
 def hint(folders: dict[str, int], source: Path) -> str | None:

@@ -44,7 +44,7 @@ from data.captions import (
     no_caption,
     of_sides,
 )
-from data.frame_folders import OPTION, frame_folders, hint, is_frame_folder
+from data.frame_folders import OPTION, frame_folders, hint, is_frame_folder, left_out
 from data.frame_folders import SUFFIX as FILM
 from data.naming import SHOWN, listed, loose, nearest, parts_of
 from data.remote import RemoteFile
@@ -262,6 +262,7 @@ def _folder(folder: Path, given: Path | None, need_captions: bool, leave_out: Pa
     ignored += Counter(_suffix(name).removeprefix(".") or "(no suffix)" for name in files if _suffix(name) not in known)
     unpacked_films = frame_folders(names, files, captions.raw)
     if films:
+        notes = [*notes, *left_out(unpacked_films, frame_folders(names, files, captions.raw, worded=True))]
         names = sorted({name if (above := os.path.dirname(name)) not in unpacked_films else above for name in names})
     elif (said := hint(unpacked_films, folder)) is not None:
         notes = [*notes, said]

@@ -4,14 +4,8 @@
     time stamps do not tell     rows are decode output in order: the stream is decoded once, and packets are numbered
 
 A packet need not be a frame: it may belong to an edit that is not shown, be half of an interlaced picture, or say
-"as before", with some bytes or none. And time stamps need not be the file's: AVI and raw streams have none, and FFmpeg makes them up in the
-order of decoding, which is not that of B-frames.
-
-Files put end to end (`cat a.ts b.ts`) are one stream whose counters and time stamps begin again: where decoding time
-goes back, another part begins, and its time stamps are moved to go on after those before it. (In MP4 an edit list does
-that, and tells the times.) MPEG-TS says "damaged" of the packet before a jump of its counter, whether bytes are missing
-there or a new file begins; so what it says counts only if decoding does not begin anew right behind it. Then decoding
-itself tells.
+"as before", with some bytes or none. And time stamps need not be the file's: AVI and raw streams have none, and FFmpeg
+makes them up in the order of decoding, which is not that of B-frames.
 
 Only restarts that clear the decoder's memory count (an H.264 recovery point does not), so that decoding from one gives
 the very pixels of a full decode.

@@ -87,6 +87,18 @@ def test_folders_with_words_of_pictures_or_with_videos_are_none():
     assert hint({"a": 7, "b": 1}, "") is None
 
 
+def test_what_is_not_read_as_a_film_is_told(tmp_path):
+    fill(tmp_path / "in" / "photos")
+    for row in range(FRAMES):
+        (tmp_path / "in" / "photos" / f"{row:06d}.txt").write_text(f"picture {row}")
+    summary = prepare(tmp_path / "in", tmp_path / "out", options())
+    assert summary.kept == FRAMES
+    assert summary.notes == [
+        "--frames-per-second reads no film: no folder has pictures of one numbering and without words",
+        "1 folder is read as images, because pictures have words of their own: photos",
+    ]
+
+
 def test_a_source_of_films_and_folders(tmp_path):
     fill(tmp_path / "in" / "deep" / "clip0")
     fill(tmp_path / "in" / "clip1", film=stamped(20)[8:])
