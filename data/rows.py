@@ -194,10 +194,13 @@ def _is_whole(line: str) -> bool:
 
 
 def _leniently(taken: list[str], delimiter: str) -> list[str] | None:
-    """The cells of one line with a quote where none belongs, such as `a.mp4,"red" car`; None if it is not clear."""
+    """The cells of one line with a quote where none belongs, such as `a.mp4,"red" car`; None if it is not clear.
+
+    Who quotes cells does not write that, so the quotes are words.
+    """
     if len(taken) != 1 or taken[0].count('"') % 2:
         return None
-    return next(csv.reader(taken, delimiter=delimiter), None)
+    return next(csv.reader(taken, delimiter=delimiter, quoting=csv.QUOTE_NONE), None)
 
 
 def _why(error: Exception, source: _Source) -> str:

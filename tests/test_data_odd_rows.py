@@ -94,7 +94,7 @@ CSV = {
     "no path": (",B", "t.csv, line 4", "", "it names no video"),
     "no caption": ("b.mp4,", "b.mp4", "", "no caption"),
     "a quote": ('b.mp4,"red', "t.csv, line 4", "", "a quote in it is never closed"),
-    "a quote within": ('b.mp4,"red" car', "b.mp4", "red car", ""),
+    "a quote within": ('b.mp4,"red" car', "b.mp4", '"red" car', ""),
     "Latin-1": ("b.mp4,caf\udce9", "b.mp4", "", "the byte 0xe9, which is not UTF-8: save the file as UTF-8"),
     "a NUL in a path": ("b\0.mp4,B", r"b\0.mp4", "", "its path holds a NUL"),
     "a NUL in a caption": ("b.mp4,B\0", "b.mp4", "B\0", ""),

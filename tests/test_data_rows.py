@@ -108,7 +108,7 @@ def test_numbers_as_they_are_written(tmp_path: Path) -> None:
         (['a,"1', "b,2", "c,3"], [("line 2", "never closed"), ("line 3", ["b", "2"]), ("line 4", ["c", "3"])]),
         (['a,"1', 'b,"2"', "c,3"], [("line 2", "twice"), ("line 3", ["b", "2"]), ("line 4", ["c", "3"])]),
         (["a,1", 'b,"2'], [("line 2", ["a", "1"]), ("line 3", "never closed")]),
-        (['a,"red" car', "b,2"], [("line 2", ["a", "red car"]), ("line 3", ["b", "2"])]),
+        (['a,"red" car', "b,2"], [("line 2", ["a", '"red" car']), ("line 3", ["b", "2"])]),
         (["", "a,1", " , ", ",,", "b,2"], [("line 3", ["a", "1"]), ("line 6", ["b", "2"])]),
         (["a," + "x" * LONGEST_ROW, "b,2"], [("line 2", "it has more than"), ("line 3", ["b", "2"])]),
         (["a," + "x" * 3_000_000, "b,2"], [("line 2", ["a", "x" * 3_000_000]), ("line 3", ["b", "2"])]),
