@@ -25,8 +25,8 @@ from data import gif
 from data.containers import DECODER, MOST_PIXELS, is_refused, open_container
 from data.containers import Source as Source
 from data.edits import why_edited
-from data.joined import second_file
-from data.scan import AGAIN, CONVERT, WITH_ALPHA, Scan, broken, by_output, by_time, read_headers
+from data.joined import later_streams, second_file
+from data.scan import AGAIN, CONVERT, WITH_ALPHA, Scan, broken, by_output, by_time, damaged, read_headers
 from data.truncation import why_cut
 from data.unreadable import PICTURE, PICTURE_BRANDS, why_unreadable
 from parallel.errors import InputError
@@ -156,6 +156,8 @@ def scan_stream(source: Source, container: Any, stream: Any, counted: bool = Fal
     if mov and (reason := why_edited(source)) is not None:
         raise broken(name, reason, CONVERT)
     headers = read_headers(container.demux(stream), stream, made_up, name)
+    if headers.suspects and (number := damaged(headers, later_streams(source))) is not None:
+        raise broken(name, f"packet {number} is damaged or cut short")
     if mov and len(headers.pts) < len(stream.index_entries):
         raise broken(name, f"cut short: {len(headers.pts)} of {len(stream.index_entries)} frames are there", AGAIN)
     if container.format.name == "gif":

@@ -1,8 +1,9 @@
-"""Joined files: whether another file stands behind the one that is read, of which nothing would be seen.
+"""Joined files: where another file stands behind the first, and whether it is read.
 
     cat a.mp4 b.mp4 > c.mp4      players and FFmpeg read a.mp4 alone, and nobody says so
 
-MPEG-TS, MPEG-PS, Matroska, AVI, GIF and raw streams are read to their end (`data.scan`); these here are not:
+MPEG-TS, MPEG-PS, Matroska, AVI, GIF and raw streams are read to their end (`data.scan`). In MPEG-TS the counters of all
+kinds of packets begin anew then, as nothing else makes them: a packet that is lost leaves a gap in one. Not read are:
 
     MP4    a second list of frames (moov), unless frames come in fragments, which go on under the first
     FLV    a second header where a tag should be
@@ -20,7 +21,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
 ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+TS_PACKET, TS_SYNC, FIRST_OWN = 188, 0x47, 0x20  # bytes, first byte, first kind that a stream may have
 MOST_BOXES = 1 << 20  # that are looked at
 
 
@@ -39,6 +46,44 @@ def second_file(source: Path | bytes) -> int | None:
         with suppress(struct.error, IndexError):
             return find(file, size)
     return None
+
+
+def later_streams(source: Path | bytes) -> list[int]:
+    """Bytes at which further files begin in an MPEG-TS, ascending.
+
+    That is a program table after which each kind of packet that stands before the first frame, and that frame, have the
+    counters that they had in the beginning. ISO/IEC 13818-1, 2.4.3.
+    """
+    data = np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.memmap(source, np.uint8, "r")
+    count = len(data) // TS_PACKET
+    heads = data[: count * TS_PACKET].reshape(count, TS_PACKET)[:, :4]
+    if not count or (heads[:, 0] != TS_SYNC).any():
+        return []
+    kinds = (heads[:, 1] & 0x1F).astype(np.int64) << 8 | heads[:, 2]
+    begins, counters = heads[:, 1] & 0x40 > 0, heads[:, 3] & 0xF
+    tables = np.flatnonzero((kinds == 0) & begins)
+    frames = np.flatnonzero(begins & (kinds >= FIRST_OWN) & ~np.isin(kinds, _tables_of(data, tables[:1])))
+    if not len(tables) or not len(frames):
+        return []
+
+    def seen(start: int) -> dict[int, int]:
+        """The counter of each kind from a packet on, up to the next frame."""
+        stop = next((int(frame) + 1 for frame in frames[np.searchsorted(frames, start) :][:1]), start)
+        return dict(zip(kinds[start:stop][::-1].tolist(), counters[start:stop][::-1].tolist(), strict=True))
+
+    first = seen(int(tables[0]))
+    return [int(at) * TS_PACKET for at in tables[1:] if seen(int(at)) == first]
+
+
+def _tables_of(data: npt.NDArray[np.uint8], at: Ints) -> list[int]:
+    """The kinds of packets that have the tables of programs; ISO/IEC 13818-1, 2.4.4.3."""
+    if not len(at):
+        return []
+    packet = bytes(data[int(at[0]) * TS_PACKET : (int(at[0]) + 1) * TS_PACKET])
+    start = 4 + (1 + packet[4] if packet[3] & 0x20 else 0)
+    start += 1 + packet[start]
+    stop = start + 3 + (int.from_bytes(packet[start + 1 : start + 3]) & 0xFFF) - 4
+    return [int.from_bytes(packet[n + 2 : n + 4]) & 0x1FFF for n in range(start + 8, min(stop, TS_PACKET - 3), 4)]
 
 
 def _second_mp4(file: BinaryIO, size: int) -> int | None:

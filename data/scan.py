@@ -7,6 +7,11 @@ A packet need not be a frame: it may belong to an edit that is not shown, be hal
 "as before", with some bytes or none. And time stamps need not be the file's: AVI and raw streams have none, and FFmpeg
 makes them up in the order of decoding, which is not that of B-frames.
 
+Files put end to end (`cat a.ts b.ts`) are one stream whose counters and time stamps begin again: where decoding time
+goes back, another part begins, and its time stamps are moved to go on after those before it. (In MP4 an edit list does
+that, and tells the times.) FFmpeg says "damaged" of the packet before a jump of the counters of MPEG-TS, whether bytes
+are missing there or a new file begins; so what it says counts only if none does (`data.joined`).
+
 Only restarts that clear the decoder's memory count (an H.264 recovery point does not), so that decoding from one gives
 the very pixels of a full decode.
 """
@@ -29,7 +34,7 @@ from parallel.errors import InputError
 IDR = 5  # ITU-T H.264, table 7-1
 MOST_OFF = 16  # frames
 REORDERED = 32  # frames: H.264 and HEVC put a frame at most 16 before its turn
-JOIN = (1, 2)  # packets from the one that MPEG-TS says is damaged to the first of a new file: a parser holds one back
+HELD_BACK = 2  # packets from the one that FFmpeg says is damaged to the first of a new file, one of them in its parser
 ALPHA = 1  # BlockAddID of a second picture of transparencies (WebM's alpha guidelines)
 # what to do about a file; `ffmpeg -i IN OUT.mp4` decodes IN and encodes what it sees
 EXPORT = "export it again from its source, or let ffmpeg -i IN OUT.mp4 patch what is damaged, or leave it out"
@@ -99,6 +104,8 @@ class Headers:
         alpha_layer: whether they are a layer of the stream.
         made_up: whether time stamps count frames in the order of decoding.
         joins: packets with which time begins anew.
+        positions: in bytes of the file.
+        suspects: packets that the demuxer says are damaged.
     """
 
     pts: list[int | None] = field(default_factory=list)
@@ -110,6 +117,8 @@ class Headers:
     alpha_layer: bool = False
     made_up: bool = False
     joins: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    suspects: list[int] = field(default_factory=list)
 
     @property
     def restarts(self) -> list[int]:
@@ -126,14 +135,13 @@ def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) 
     context = stream.codec_context
     codec, extradata = context.name, context.extradata or b""
     headers = Headers(made_up=made_up and context.codec.reorder)
-    suspects: list[int] = []
     references = References(extradata) if codec == "h264" else None
     has_picture, may_have_alpha = HAVE_PICTURES.get(codec), codec in WITH_ALPHA
     for number, packet in enumerate(packets):
         if not packet.size and packet.dts is None:
             break  # the flush at the end
         if packet.is_corrupt:
-            suspects.append(number)
+            headers.suspects.append(number)
         if packet.is_keyframe and packet.size:
             headers.keys.append((number, codec != "h264" or is_restart(bytes(packet), extradata)))
         if references is not None and packet.size:
@@ -141,6 +149,7 @@ def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) 
             if gap is not None and headers.keys:
                 what = f"frames that others refer to are missing before packet {number}: number {gap[0]} after {gap[1]}"
                 raise broken(name, f"{what} (frame_num)")
+        headers.positions.append(packet.pos or 0)
         headers.pts.append(packet.pts)
         headers.dts.append(packet.dts)
         headers.durations.append(packet.duration or 0)
@@ -151,10 +160,6 @@ def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) 
             headers.alpha_layer = has_alpha_layer(extradata, bytes(packet))
         if may_have_alpha and packet.size and not headers.alpha:
             headers.alpha = _has_alpha(packet)
-    begun = {n - before for n, clean in headers.keys if clean for before in JOIN}
-    damaged = next((n for n in suspects if n not in begun), None)
-    if damaged is not None:
-        raise broken(name, f"packet {damaged} is damaged or cut short")
     if stream.container.format.name.startswith("mov"):
         _close_edits(headers)
     else:
@@ -166,6 +171,15 @@ def read_headers(packets: Iterable[Any], stream: Any, made_up: bool, name: str) 
     if not headers.keys:
         raise broken(name, "no key frame to start from" if headers.pts else "the video stream is empty")
     return headers
+
+
+def damaged(headers: Headers, joined: Sequence[int]) -> int | None:
+    """The first packet that is damaged, and not only the last one before a further file begins there."""
+    for number in headers.suspects:
+        behind = headers.positions[number : number + 1 + HELD_BACK]
+        if not any(behind[0] < byte <= behind[-1] for byte in joined):
+            return number
+    return None
 
 
 def _straighten(headers: Headers) -> None:

@@ -4,11 +4,12 @@ from fractions import Fraction
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 
 from data import video
 from data.clips import cut_into_clips
-from data.joined import second_file
+from data.joined import later_streams, second_file
 from parallel.errors import InputError
 from tests.films import stamps, write
 from tests.strange_films import pictures
@@ -39,6 +40,26 @@ def test_two_files_as_one(tmp_path, suffix):
     with pytest.raises(InputError, match=rf"another file is joined to it at byte {len(one):,}, which no") as refused:
         cut_into_clips(path)
     assert f"head -c {len(one)} FILE, tail -c +{len(one) + 1} FILE" in refused.value.remedy
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_a_packet_that_is_lost_begins_no_file(tmp_path, codec):
+    """Of MPEG-TS, each in turn that lies near the second place where decoding may begin."""
+    film = FILM[:24].copy()
+    film[:, 8:] = np.random.default_rng(0).integers(0, 255, film[:, 8:].shape)
+    options = {"g": "12", "bf": "0", "sc_threshold": "0", "b": "3M"}
+    data = write(tmp_path / "a.ts", film, codec, options=options, rate=25).read_bytes()
+    packets = [data[at : at + 188] for at in range(0, len(data), 188)]
+    frames = [at for at, packet in enumerate(packets) if packet[1] & 0x41 == 0x41 and packet[2] == 0]
+    assert len(frames) == 24
+    assert later_streams(data) == []
+    lost = [at for at in range(frames[11], frames[13]) if packets[at][1] & 0x1F == 1]
+    assert len(lost) > 4
+    for at in lost:
+        with pytest.raises(InputError, match=r"is damaged or cut short|damaged \(|others refer to are missing"):
+            video.probe(b"".join(packets[:at] + packets[at + 1 :]))
+    assert later_streams(data + data) == [len(data) + 188], "the table of services comes first"
+    assert video.probe(data + data).frames == 48
 
 
 def test_pictures_end_to_end_are_a_film(tmp_path):
