@@ -13,6 +13,7 @@ from pathlib import Path
 from data import foreign, remote, tars
 from data.captions import LARGEST_WORDS, Caption, Tell, of_sides
 from data.foreign import Candidate
+from data.regular import open_regular
 from data.shards import digest_of
 from data.sources import Place, SourceFile, Unusable, local_place, readable
 from data.tar_sources import why_not
@@ -44,7 +45,7 @@ def local_members(
     if reason is not None:
         yield Unusable(name, DAMAGED, reason)
         return
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         damage: list[Damage] = []
 
         def read(member: Member) -> bytes:

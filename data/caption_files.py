@@ -21,6 +21,7 @@ from typing import Any
 
 from data.captions import Captions, Twice, caption_of, is_empty, object_of
 from data.naming import listed, nearest
+from data.regular import read_regular
 from data.sources import MEDIA_SUFFIXES
 from data.table_formats import rows_in
 from data.tables import TABLE_SUFFIXES, Table, read_table
@@ -177,7 +178,7 @@ def _said(file: Path, notes: list[str], origin: str | None = None) -> Iterator[t
         return
     if suffix == ".json" or suffix not in TABLE_SUFFIXES:
         try:
-            data = file.read_bytes()
+            data = read_regular(file)
         except OSError as error:
             raise _not_json(f"{file}: {error.strerror}") from error
         raw = captions_in(data, origin or str(file), file)
@@ -209,7 +210,7 @@ def _texts_in(folder: Path) -> Iterator[tuple[str, Any]]:
         raise InputError("a folder of captions has a .txt for each video", f"{folder}: none", "name a file of captions")
     for path in texts:
         try:
-            data = path.read_bytes()
+            data = read_regular(path)
             words = text_of(data) if path.suffix.lower() == ".txt" else parse_json(data, pairs=object_of)
         except (OSError, ParseError) as error:
             raise InputError("a file of words can be read", f"{path}: {error}", "save it as UTF-8") from error
@@ -267,7 +268,7 @@ def paired(videos: Sequence[str], prompts: Sequence[str], names: str, words: str
 
 def _lines_of(file: Path, origin: str) -> list[str]:
     try:
-        lines = text_of(file.read_bytes()).split("\n")
+        lines = text_of(read_regular(file)).split("\n")
     except (OSError, ParseError) as error:
         raise InputError("a list of captions can be read", f"{origin}: {error}", "save it as UTF-8") from error
     while lines and not lines[-1].strip():

@@ -31,6 +31,7 @@ from data.cuts import small_size
 from data.h264 import encode
 from data.previews import Strip
 from data.rates import Stretch
+from data.regular import read_regular
 from data.remux import remux
 from data.rgb import UPRIGHT, Frames
 from data.scores import Scorer, Scores
@@ -290,7 +291,7 @@ def _image_suffix(path: Path) -> str | None:
 
 def _clip_of_image(path: Path, suffix: str, options: CutOptions) -> Clips:
     """Stored as it came, unless buckets ask for another size."""
-    data = path.read_bytes()
+    data = read_regular(path)
     (frame,) = image.decode(data)
     height, width = frame.shape[:2]
     if min(height, width) < SMALLEST_SIDE:

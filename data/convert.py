@@ -9,6 +9,7 @@ from data import image, video
 from data.clips import Clip, Clips, CutOptions, cut_into_clips
 from data.filters import Filters
 from data.outcome import Rejection, Stage
+from data.regular import read_regular
 from data.remote import TRIES, FetchError
 from data.sources import NO_ANSWER, NOT_FETCHED, NOT_READ, ChangedError, SourceFile, brought, digest_path
 from parallel.errors import InputError
@@ -104,7 +105,7 @@ def _source_size(path: Path, clips: Clips, cut: CutOptions, filters: Filters) ->
     if not asked or not clips.kept or (cut.short_side, cut.sizes) == (None, None):
         return None
     if clips.kept[0].media in image.SUFFIXES:
-        return image.decode(path.read_bytes()).shape[1:3]
+        return image.decode(read_regular(path)).shape[1:3]
     found = video.probe(path)
     return found.height, found.width
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from data import image, tars
 from data.beside import Sides, chosen, kind_of, parts_of_sample
+from data.regular import open_regular
 from data.sources import VIDEO_SUFFIXES
 from data.tars import Damage, Member
 
@@ -101,7 +102,7 @@ def contents(tar: Path) -> Contents:
                 damage.append(entry)
             yield entry
 
-    with tar.open("rb") as file:
+    with open_regular(tar) as file:
         found, notes = joined(groups(entries(file.fileno()), ignored))
     notes = [f"{d.reason}: bytes {d.start} to {d.stop} are not read" for d in damage] + notes
     chosen, rejected = [], []

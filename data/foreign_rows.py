@@ -15,6 +15,7 @@ from data import image, latents, mp4, video
 from data.beside import Sides
 from data.captions import LARGEST_WORDS, Caption, NoCaptionError, Tell, of_sides
 from data.foreign import IMAGES, WORDS, Candidate
+from data.regular import open_regular
 from data.rgb import UPRIGHT
 from data.shards import SHARDS, Part, digest_bytes, uid_of
 from data.slices import Slices
@@ -47,7 +48,7 @@ def read_sample(tar: Path, label: str, shard_id: str, found: Candidate, need_cap
 
 
 def _row(tar: Path, label: str, shard_id: str, found: Candidate, need_caption: bool) -> dict[str, Any] | str:
-    with tar.open("rb") as file:
+    with open_regular(tar) as file:
         for member in found.parts.values():
             if member.size > LARGEST_WORDS:
                 return f"{member.name} has {member.size} bytes of words"

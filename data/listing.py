@@ -47,6 +47,7 @@ from data.captions import (
 from data.frame_folders import OPTION, frame_folders, hint, is_frame_folder, left_out
 from data.frame_folders import SUFFIX as FILM
 from data.naming import SHOWN, listed, loose, nearest, parts_of
+from data.regular import read_regular
 from data.remote import RemoteFile
 from data.scratch import scratch
 from data.sources import (
@@ -429,7 +430,7 @@ def _sidecar(file: Path) -> bytes:
     try:
         if file.stat().st_size > LARGEST_WORDS:
             raise no_caption(f"the caption file {file.name} has {file.stat().st_size} bytes")
-        return file.read_bytes()
+        return read_regular(file)
     except OSError as error:
         raise no_caption(f"the caption file {file.name} cannot be read: {error.strerror}") from error
 

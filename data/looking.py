@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data import image, video
+from data.regular import read_regular
 from data.sampling import Sampling
 from data.stream import Stream
 from data.talk_writer import Names
@@ -67,8 +68,8 @@ def frames_of(path: Path, sampling: Sampling) -> Frames:
     if not path.is_file():
         raise InputError("a video or an image is a file", f"{path}: no such file", "give its path")
     if image.still_suffix(path):
-        found = image.decode(path.read_bytes())
-        return _cropped(image.decode(path.read_bytes(), sampling.scaled(*found.shape[1:3])), sampling)
+        found = image.decode(read_regular(path))
+        return _cropped(image.decode(read_regular(path), sampling.scaled(*found.shape[1:3])), sampling)
     told = video.probe(path)
     used = sampling.frames_used(told.frames)
     if not used:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -22,6 +23,16 @@ def open_regular(path: Path | str) -> BinaryIO:
         if stat.S_ISREG(os.fstat(file).st_mode):
             return file
         os.close(file)
-        raise OSError(NOT_REGULAR)
+        raise OSError(errno.EINVAL, NOT_REGULAR)
 
     return open(path, "rb", opener=opener)
+
+
+def read_regular(path: Path | str) -> bytes:
+    """All bytes of a regular file.
+
+    Raises:
+        OSError: as of `open_regular`.
+    """
+    with open_regular(path) as file:
+        return file.read()

@@ -19,6 +19,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from data.regular import open_regular
 from parallel.parsing import Pairs, ParseError, json_elements, parse_json
 
 LONGEST_ROW = 16 << 20  # characters
@@ -86,7 +87,7 @@ def opened(file: Path, newline: str) -> TextIOWrapper:
     Raises:
         OSError: it cannot be read.
     """
-    raw = file.open("rb")
+    raw = open_regular(file)
     encoding = MARKS.get(raw.read(2), "utf-8-sig")
     raw.seek(0)
     errors = "surrogateescape" if encoding == "utf-8-sig" else "surrogatepass"

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from data import image
-from data.regular import open_regular
+from data.regular import open_regular, read_regular
 from data.rgb import Frames
 from parallel.errors import InputError
 
@@ -120,7 +120,7 @@ def _folder(folder: Path, names: Sequence[str], fps: Fraction) -> PictureSequenc
         first: tuple[int, ...] | None = None
         for name in names[start:stop]:
             try:
-                (frame,) = image.decode((folder / name).read_bytes())
+                (frame,) = image.decode(read_regular(folder / name))
             except InputError as error:
                 reason = error.value.rpartition(" bytes in memory: ")[2]
                 raise _no_film(f"{folder}: {name}: {reason}", "save it again, or leave the folder out") from error

@@ -13,6 +13,7 @@ from blake3 import blake3
 
 from data import remote
 from data.captions import Caption
+from data.regular import open_regular
 from data.scratch import scratch, sweep
 from data.sequence import numbered
 from data.shards import digest_of
@@ -202,7 +203,7 @@ def chunks(place: Place) -> Iterator[bytes]:
         yield from chunks(local_place(Path(place.where) / name))
     if place.frames:
         return
-    with open(place.where, "rb") as file:
+    with open_regular(place.where) as file:
         file.seek(place.span[0] if place.span else 0)
         left = place.size or 0
         while left:

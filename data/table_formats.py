@@ -15,6 +15,7 @@ import pyarrow.parquet
 
 from data.captions import object_of
 from data.columns import PATH_COLUMNS, delimiter_of, is_known
+from data.regular import open_regular, read_regular
 from data.rows import csv_rows, half_character, json_rows, opened
 from parallel.errors import InputError
 from parallel.parsing import ParseError, parse_json
@@ -74,6 +75,7 @@ class _OddCellsError(ParseError):
 
 
 def _read_parquet(file: Path) -> tuple[list[str], Rows]:
+    open_regular(file).close()
     parquet = pyarrow.parquet.ParquetFile(file)
     names: list[str] = parquet.schema_arrow.names
     known = [name for name in dict.fromkeys(names) if is_known(name)]
@@ -109,7 +111,7 @@ def _read_json(file: Path) -> tuple[list[str], Rows]:
     if begins != "{":
         return _read_jsonl(file)
     try:
-        value = parse_json(file.read_bytes(), pairs=object_of, number=Written)
+        value = parse_json(read_regular(file), pairs=object_of, number=Written)
     except ParseError as error:
         if "Extra data" in str(error):
             return _read_jsonl(file)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
+from data.regular import open_regular
 from parallel.errors import InputError
 
 COMPRESSED = {
@@ -66,7 +67,7 @@ def _tars_of(source: str) -> Iterator[Tar]:
 
 def why_not(path: Path) -> str | None:
     """Why a file cannot be imported at all."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(8)
     if not head:
         return "empty file"

@@ -6,10 +6,12 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.http import HTTPFileSystem
 
 from data import addresses, remote, web
 from data.addresses import is_internal, leads_inside, may_follow
@@ -49,6 +51,7 @@ def quick(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr(tempfile, "tempdir", None)  # what it remembers
     addresses._addresses.cache_clear()
+    HTTPFileSystem.clear_instance_cache()  # which know addresses by now
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -218,12 +221,10 @@ def test_a_scheme_that_nobody_tried_is_refused_by_name(tmp_path, url):
         with pytest.raises(InputError, match="a URL has a scheme that is read here"):
             find(url)
     (tmp_path / "t.csv").write_text(f"path,caption\n{url},words\n")
-    try:
-        found = list(find(str(tmp_path / "t.csv")))
-    except InputError as error:
-        assert error.rule in ("a URL has a scheme that is read here", "a source has videos")
-    else:
-        assert all(isinstance(one, Unusable) for one in found)
+    told = []
+    with suppress(InputError):
+        told = [one for one in find(str(tmp_path / "t.csv")) if not isinstance(one, Unusable)]
+    assert told == []
 
 
 @pytest.mark.parametrize("url", ["http://[x/a.mp4", "http://h:port/a.mp4", "http:///a.mp4", "http://h/a::b.mp4"])
