@@ -214,3 +214,10 @@ def test_a_row_like_any_other_is_no_odd_one(folder: Path) -> None:
     (folder / "t.csv").write_text("path,caption\n" + "".join(f"{p},{c}\n" for p, c in rows))
     (folder / "t.jsonl").write_text("".join(json.dumps({"path": p, "caption": c}) + "\n" for p, c in rows))
     assert told(folder / "t.csv") == told(folder / "t.jsonl") == (dict(rows), {})
+
+
+def test_a_file_of_conversations_is_no_table(folder: Path) -> None:
+    (folder / "c.jsonl").write_text('{"messages": [{"role": "user", "content": "?"}]}\n')
+    with pytest.raises(InputError) as error:
+        find(str(folder / "c.jsonl"))
+    assert error.value.remedy.startswith(f"longreel data talks {folder}/c.jsonl --clips DATASET --out TALKS")
