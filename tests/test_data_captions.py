@@ -481,7 +481,7 @@ def test_words_in_folders_of_their_own(tmp_path, files, expected):
         ({"c.json": {"videos": [{"path": "1.mp4", "cap": "A"}], "info": {}}}, "A"),
         ({"c.json": [{"file_name": "1.mp4", "prompt": "A"}]}, "A"),
         ({"c.xlsx": ""}, "save it from the spreadsheet as c.csv"),
-        ({"c.json": [{"video": "1.mp4", "conversations": []}]}, "longreel data chat"),
+        ({"c.json": [{"video": "1.mp4", "conversations": []}]}, "longreel data talks"),
     ],
 )
 def test_files_of_captions_as_people_have_them(tmp_path, captions, expected):
