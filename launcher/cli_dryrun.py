@@ -35,6 +35,7 @@ def dryrun(
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its groups have no backend, and torch says so
     from launcher.config import load
+    from launcher.deal import idle_notes
     from launcher.dryrun.step import dry_run
     from launcher.dryrun.tables import as_json, show
     from launcher.own_codec import with_own_codec
@@ -47,4 +48,7 @@ def dryrun(
     if json_:
         print(as_json(found))
         return
-    show(found, gpu_memory, Console())
+    console = Console()
+    show(found, gpu_memory, console)
+    for note in idle_notes(config):
+        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 
 from launcher.aliases import ALIASES, VALUES
 from launcher.config import RunConfig, check, known_keys, load, to_yaml
-from launcher.deal import idle_notes
+from launcher.deal import as_begun, idle_notes
 from launcher.evaluating import Answered, Question, scores_of
 from launcher.overrides import setting_meant
 from launcher.planning import ranges_of
@@ -273,3 +274,15 @@ def test_ranks_that_are_alike_are_one_row() -> None:
     assert "0-63" in told
     assert len([line for line in told.splitlines() if "│   1.000" in line]) == 1
     assert Mesh(1, 8, 8).sequence_ranks == 64
+
+
+def test_a_run_that_has_begun_keeps_its_packs() -> None:
+    """Nobody chose them, and the mesh is another now: the batch is what it was."""
+    found: Any = SimpleNamespace(manifest=SimpleNamespace(config={"data": {"packs_per_step": 1}}))
+    larger = run(mesh={"replica": 4})
+    assert as_begun(larger, None).data.packs_per_step == 4
+    kept = as_begun(larger, found)
+    assert kept.data.packs_per_step == 1
+    assert "mesh.replica=1 mesh.ring=4 gives each of them work" in next(iter(idle_notes(kept, begun=True)))
+    chosen = run(mesh={"replica": 4}, data={"dataset": "d", "packs_per_step": 8})
+    assert as_begun(chosen, found).data.packs_per_step == 8  # what the resume refuses, and says so
