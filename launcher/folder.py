@@ -16,7 +16,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -179,7 +179,7 @@ def parsed(line: bytes) -> dict[str, Any] | None:
     return fields if isinstance(fields, dict) else None
 
 
-def is_step(fields: dict[str, Any]) -> bool:
+def is_step(fields: Mapping[str, Any]) -> bool:
     """Whether a line of metrics.jsonl is that of a step: a number of it, and numbers where those are expected."""
     step = fields.get("step")
     if type(step) is not int or not 0 <= step <= MOST_STEPS:

@@ -12,21 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from launcher.folder import Lines, is_event, is_step
+from launcher.folder import MOST_STEPS, Lines, is_event, is_step
 
 CHUNK = 4096  # lines that become numbers together
-FIGURES = (
+USUAL = (
     "step", "time", "loss", "grad_norm", "learning_rate", "tokens", "tokens_per_second", "seconds", "data_seconds",
-    "flops", "mfu", "memory_bytes", "memory_allocated", "memory_reserved", "memory_total", "memory_rank",
 )  # fmt: skip
+MORE = ("flops", "mfu", "memory_bytes", "memory_allocated", "memory_reserved", "memory_total", "memory_rank")
+FIGURES = (*USUAL, *MORE)
 LARGEST = 1e100  # of a figure; what is larger is as good as infinite
-NUMBERS = frozenset((int, float, type(None)))
+NUMBERS, PRESENT = frozenset((int, float, type(None))), frozenset((int, float))
+USUAL_OF = itemgetter(*USUAL)
 Row = Mapping[str, Any]
 Numbers = npt.NDArray[np.float64]
 
@@ -69,17 +72,13 @@ class Steps:
 def read_steps(path: Path) -> Steps:
     """The steps of a record; none if there is no such file."""
     lines, rows, tables = Lines(path), list[list[float | None]](), list[Numbers]()
-    known, broken = set[str](), 0
+    known, broken, before = set[str](), 0, object()
     first, last, ends = dict[str, Any](), dict[str, Any](), (float("inf"), float("-inf"))
     for line in lines:
-        if not is_step(line):
+        values = _values(line)
+        if values is None:
             broken += 1
             continue
-        values = [line.get(name) for name in FIGURES]
-        if not NUMBERS.issuperset(map(type, values)):
-            values = [value if type(value) in NUMBERS else None for value in values]
-        samples = line.get("samples")
-        values.append(len(samples) if type(samples) is list else None)
         rows.append(values)
         if len(rows) == CHUNK:
             tables.append(_table(rows))
@@ -89,8 +88,9 @@ def read_steps(path: Path) -> Steps:
             first, ends = line, (step, ends[1])
         if step >= ends[1]:
             last, ends = line, (ends[0], step)
-        if len(known) < 4:
-            known.add(str(line.get("memory_of"))[:16])
+        if (of := line.get("memory_of")) != before and len(known) < 4:
+            before = of
+            known.add(str(of)[:16])
     tables.append(_table(rows))
     columns = {
         name: np.concatenate([table[:, place] for table in tables]) for place, name in enumerate((*FIGURES, "samples"))
@@ -110,6 +110,24 @@ def read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
         else:
             broken += 1
     return events, broken + lines.broken
+
+
+def _values(line: Row) -> list[Any] | None:
+    """The figures of a line and how many samples it names; None if it is no step. Once for each line of a run."""
+    try:
+        usual = USUAL_OF(line)
+        fine = type(usual[0]) is int and 0 <= usual[0] <= MOST_STEPS and PRESENT.issuperset(map(type, usual))
+    except KeyError:  # of an older run: some are missing
+        fine = False
+    if not fine:
+        if not is_step(line):
+            return None
+        usual = tuple(map(line.get, USUAL))
+    more = [line.get(name) for name in MORE]
+    if not NUMBERS.issuperset(map(type, more)):
+        more = [value if type(value) in NUMBERS else None for value in more]
+    samples = line.get("samples")
+    return [*usual, *more, len(samples) if type(samples) is list else None]
 
 
 def _table(rows: list[list[Any]]) -> Numbers:
