@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 START = re.compile(rb"\x00\x00\x01")
 SLICES, IDR, SPS, PPS = (1, 2, 5), 5, 7, 8  # kinds of NAL units, table 7-1
 WITH_CHROMA = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135}  # profiles, 7.3.2.1.1
+FEW = 2  # frames that are missing where numbers seem to begin anew, and may have
 HEAD, LONGEST = 24, 512  # bytes of a picture that hold its number, and of a parameter set
 
 
@@ -92,9 +93,11 @@ class References:
         before = self._last
         if unit[0] >> 5 & 3:
             self._last = number
-        if before is None or key or sequence.gaps or number <= 1:  # memory_management_control_operation 5 begins anew
+        if before is None or key or sequence.gaps:
             return None
-        return None if (number - before) % (1 << sequence.bits) <= 1 else (number, before)
+        missing = (number - before) % (1 << sequence.bits) - 1
+        # memory_management_control_operation 5, which hardly any encoder uses, lets numbers begin anew at any place
+        return (number, before) if 0 < missing <= FEW or (number > 1 and missing > FEW) else None
 
     def _note(self, unit: bytes) -> None:
         """Keeps a parameter set."""

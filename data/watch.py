@@ -91,7 +91,10 @@ def watch(source: Source, found: Video, segment: int | None = None) -> Film:
         if found.scan.numbers is not None:
             raise
         # its time stamps do not tell which frames come out, or not in which order
-        return _watch(source, probe(source, counted=True), segment)
+        counted = probe(source, counted=True)
+        if counted.frames < found.frames and not (counted.interlaced or found.interlaced):
+            raise  # packets are frames, of which some do not come out: those that they refer to are missing
+        return _watch(source, counted, segment)
 
 
 def _watch(source: Source, found: Video, segment: int | None) -> Film:
