@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, RenderableType
@@ -26,7 +27,14 @@ OBEYED = re.compile(
 
 
 class Console(RichConsole):
-    """As Rich's; no text that is printed, nor a cell of a table, can command the terminal."""
+    """As Rich's; no text that is printed, nor a cell of a table, can command the terminal.
+
+    Args:
+        options: as of Rich's; without its `emoji`, since a path that holds ":bug:" is shown as it is.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"emoji": False, **options})
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """The segments of anything that is printed."""

@@ -59,7 +59,7 @@ def test_words_of_any_language_and_lines_of_ours_stay() -> None:
     assert in_a_line("a.mp4\nerror: all is lost\t1") == r"a.mp4\nerror: all is lost\t1"
 
 
-@pytest.mark.parametrize("path", ["runs/[/b]", "runs/[/]x", "a[/red]"])
+@pytest.mark.parametrize("path", ["runs/[/b]", "runs/[/]x", "a[/red]", "runs/:bug:", "a:smile:b"])
 def test_a_path_that_is_no_markup_is_printed_as_it_is(path: str) -> None:
     file = io.StringIO()
     Console(file=file, width=80).print(path)
