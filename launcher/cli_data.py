@@ -371,7 +371,7 @@ def simulate(
         asked = Asked(ranks, sequence, packs)
         found = simulated(run, overrides or [], asked, synthetic, lambda d, t: bar.update(d, t, ""))
     for note in idle_in(found):
-        console.print(f"[yellow]{note}[/]", highlight=False, soft_wrap=True)
+        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     print(json.dumps(found)) if json_ else console.print(table_of(found))
 
 
