@@ -289,7 +289,7 @@ class CheckpointConfig(Section):
     Attributes:
         every: steps between two checkpoints; the last step is always saved.
         keep: newest checkpoints to keep.
-        keep_every: also keep those of every so many steps, for ever; none keeps the newest alone.
+        keep_every: also save those of every so many steps, and keep them for ever; none keeps the newest alone.
         to: where checkpoints lie: a folder that all machines see, or an object store such as s3://bucket/runs/mine;
             none: checkpoints/ in the run folder.
         adopt: if `to` holds checkpoints of another run folder, go on from them, and keep or remove them as ours.

@@ -59,6 +59,9 @@ def test_checkpoints_that_lie_elsewhere_are_not_left_behind(tmp_path: Path) -> N
     (old.root / name).mkdir(parents=True)
     with pytest.raises(InputError, match=rf"{name} was saved to .*old\n.*checkpoint\.to=.*old, or copy"):
         refuse_left_behind(folder, new, None)
+    folder.record("checkpoint", step=5, path=old.where("step-00000005"))  # which is gone, and the one before is not
+    with pytest.raises(InputError, match=rf"{name} was saved to .*old"):
+        refuse_left_behind(folder, new, None)
     refuse_left_behind(folder, old, None)  # it is known there to be broken
     copied: Any = SimpleNamespace(state=SimpleNamespace(step=4), name=name)
     refuse_left_behind(folder, new, copied)

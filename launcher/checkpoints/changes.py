@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from data import manifest, talks
+from launcher.checkpoints.manifest import name_of
 from launcher.checkpoints.reading import Checkpoint
 from launcher.checkpoints.storage import Storage, open_storage
 from launcher.config import DataConfig, OptimizerConfig, RunConfig, SegmentConfig
@@ -139,21 +140,21 @@ def refuse_left_behind(folder: RunFolder, storage: Storage, found: Checkpoint | 
         InputError: a newer one lies elsewhere, or that place cannot be asked.
     """
     saved = [event for event in read_lines(folder.events) if event.get("event") == "checkpoint" and "path" in event]
-    place, _, name = str(saved[-1]["path"]).rpartition("/") if saved else ("", "", "")
-    if not saved or place == storage.where("").rstrip("/") or (found and found.state.step >= saved[-1]["step"]):
+    place = str(saved[-1]["path"]).rpartition("/")[0] if saved else ""
+    if not saved or place == storage.where("").rstrip("/"):
         return
     if Path(place).parent != folder.root and RunFolder(Path(place).parent).config.is_file():
         return  # of the run that this folder was copied from
     try:
-        there = name in open_storage(Path(place), place).names()
+        names = open_storage(Path(place), place).names()
     except Exception:  # drivers of stores raise what they like; nobody knows that it is gone
-        there = True
-    if there:
+        names = [name_of(int(saved[-1]["step"]))]
+    if names and names[-1] > name_of(found.state.step if found else 0):
         back = "null" if place == str(folder.checkpoints) else shlex.quote(place)
         raise InputError(
             "a run goes on from its newest checkpoint",
-            f"{storage.where('')} has {found.name if found else 'none'}; {name} was saved to {place}",
-            f"checkpoint.to={back}, or copy {name} to where checkpoints are to lie; or {ANOTHER}",
+            f"{storage.where('')} has {found.name if found else 'none'}; {names[-1]} was saved to {place}",
+            f"checkpoint.to={back}, or copy {names[-1]} to where checkpoints are to lie; or {ANOTHER}",
         )
 
 
@@ -270,7 +271,7 @@ def _remedy(before: DataConfig, now: DataConfig, step: int, found: Sequence[Chan
     segments = [{"until": end, **s} for end, s in zip(ends, kept, strict=True)] + [{**first, **new}, *others]
     back = [(f"data.{key}", was) for key, was in _overridden(before, now, new)]
     line = " ".join(shlex.quote(f"{key}={_yaml(value)}") for key, value in (*back, ("data.segments", segments)))
-    return f"{line} for the steps to come; or {ANOTHER}"
+    return f"{line} for the steps to come; or set it back, or {ANOTHER}"
 
 
 def _overridden(before: DataConfig, now: DataConfig, keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
