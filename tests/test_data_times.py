@@ -3,6 +3,7 @@
 import io
 import tarfile
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 from random import Random
 
@@ -216,3 +217,23 @@ def test_datasets_without_times_are_read_as_before(tmp_path, monkeypatch):
 
 def test_what_is_written_is_what_the_shard_says(dataset):
     assert check(dataset) == []
+
+
+CASES = Path(__file__).parents[2] / "shared" / "cases"
+GIVEN = {
+    "V1/gap_30s.mkv": [([*range(24)], 0.0), ([*range(24, 48)], 30.96)],
+    "V1/first_frame_alone.mkv": [([*range(1, 48)], 60.0)],
+    "T2/vfr.mkv": [([*range(50)], 0.0), ([*range(50, 200)], 5.0)],
+    "V5/cont.ts": [([*range(24), *range(24)], 0.0)],
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), GIVEN.items(), ids=GIVEN)
+def test_given_films(name, expected):
+    if not (CASES / name).exists():
+        pytest.skip(f"{CASES / name} is not there")
+    cut = cut_into_clips(CASES / name)
+    shown = [(stamps(video.decode(clip.data)), round(clip.timeline.second(0), 2)) for clip in cut.kept]
+    assert [([n for n, _ in groupby(numbers)], second) for numbers, second in shown] == expected
+    if name == "V1/first_frame_alone.mkv":
+        assert "0:1; the time stamps pause, which ends a shot: 60.0 s before frame 1" in cut.rejected[0]
