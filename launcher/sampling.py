@@ -95,7 +95,8 @@ def draw(
     grid = codec.geometry.grid(asked.frames, *asked.size)
     averaged = is_averaged(found, request.averaged)
     if on_note is not None:
-        for note in asked.notes:
+        of = "moving average of the weights; --no-ema for the weights" if averaged else "weights"
+        for note in (*asked.notes, f"step {found.state.step}, {of}"):
             on_note(note)
     model = load_model(config, found, codec.geometry.channels, device, averaged)
     assert isinstance(model, VideoDiT), "a model that speaks was refused"

@@ -80,6 +80,7 @@ def test_one_pack_a_replica(mesh: dict[str, int], segments: list[Any], packs: in
     ("packs", "replicas", "words"),
     [
         (1, 4, "1 pack a step for 4 replicas: 3 of them compute nothing"),
+        (1, 2, "1 pack a step for 2 replicas: 1 of them computes nothing"),
         (2, 6, "2 packs a step for 6 replicas: 4 of them compute nothing"),
         (5, 4, "5 packs a step for 4 replicas: 3 of 8 places stay empty"),
         (7, 3, "7 packs a step for 3 replicas: 2 of 9 places stay empty"),
