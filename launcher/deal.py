@@ -43,7 +43,8 @@ class Deal:
         packs = f"{self.packs} pack{'s' if self.packs > 1 else ''}"
         idle = self.replicas - self.packs
         if idle > 0:
-            return f"{packs} a step for {self.replicas} replicas: {idle} of them compute{'s' if idle == 1 else ''} nothing"
+            verb = "computes" if idle == 1 else "compute"
+            return f"{packs} a step for {self.replicas} replicas: {idle} of them {verb} nothing"
         places = self.micro_steps * self.replicas
         return f"{packs} a step for {self.replicas} replicas: {self.empty} of {places} places stay empty"
 
