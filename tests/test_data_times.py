@@ -223,7 +223,7 @@ CASES = Path(__file__).parents[2] / "shared" / "cases"
 GIVEN = {
     "V1/gap_30s.mkv": [([*range(24)], 0.0), ([*range(24, 48)], 30.96)],
     "V1/first_frame_alone.mkv": [([*range(1, 48)], 60.0)],
-    "T2/vfr.mkv": [([*range(50)], 0.0), ([*range(50, 200)], 5.0)],
+    "T2/vfr.mkv": [([*range(50)], 0.0), ([*range(205, 55, -1)], 5.0)],  # the second part is a negative
     "V5/cont.ts": [([*range(24), *range(24)], 0.0)],
 }
 
