@@ -24,7 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -164,13 +164,15 @@ class Workers:
             return
         rest = iter(jobs)
         running: deque[tuple[JobT, Future[bytes | Lost[JobT]]]] = deque()
+        ended = threading.Event()  # of any: waiting for each of them anew would cost a tenth of a small job
         while True:
-            self._submit(work, rest, running)
+            self._submit(work, rest, running, ended)
             if not running:
                 return
             while not running[0][1].done():
-                wait([future for _, future in running if not future.done()], return_when=FIRST_COMPLETED)
-                self._submit(work, rest, running)
+                ended.wait()
+                ended.clear()
+                self._submit(work, rest, running, ended)
             job, future = running.popleft()
             result = future.result()
             if isinstance(result, Died):  # perhaps for what ran beside it: memory is shared
@@ -179,7 +181,11 @@ class Workers:
             yield result if isinstance(result, Lost) else _opened(result)
 
     def _submit(
-        self, work: Callable[[JobT], Any], rest: Iterator[JobT], running: deque[tuple[JobT, Future[bytes | Lost[JobT]]]]
+        self,
+        work: Callable[[JobT], Any],
+        rest: Iterator[JobT],
+        running: deque[tuple[JobT, Future[bytes | Lost[JobT]]]],
+        ended: threading.Event,
     ) -> None:
         """Begins as many jobs as may run or wait for the reader."""
         done = [future.result() for _, future in running if future.done() and not future.exception()]
@@ -188,6 +194,7 @@ class Workers:
         free = min(most * self.processes - len(running), 2 * self.processes - (len(running) - len(done)))
         for job in islice(rest, max(0, free)):
             running.append((job, self._threads.submit(self._run, work, job)))
+            running[-1][1].add_done_callback(lambda _: ended.set())
 
     def _run(self, work: Callable[[JobT], Any], job: JobT) -> bytes | Lost[JobT]:
         """Runs in a thread: the pickled answer of a worker."""
