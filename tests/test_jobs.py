@@ -146,10 +146,10 @@ def gone(head: Head) -> None:
         (
             "GET /api/jobs/",
             (200, '[{"kind": "of another version"}]'),
-            "a Ray that ours can talk to\\n.*ValidationError",
+            "a Ray that ours can talk to\n.*ValidationError",
         ),
-        ("GET /api/jobs/", (200, "7"), "a Ray that ours can talk to\\n.*TypeError"),
-        ("GET /api/version", (200, "[1]"), "a Ray head answers at --address\\n.*something else answers"),
+        ("GET /api/jobs/", (200, "7"), "a Ray that ours can talk to\n.*TypeError"),
+        ("GET /api/version", (200, "[1]"), "a Ray head answers at --address\n.*something else answers"),
         ("GET /api/v0/nodes", (200, '{"result": true}'), "a Ray"),
         ("POST /api/jobs/", (403, "no"), "a cluster with token authentication is given its token"),
         ("GET /api/v0/nodes", (401, "no"), "a cluster with token authentication is given its token"),
