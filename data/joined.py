@@ -24,6 +24,8 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from data.regular import open_regular
+
 Ints = npt.NDArray[np.int64]
 
 ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
@@ -37,7 +39,7 @@ def second_file(source: Path | bytes) -> int | None:
     Raises:
         OSError: it cannot be read.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file:
         head = file.read(16)
         find = next((find for magic, find in _SECOND if re.match(magic, head, re.DOTALL)), None)
         if find is None:

@@ -1,5 +1,6 @@
 """What a file holds decides nothing but its pictures: lists of files, stream descriptions and patterns open nothing."""
 
+import ast
 import os
 import struct
 import threading
@@ -196,3 +197,19 @@ def test_a_picture_of_a_few_bytes_cannot_take_gigabytes(size):
     struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))
     with pytest.raises(InputError, match=rf"{size[0]} x {size[0]} pixels|exceeds limit"):
         image.decode(bytes(data))
+
+
+def test_media_are_opened_in_one_place():
+    """Whoever adds a way to open a film or a picture meets this."""
+    home = Path(__file__).resolve().parent.parent
+    found = []
+    for package in ("data", "launcher", "models", "parallel"):
+        for file in sorted((home / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if not isinstance(node, ast.Call):
+                    continue
+                name = ast.unparse(node.func)
+                writes = any(ast.unparse(given) == "'w'" for given in node.args)
+                if name in ("av.open", "Image.open", "cv2.VideoCapture", "cv2.imread") and not writes:
+                    found.append((str(file.relative_to(home)), name))
+    assert sorted(set(found)) == [("data/containers.py", "av.open"), ("data/image.py", "Image.open")]
