@@ -15,6 +15,7 @@ over a limit. RLIMIT_AS would not do: it counts what is mapped, of which torch t
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import pickle
@@ -315,6 +316,7 @@ def _serve(pipe: Connection, other: Connection | None = None) -> None:
     _die_with_parent()
     if other is not None:
         other.close()
+        gc.freeze()  # what was inherited is not looked through again, which would copy its pages
     work: Any = None
     while True:
         try:
