@@ -269,7 +269,8 @@ class Jobs:
                 raise InputError(
                     f"the services of a Ray head are ready within {READY_SECONDS:g} s",
                     f"{self.url}: not for {waited:.0f} s: {missing}",
-                    "on the head: ray status, and /tmp/ray/session_latest/logs/dashboard*; then the same again",
+                    "on the head: ray status, and /tmp/ray/session_latest/logs/dashboard* (does another Ray there hold "
+                    "port 52365? ray start --dashboard-agent-listen-port=52366); then the same again",
                 )
             if not told:
                 self.say(f"waiting until {self.url} is ready: {missing}")

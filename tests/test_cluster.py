@@ -45,6 +45,7 @@ def head(
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += [f"--port={port}", "--num-cpus=2", "--dashboard-host=127.0.0.1"]
     command += [f"--dashboard-port={dashboard}"]
+    command += [f"--dashboard-agent-listen-port={free_port()}"]  # two heads of one machine would want the same
     token = log.with_name("token")
     token.write_text("0" * 64)
     os.chmod(token, 0o600)
