@@ -143,24 +143,28 @@ def make(
     refuse_unknown(config)
     register()
     made: Any = AutoModelForCausalLM
-    model = drawn(lambda: made.from_config(config, attn_implementation=NAME), dtype, seed)
+    model = drawn(lambda own: made.from_config(own, attn_implementation=NAME), config, dtype, seed)
     return Backbone(model, recompute, mlp_tiles, compile_blocks)
 
 
-def drawn(make_it: Callable[[], Any], dtype: torch.dtype, seed: int) -> Any:
-    """A model of transformers whose first numbers are drawn in float32, so that they are the same in any dtype."""
+def drawn(make_it: Callable[[Any], Any], config: Any, dtype: torch.dtype, seed: int) -> Any:
+    """A model of transformers whose first numbers are drawn in float32, so that they are the same in any dtype.
+
+    It has a config of its own: transformers writes into the one that it gets, and a dtype that stands there is the one
+    that the next model would be drawn in.
+    """
     before = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         torch.set_default_dtype(torch.float32)
         try:
-            model = make_it()
+            model = make_it(deepcopy(config))
         finally:
             torch.set_default_dtype(before)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)  # not the buffers: frequencies stay in float32
-    for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
-        config.dtype = dtype
+    for part in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs)):
+        part.dtype = dtype
     return model
 
 

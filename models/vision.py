@@ -177,7 +177,7 @@ def make(
     register()
     attention = {"": "sdpa", "text_config": NAME, "vision_config": "sdpa"}  # an image is whole on its rank
     made: Any = LlavaForConditionalGeneration
-    model = drawn(lambda: made._from_config(config, attn_implementation=attention), dtype, seed)
+    model = drawn(lambda own: made._from_config(own, attn_implementation=attention), config, dtype, seed)
     return VisionLM(model, recompute, mlp_tiles, compile_blocks)
 
 

@@ -163,6 +163,16 @@ def test_a_seed_decides_the_first_numbers() -> None:
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_config_is_not_written_into() -> None:
+    """A second model of it, in another dtype too, begins with the same numbers."""
+    given = config("llama")
+    before = given.to_dict()
+    one = make(given, torch.float64, seed=0).state_dict()
+    assert given.to_dict() == before
+    again = make(given, torch.float64, seed=0).state_dict()
+    assert all(torch.equal(one[name], again[name]) for name in one)
+
+
 def test_what_is_not_known_is_refused() -> None:
     from transformers import AutoConfig
 

@@ -144,6 +144,14 @@ def test_weights_go_back_to_transformers(tmp_path: Path) -> None:
     assert all(torch.equal(back[name], tensor) for name, tensor in model.model.state_dict().items())
 
 
+def test_a_config_is_not_written_into() -> None:
+    given = config("qwen2")
+    before = given.to_dict()
+    one, again = (make(given, torch.float64, seed=0).state_dict() for _ in range(2))
+    assert given.to_dict() == before
+    assert all(torch.equal(one[name], again[name]) for name in one)
+
+
 def test_rows_of_views() -> None:
     """Whole views and views of one row, of one frame and of several, against the plain loop."""
     features = torch.randn(6, 4, 3, dtype=torch.float64)
