@@ -10,7 +10,7 @@ import pytest
 
 from data.check import check
 from data.generations import publish
-from data.imports import import_tars
+from data.imports import ImportOptions, import_tars
 from data.index import Index
 from data.prepare import PrepareOptions, prepare
 from data.repair import repair
@@ -34,7 +34,7 @@ def prepare_all(source: str, out: Path) -> None:
 
 
 def import_all(source: str, out: Path) -> None:
-    import_tars([source], out)
+    import_tars([source], out, ImportOptions(workers=0))
 
 
 @dataclass(frozen=True)
