@@ -32,11 +32,10 @@ from parallel.mesh import Mesh
 
 GIB = 1 << 30
 PROCESS = GIB // 4  # of a rank before it has a model: Python, torch, DeepSpeed
-INPUTS, KEPT, HIDDEN = (
-    2.0,
-    10.0,
-    2.0,
-)  # rows of a token in a block: with recompute, without, of its MLP; dry runs say more
+# rows of a token in a block; dry runs say more, so that this stays a lower bound
+INPUTS = 2.0  # with recompute
+KEPT = 10.0  # without
+HIDDEN = 2.0  # of its MLP, beside those
 FEW = 30_000_000  # parameters that are sooner drawn than counted without numbers, whose first use takes a second
 ASK_SECONDS = 10.0
 

@@ -17,6 +17,16 @@ settings.register_profile("same", settings.get_profile("search"), derandomize=Tr
 settings.load_profile("same")
 
 
+RAY = ("test_cluster", "test_submit", "test_hosts", "test_train_faults", "test_kill_matrix", "test_data_ray_workers")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file stay in one process, which makes what they share once; those of Ray's ports are all in one."""
+    for item in items:
+        file = item.path.stem
+        item.add_marker(pytest.mark.xdist_group("ray" if file in RAY else file))
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 synthetic clips of 8 frames of 32 x 32, as shards."""
