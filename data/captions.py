@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from data.beside import Sides, kind_of
 from data.naming import Matching, listed, nearest
+from data.rows import half_character
 from parallel import parsing
 from parallel.errors import InputError
 from parallel.parsing import ParseError, parse_json
@@ -243,11 +244,6 @@ def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def clean(text: str) -> str:
-    """Text that can be written as UTF-8: half characters, which JSON may hold, become question marks."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _first(texts: Mapping[str, Any], keys: tuple[str, ...], name: str, tell: Tell) -> str:
     for key in keys:
         entry = texts.get(key)
@@ -261,7 +257,10 @@ def _first(texts: Mapping[str, Any], keys: tuple[str, ...], name: str, tell: Tel
         if entry is not None and not isinstance(entry, str):
             raise no_caption(f"the caption of {name} is {type(entry).__name__}, not text")
         if entry and entry.strip():
-            return clean(entry.strip())
+            half = half_character(entry)  # JSON may hold one, which cannot be written as UTF-8
+            if half is not None:
+                raise no_caption(f"the caption of {name} holds {half}: write whole characters")
+            return entry.strip()
     return ""
 
 

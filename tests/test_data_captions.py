@@ -34,7 +34,6 @@ def refused(call, *arguments):
         ({"caption": "s", "caption_long": "l"}, ("s", "l")),
         ({"long": "only long"}, ("only long", "")),
         ({"text": "t", "short": ""}, ("t", "")),
-        ("half \ud83d", ("half ?", "")),
     ],
 )
 def test_a_caption_is_a_text_or_an_object_with_texts(entry, expected):
@@ -44,6 +43,11 @@ def test_a_caption_is_a_text_or_an_object_with_texts(entry, expected):
 def test_what_is_no_caption():
     assert refused(caption_of, 7, "a.mp4") == "the caption of a.mp4 is int, not text"
     assert refused(caption_of, {"short": [1]}, "a.mp4") == "the caption of a.mp4 is list, not text"
+    half = "the caption of a.mp4 holds half a character, '\\ud83d': write whole characters"
+    for entry in ("half \ud83d", ["\ud83d"], {"long": "\ud83d", "short": "whole"}):
+        assert refused(caption_of, entry, "a.mp4") == half
+    of_sample = half.replace("a.mp4", "the sample")  # a sidecar, or a member of a tar
+    assert refused(of_parts, {"json": rb'{"caption": "\ud83d"}'}) == of_sample
     for nothing in ("", " \n", {}, {"short": " "}, None):
         assert refused(caption_of, nothing, "a.mp4") == NO_CAPTION
 
