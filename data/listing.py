@@ -323,11 +323,9 @@ def _table(file: Path, origin: str, given: Path | None, need_captions: bool) -> 
     table = video_table(file) if lines else read_table(file, captions=need_captions and given is None)
     if not len(table):
         raise InputError("a source has videos", f"{origin}: no rows", "add a row per video")
-    for scheme in table.schemes():
-        remote.check_scheme(f"{scheme}://")
     captions, notes = given_captions(given, Path(origin).parent) if given is not None else (Captions(origin), [])
     words = Words(replace(captions, files=lambda: (row.path for row in table)), need_captions)
-    here = lru_cache(maxsize=64)(_folder_of)
+    here, unread = lru_cache(maxsize=64)(_folder_of), lru_cache(maxsize=64)(remote.unread)
     name = posixpath.basename(origin)
     problems = [
         Unusable(odd.path or f"{name}, {odd.where}", BAD_ROW, f"{odd.reason} ({name}, {odd.where})")
@@ -336,7 +334,7 @@ def _table(file: Path, origin: str, given: Path | None, need_captions: bool) -> 
 
     def looks() -> Iterator[Look]:
         yield lambda _: problems
-        yield from (partial(_look_at_row, words, here, origin, row) for row in table)
+        yield from (partial(_look_at_row, words, here, unread, origin, row) for row in table)
 
     total = None if table.any_ends_with(TAR_SUFFIX) else len(problems) + len(table)
     return Listing(looks(), total, notes=[*table.notes, *notes], words=words)
@@ -457,10 +455,19 @@ def _look_there(
     return [caption if isinstance(caption, Unusable) else SourceFile(file.name, place, caption)]
 
 
-def _look_at_row(words: Words, here: Callable[[str], Folders], origin: str, row: Row, ignored: Counter[str]) -> Found:
+def _look_at_row(
+    words: Words,
+    here: Callable[[str], Folders],
+    unread: Callable[[str], str | None],
+    origin: str,
+    row: Row,
+    ignored: Counter[str],
+) -> Found:
     """At a row of a table; what is wrong with its file is told with where the row stands."""
     try:
-        found = list(_look_at_path(words, here, origin, row, ignored))
+        scheme = row.path.partition("://")[0].lower() if remote.is_url(row.path) else ""
+        why = unread(scheme) if scheme else None
+        found = [Unusable(row.path, BAD_ROW, why)] if why else list(_look_at_path(words, here, origin, row, ignored))
     except OSError as error:  # such as of a name that is too long
         found = [Unusable(readable(row.path), NOT_READ, error.strerror or str(error))]
     if not row.where:

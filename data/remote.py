@@ -121,6 +121,19 @@ def check_scheme(url: str) -> None:
         raise InputError(f"{scheme}:// needs its driver", f"{url}: {error}", remedy) from error
 
 
+def unread(scheme: str) -> str | None:
+    """Why URLs of a scheme cannot be read here; None if they can be."""
+    try:
+        check_scheme(f"{scheme}://")
+    except InputError as error:
+        return (
+            f"{error.rule}, not {scheme}://: {error.remedy}"
+            if scheme not in SCHEMES
+            else f"{error.rule}: {error.remedy}"
+        )
+    return None
+
+
 def filesystem(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the path in it.
 

@@ -78,12 +78,6 @@ class Table:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def schemes(self) -> list[str]:
-        """Of the URLs among the paths."""
-        found = pyarrow.compute.extract_regex(self.paths, r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
-        schemes = pyarrow.compute.struct_field(found, "scheme")
-        return sorted(scheme for scheme in schemes.unique().to_pylist() if scheme)
-
     def any_ends_with(self, suffix: str) -> bool:
         """Whether a path does, in capitals or not."""
         ends = pyarrow.compute.ends_with(self.paths, suffix, ignore_case=True)

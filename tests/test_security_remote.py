@@ -6,7 +6,6 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from data import addresses, remote, web
 from data.addresses import is_internal, leads_inside, may_follow
 from data.listing import find
 from data.remote import FetchError, fetch
-from data.sources import SourceFile, Unusable
+from data.sources import BAD_ROW, SourceFile, Unusable
 from parallel.errors import InputError
 
 INTERNAL = (
@@ -221,10 +220,27 @@ def test_a_scheme_that_nobody_tried_is_refused_by_name(tmp_path, url):
         with pytest.raises(InputError, match="a URL has a scheme that is read here"):
             find(url)
     (tmp_path / "t.csv").write_text(f"path,caption\n{url},words\n")
-    told = []
-    with suppress(InputError):
-        told = [one for one in find(str(tmp_path / "t.csv")) if not isinstance(one, Unusable)]
-    assert told == []
+    assert [one for one in find(str(tmp_path / "t.csv")) if not isinstance(one, Unusable)] == []
+
+
+@pytest.mark.parametrize("scheme", ["ftp", "webhdfs", "ZIP"])
+def test_a_row_of_another_scheme_costs_itself_alone(tmp_path, scheme):
+    (tmp_path / "b.mp4").write_bytes(b"video")
+    (tmp_path / "t.csv").write_text(f"path,caption\n{scheme}://h/a.mp4,words\nb.mp4,words\n")
+    found = {one.name: one for one in find(str(tmp_path / "t.csv"))}
+    assert not isinstance(found["b.mp4"], Unusable)
+    bad = found[f"{scheme}://h/a.mp4"]
+    assert bad.kind == BAD_ROW
+    assert bad.reason.startswith(f"a URL has a scheme that is read here, not {scheme.lower()}://: give a URL with http")
+    assert bad.reason.endswith("(t.csv, line 2)")
+
+
+def test_a_row_whose_driver_is_missing_says_which_to_install(tmp_path, monkeypatch):
+    def missing(scheme):
+        raise ImportError(f"no driver of {scheme}")
+
+    monkeypatch.setattr("fsspec.get_filesystem_class", missing)
+    assert remote.unread("s3") == "s3:// needs its driver: pip install s3fs"
 
 
 @pytest.mark.parametrize("url", ["http://[x/a.mp4", "http://h:port/a.mp4", "http:///a.mp4", "http://h/a::b.mp4"])
