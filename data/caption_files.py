@@ -95,8 +95,7 @@ def find_captions(
         opened: gives those of captions; None: they lie on this machine.
         absolute: its path, to which absolute names become relative; None: they stay.
 
-    Raises:
-        InputError: the one in the folder itself cannot be read.
+    A file that cannot be read costs the videos of its folder that have no other words.
     """
     opened = opened or (lambda name: nullcontext(Path(os.path.join(folder, name))))
     there, merged = set(files), Merged()
@@ -119,9 +118,8 @@ def find_captions(
             if last.startswith("metadata"):
                 merged.notes.append(f"{name} is not read as captions: {error.rule}; {error.value}")
                 continue
-            if not above:
-                raise
             merged.broken[above] = f"{name}: {error.rule}; found: {error.value}"
+            merged.notes.append(f"{name} is not read: {error.rule}; found: {error.value}; {error.remedy}")
             continue
         merged.add(name, ((_below(above, str(key), there, absolute), entry) for key, entry in said))
     origin = listed(merged.origins) if merged.origins else f"sidecar files in {folder}"
@@ -181,7 +179,12 @@ def _said(file: Path, notes: list[str], origin: str | None = None) -> Iterator[t
             data = read_regular(file)
         except OSError as error:
             raise _not_json(f"{file}: {error.strerror}") from error
-        raw = captions_in(data, origin or str(file), file)
+        try:
+            raw = captions_in(data, origin or str(file), file)
+        except InputError as error:
+            if suffix != ".json" or "Extra data" not in error.value:
+                raise
+            raw = []  # JSON lines, whatever its name
         if isinstance(raw, dict):
             yield from raw.items()
             return

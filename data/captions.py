@@ -66,7 +66,8 @@ class Captions:
         taken: names in `raw` that mean files which are no part of the source.
         root: absolute path of the source, if it is known.
         rooted: whether the names are known to begin there.
-        broken: {folder of the source: why its file of captions cannot be read}.
+        broken: {folder of the source, with / at its end, "" the source itself: why its file of captions cannot
+            be read}.
     """
 
     origin: str
@@ -102,9 +103,9 @@ class Captions:
             entry = self._guessed(name)
             if not is_empty(entry):
                 return caption_of(entry, name, tell)
-        for folder, reason in self.broken.items():
+        for folder in sorted(self.broken, key=len, reverse=True):  # the nearest first
             if name.startswith(folder):
-                raise no_caption(reason)
+                raise no_caption(self.broken[folder])
         raise no_caption(NO_CAPTION)
 
     @cached_property

@@ -262,6 +262,26 @@ def test_what_is_not_used_is_told(tmp_path):
     assert notes[2] == "1 file has several captions, of which the first is used: a.mp4"
 
 
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"a.mp4": "A", "c.mp4": "C",}', "7", "a.mp4: A"], ids=[*"abcd"])
+@pytest.mark.parametrize("below", ["", "x/"])
+def test_a_broken_file_of_captions_costs_itself_alone(tmp_path, text, below):
+    fill(tmp_path, {f"{below}a.mp4": "", f"{below}b.mp4": "", f"{below}b.txt": "B", f"{below}captions.json": text})
+    said, notes = captions_of(tmp_path)
+    assert said[f"{below}b.mp4"] == "B"
+    assert said[f"{below}a.mp4"].startswith(f"{below}captions.json: ")
+    fill(tmp_path, {f"{below}a.txt": "A"})  # told though every video has words
+    said, notes = captions_of(tmp_path)
+    assert said == {f"{below}a.mp4": "A", f"{below}b.mp4": "B"}
+    assert [note.startswith(f"{below}captions.json is not read: ") for note in notes] == [True]
+
+
+def test_a_captions_json_may_hold_json_lines(tmp_path):
+    lines = '{"path": "a.mp4", "caption": "A"}\n{"path": "b.mp4", "caption": "B"}\n'
+    assert captions_of(fill(tmp_path, {"a.mp4": "", "b.mp4": "", "captions.json": lines})) == (
+        {"a.mp4": "A", "b.mp4": "B"}, []
+    )  # fmt: skip
+
+
 def test_one_file_of_a_folder_has_its_own_words(tmp_path):
     fill(tmp_path, {"clip.mp4": "", "sub/clip.mp4": "", "captions.json": {"sub/clip.mp4": "S"}})
     assert captions_of(tmp_path / "clip.mp4")[0] == {"clip.mp4": "no caption"}
