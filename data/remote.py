@@ -134,13 +134,18 @@ def unread(scheme: str) -> str | None:
     return None
 
 
-def filesystem(url: str) -> tuple[Any, str]:
+def filesystem(url: str, any_scheme: bool = False) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the path in it.
+
+    Args:
+        url: of a file or a folder.
+        any_scheme: take whatever fsspec knows: of places that the user names for our own files, such as checkpoints.
 
     Raises:
         InputError: its kind is not known, its driver is not installed, or it cannot be reached.
     """
-    check_scheme(url)
+    if not any_scheme:
+        check_scheme(url)
     import fsspec
 
     scheme = url.partition("://")[0].lower()

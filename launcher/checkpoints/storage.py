@@ -150,7 +150,7 @@ class RemoteStorage:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self._connected: tuple[Any, str] | None = filesystem(self.url)
+        self._connected: tuple[Any, str] | None = filesystem(self.url, any_scheme=True)
 
     def where(self, name: str) -> str:
         """See `Storage`."""
@@ -212,7 +212,7 @@ class RemoteStorage:
     def _connection(self) -> Iterator[tuple[Any, str]]:
         """The store and the path in it. After a failure it is connected anew: some drivers keep what is dead."""
         if self._connected is None:
-            self._connected = filesystem(self.url)
+            self._connected = filesystem(self.url, any_scheme=True)
         try:
             yield self._connected
         except Exception:
