@@ -120,7 +120,7 @@ class Journal:
             return
         for before in self.after:
             if before["step"] == line["step"]:
-                before = before | {AGAIN: {key: line[key] for key in (*COMPARED, "samples")}}
+                before = before | {AGAIN: {key: line[key] for key in (*COMPARED, "samples", "made")}}
             if before["step"] >= line["step"]:
                 self.ledger.append(self.folder.metrics, before)
         self.event("differs", **told)

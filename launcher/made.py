@@ -1,6 +1,6 @@
 """What decides the numbers of a step, as three digests that stand in its line of metrics.jsonl.
 
-    numbers    model, objective, dtype, data of the segment; frozen parts; samples that could not be read
+    numbers    model, objective, dtype, data of the segment, and where it begins; frozen parts; samples not read
     rounding   mesh, ZeRO, kernels, threads, devices, versions, our own code: last digits at most
     update     betas, clip ... and the rate of the step: they show in the next one
 
@@ -86,7 +86,8 @@ class Made:
         others = {TOKENIZER_OF.format(n) for n in range(len(self.config.data.starts)) if n != segment}
         outside = {name: found for name, found in self.outside.items() if name not in others}
         datasets = [list(self.datasets[segment]) if self.datasets else [], list((data.weights or {}).values())]
-        return digest_of([settings, datasets, outside])
+        begins = self.config.data.starts[1 : segment + 1]  # samples are dealt anew from each, whatever it shows
+        return digest_of([settings, datasets, outside, *begins])
 
 
 def datasets_of(curriculum: Curriculum) -> list[list[str]]:

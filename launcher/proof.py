@@ -9,6 +9,9 @@ The lines of metrics.jsonl after the checkpoint are what the run gave before, ea
     another                  not at all                  nothing: why is told
     update   another         this step, and none after   as above
 
+What a step gives depends on those before it: once one since the checkpoint was made with other rounding, or has no
+line, all later ones are compared to the tolerance at most. Samples depend on `numbers` alone: rounding excuses no others.
+
 A machine that does not repeat itself bit by bit (a GPU, unless torch is told to be deterministic) is compared to the
 tolerance in the first case, too. What cannot be compared is said to be so, with the reason.
 """
@@ -75,6 +78,7 @@ class Proof:
         self.steps: list[int] = []
         self.identical = self.close = 0
         self.reason = ""
+        self.alike = True  # so far
 
     def expect(self, before: Sequence[dict[str, Any]]) -> None:
         """The lines of metrics.jsonl after the checkpoint, of which the first are compared."""
@@ -84,29 +88,36 @@ class Proof:
         """A step done again; gives the verdict once it stands."""
         was = self.before.pop(line["step"], None)
         if was is None:
+            self.alike = False  # how it was made is not known: of use where others follow
             return None
-        if _alike(again := was | was.get(AGAIN, {}), line):
+        odd = not _alike(was, line) and _alike(again := was | was.get(AGAIN, {}), line)
+        if odd:
             was = again  # then it was the record that was odd
         old, new = _made(was), _made(line)
         if old and old["numbers"] != new["numbers"]:
             return self._end(f"step {line['step']} was made with other settings than now")
-        alike = bool(old) and old["rounding"] == new["rounding"]
-        same = _alike(was, line)
-        near = was.get("samples") == line["samples"] and all(
+        rounding = bool(old) and old["rounding"] == new["rounding"]
+        follows, self.alike = not self.alike, self.alike and rounding
+        same, others = _alike(was, line), was.get("samples") != line["samples"]
+        near = not others and all(
             _same(was.get(key), line[key]) or _near(was.get(key), line[key], self.near) for key in COMPARED
         )
-        if not (same or near) and not alike:
+        if not (same or near or self.alike or (old and others)):
             why = "was made by an older version" if not old else "was made with other rounding"
+            if rounding and follows:
+                why = "came after steps that were made with other rounding"
             return self._end(f"step {line['step']} {why}, and differs: {_difference(was, line)}")
         self.steps.append(line["step"])
         self.identical += same
         self.close += near
-        if not (same or (near and not (self.exact and alike))):
+        if not (same or (near and not (self.exact and self.alike))):
             return self._end("", _difference(was, line))
         if not old:
             return self._end("", said=UNKNOWN)
-        if not alike:
+        if not self.alike:
             self.reason = self.changed or "rounding was another: threads, versions or kernels"
+        if self.before and odd:
+            return self._end(f"step {line['step']} gave two numbers before, and those after it came of the other")
         if self.before and (old["update"] != new["update"] or was.get("updated", True) != line.get("updated", True)):
             return self._end(f"the update of step {line['step']} was another")
         return None if self.before else self._end("")

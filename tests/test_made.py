@@ -43,12 +43,15 @@ def test_a_change_shows_in_one_digest(changes: dict[str, Any], name: str) -> Non
     assert {each for each in before if before[each] != now[each]} == ({name} if name else set())
 
 
-def test_segments_are_told_apart_and_only_by_what_they_show() -> None:
+def test_segments_are_told_apart_by_what_they_show_and_where_they_begin() -> None:
     parts = [{"until": 3}, {"frames": 5}]
     assert made(3, data__segments=parts) == made(3)
     same = {"datasets": [["one"], ["one"]]}
     later = made(4, data__segments=parts, **same)["numbers"]
-    assert later == made(4, data__frames=5, **same)["numbers"] != made(4, **same)["numbers"]
+    plain = [{"until": 3}, {"mesh": {"ulysses": 1}}]
+    assert later == made(4, data__frames=5, data__segments=plain, **same)["numbers"]
+    assert len({later, made(4, data__segments=plain, **same)["numbers"], made(4, **same)["numbers"]}) == 3
+    assert later != made(4, data__segments=[{"until": 2}, {"frames": 5}], **same)["numbers"]
     assert later != made(4, data__segments=parts)["numbers"]
     others = {"outside": {"model.path frozen": "a", "tokenizer of segment 1": "b"}, "data__segments": parts}
     assert made(3, **others) == made(3)

@@ -87,6 +87,39 @@ def test_numbers_of_an_update_that_was_another_are_not_compared() -> None:
     assert made.see(line(6, 99.0)) is None
 
 
+@pytest.mark.parametrize("first", [line(5, 1.0, made=MADE | {"rounding": "x"}), None], ids=["other mesh", "no line"])
+@pytest.mark.parametrize(("now", "near"), [(1 + 1e-15, 1), (1.1, 0)])
+def test_a_step_after_one_of_other_rounding_accuses_nobody(first: Any, now: float, near: int) -> None:
+    """Of a run that went on with another mesh, and then falls back to a checkpoint of before."""
+    made = proof([each for each in (first, line(6, 1.0)) if each])
+    assert made.see(line(5, 1.0)) is None
+    verdict = made.see(line(6, now))
+    assert verdict is not None
+    assert (verdict.difference, verdict.near) == (None, near + (first is not None))
+    if not near:
+        assert "step 6 came after steps that were made with other rounding, and differs" in verdict.reason
+
+
+def test_rounding_excuses_no_other_samples() -> None:
+    before = [line(5, 1.0, made=MADE | {"rounding": "x"}), line(6, 1.0)]
+    verdict = proof(before).see(line(5, 1.0, samples=["other"]))
+    assert verdict is not None
+    assert verdict.difference == "step 5 had other samples"
+    made = proof(before)
+    made.see(line(5, 1.0))
+    verdict = made.see(line(6, 1.0, samples=["other"]))
+    assert verdict is not None
+    assert verdict.difference == "step 6 had other samples"
+
+
+def test_what_followed_an_odd_record_is_not_held_against_another_checkpoint() -> None:
+    again = {"loss": 1.0, "grad_norm": 2.0, "samples": ["5"], "made": MADE}
+    verdict = proof([line(5, 1.5, again=again), line(6, 1.5)]).see(line(5, 1.0))
+    assert verdict is not None
+    assert (verdict.steps, verdict.identical, verdict.difference) == ((5,), 1, None)
+    assert "step 5 gave two numbers before" in verdict.reason
+
+
 def test_lines_of_an_older_version_accuse_nobody() -> None:
     for now, steps in ((1.0, (5,)), (2.0, ())):
         verdict = proof([line(5, 1.0, made=None), line(6, 1.0, made=None)]).see(line(5, now))

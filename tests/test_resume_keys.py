@@ -42,9 +42,9 @@ ALLOWED: dict[Effect, set[Outcome]] = {  # by what a key declares; any may be no
 }
 
 
-def checkpoint_of(settings: RunConfig) -> Any:
+def checkpoint_of(settings: RunConfig, step: int = STEP) -> Any:
     manifest = SimpleNamespace(config=settings.model_dump(mode="json"), outside={})
-    state = SimpleNamespace(step=STEP, datasets=[["digest"]])
+    state = SimpleNamespace(step=step, datasets=[["digest"]])
     return SimpleNamespace(manifest=manifest, state=state, where="checkpoints/step-2")
 
 
@@ -156,6 +156,31 @@ def test_a_new_segment_is_told_by_what_it_shows() -> None:
     assert told(now, now, 5) == told(now, now, 6) == []
     assert told(now, keys.placed(now, "data.workers", 3), 3) == []
     assert told(before, now, 3) == ["data.segments: what comes after step 4 was changed"]
+
+
+def test_a_segment_that_shows_the_same_deals_samples_anew() -> None:
+    plain = next(case for case in CASES if case.key == "data.frames").before
+    frames = plain["data"]["frames"]
+    again: list[list[dict[str, Any]]] = [
+        [{"until": 5}, {"frames": frames}],
+        [{"until": 5, "mesh": {"ulysses": 1}}, {"mesh": {"ulysses": 1}}],
+    ]
+    for segments in again:
+        before, now = check(plain), check(keys.placed(plain, "data.segments", segments))
+        old, new = (each.model_dump(mode="json") for each in (before, now))
+        of = {step: [Made(each, {}, {}).of(step, 0.1)["numbers"] for each in (before, now)] for step in (5, 6)}
+        assert of[5][0] == of[5][1]
+        assert of[6][0] != of[6][1]
+        refuse_changes(checkpoint_of(before, 5), now)
+        (said,) = told(old, new, 5)
+        assert "samples are dealt anew from step 6 on" in said
+        (said,) = told(new, old, 5)
+        assert "samples go on from step 6 on, not dealt anew" in said
+        assert told(old, new, 3) == ["data.segments: what comes after step 4 was changed"]
+    other = keys.placed(plain, "data.segments", [{"until": 5}, {"frames": 4}])
+    assert told(check(other).model_dump(mode="json"), check(plain).model_dump(mode="json"), 5) == [
+        f"data.frames: 4 became {frames} from step 6 on"
+    ]
 
 
 def test_most_keys_are_tried_with_a_valid_value() -> None:

@@ -183,12 +183,15 @@ def told(before: Mapping[str, Any], now: Mapping[str, Any], step: int) -> list[s
 
 def _to_come(before: DataConfig, now: DataConfig, step: int) -> Iterator[str]:
     """What of the data will be other than it was to be, in segments that have not begun."""
-    at = bisect_right(now.starts, step) - 1
-    if now.starts[at] >= step:  # else it has begun, and is as it was
-        was, has = _shown(before.merged()[bisect_right(before.starts, step) - 1]), _shown(now.merged()[at])
+    if step in before.starts or step in now.starts:  # else it has begun, and is as it was
+        was, has = (_shown(data.merged()[bisect_right(data.starts, step) - 1]) for data in (before, now))
         for key in was:
             if was[key] != has[key]:
                 yield f"data.{key}: {was[key]} became {has[key]} from step {step + 1} on"
+        if was == has and step not in before.starts:
+            yield f"data.segments: a segment begins here, so samples are dealt anew from step {step + 1} on"
+        if was == has and step not in now.starts:
+            yield f"data.segments: no segment begins here, so samples go on from step {step + 1} on, not dealt anew"
     if _after(before, step) != _after(now, step):
         yield f"data.segments: what comes after step {step + 1} was changed"
 
