@@ -3,8 +3,8 @@
 Bytes tell it, not numbers: a declared count of frames or of seconds counts edits that are not shown, frames that repeat
 the one before, and a last one that is held, so whole files have less than they declare. What a format says of its own
 length in bytes is true of whole files: the list of chunks of AVI, the segment of Matroska, the blocks of a GIF.
-Of MP4, FFmpeg knows the place of every frame (`data.demux`). A stream that says nothing of its length, such as
-MPEG-TS, may end anywhere.
+Matroska tells holes too (`data.matroska`). Of MP4, FFmpeg knows the place of every frame (`data.demux`). A stream that
+says nothing of its length, such as MPEG-TS, may end anywhere.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from data import gif
+from data import gif, matroska
 from data.regular import open_regular
 
 UNKNOWN = 0xFFFFFFFF  # a size that was to be written at the end
-SEGMENT = 0x18538067  # RFC 9559, 5.1
 
 
 def why_cut(source: Path | bytes) -> str | None:
-    """Where a file ends too early, in words; None if it does not, as far as its container tells.
+    """Where a file ends too early or has a hole, in words; None if it does neither, as far as its container tells.
 
     Raises:
         OSError: it cannot be read.
@@ -40,7 +39,10 @@ def why_cut(source: Path | bytes) -> str | None:
         file.seek(0)
         with suppress(struct.error, IndexError):
             end = find(file, size)
-    return f"cut short: its frames go to byte {end:,}, the file to {size:,}" if end is not None and end > size else None
+        if end is not None and end > size:
+            return f"cut short: its frames go to byte {end:,}, the file to {size:,}"
+        hole = matroska.damaged_at(file, size) if head.startswith(matroska.MAGIC) else None
+    return None if hole is None else f"damaged at byte {hole:,}: no part of Matroska that may stand there"
 
 
 def _avi_end(file: BinaryIO, size: int) -> int | None:
@@ -63,33 +65,8 @@ def _avi_end(file: BinaryIO, size: int) -> int | None:
     return first if end is None else end
 
 
-def _matroska_end(file: BinaryIO, size: int) -> int | None:
-    """Byte after the first segment; RFC 8794, 4 and 5."""
-    at = 0
-    while at < size:
-        file.seek(at)
-        head = file.read(16)
-        id_length = _leading(head[0])
-        length_of_size = _leading(head[id_length])
-        kind = int.from_bytes(head[:id_length])
-        value = int.from_bytes(head[id_length : id_length + length_of_size]) & ((1 << 7 * length_of_size) - 1)
-        if value == (1 << 7 * length_of_size) - 1:
-            return None  # unknown: live
-        at += id_length + length_of_size + value
-        if kind == SEGMENT:
-            return at
-    return at
-
-
-def _leading(byte: int) -> int:
-    """Bytes of a number of variable length that begins with this one."""
-    if not byte:
-        raise IndexError("no number of EBML begins with a zero byte")
-    return 9 - byte.bit_length()
-
-
 _ENDS: tuple[tuple[bytes, Callable[[BinaryIO, int], int | None]], ...] = (
     (rb"RIFF....AVI ", _avi_end),
-    (rb"\x1a\x45\xdf\xa3", _matroska_end),
+    (re.escape(matroska.MAGIC), matroska.end),
     (gif.MAGIC, gif.end),
 )

@@ -3,6 +3,8 @@
 Every film carries the numbers of its frames, so that what comes out says what it is.
 """
 
+import io
+import re
 import struct
 from fractions import Fraction
 from itertools import chain
@@ -198,6 +200,51 @@ def test_a_file_is_cut_short_where_bytes_are_missing(tmp_path, name):
     for part in (0.4, 0.6, 0.85):
         with pytest.raises(InputError, match="cut short"):
             video.probe(data[: int(part * len(data))])
+
+
+class Unseekable(io.BytesIO):
+    """As a live stream, whose sizes nobody can go back to and fill in."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def matroska(codec: str = "ffv1", live: bool = False, **options: str) -> bytes:
+    """A film in several clusters, of random pictures."""
+    out = Unseekable() if live else io.BytesIO()
+    with av.open(out, "w", format="matroska", options={"cluster_time_limit": "200", **options}) as container:
+        stream = container.add_stream(codec, rate=RATE, width=64, height=48, pix_fmt="yuv420p")
+        for picture in np.random.default_rng(0).integers(0, 255, (FRAMES, 48, 64, 3), np.uint8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"live": True}, {"reserve_index_space": "4096"}, {"write_crc32": "0"}], ids=str
+)
+def test_matroska_with_a_hole_is_damaged_and_whole_is_not(options):
+    """FFmpeg goes on at the next cluster, and says nothing of the frames between."""
+    data = matroska(**options)
+    for whole in (data, data + data, data + (bytes(99) if options.get("live") else b"junk")):
+        assert why_cut(whole) is None
+    clusters = [match.start() for match in re.finditer(re.escape(b"\x1f\x43\xb6\x75"), data)]
+    second = next(at for at in clusters if at > len(data) // 2)
+    block = data.index(b"\xa3", second + 8)
+    harmed = {
+        "zeroed": data[: block - 200] + bytes(400) + data[block + 200 :],
+        "cluster": data[:second] + b"\x1f\x43\xb6\x74" + data[second + 4 :],
+        "inserted": data[: block + 100] + b"?" * 77 + data[block + 100 :],
+        "missing": data[: block + 100] + data[block + 177 :],
+        "block": data[:block] + b"\xa2" + data[block + 1 :],
+    }
+    for how, bad in harmed.items():
+        if how == "missing" and not options.get("live"):
+            bad += bytes(77)  # else the segment is plainly cut short
+        with pytest.raises(InputError, match=r"damaged at byte \d"):
+            video.probe(bad)
+    for stop in range(second, len(data) - 1, 997) if options.get("live") else ():
+        assert why_cut(data[:stop]) is None  # a recording that broke off
 
 
 def test_an_avi_without_its_index_has_all_its_frames(tmp_path):
