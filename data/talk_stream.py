@@ -31,7 +31,6 @@ from parallel.views import Views
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-ROUNDING = 0.05  # frames, by which a time may miss one: time stamps are of whole milliseconds
 
 
 class TalkStream:
@@ -251,21 +250,12 @@ def _rows_of(names: pa.Array, clips: Stream) -> Ints:
 
 
 def _stretches(clips: Stream, rows: Ints, begin: Floats, end: Floats, watched: Bools) -> tuple[Ints, Ints]:
-    """Frames [first, last) of each clip, as taken, whose time in the source is from `begin` on and not after `end`.
-
-    Of what is watched the frame at `begin` itself was shown in the stretch before, and is not shown again.
-    """
+    """Frames [first, last) of each clip, as taken, whose time in the source is from `begin` on and not after `end`."""
     whole = clips.lengths[rows]
     if np.isnan(begin).all() and np.isnan(end).all():
         return np.zeros_like(whole), whole
     refuse_stretches(clips)
-    timelines, stride = Timelines(clips.index.table), clips.sampling.stride
-    until_begin, until_end = (timelines.rows_until(rows, time) for time in (begin, end))
-    after, from_ = np.floor((until_begin + ROUNDING) / stride) + 1, np.ceil((until_begin - ROUNDING) / stride)
-    first, last = np.where(watched, after, from_), np.floor((until_end + ROUNDING) / stride) + 1
-    first = np.clip(np.where(np.isnan(begin), 0, first), 0, whole).astype(np.int64)
-    last = np.clip(np.where(np.isnan(end), whole, last), 0, whole).astype(np.int64)
-    return first, np.maximum(last, first)
+    return Timelines(clips.index.table).between(rows, begin, end, whole, clips.sampling.stride, watched)
 
 
 def refuse_long(stream: TalkStream, positions: int | None) -> None:

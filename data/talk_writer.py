@@ -82,13 +82,14 @@ class Names:
     def __init__(self, index: Index | None) -> None:
         self.by_name: dict[str, list[str]] = {}
         self.files = Files(())
-        self.ends: dict[str, float] = {}  # seconds in its source, of each clip
+        self.rows: dict[str, int] = {}  # of each clip in the index
         if index is None:
             return
         files = index.table["file"].cast(pa.string()).to_pylist()
         uids, starts = (index.table[name].to_pylist() for name in ("uid", "start"))
-        ends = Timelines(index.table).ends(index.frames)
-        self.ends = dict(zip(uids, ends.tolist(), strict=True))
+        self.frames, self.timelines = index.frames, Timelines(index.table)
+        self.ends = self.timelines.ends(index.frames)  # seconds in its source, of each clip
+        self.rows = {uid: row for row, uid in enumerate(uids)}
         for _, file, uid in sorted(zip(starts, files, uids, strict=True), key=lambda one: (one[0] or 0, one[2])):
             self.by_name.setdefault(file, []).append(uid)
         self.files = Files(self.by_name)
@@ -284,12 +285,26 @@ def _codes(visual: Visual, names: Names, uid: str, coder: Coder) -> Ints:
 
 def _visual(visual: Visual, names: Names, uid: str) -> dict[str, Any]:
     clips = names.clips(visual.name, uid)
-    end = max((names.ends[clip] for clip in clips), default=0.0)
+    rows = np.array([names.rows[clip] for clip in clips], np.int64)
+    end = float(names.ends[rows].max())
     if (visual.begin or 0.0) > end or (visual.end is not None and visual.end > end + SLACK):
         found = f"{uid}: {visual.begin or 0:g} to {visual.end or end:g} s of {visual.name}, which has {end:.1f} s"
         raise InputError("a moment lies within its video", found, "mend the record or leave it out")
+    if not visual.watched and not _shown(visual, names, rows):  # words of a stream may follow each other at once
+        found = f"{uid}: {visual.begin or 0:g} to {visual.end or end:g} s of {visual.name}, of which no frame is kept"
+        remedy = "mend the record or leave it out; a clip or a pause of the video may have been left out of the dataset"
+        raise InputError("a visual shows a frame at least", found, remedy)
     seconds = {"begin": visual.begin, "end": visual.end}
     return {"name": visual.name, "clips": clips, **seconds, "watched": visual.watched}
+
+
+def _shown(visual: Visual, names: Names, rows: Ints) -> int:
+    """How many stored frames of clips the moment of a visual has."""
+    if visual.begin is None and visual.end is None:
+        return int(names.frames[rows].sum())
+    begin, end = (np.full(len(rows), np.nan if one is None else one) for one in (visual.begin, visual.end))
+    first, last = names.timelines.between(rows, begin, end, names.frames[rows])
+    return int((last - first).sum())
 
 
 def _chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

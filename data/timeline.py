@@ -20,10 +20,12 @@ import pyarrow.compute
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 NEAR = 0.05  # of a frame: a clip that begins so near to its first time stamp begins with it
 OFF = 0.35  # of a frame, by which a row may be told wrong: 24 frames in 30 beats of an even rate take 0.3
 PLACES = 6  # of seconds, after the point
+ROUNDING = 0.05  # frames, by which a time may miss one: time stamps are of whole milliseconds
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,27 @@ class Timelines:
             else:
                 found[at] = np.interp(seconds[at], self._seconds[knots], self._rows[knots])
         return np.asarray(found)
+
+    def between(
+        self, samples: Ints, begin: Floats, end: Floats, whole: Ints, stride: int = 1, watched: Bools | bool = False
+    ) -> tuple[Ints, Ints]:
+        """Frames [first, last) of each of these samples that are shown from `begin` on and not after `end`.
+
+        Of what is watched the frame at `begin` itself was shown in the stretch before, and is not shown again.
+
+        Args:
+            samples: rows of the table.
+            begin, end: [samples] seconds of the source; NaN for those of the sample.
+            whole: [samples] frames of each, every `stride`th counted.
+            stride: rows from a frame to the next.
+            watched: whether each is, [samples] or one for all.
+        """
+        until_begin, until_end = (self.rows_until(samples, time) for time in (begin, end))
+        after, from_ = np.floor((until_begin + ROUNDING) / stride) + 1, np.ceil((until_begin - ROUNDING) / stride)
+        first, last = np.where(watched, after, from_), np.floor((until_end + ROUNDING) / stride) + 1
+        first = np.clip(np.where(np.isnan(begin), 0, first), 0, whole).astype(np.int64)
+        last = np.clip(np.where(np.isnan(end), whole, last), 0, whole).astype(np.int64)
+        return first, np.maximum(last, first)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

@@ -103,6 +103,14 @@ def test_what_is_seen_before_a_moment_was_shown_before_it(dataset, tmp_path, sec
     assert max(taken) <= second + 0.01
 
 
+@pytest.mark.parametrize(("begin", "end"), [(5, 20), (3, 28)])
+def test_a_moment_that_shows_no_stored_frame_is_told_by_who_makes_talks(dataset, tmp_path, begin, end):
+    record = {"video": "paused", "start": begin, "end": end, "text": "<video>Now."}
+    found = rf"a visual shows a frame at least\n.*: {begin:g} to {end:g} s of .*paused.*, of which no frame is kept"
+    with pytest.raises(InputError, match=found):
+        talk(dataset, tmp_path, record)
+
+
 def test_a_moment_after_a_pause_is_in_the_film(dataset, tmp_path):
     record = {"video": "paused", "stream": [{"time": 30.9, "text": "Now."}, {"time": 31.3, "text": "And now."}]}
     _, stream = talk(dataset, tmp_path, record)
