@@ -23,13 +23,28 @@ from data.outcome import Outcome, Rejection, Tally
 from data.rebuild import json_of
 from data.scores import Scores
 from data.shards import PREVIEWS, Sample, digest_bytes, digest_of, uid_of
-from data.sources import NO_ANSWER
+from data.sources import NO_ANSWER, SourceFile
 from data.workers import Died, Lost, Pool, TimedOut, TooLarge
 
 UNKNOWN_BYTES = 4 << 20  # that a file of unknown size counts for
 SAME_CLIP, SAME_BYTES = "identical", "same bytes"
 LOST = {Died: "worker died", TimedOut: "took too long", TooLarge: "too much memory"}
 Result = Converted | Rejection | Lost[Todo]
+
+
+def same_bytes(file: SourceFile, first: str, caption: str) -> Rejection:
+    """Of a file whose bytes are those of another, which is used.
+
+    Args:
+        file: that is not used.
+        first: name of the other.
+        caption: digest of the captions of the other.
+    """
+    reason = f"same bytes as {first}"
+    if digest_of(file.caption) == caption or not any(file.caption):
+        return Rejection(file.name, "duplicate", SAME_BYTES, reason)
+    remedy = f"if its words are the right ones, give them to {first} and prepare into a new folder; else take it out"
+    return Rejection(file.name, "duplicate", SAME_BYTES, f"{reason}; its words differ and are not used", remedy=remedy)
 
 
 def into_groups(todo: Iterable[Todo], most_bytes: int, most_files: int) -> Iterator[list[Todo]]:
@@ -178,8 +193,8 @@ class _Batch:
         ledger = self.writer.ledger
         twin = ledger.twin(result.content)
         if twin is not None:
-            return result.content, {}, [Rejection(name, "duplicate", SAME_BYTES, f"same bytes as {twin}")]
-        ledger.new[result.content] = name
+            return result.content, {}, [same_bytes(item.file, *twin)]
+        ledger.new[result.content] = name, digest_of(item.file.caption)
         kept, rejected = self._new_clips(item, result)
         return result.content, kept, [*result.rejected, *rejected]
 

@@ -46,7 +46,7 @@ class Ledger:
 
     Attributes:
         versions, contents: files by what told them apart when they were listed, and by the digest of their bytes.
-        new: files of this run that are done, by the digest of their bytes.
+        new: files of this run that are done, with the digest of their captions, by that of their bytes.
         uids: of all samples.
         seen: their pictures; empty unless asked for.
         tally: of all files that need not be tried again.
@@ -54,7 +54,7 @@ class Ledger:
 
     versions: dict[str, Entry] = field(default_factory=dict)
     contents: dict[str, Entry] = field(default_factory=dict)
-    new: dict[str, str] = field(default_factory=dict)
+    new: dict[str, tuple[str, str]] = field(default_factory=dict)
     uids: set[str] = field(default_factory=set)
     seen: Seen = field(default_factory=Seen)
     tally: Tally = field(default_factory=Tally)
@@ -83,10 +83,10 @@ class Ledger:
             ledger.tally.add(Tally.from_json(record["tally"]))
         return ledger
 
-    def twin(self, content: str) -> str | None:
-        """Which file, of this run or an earlier one, has these bytes."""
+    def twin(self, content: str) -> tuple[str, str] | None:
+        """Which file, of this run or an earlier one, has these bytes, and the digest of its captions."""
         entry = self.contents.get(content)
-        return self.new.get(content) if entry is None else entry.file
+        return self.new.get(content) if entry is None else (entry.file, entry.caption)
 
     def _add_samples(self, part: Path, pictures: bool) -> None:
         columns = ["uid", *(["phash", "file", "start", "stop"] if pictures else [])]

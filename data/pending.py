@@ -8,7 +8,7 @@ from itertools import islice
 from data.ahead import ahead
 from data.captions import NO_CAPTION
 from data.convert import Todo
-from data.groups import SAME_BYTES
+from data.groups import same_bytes
 from data.ledger import Entry, Ledger
 from data.listing import Listing
 from data.outcome import Outcome, Rejection, Stage
@@ -38,7 +38,7 @@ class Pending:
     ) -> None:
         self.listing, self.limit, self.ledger, self.outcome, self.on_file = listing, limit, ledger, outcome, on_file
         self.found = 0
-        self._named: dict[str, str] = {}  # files of this source by the digest of their bytes
+        self._named: dict[str, tuple[str, str]] = {}  # files of this source and their captions, by their bytes
         self._met: set[int] = set()  # entries of the ledger whose file is in this source
 
     def total(self) -> int | None:
@@ -80,12 +80,13 @@ class Pending:
             reason = content.strerror or str(content)
             self.outcome.reject(number, Rejection(file.name, "list", NOT_READ, reason, again=True))
             return None
-        first = self._named.setdefault(content, file.name) if content else file.name
+        own = file.name, digest_of(file.caption)
+        first = self._named.setdefault(content, own) if content else own
         entry = self.ledger.contents.get(content)
         if entry is not None and id(entry) in self._met:
-            first = entry.file
-        if first != file.name:
-            self.outcome.reject(number, Rejection(file.name, "duplicate", SAME_BYTES, f"same bytes as {first}"))
+            first = entry.file, entry.caption
+        if first[0] != file.name:
+            self.outcome.reject(number, same_bytes(file, *first))
         elif entry is not None:  # under another name, or touched
             self._settle(number, file, entry)
         else:

@@ -123,7 +123,7 @@ def test_what_cannot_be_used_is_rejected_with_its_reason_and_stops_nothing(tmp_p
     assert (summary.files, summary.kept) == (8, 1)
     assert set(rejected) == {f"{n}.mp4" for n in ("empty", "words", "short", "tiny", "silent", "good", "gone")}
     assert rejected["silent.mp4"] == "no caption"
-    assert rejected["good.mp4"] == "same bytes as again.mp4"
+    assert rejected["good.mp4"] == "same bytes as again.mp4; its words differ and are not used"
     assert rejected["tiny.mp4"] == "8 x 32 pixels, smaller than 16"
     assert rejected["gone.mp4"] == "No such file or directory"
     assert [one.file for one in summary.rejected] == sorted(rejected)
@@ -323,7 +323,7 @@ def test_a_table_of_urls_and_paths(tmp_path, monkeypatch):
         assert told == {
             "b.mp4": "the server says 500 Internal Server Error (3 tries)",
             "absent.mp4": "there is no such file",
-            "twin.mp4": f"same bytes as {server.url}/a.mp4",
+            "twin.mp4": f"same bytes as {server.url}/a.mp4; its words differ and are not used",
         }
         server.asked.clear()
         before = tree(tmp_path / "out")

@@ -11,14 +11,17 @@ import pytest
 from PIL import Image
 
 from data import remedies
+from data.captions import Caption
 from data.check import check
 from data.filters import Filters
 from data.findings import LEAVE_OUT, LEAVE_OUT_BAD, LEAVE_OUT_SECOND, LEAVE_OUT_UNDECODED, REBUILD, RESTORE
 from data.generations import publish
+from data.groups import same_bytes
 from data.index import Index
 from data.prepare import PrepareOptions, prepare
 from data.repair import repair
 from data.shards import digest_of
+from data.sources import SourceFile, local_place
 from launcher.console import Console
 from launcher.prepare_tables import print_summary
 from parallel.errors import InputError
@@ -103,7 +106,7 @@ def rejected(tmp_path_factory):
         ("tiny.jpg", "smaller than 16", "larger"),
         ("half.jpg", "truncated", "save it again"),
         ("silent.mp4", "no caption", "--allow-missing-captions"),
-        ("good.mp4", "same bytes as again.mp4", "it is in the dataset"),
+        ("good.mp4", "same bytes as again.mp4; its words differ", "give them to again.mp4"),
     ],
 )
 def test_each_rejection_says_why_and_what_to_do(rejected, file, reason, remedy):
@@ -119,6 +122,23 @@ def test_the_table_of_rejections_has_the_remedies(rejected, tmp_path):
     said = console.file.getvalue()
     for _, remedy in rejected[0].values():
         assert remedy.split("[")[0][:40] in said
+
+
+@pytest.mark.parametrize(
+    ("first", "words", "reason", "remedy"),
+    [
+        ("A", "A", "same bytes as a.mp4", "none is needed: it is in the dataset"),
+        ("A", "", "same bytes as a.mp4", "none is needed: it is in the dataset"),
+        ("A", "B", "same bytes as a.mp4; its words differ and are not used", "give them to a.mp4 and prepare into a"),
+        ("", "B", "same bytes as a.mp4; its words differ and are not used", "give them to a.mp4 and prepare into a"),
+    ],
+)
+def test_a_twin_with_other_words_says_that_these_are_not_used(tmp_path, first, words, reason, remedy):
+    (tmp_path / "b.mp4").write_bytes(b"video")
+    file = SourceFile("b.mp4", local_place(tmp_path / "b.mp4"), Caption(words))
+    found = same_bytes(file, "a.mp4", digest_of(Caption(first)))
+    assert found.reason == reason
+    assert remedy in remedies.remedy_of(found)
 
 
 def test_every_limit_has_its_remedy():
