@@ -8,6 +8,7 @@ counters        kills of the kernel's memory killer           --+
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,6 +185,8 @@ def _of_exception(end: End, config: RunConfig | None) -> Cause:
         words = f"failed: {last_line(end).partition('FloatingPointError: ')[2] or last_line(end)}"
         typed = (commands.slower(config.out, config.optimizer.learning_rate),) if config is not None else ()
         return Cause("nonsense", words, commands.LOWER_RATE, True, typed)
+    if name == "UnsavedError":  # which says all in words
+        words = "failed: " + re.sub(r"^\S*UnsavedError: (\[Errno \d+\] )?", "", last_line(end))
     if end.sign.endswith(FULL) or any(said in end.message for said in FULL_WORDS):
         return Cause("full", words, "make room; the same command goes on from the last checkpoint", lasting=True)
     if name == "MemoryError" or end.sign.endswith("ENOMEM") or _is_host_shortage(end.message):

@@ -10,7 +10,7 @@ The lines of metrics.jsonl after the checkpoint are what the run gave before, ea
     update   another         this step, and none after   as above
 
 What a step gives depends on those before it: once one since the checkpoint was made with other rounding, or has no
-line, all later ones are compared to the tolerance at most. Samples depend on `numbers` alone: rounding excuses no others.
+line, all later ones are compared to the tolerance at most. Samples depend on `numbers` alone: rounding excuses none.
 
 A machine that does not repeat itself bit by bit (a GPU, unless torch is told to be deterministic) is compared to the
 tolerance in the first case, too. What cannot be compared is said to be so, with the reason.

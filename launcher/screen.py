@@ -174,7 +174,8 @@ def _hang(event: Event) -> Line:
 
 def _unsaved(event: Event) -> Line:
     again = f"; tried again in {event['again_in']:.0f} s" if "again_in" in event else ""
-    return "yellow", f"step {event['step']} was not saved: {event['reason']}{again}; training goes on"
+    goes_on = "" if event.get("last") else "; training goes on"
+    return "yellow", f"step {event['step']} was not saved: {event['reason']}{again}{goes_on}"
 
 
 def _restart(event: Event) -> Line:

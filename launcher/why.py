@@ -340,7 +340,8 @@ def _unsaved(event: Event, after: Sequence[Event]) -> Incident:
     _place(found)
     following = next((e for e in after if e["event"] in ("checkpoint", "failure", "stop", "done")), None)
     saved = following is not None and following["event"] == "checkpoint"
-    found.after = f"saved again at step {following['step']}" if saved and following else "training went on without it"
+    without = "the run had no more steps to do" if event.get("last") else "training went on without it"
+    found.after = f"saved again at step {following['step']}" if saved and following else without
     if not saved:
         room = "make room there; a save is tried again by itself" if kind == "full" else "look at that storage"
         found.remedy = room
@@ -423,9 +424,8 @@ def _with_commands(one: Incident, run: Path, settings: Mapping[str, Any], steps:
     if one.cause == "nonsense" and not one.on_purpose:
         rate = optimizer.get("learning_rate") if isinstance(optimizer, dict) else None
         one.remedy, one.commands = commands.LOWER_RATE, [commands.slower(run, rate)]
-        if one.step is not None and steps.done:
-            last = str(min(one.step, steps.done))
-            one.commands.append(shlex.join(["longreel", "data", "audit", str(run), "--step", last]))
+        if one.step is not None and one.step in steps.column("step"):  # else its samples are not written down
+            one.commands.append(shlex.join(["longreel", "data", "audit", str(run), "--step", str(one.step)]))
     return one
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -14,6 +15,7 @@ import safetensors
 import torch
 from typer.testing import CliRunner
 
+from launcher.checkpoints.export import export
 from launcher.checkpoints.pruning import Entry, best, mean_losses, pruning
 from launcher.checkpoints.reading import newest
 from launcher.checkpoints.storage import LocalStorage
@@ -99,6 +101,30 @@ def test_export(out: Path, tmp_path: Path) -> None:
     for options, words in ((["--dtype", "int8"], "float32 or bf16"), (["--out", tmp_path / "model.pt"], "safetensors")):
         with pytest.raises(InputError, match=words):
             longreel("export", out, "--out", tmp_path / "x.safetensors", *options)
+
+
+def test_an_export_replaces_no_file_and_leaves_no_part_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: Any = SimpleNamespace(
+        state=SimpleNamespace(step=4), where="here", parameter=lambda name, key: torch.ones(2),
+        manifest=SimpleNamespace(keys=("master",), shapes={"a": (2,)}, config={}),
+    )  # fmt: skip
+    file = tmp_path / "model.safetensors"
+    export(found, file, None, "float32")
+    data = file.read_bytes()
+    with pytest.raises(InputError, match="is there"):
+        export(found, file, None, "float32")
+    assert file.read_bytes() == data
+    file.unlink()
+
+    def full(tensors: Any, path: Path, told: Any) -> None:
+        path.write_bytes(b"half")
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        export(found, file, None, "float32")
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(file))
+    assert list(tmp_path.iterdir()) == []
 
 
 def entry(step: int, loss: float | None, problem: str | None = None) -> Entry:

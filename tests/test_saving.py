@@ -28,6 +28,7 @@ from launcher.checkpoints.storage import Chunk, LocalStorage, open_storage
 from launcher.config import to_yaml
 from launcher.folder import RunFolder, read_lines
 from launcher.processes import free_port
+from launcher.screen import LINES
 from parallel.errors import InputError
 from parallel.zero import STATE_NAMES, Fragment
 from tests.commands import Forked
@@ -179,19 +180,25 @@ def test_what_fails_is_told_and_tried_again(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"step-{told[i]['step']:08d}" for i in (0, 3)]
 
 
-def the_last_one_fails(rank: int, root: Path) -> str:
-    saver = saver_on(Stubborn(root, [OSError(errno.EIO, "away")] * 99), rank, [])
+def the_last_one_fails(rank: int, root: Path) -> tuple[str, list[Any]]:
+    told: list[Any] = []
+    saver = saver_on(Stubborn(root, [OSError(errno.EIO, "away")] * 99), rank, told)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "sleep", lambda _: None)
         try:
             saver.finish(state(9))
         except UnsavedError as error:
-            return str(error)
-    return "saved"
+            return str(error), told
+    return "saved", told
 
 
 def test_the_last_save_is_tried_several_times_and_then_the_run_fails(tmp_path: Path) -> None:
-    for said in run_world(2, the_last_one_fails, tmp_path):
+    for said, told in run_world(2, the_last_one_fails, tmp_path):
+        if told:
+            assert [event.get("again_in") for event in told] == [1.0, 2.0, 4.0, 8.0, None]
+            lines = [LINES["unsaved"](event)[1] for event in told]
+            assert lines[0] == "step 9 was not saved: away; tried again in 1 s"
+            assert lines[-1] == "step 9 was not saved: away"
         assert "step 9, the last, could not be saved: away" in said
         assert said.startswith(f"[Errno {errno.EIO}]"), "the cause is known by it"
     assert LocalStorage(tmp_path).names() == []

@@ -457,6 +457,20 @@ def test_one_cause_is_one_block_with_commands_that_can_be_typed(tmp_path: Path, 
     assert ("goes on" in story.next[0][1]) is saved
 
 
+def test_no_samples_are_proposed_of_a_step_that_has_no_line(tmp_path: Path) -> None:
+    root = nonsense(record := Record(tmp_path / "run"), saved=True)
+    lines = record.folder.metrics.read_text().splitlines(keepends=True)
+    record.folder.metrics.write_text("".join(lines[:-1]))
+    assert not any("audit" in command for command, _ in why(root).next)
+
+
+def test_the_last_save_that_fails_is_told_in_words() -> None:
+    said = "the checkpoint of step 6, the last, could not be saved: No space left on device"
+    for place in ("", "launcher.checkpoints.saver."):
+        end = failed("UnsavedError ENOSPC", f"Traceback ...\n{place}UnsavedError: [Errno 28] {said}")
+        assert cause_of(end).words == f"failed: {said}"
+
+
 def test_samples_that_cannot_be_read_are_one_cause_with_the_dataset_of_the_run(tmp_path: Path) -> None:
     record = Record(tmp_path / "run")
     root = with_config(record)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -27,7 +29,8 @@ def export(found: Checkpoint, out: Path, averaged: bool | None, dtype: str) -> d
         dtype: "float32" or "bf16".
 
     Raises:
-        InputError: no such dtype, no average in the checkpoint, or a file that is no .safetensors.
+        InputError: no such dtype, no average in the checkpoint, or a file that is no .safetensors, or is there.
+        OSError: it cannot be written; nothing of it stays.
     """
     if out.suffix != ".safetensors":
         raise InputError(
@@ -35,11 +38,13 @@ def export(found: Checkpoint, out: Path, averaged: bool | None, dtype: str) -> d
             str(out),
             _named(out),
         )
+    if out.exists():
+        raise InputError("weights are exported as a new file", f"{out} is there", "give another --out, or remove it")
     key, kind = _what(found, averaged, dtype)
     tensors = {name: found.parameter(name, key).to(kind).contiguous() for name in found.manifest.shapes}
     out.parent.mkdir(parents=True, exist_ok=True)
     told = {"step": found.state.step, "tensor": key, "dtype": dtype}
-    safetensors.torch.save_file(tensors, out, {name: str(value) for name, value in told.items()})
+    _write(out, tensors, {name: str(value) for name, value in told.items()})
     return {**told, "tensors": len(tensors), "frozen": _frozen(found), "bytes": out.stat().st_size}
 
 
@@ -90,6 +95,22 @@ def export_folder(found: Checkpoint, out: Path, averaged: bool | None, dtype: st
     told = {"step": found.state.step, "tensor": key, "dtype": dtype}
     size = sum(file.stat().st_size for file in out.iterdir())
     return {**told, "tensors": len(stored_in(out)), "frozen": 0, "bytes": size}
+
+
+def _write(out: Path, tensors: dict[str, torch.Tensor], told: dict[str, str]) -> None:
+    """The file, whole or not at all; safetensors tells a full disk in words of its own, here it is an OSError."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        safetensors.torch.save_file(tensors, temporary, told)
+        os.replace(temporary, out)
+    except safetensors.SafetensorError as error:
+        number = re.search(r"os error (\d+)|code: (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1] or number[2])
+        raise OSError(code, os.strerror(code), str(out)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _frozen(found: Checkpoint) -> int:

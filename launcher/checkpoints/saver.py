@@ -94,6 +94,7 @@ class Saver:
         self._copies: list[Fragment] = []
         self._failures, self._retry_at = 0, math.inf
         self._last = (errno.EIO, "")
+        self._ending: tuple[float, ...] | None = None  # of the last save of a run: seconds to the next try, if any
 
     def begin(self, state: TrainState, recent: Sequence[dict[str, Any]] = ()) -> None:
         """Start to save this moment. Collective.
@@ -164,14 +165,18 @@ class Saver:
         Raises:
             UnsavedError: `state` could not be saved after several tries.
         """
+        if state is not None:
+            self._ending = ()
         self._wait()
         for number in range(LAST_TRIES if state is not None else 0):
             assert state is not None
+            self._ending = (2.0**number,) if number + 1 < LAST_TRIES else ()
             self.begin(state, recent)
             if self._wait():
+                self._ending = None
                 return
-            if number + 1 < LAST_TRIES:
-                time.sleep(2.0**number)
+            for seconds in self._ending:
+                time.sleep(seconds)
         if state is not None:
             why = [self._last]
             dist.broadcast_object_list(why)  # rank 0 alone hears how a commit went
@@ -252,7 +257,10 @@ class Saver:
         wait = min(LONGEST_WAIT, self.retry_seconds * 2 ** (self._failures - 1))
         self._retry_at = time.monotonic() + wait
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        self.on_event("unsaved", step=step, reason=_words(error), cause="full" if full else "store", again_in=wait)
+        told: dict[str, Any] = {"again_in": wait}
+        if self._ending is not None:  # tried again by `finish`, after which there is nothing to train
+            told = {"again_in": self._ending[0], "last": True} if self._ending else {"last": True}
+        self.on_event("unsaved", step=step, reason=_words(error), cause="full" if full else "store", **told)
 
 
 def _words(error: BaseException) -> str:
