@@ -31,7 +31,7 @@ from data.addresses import split_url
 from data.annotations import FORMS, query_of, stream_of
 from data.fields import DOCS, NAMES, Fields, seconds, wrong
 from parallel.errors import InputError
-from parallel.parsing import shorter
+from parallel.parsing import ParseError, parse_json, shorter
 
 Role = Literal["system", "user", "assistant"]
 Kind = Literal["video", "image"]
@@ -43,6 +43,7 @@ ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "model": "assistant",
 }
+SHOWN = ("video", "image", "video_url", "image_url")  # types of parts
 PLACE = re.compile(r"<(video|image)>\n?")
 BEGINS, ENDS = ("start", "begin", "start_time", "video_start"), ("end", "end_time", "video_end")
 
@@ -183,6 +184,7 @@ def _llava(fields: Fields) -> tuple[Turn, ...]:
         role, text = _role(said.get("from", "role"), fields.where), said.get("value", "content")
         if not isinstance(text, str):
             raise wrong("a turn says something", fields.where, f"value: {shorter(text)}")
+        _refuse_parts_as_text(text, fields.where)
         said.refuse_rest(NAMES)
         turns.append((role, _pieces(text)))
     return _placed(fields, turns)
@@ -232,6 +234,7 @@ def _messages(fields: Fields) -> tuple[Turn, ...]:
         message = fields.inside(value, f"message {number}")
         content = message.get("content", "value")
         if isinstance(content, str):
+            _refuse_parts_as_text(content, fields.where)
             content = [{"type": "text", "text": content}]
         if not isinstance(content, LISTS):
             raise wrong("a message has content", fields.where, f"content: {shorter(content)}")
@@ -245,6 +248,19 @@ def _messages(fields: Fields) -> tuple[Turn, ...]:
     return _placed(fields, turns)
 
 
+def _refuse_parts_as_text(text: str, where: str) -> None:
+    """Parts that somebody wrote as JSON within JSON would be learned as words, and their video not seen."""
+    if not text.lstrip().startswith("["):
+        return
+    try:
+        parts = parse_json(text.strip())
+    except ParseError:
+        return
+    shown = [part for part in parts if isinstance(part, Mapping) and part.get("type") in SHOWN]
+    if shown:
+        raise wrong("the parts of a message are a list, not the text of one", where, shorter(text))
+
+
 def _part(part: Fields) -> list[Part]:
     """Words, with places in them; or a visual, with its file and its moment, or of the record's own list."""
     kinds = [kind for kind in ("text", "video", "image") if part.has(kind)]
@@ -254,7 +270,7 @@ def _part(part: Fields) -> list[Part]:
         found = _pieces(part.get("text"))
         part.refuse_rest(())
         return found
-    if kind not in ("video", "image", "video_url", "image_url"):
+    if kind not in SHOWN:
         rule = "a part is a text, a video or an image, with its words or file"
         raise wrong(rule, part.where, f"{part.what}: {shorter(dict(part.value))}")
     shown: Kind = "video" if kind.startswith("video") else "image"

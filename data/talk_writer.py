@@ -13,7 +13,9 @@ import json
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from posixpath import basename, splitext
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from blake3 import blake3
 from data import talks
 from data.chat import DEFAULT_PLACES, encode
 from data.conversations import Conversation, Kind, Visual, conversation_of
+from data.fields import HARMLESS
 from data.index import Index
 from data.naming import Files, nearest
 from data.shards import digest_file, digest_of, make_folder, publish_file, temporary_of, write_bytes, write_json
@@ -32,6 +35,7 @@ from data.timeline import Timelines
 from data.tokenizers import silence_of
 from parallel.errors import InputError
 from parallel.packed import ANSWERED, ASKED, CODED
+from parallel.parsing import shorter
 
 Ints = npt.NDArray[np.int64]
 SLACK = 1.0  # seconds that a moment may end after its video: times are rounded, last frames are cut
@@ -94,6 +98,17 @@ class Names:
             self.by_name.setdefault(file, []).append(uid)
         self.files = Files(self.by_name)
         self.by_name.update({uid: [uid] for uid in uids})
+
+    @cached_property
+    def stems(self) -> dict[str, str]:
+        """Files by their names without the suffix, with and without their folders; made for the first record of words
+        alone."""
+        found: dict[str, str] = {}
+        for file in self.files.names:
+            stem = splitext(file)[0]
+            found.setdefault(stem, file)
+            found.setdefault(basename(stem), file)
+        return found
 
     def clips(self, name: str, uid: str) -> list[str]:
         """Uids of the clips, in the order in which they were cut.
@@ -217,6 +232,8 @@ def _rows(
         try:
             refuse_unread(record, where)
             conversation = conversation_of(record, where, ignored)
+            if not conversation.visuals:
+                _refuse_hidden_clip(record, where, names, ignored)
             row = _row(conversation, tokenizer, names, places, coder)
             if row["uid"] in seen:
                 raise InputError("a conversation stands once", f"{where}: the same stood before", "leave one out")
@@ -263,6 +280,31 @@ def _row(
         "spots": spots,
         "visuals": visuals,
     }
+
+
+def _refuse_hidden_clip(record: Mapping[str, Any], where: str, names: Names, ignored: Collection[str]) -> None:
+    """A record that shows nothing names no clip of the dataset in a key that nobody reads, as its name or id."""
+    for key in HARMLESS & record.keys() - set(ignored):
+        for text in _texts_in(record[key], ignored):
+            if text in names.by_name or text in names.stems:
+                raise InputError(
+                    "a video or an image of a record is in a key that is read",
+                    f"{where}: {key}: {shorter(text)}, which is {names.stems.get(text, text)} of the clips; "
+                    "the record shows nothing",
+                    f"name it in video or image, with a place in the text; if it is about words alone: --ignore {key}",
+                )
+
+
+def _texts_in(value: Any, ignored: Collection[str]) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key not in ignored:
+                yield from _texts_in(inner, ignored)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts_in(inner, ignored)
 
 
 def _refuse_half_characters(uid: str, parts: Sequence[str | Visual]) -> None:

@@ -169,6 +169,10 @@ LOST: dict[str, tuple[dict[str, Any], str]] = {  # record, and what its refusal 
         "1 times <video> in the text, 0 files; keys that are not read: 'video_file'",
     ),
     "another key for the video": ({"conversations": ASK[1:], "clip": "a.mp4"}, "'clip' in the record: 'a.mp4'"),
+    "parts as text": (
+        {"messages": [{"role": "user", "content": '[{"type": "video", "video": "a.mp4"}]'}, SAY[-1]]},
+        "the parts of a message are a list, not the text of one",
+    ),
     "a video in a harmless key": (
         {"conversations": ASK[1:], "metadata": {"clip": ["x/a.mp4"]}},
         "'x/a.mp4' in 'metadata' of the record",

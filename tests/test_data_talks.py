@@ -97,6 +97,21 @@ def by_file(clips: Path) -> dict[tuple[str, int], str]:
     return {(row["file"], row["start"]): row["uid"] for row in rows}
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("video_id", "film"), ("vid", "a/x"), ("id", "film.mp4"), ("metadata", {"clip": "a/x"}), ("source", ["b/x.mp4"])],
+)
+def test_words_alone_that_name_a_clip(clips: Path, tmp_path: Path, key: str, value: Any) -> None:
+    """Their video is not lost in silence; a record that has it may be called as it."""
+    lost = {key: value, **words("It.")}
+    with pytest.raises(InputError, match=f"in a key that is read\n.*{key}.*\n.*--ignore {key}"):
+        talk([lost], tmp_path / "talks", clips)
+    assert talk([lost], tmp_path / "talks", clips, ignored=(key,)).kept == 1
+    shows = {"video": "film.mp4", "conversations": ASK, key: value}
+    assert talk([{key: "other", **words("It.")}, shows], tmp_path / "talks", clips).kept == 2
+    assert talk([lost if key != "id" and "mp4" not in str(value) else words("?")], tmp_path / "words").kept == 1
+
+
 def test_the_same_arguments_write_the_same_bytes(made: Path, clips: Path, tmp_path: Path) -> None:
     """Also over talks of others, of which nothing stays."""
     records = [words("one"), {"video": "nowhere.mp4", "conversations": ASK}]
