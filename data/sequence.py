@@ -18,10 +18,12 @@ from fractions import Fraction
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
 
+import av
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from data import image
+from data.containers import open_container
 from data.regular import open_regular, read_regular
 from data.rgb import Frames
 from parallel.errors import InputError
@@ -149,13 +151,32 @@ def _animation(source: Path | bytes) -> PictureSequence:
             reason = f"its pictures cannot be read ({error})"
             raise InputError("an animation is whole", f"{name}: {reason}", "save it again, or leave it out") from error
 
-    def read(start: int, stop: int) -> Iterator[Frames]:
-        for picture in islice(pictures(), start, stop):
-            yield np.asarray(image.rgb(picture), np.uint8)
+    def blended() -> Iterator[Image.Image]:
+        try:
+            with open_container(source) as container:
+                for frame in container.decode(video=0):
+                    picture = Image.fromarray(frame.to_ndarray(format="rgba"))
+                    picture.info["icc_profile"] = profile
+                    yield picture
+        except (av.error.FFmpegError, OSError) as error:
+            reason = f"its pictures cannot be laid over each other ({error.strerror or error})"
+            raise InputError("an animation is whole", f"{name}: {reason}", "save it again with 8 bits") from error
 
-    kind, delays = "", list[float]()
+    def read(start: int, stop: int) -> Iterator[Frames]:
+        found = start
+        for picture in islice(blended() if is_blended else pictures(), start, stop):
+            yield np.asarray(image.rgb(picture), np.uint8)
+            found += 1
+        if found < min(stop, len(delays)):
+            reason = f"picture {found} of {len(delays)} cannot be read"
+            raise InputError("an animation is whole", f"{name}: {reason}", "save it again, or leave it out")
+
+    kind, profile, is_blended, delays = "", None, False, list[float]()
     for picture in pictures():
         kind, delay = str(picture.format).lower(), float(picture.info.get("duration") or 0)
+        profile = profile or picture.info.get("icc_profile")
+        # Pillow blends wrongly what is partly transparent, and what is taken away again; FFmpeg does not
+        is_blended |= kind == "png" and picture.info.get("blend") == PngImagePlugin.Blend.OP_OVER
         delays.append(delay if delay > LONGEST_HASTE else USUAL_DELAY)
     shown_at = tuple(round(1000 * at) for at in accumulate(delays[:-1], initial=0.0))
     return PictureSequence(name, kind, shown_at, MICROSECONDS, read)

@@ -209,6 +209,42 @@ def test_animations_are_films_at_the_speed_of_browsers(tmp_path, form, options):
     assert clip.media == "mp4"
 
 
+@pytest.mark.parametrize("blend", [0, 1])
+@pytest.mark.parametrize("disposal", [0, 1, 2])
+def test_pictures_of_an_animated_png_are_laid_over_each_other(disposal, blend):
+    """Each is one square, of which the right half lets half of what is below through."""
+    squares, colours = [], [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0)]
+    for number, colour in enumerate(colours):
+        picture = np.zeros((40, 40, 4), np.uint8)
+        picture[8 * number : 8 * number + 12, 4:20] = (*colour, 255)
+        picture[8 * number : 8 * number + 12, 20:36] = (*colour, 128)
+        squares.append(picture)
+    squares[0][squares[0][..., 3] == 0] = (90, 90, 90, 255)
+    squares[3][39] = squares[3][:, 39] = (1, 1, 1, 255)  # the last and the second fill all, so that none is cropped
+    first, *rest = map(Image.fromarray, squares)
+    data = stored(first, "PNG", save_all=True, append_images=rest, duration=50, disposal=disposal, blend=blend)
+
+    canvas, wanted, state = np.zeros((40, 40, 4)), list[np.ndarray](), np.zeros((40, 40, 4))
+    with Image.open(io.BytesIO(data)) as opened:
+        for number, square in enumerate(squares):
+            opened.seek(number)
+            left, top, right, bottom = opened.dispose_extent
+            inside = (slice(top, bottom), slice(left, right))
+            state = canvas.copy()
+            new, old = square[inside] / 255, canvas[inside]
+            alpha = new[..., 3:] + old[..., 3:] * (1 - new[..., 3:])
+            mixed = new[..., :3] * new[..., 3:] + old[..., :3] * old[..., 3:] * (1 - new[..., 3:])
+            over = np.concatenate([mixed / np.maximum(alpha, 1e-9), alpha], -1)
+            canvas[inside] = over if blend else new
+            wanted.append(canvas[..., :3] * canvas[..., 3:] * 255)
+            if disposal == 1 or (disposal == 2 and not number):
+                canvas[inside] = 0
+            elif disposal == 2:
+                canvas = state
+    found = video.decode(data).astype(float)
+    assert np.abs(found - np.stack(wanted)).max() <= 3
+
+
 def test_blocks_of_a_gif_may_end_anywhere(tmp_path):
     data = animated("GIF", [50] * 3)
     for end in range(len(data) - 1):
