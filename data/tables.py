@@ -8,6 +8,9 @@ costs about 6 us a row.
 
 from __future__ import annotations
 
+import ast
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -38,6 +41,7 @@ from parallel.parsing import ParseError, shorter
 
 KINDS = {"paths": PATH_COLUMNS, "captions": SHORT_COLUMNS, "long captions": LONG_COLUMNS}
 TABLE_SUFFIXES = tuple(READERS)
+LIST = re.compile(r"""\s*\[\s*(['"]).*\1\s*,?\s*\]\s*""", re.DOTALL)  # of texts, as Python or JSON writes it
 
 
 class Odd(NamedTuple):
@@ -209,7 +213,7 @@ class _Columns:
         if isinstance(path, Mapping) and not path.get("bytes"):  # as Hugging Face has it
             path = path.get("path")
         named = _text(path, "path")
-        return (named or "").strip(), [cells[names[0]] if names else None for names in (short, long)]
+        return (named or "").strip(), [_listed(cells[names[0]]) if names else None for names in (short, long)]
 
     def _kinds(self, names: list[str]) -> list[list[str]]:
         """The columns of each kind: the one that is meant, and what stands for it where its cell is empty."""
@@ -238,6 +242,19 @@ def _whole(text: str | None, what: str) -> str | None:
     if half is not None:
         raise ParseError(f"its {what} holds {half}: {NOT_UTF_8 if 'UTF-8' in half else 'write whole characters'}")
     return text
+
+
+def _listed(cell: Any) -> Any:
+    """A list of captions that was written as text, as Panda-70M's "['a dog runs']" in a CSV is; else the cell."""
+    if type(cell) is not str or not LIST.fullmatch(cell):
+        return cell
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of a backslash before a letter
+            found = ast.literal_eval(cell.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return cell
+    return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else cell
 
 
 def _text(cell: Any, what: str) -> str | None:

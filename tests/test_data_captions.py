@@ -365,6 +365,9 @@ def test_a_file_that_is_absent_is_refused(tmp_path):
         ("t.json", '{"a.mp4": "A"}'),
         ("t.json", '{"a.mp4": {"prompt": "A"}}'),
         ("t.csv", "path,caption\na,A\n"),
+        ("t.csv", "path,caption\na.mp4,['A']\n"),
+        ("t.csv", """path,caption\na.mp4,"['A', 'it\\'s B']"\n"""),
+        ("t.csv", 'path,caption\na.mp4,"[""A"", ""B""]"\n'),
         ("t.csv", "path,caption\nA.MP4,A\n"),
         ("t.csv", "path,caption\na.mp4,A\na.mp4,B\n"),
         ("t.csv", "path,caption,text\na.mp4,A,T\n"),
@@ -374,6 +377,12 @@ def test_tables_as_people_write_them(tmp_path, name, data):
     (tmp_path / "a.mp4").touch()
     (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode())
     assert captions_of(tmp_path / name)[0] == {"a.mp4": "A"}
+
+
+@pytest.mark.parametrize("words", ["[music] a dog", "['a' and b]", "['a'] or ['b']", "[1]"])
+def test_brackets_in_words_stay(tmp_path, words):
+    fill(tmp_path, {"a.mp4": "", "t.tsv": f"path\tcaption\na.mp4\t{words}\n"})
+    assert captions_of(tmp_path / "t.tsv")[0] == {"a.mp4": words}
 
 
 def test_what_a_table_has_and_is_not_used_is_told(tmp_path):
