@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from data.prepare import PrepareOptions, prepare
 from data.synth import synth
 from launcher.checkpoints.changes import changed_settings, refuse_changes, refuse_left_behind
 from launcher.checkpoints.storage import LocalStorage
+from launcher.config import parse_override
 from launcher.folder import RunFolder
 from parallel.errors import InputError
 from tests.runs import config
@@ -102,3 +104,44 @@ def test_a_dataset_may_move_and_another_one_is_for_the_steps_to_come(tmp_path: P
     assert f"data.dataset={dataset}" in refused.value.remedy
     assert f"'data.segments=[{{until: 3}}, {{dataset: {other}}}]'" in refused.value.remedy
     refuse_changes(before, config(tmp_path, dataset, data__segments=segments))
+
+
+@pytest.mark.parametrize(
+    ("begun", "changed", "line"),
+    [
+        ([{"until": 2}, {"stride": 2}], {"frames": 4}, "data.frames=8 "
+         "'data.segments=[{until: 2}, {until: 3, stride: 2}, {frames: 4, stride: 2}]'"),
+        ([{"until": 2}, {"stride": 2}], {"packs_per_step": 3, "segments": []}, ""),
+        ([{"until": 2}, {"stride": 2}], {"segments": []}, "'data.segments=[{until: 2}, {until: 3, stride: 2}, {}]'"),
+        ([{"until": 2, "frames": 4}, {"until": 9}, {"frames": 6}], {"segments": [], "stride": 3}, "data.stride=1 "
+         "'data.segments=[{until: 2, frames: 4}, {until: 3}, {stride: 3}]'"),
+        ([{"until": 2}, {"until": 9, "stride": 2}, {"frames": 6}], {"window": 7}, "data.window=5 'data.segments=["
+         "{until: 2}, {until: 3, stride: 2}, {until: 9, stride: 2, window: 7}, {frames: 6, window: 7}]'"),
+        ([], {"dataset": {"A": 1.0, "B": 2.0}}, "data.dataset=A "
+         "'data.segments=[{until: 3}, {dataset: {A: 1.0, B: 2.0}}]'"),
+        ([{"until": 2}, {"stride": 2}], {"dataset": {"A": 1.0, "B": 2.0}}, "data.dataset=A 'data.segments=[{until: 2}, "
+         "{until: 3, stride: 2}, {dataset: {A: 1.0, B: 2.0}, stride: 2}]'"),
+    ],
+)  # fmt: skip
+def test_what_changes_in_any_segment_is_for_the_steps_to_come_by_the_line_that_is_told(
+    tmp_path: Path, begun: list[Any], changed: dict[str, Any], line: str
+) -> None:
+    data = {"dataset": "A", "frames": 8, "stride": 1, "window": 5, "segments": begun}
+
+    def run(**data: Any) -> Any:
+        return config(tmp_path, tmp_path, **{f"data__{key}": value for key, value in data.items()})
+
+    before = checkpoint_of(tmp_path, **{f"data__{key}": value for key, value in data.items()})
+    before.state.datasets = [["digest"]] * max(1, len(begun))
+    now = run(**data | changed)
+    with pytest.raises(InputError) as refused:
+        refuse_changes(before, now)
+    if not line:
+        assert refused.value.remedy.startswith("set it back, or")
+        return
+    assert refused.value.remedy.startswith(f"{line} for the steps to come")
+    typed = dict(map(parse_override, shlex.split(line)))
+    followed = run(**data | changed | {key.removeprefix("data."): value for key, value in typed.items()})
+    refuse_changes(before, followed)
+    for step in (3, 10):
+        assert followed.data_of(step + 1).model_dump(mode="json") == now.data_of(step + 1).model_dump(mode="json")

@@ -36,7 +36,7 @@ from parallel.errors import InputError
 TOLD = (Effect.NUMBERS, Effect.UPDATE, Effect.RATE, Effect.ROUNDING, Effect.MEMORY)
 LABELS = {"weights": "dataset, its weights"}  # there is no setting of that name
 KEPT = tuple(leaf.key for leaf in leaves({}, DataConfig) if leaf.effect is Effect.DATA)  # what a segment is made of
-IN_SEGMENTS = set(SegmentConfig.model_fields)
+IN_SEGMENTS = dict.fromkeys(SegmentConfig.model_fields).keys()  # in the order of the schema
 ANOTHER = "start another run with out=FOLDER"
 
 
@@ -261,26 +261,36 @@ def _begun(data: DataConfig, step: int) -> list[dict[str, Any]]:
 
 def _remedy(before: DataConfig, now: DataConfig, step: int, found: Sequence[Change]) -> str:
     """A line that goes on with the old settings up to here, and with the new ones from here on, if there is one."""
-    new = {each.key.removeprefix("data."): each.now for each in found}
-    if not new.keys() <= IN_SEGMENTS or None in new.values():
-        if "data.segments begin after steps" in {each.key for each in found} or "segment begins" in new:
-            return f"let segments begin where they did, and new ones with step {step} or later; or {ANOTHER}"
+    changed = {each.key.rpartition(".")[2] for each in found}
+    begins = any("begin" in key for key in changed)
+    if begins and len(now.starts) > 1:
+        return f"let segments begin where they did, and new ones with step {step} or later; or {ANOTHER}"
+    named = {"dataset" if key == LABELS["weights"] else key for key in changed}
+    keys = [key for key in IN_SEGMENTS if key in KEPT or (key == "dataset" and key in named)]
+    was, has = before.model_dump(mode="json"), now.model_dump(mode="json")
+    back = {key: was[key] for key in keys if was[key] != has[key]}  # keys of data itself, with their old values again
+    later = _to_show(now, step, has | back)
+    whole = any(was[key] != has[key] for key in KEPT if key not in IN_SEGMENTS)  # no segment has it
+    if whole or not (begins or named <= IN_SEGMENTS) or any(None in shown.values() for shown in later):
         return f"set it back, or {ANOTHER}"
     parts = before.segments[: len(_begun(before, step))]
     kept = [s.model_dump(mode="json", exclude_none=True, exclude={"until"}) for s in parts] or [{}]
     ends = [*before.starts[1 : len(kept)], step]
-    later = [s.model_dump(mode="json", exclude_none=True) for s in now.segments if (s.until or step + 1) > step]
-    first, *others = later or [{}]
-    segments = [{"until": end, **s} for end, s in zip(ends, kept, strict=True)] + [{**first, **new}, *others]
-    back = [(f"data.{key}", was) for key, was in _overridden(before, now, new)]
-    line = " ".join(shlex.quote(f"{key}={_yaml(value)}") for key, value in (*back, ("data.segments", segments)))
+    segments = [*({"until": end, **s} for end, s in zip(ends, kept, strict=True)), *later]
+    typed = [*((f"data.{key}", value) for key, value in back.items()), ("data.segments", segments)]
+    line = " ".join(shlex.quote(f"{key}={_yaml(value)}") for key, value in typed)
     return f"{line} for the steps to come; or set it back, or {ANOTHER}"
 
 
-def _overridden(before: DataConfig, now: DataConfig, keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Keys of data itself that are to have their old values again."""
-    was, has = before.model_dump(mode="json"), now.model_dump(mode="json")
-    return ((key, was[key]) for key in keys if was[key] != has[key])
+def _to_show(now: DataConfig, step: int, base: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The segments of `now` from that of the next step on, as they are written under the settings `base` of data."""
+    found, first = [], bisect_right(now.starts, step) - 1
+    parts = now.segments or (SegmentConfig(),)
+    for part, merged in list(zip(parts, now.merged(), strict=True))[first:]:
+        shown = merged.model_dump(mode="json")
+        own = part.model_dump(mode="json", exclude_none=True, include={"until", "mesh"})
+        found.append(own | {key: shown[key] for key in SegmentConfig.model_fields if shown.get(key) != base.get(key)})
+    return found
 
 
 def _yaml(value: Any) -> str:
