@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data.beside import kind_of
 from data.naming import listed
-from data.sequence import is_numbered
+from data.sequence import NUMBERED, is_numbered
 from data.sources import IMAGE_SUFFIXES
 
 OPTION = "--frames-per-second"
@@ -53,6 +53,20 @@ def frame_folders(
     }
 
 
+def mixed(media: Iterable[str]) -> list[str]:
+    """Folders of pictures, some of them numbered, that are no film: not all have one and the same numbering."""
+    inside = defaultdict(list)
+    for name in media:
+        inside[os.path.dirname(name)].append(name)
+    found = []
+    for folder, names in inside.items():
+        pictures = [os.path.basename(name) for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+        many = sum(NUMBERED.fullmatch(name) is not None for name in pictures)
+        if many > 1 and (len(pictures) < len(names) or not is_numbered(pictures)):
+            found.append(folder or ".")
+    return sorted(found)
+
+
 def is_frame_folder(folder: Path) -> bool:
     """Whether a folder itself may be a film."""
     names = [entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")]
@@ -60,12 +74,16 @@ def is_frame_folder(folder: Path) -> bool:
     return bool(frame_folders(pictures, names, ()))
 
 
-def left_out(films: Mapping[str, int], worded: Mapping[str, int]) -> list[str]:
-    """What to tell of a source whose folders of numbered pictures were asked for."""
+def left_out(films: Mapping[str, int], worded: Mapping[str, int], others: Sequence[str] = ()) -> list[str]:
+    """What to tell of a source whose folders of numbered pictures were asked for; `others` are `mixed`."""
     notes = [] if films else [f"{OPTION} reads no film: no folder has pictures of one numbering and without words"]
     if worded:
         many = "1 folder is" if len(worded) == 1 else f"{len(worded):,} folders are"
         notes.append(f"{many} read as images, because pictures have words of their own: {listed(sorted(worded))}")
+    if others := [folder for folder in others if folder not in worded]:
+        many = "1 folder is" if len(others) == 1 else f"{len(others):,} folders are"
+        each = "it" if len(others) == 1 else "each"
+        notes.append(f"{many} no film, because not all in {each} is pictures of one numbering: {listed(others)}")
     return notes
 
 

@@ -44,7 +44,7 @@ from data.captions import (
     no_caption,
     of_sides,
 )
-from data.frame_folders import OPTION, frame_folders, hint, is_frame_folder, left_out
+from data.frame_folders import OPTION, frame_folders, hint, is_frame_folder, left_out, mixed
 from data.frame_folders import SUFFIX as FILM
 from data.naming import SHOWN, listed, loose, nearest, parts_of
 from data.regular import read_regular
@@ -133,6 +133,7 @@ class Words:
         tables: beside them, which are not read.
         several: files with more captions than are used.
         without: files without any.
+        films: folders that are films.
     """
 
     captions: Captions
@@ -142,6 +143,7 @@ class Words:
     tables: tuple[str, ...] = ()
     several: list[str] = field(default_factory=list)
     without: list[str] = field(default_factory=list)
+    films: frozenset[str] = frozenset()
 
     def of(self, name: str, beside: Callable[[Tell], Caption] | None = None) -> Caption | Unusable:
         """The caption, or why the file cannot be used without."""
@@ -168,7 +170,8 @@ class Words:
             notes.append(f"{many} several captions, of which the first is used: {listed(files)}")
         if self.without and self.tables:
             notes.append(f"not read: {listed(self.tables)}; if it has captions: --captions {quote(self.tables[0])}")
-        left = self.folders.unowned(files) if self.folders is not None and self.without else []
+        media = [f"{name}{FILM}" if name in self.films else name for name in files]
+        left = self.folders.unowned(media) if self.folders is not None and self.without else []
         left = [name for name in left if loose(posixpath.basename(name)) not in LISTS]
         if left:
             near = [(name, nearest(name, self.without, 1)) for name in left[:SHOWN]]
@@ -263,17 +266,19 @@ def _folder(folder: Path, given: Path | None, need_captions: bool, leave_out: Pa
     ignored += Counter(_suffix(name).removeprefix(".") or "(no suffix)" for name in files if _suffix(name) not in known)
     unpacked_films = frame_folders(names, files, captions.raw)
     if films:
-        notes = [*notes, *left_out(unpacked_films, frame_folders(names, files, captions.raw, worded=True))]
+        worded = frame_folders(names, files, captions.raw, worded=True)
+        notes = [*notes, *left_out(unpacked_films, worded, mixed(names))]
         names = sorted({name if (above := os.path.dirname(name)) not in unpacked_films else above for name in names})
     elif (said := hint(unpacked_films, folder)) is not None:
         notes = [*notes, said]
-    folders = Folders(files, MEDIA_SUFFIXES)
+    seen = frozenset(unpacked_films) if films else frozenset()
+    folders = Folders([*files, *(f"{name}{FILM}" for name in sorted(seen))], {*MEDIA_SUFFIXES, FILM})
     named = [
         name for name in files if _suffix(name) in TABLE_SUFFIXES and posixpath.basename(name).lower() not in NAMED
     ]
     tables = tuple(os.path.join(folder, name) for name in sorted(named) if _suffix(name) != ".json" and given is None)
     captions = replace(captions, files=partial(_members, folder, names))
-    words = Words(captions, need_captions, folders, tables=tables)
+    words = Words(captions, need_captions, folders, tables=tables, films=seen)
     if packed := sorted(name for name in files if _suffix(name) in PACKED):
         notes = [*notes, f"{listed(packed)} not read: {unpacked(folder / packed[0])}"]
 

@@ -15,7 +15,7 @@ from data import remote
 from data.captions import Caption
 from data.regular import open_regular
 from data.scratch import scratch, sweep
-from data.sequence import numbered
+from data.sequence import is_numbered, numbered
 from data.shards import digest_of
 from parallel.errors import InputError
 
@@ -132,9 +132,12 @@ def local_place(path: Path, span: tuple[int, int] | None = None, suffix: str = "
 
 
 def _folder_place(folder: Path) -> Place:
+    names = sorted(entry.name for entry in os.scandir(folder))
     try:
-        frames = numbered(str(folder), sorted(entry.name for entry in os.scandir(folder)))
+        frames = numbered(str(folder), names)
     except InputError as error:
+        if is_numbered(names):
+            raise OSError(f"{error.rule}; found: {error.value.removeprefix(f'{folder}: ')}; {error.remedy}") from error
         raise OSError(f"not a file but a folder; {error.value.removeprefix(f'{folder}: ')}") from error
     found = [os.stat(folder / name) for name in frames]
     version = digest_of(os.fsencode(folder).hex(), [(one.st_size, one.st_mtime_ns) for one in found], frames)

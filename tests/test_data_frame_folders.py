@@ -11,6 +11,7 @@ from data import video
 from data.clips import CutOptions, cut_into_clips
 from data.frame_folders import frame_folders, hint
 from data.index import Index
+from data.listing import find
 from data.prepare import PrepareOptions, prepare
 from data.sequence import numbered
 from parallel.errors import InputError
@@ -112,6 +113,22 @@ def test_a_source_of_films_and_folders(tmp_path):
     assert told == [("clip1", "the second", FRAMES, 25), ("deep/clip0", "the first", FRAMES, 25)]
     assert [(one.file, "number 4 is missing" in one.reason) for one in summary.rejected] == [("gap", True)]
     assert prepare(tmp_path / "in", tmp_path / "out", options()).skipped == 2
+
+
+def test_a_listing_says_which_folders_are_no_film_and_why(tmp_path):
+    for name in ("one/1.png", "one/2.png", "gap/1.png", "gap/2.png", "gap/4.png", "mixed/a1.png", "mixed/b2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"picture")
+    (tmp_path / "one.txt").write_text("words of a film")
+    (tmp_path / "gap.txt").write_text("words of another")
+    listing = find(str(tmp_path), films=True)
+    found = {one.name: one for one in listing}
+    assert found["one"].caption.short == "words of a film"
+    rule = "a folder of numbered frames is one film, each frame of one size"
+    assert found["gap"].reason.startswith(f"{rule}; found: between 1 and 4, number 3 is missing; add it, ")
+    assert found["mixed/a1.png"].reason == "no caption"
+    assert listing.notes[0] == "1 folder is no film, because not all in it is pictures of one numbering: mixed"
+    assert [note for note in listing.notes if "one.txt" in note] == []
 
 
 def test_a_folder_alone_and_one_that_a_table_names(tmp_path):
