@@ -34,6 +34,8 @@ from parallel.errors import InputError
 DECODING = {"err_detect": "explode", **DECODER}  # else a damaged frame is patched up in silence
 SEEK_FROM = 64  # packets; fewer are read as fast as a seek
 INDEXED = ("mov", "matroska")  # demuxers that seek by an index of packets
+# decoders that take a first picture of less than the header's height for one of two fields
+LEARNS_SIZE = ("mjpeg",)
 LISTED = ("mov", "avi")  # demuxers whose index has every packet of a file from the beginning
 TIMELESS = ("avi",)  # formats without time stamps, beside those that FFmpeg marks so
 NO_PICTURES = "give the file that has the pictures, or leave it out"
@@ -177,6 +179,11 @@ def scan_stream(source: Source, container: Any, stream: Any, counted: bool = Fal
 def packets_from(source: Source, container: Any, stream: Any, scan: Scan, row: int, fresh: bool) -> Iterator[Any]:
     """The packets from the last restart at or before a row; `fresh` if none of the container was read yet."""
     first, number = scan.restart(row)
+    if number and stream.codec_context.name in LEARNS_SIZE:
+        yield from _behind_the_first(
+            source, scan, scan.pts[first] if scan.numbers is None and scan.pts else None, number
+        )
+        return
     if scan.numbers is not None:
         with opened(source, scan.stream) as (container, stream):
             yield from _numbered(islice(container.demux(stream), number, None), number)
@@ -197,6 +204,25 @@ def packets_from(source: Source, container: Any, stream: Any, scan: Scan, row: i
                 break
     with opened(source, scan.stream) as (container, stream):
         yield from islice(container.demux(stream), number, None)
+
+
+def _behind_the_first(source: Source, scan: Scan, pts: int | None, number: int) -> Iterator[Any]:
+    """The first packet, by which a decoder sees in which size the film begins, and those from `number`, at `pts`, on."""
+    with opened(source, scan.stream) as (container, stream):
+        if pts is not None and number >= SEEK_FROM and container.format.name.startswith(INDEXED):
+            yield next(container.demux(stream))
+            with suppress(av.error.FFmpegError):
+                container.seek(pts, stream=stream)
+            packets = container.demux(stream)
+            packet = next(packets)
+            if packet.is_keyframe and packet.pts == pts:
+                yield packet
+                yield from packets
+                return
+    with opened(source, scan.stream) as (container, stream):
+        packets = container.demux(stream) if scan.numbers is None else _numbered(container.demux(stream), 0)
+        yield next(packets)
+        yield from islice(packets, number - 1, None)
 
 
 def _numbered(packets: Iterable[Any], first: int) -> Iterator[Any]:

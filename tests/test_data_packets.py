@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from data import video
 from data.clips import CutOptions, cut_into_clips
@@ -251,6 +252,27 @@ def test_an_avi_without_its_index_has_all_its_frames(tmp_path):
     data = write(tmp_path / "a.avi", stamped(FRAMES), options=B_FRAMES, rate=RATE).read_bytes()
     (tmp_path / "cut.avi").write_bytes(data[: data.rindex(b"idx1") + 20])
     assert kept(tmp_path / "cut.avi") == [list(range(FRAMES))]
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.avi", "a.mov"])
+def test_motion_jpeg_may_become_smaller(tmp_path, name):
+    """A decoder that begins with a small picture takes it for one of two fields of the size in the header."""
+    pictures = [*stamped(70, 96, 128), *stamped(12)]
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream("mjpeg", rate=RATE, width=128, height=96, pix_fmt="yuvj420p")
+        for row, picture in enumerate(pictures):
+            out = io.BytesIO()
+            Image.fromarray(picture).save(out, "JPEG", quality=95)
+            packet = av.Packet(out.getvalue())
+            packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, RATE), True
+            packet.pts = packet.dts = row
+            container.mux(packet)
+    found = video.probe(tmp_path / name)
+    for first in (3, 69, 70, 75):
+        shown = [frame.shape[0] for frame in video.stream_frames(tmp_path / name, first, 82 if first > 69 else 70)]
+        assert shown == ([48] * (82 - first) if first > 69 else [96] * (70 - first))
+    assert found.frames == len(pictures)
+    assert [clip.height for clip in cut_into_clips(tmp_path / name, CutOptions(min_frames=1)).kept][-1] == 48
 
 
 # --- Which stream, and what is transparent beside it ------------------------------------------------------------------
