@@ -207,7 +207,7 @@ def packets_from(source: Source, container: Any, stream: Any, scan: Scan, row: i
 
 
 def _behind_the_first(source: Source, scan: Scan, pts: int | None, number: int) -> Iterator[Any]:
-    """The first packet, by which a decoder sees in which size the film begins, and those from `number`, at `pts`, on."""
+    """The first packet, which shows a decoder in which size the film begins, and those from `number`, at `pts`, on."""
     with opened(source, scan.stream) as (container, stream):
         if pts is not None and number >= SEEK_FROM and container.format.name.startswith(INDEXED):
             yield next(container.demux(stream))
