@@ -125,12 +125,14 @@ class Clips:
         kept: those kept.
         rejected: why others are not.
         streams: video streams in the file, of which one is taken.
+        headless: frames before the first key frame, which are lost.
     """
 
     shots: int
     kept: tuple[Clip, ...]
     rejected: tuple[str, ...]
     streams: int = 1
+    headless: int = 0
 
 
 def cut_into_clips(path: Path, options: CutOptions = CutOptions()) -> Clips:
@@ -168,7 +170,8 @@ def cut_into_clips(path: Path, options: CutOptions = CutOptions()) -> Clips:
     pauses = [f"{one.pause:.1f} s before frame {one.rows[0]}" for one in film.stretches if one.pause]
     if pauses:
         reason += f"; the time stamps pause, which ends a shot: {_some(pauses)}"
-    return Clips(pieces, tuple(kept), (reason,) if short else (), found.video_streams)
+    streams, headless = found.video_streams, found.scan.headless
+    return Clips(pieces, tuple(kept), (reason,) if short else (), streams, headless)
 
 
 def target_size(height: int, width: int, options: CutOptions) -> tuple[Size, Size]:

@@ -46,6 +46,7 @@ class Converted:
         content: the digest of its bytes.
         rejected: why clips are not among `clips`.
         streams: video streams in the file, of which one is taken.
+        headless: frames before the first key frame, which are lost.
     """
 
     content: str
@@ -53,6 +54,7 @@ class Converted:
     clips: tuple[Clip, ...]
     rejected: tuple[Rejection, ...]
     streams: int = 1
+    headless: int = 0
 
 
 def convert(todo: Todo, cut: CutOptions, filters: Filters, previews: bool = True) -> Converted | Rejection:
@@ -89,7 +91,7 @@ def convert(todo: Todo, cut: CutOptions, filters: Filters, previews: bool = True
             rejected.append(Rejection(file.name, "filter", reasons[0][0], said, rows, 1))
         else:
             kept.append(clip if previews else replace(clip, preview=None))
-    return Converted(content, clips.shots, tuple(kept), tuple(rejected), clips.streams)
+    return Converted(content, clips.shots, tuple(kept), tuple(rejected), clips.streams, clips.headless)
 
 
 def why_not(clip: Clip, filters: Filters, caption: str, size: tuple[int, int] | None = None) -> list[tuple[str, str]]:

@@ -180,6 +180,8 @@ class _Batch:
             outcome.shared.append(len(kept))
         if kept and isinstance(result, Converted) and result.streams > 1:
             outcome.several.append(item.file.name)
+        if isinstance(result, Converted) and result.headless:
+            outcome.headless.append(f"{item.file.name} ({result.headless:,})")
         if not any(one.again for one in rejected):
             self.tally.add(own)
 

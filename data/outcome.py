@@ -126,6 +126,7 @@ class Outcome:
         long: bytes of captions beyond `LONG_CAPTION`, and whose they are.
         shared: clips of each file that was cut into several, which have its one caption.
         several: files that have several video streams.
+        headless: files that begin without a key frame, with the number of frames lost.
     """
 
     tally: Tally = field(default_factory=Tally)
@@ -137,6 +138,7 @@ class Outcome:
     long: list[tuple[int, str]] = field(default_factory=list)
     shared: list[int] = field(default_factory=list)
     several: list[str] = field(default_factory=list)
+    headless: list[str] = field(default_factory=list)
 
     def reject(self, number: int, rejection: Rejection) -> None:
         """A loss of this run."""

@@ -200,7 +200,13 @@ def _write(
         limits=_limits(options),
         rejected=[one for _, one in sorted(outcome.rejected, key=lambda pair: pair[0])],
         ignored=listing.ignored,
-        notes=[*listing.notes, *_sharing(outcome.shared), *_long(outcome.long), *_several(outcome.several)],
+        notes=[
+            *listing.notes,
+            *_sharing(outcome.shared),
+            *_long(outcome.long),
+            *_several(outcome.several),
+            *_headless(outcome.headless),
+        ],
         frames=outcome.frames,
         bytes=outcome.bytes,
         shards=outcome.shards,
@@ -275,6 +281,14 @@ def _several(files: list[str]) -> list[str]:
         return []
     many = "1 file has" if len(files) == 1 else f"{len(files):,} files have"
     return [f"{many} several video streams, of which the film of most pixels is taken: {listed(files)}"]
+
+
+def _headless(files: list[str]) -> list[str]:
+    """What to tell of files that begin without a key frame."""
+    if not files:
+        return []
+    begin = "1 file begins" if len(files) == 1 else f"{len(files):,} files begin"
+    return [f"{begin} without a key frame; frames before the first one cannot be decoded and are lost: {listed(files)}"]
 
 
 def _nothing_usable(source: str, summary: Summary) -> InputError:

@@ -65,6 +65,7 @@ class Scan:
         alpha_layer: whether frames must come with transparencies.
         stream: index of the stream in its file.
         joins: rows with which another part of joined files begins.
+        headless: frames before the first from which decoding can begin; they are lost.
     """
 
     pts: tuple[int, ...]
@@ -75,6 +76,7 @@ class Scan:
     alpha_layer: bool = False
     stream: int | None = None
     joins: tuple[int, ...] = ()
+    headless: int = 0
 
     @property
     def frames(self) -> int:
@@ -254,7 +256,7 @@ def by_time(headers: Headers, name: str) -> Scan | None:
         return None
     row_of_restart = np.searchsorted(np.asarray(rows, np.int64), np.asarray([pts[n] for n in restarts], np.int64))
     found = sorted((int(row), n) for row, n in zip(row_of_restart, restarts, strict=True))
-    return Scan(tuple(rows), tuple(found), len(rows), alpha=headers.alpha)
+    return Scan(tuple(rows), tuple(found), len(rows), alpha=headers.alpha, headless=sum(headers.shown) - len(rows))
 
 
 def by_output(headers: Headers, numbers: Sequence[int | None], name: str) -> Scan:
@@ -269,13 +271,16 @@ def by_output(headers: Headers, numbers: Sequence[int | None], name: str) -> Sca
     if not numbers:
         raise broken(name, "no frame can be decoded")
     known = [n for n in numbers if n is not None]
+    headless = sum(headers.shown[: headers.restarts[0]])
     if len(set(known)) < len(numbers):
-        return Scan((), ((0, 0),), len(numbers), (), headers.alpha)
+        return Scan((), ((0, 0),), len(numbers), (), headers.alpha, headless=headless)
     row_of = {number: row for row, number in enumerate(known)}
     restarts = tuple(sorted((row_of[n], n) for n in headers.restarts if n in row_of))
     firsts = (min((row_of[n] for n in known if n >= join), default=0) for join in headers.joins)
     joins = tuple(sorted({row for row in firsts if row}))
-    return Scan(_times(headers, known, name), restarts, len(known), tuple(known), headers.alpha, joins=joins)
+    return Scan(
+        _times(headers, known, name), restarts, len(known), tuple(known), headers.alpha, joins=joins, headless=headless
+    )
 
 
 def _times(headers: Headers, numbers: Sequence[int], name: str) -> tuple[int, ...]:

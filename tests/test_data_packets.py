@@ -275,6 +275,22 @@ def test_motion_jpeg_may_become_smaller(tmp_path, name):
     assert [clip.height for clip in cut_into_clips(tmp_path / name, CutOptions(min_frames=1)).kept][-1] == 48
 
 
+def test_frames_before_the_first_key_frame_are_lost_and_told(tmp_path):
+    path = write(tmp_path / "whole.mkv", stamped(FRAMES), options={"g": "12", "bf": "0"}, rate=RATE)
+    with av.open(str(path)) as source, av.open(str(tmp_path / "late.mkv"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in [packet for packet in source.demux(video=0) if packet.size][5:]:
+            packet.stream = stream
+            target.mux(packet)
+    found = cut_into_clips(tmp_path / "late.mkv", CutOptions(min_frames=1))
+    assert stamps(video.decode(found.kept[0].data)) == list(range(12, FRAMES))
+    assert found.headless == 7
+    path.unlink()
+    notes = prepare(tmp_path, tmp_path / "out", PrepareOptions(None, True, workers=0, previews=False)).notes
+    lost = "frames before the first one cannot be decoded and are lost"
+    assert notes == [f"1 file begins without a key frame; {lost}: late.mkv (7)"]
+
+
 # --- Which stream, and what is transparent beside it ------------------------------------------------------------------
 
 
