@@ -159,7 +159,7 @@ def assert_killed(out: Path, output: str) -> None:
     names = [e["event"] for e in read_lines(RunFolder(out).events)]
     at = names.index("failure")
     assert names[at : at + 3] == ["failure", "restart", "ranks"], "nobody waits for a timeout, and tells of it, before"
-    assert "hang" not in names
+    assert "hang" not in names[: at + 3]
     incident = why(out).incidents[0]
     assert (incident.cause, incident.rank, incident.ended) == ("killed", 1, False)
 
@@ -171,7 +171,9 @@ def assert_hung(out: Path, output: str, stopped: int) -> None:
     hang = first(out, "hang")
     assert (hang["rank"], hang["pid"], hang["kind"], hang["state"]) == (1, stopped, "silent", "T (stopped)")
     names = [e["event"] for e in read_lines(RunFolder(out).events)]
-    assert "failure" not in names[: names.index("hang")]
+    at = names.index("hang")
+    begun = max((n for n, name in enumerate(names[:at]) if name == "resume"), default=0)
+    assert "failure" not in names[begun:at]
     told = {e["rank"]: e["text"] for e in events(out, "stacks")}
     assert told.keys() == {0, 1}
     assert "run (launcher/rank.py" in told[0]
