@@ -20,8 +20,9 @@ settings.load_profile("same")
 RAY = ("test_cluster", "test_submit", "test_hosts", "test_train_faults", "test_kill_matrix", "test_data_ray_workers")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file stay in one process, which makes what they share once; those of Ray's ports are all in one."""
+    """Of several processes a file's tests stay in one, which makes what they share once; those of Ray are all in one."""
     for item in items:
         file = item.path.stem
         item.add_marker(pytest.mark.xdist_group("ray" if file in RAY else file))
