@@ -22,7 +22,7 @@ RAY = ("test_cluster", "test_submit", "test_hosts", "test_train_faults", "test_k
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes a file's tests stay in one, which makes what they share once; those of Ray are all in one."""
+    """Of several processes one runs a file, and makes what it shares once; all files of Ray are run by one."""
     for item in items:
         file = item.path.stem
         item.add_marker(pytest.mark.xdist_group("ray" if file in RAY else file))

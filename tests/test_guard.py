@@ -32,9 +32,9 @@ KNOWN = Updates(20, (1.0, 2.0, 3.0) * 6)
         (4, 1.0, 5.9, KNOWN, ""),
         (4, 1.0, 6.1, KNOWN, "spikes: gradient norm 6.1, median of the last updates 2"),
         (4, 1.0, 6.1, Updates(3, (1.0,) * (LEAST_NORMS - 1)), ""),
-        (4, math.nan, 1.0, KNOWN, "is not finite: loss nan, gradient norm 1.0"),
+        (4, math.nan, 1.0, KNOWN, "is not finite: loss nan, gradient norm 1"),
         (4, math.inf, math.inf, Updates(), "is not finite: loss inf, gradient norm inf"),
-        (4, 1.0, math.nan, Updates(), "is not finite: loss 1.0, gradient norm nan"),
+        (4, 1.0, math.nan, Updates(), "is not finite: loss 1, gradient norm nan"),
         (8, math.nan, math.nan, KNOWN, ""),  # known before
     ],
 )
