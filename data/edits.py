@@ -6,13 +6,12 @@ a second of what comes after it.
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from data.regular import open_regular
+from data.regular import open_source
 
 USUAL = (1, 0)  # speed, whole and fraction
 LARGEST = 64 << 20  # bytes of all tables
@@ -25,7 +24,7 @@ def why_edited(source: Path | bytes) -> str | None:
     Raises:
         OSError: it cannot be read.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file:
+    with open_source(source) as file:
         tables = _tables(file)
     for edits in _lists(tables):
         if any(speed == (0, 0) for _, speed in edits):

@@ -12,7 +12,6 @@ kinds of packets begin anew then, as nothing else makes them: a packet that is l
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import struct
@@ -24,7 +23,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from data.regular import open_regular
+from data.regular import open_source
 
 Ints = npt.NDArray[np.int64]
 
@@ -39,7 +38,7 @@ def second_file(source: Path | bytes) -> int | None:
     Raises:
         OSError: it cannot be read.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file:
+    with open_source(source) as file:
         head = file.read(16)
         find = next((find for magic, find in _SECOND if re.match(magic, head, re.DOTALL)), None)
         if find is None:

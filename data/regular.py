@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
@@ -26,6 +27,15 @@ def open_regular(path: Path | str) -> BinaryIO:
         raise OSError(errno.EINVAL, NOT_REGULAR)
 
     return open(path, "rb", opener=opener)
+
+
+def open_source(source: Path | bytes) -> BinaryIO:
+    """A regular file, or one in memory, for reading.
+
+    Raises:
+        OSError: as of `open_regular`.
+    """
+    return io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)
 
 
 def read_regular(path: Path | str) -> bytes:

@@ -9,7 +9,6 @@ says nothing of its length, such as MPEG-TS, may end anywhere.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import struct
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data import gif, matroska
-from data.regular import open_regular
+from data.regular import open_source
 
 UNKNOWN = 0xFFFFFFFF  # a size that was to be written at the end
 
@@ -30,7 +29,7 @@ def why_cut(source: Path | bytes) -> str | None:
     Raises:
         OSError: it cannot be read.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file:
+    with open_source(source) as file:
         head = file.read(12)
         find = next((find for magic, find in _ENDS if re.match(magic, head, re.DOTALL)), None)
         if find is None:

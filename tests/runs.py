@@ -22,6 +22,17 @@ MODEL = {
 }
 
 
+def with_changes(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Settings with these keys changed in place, dots written as double underscores."""
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        here = settings
+        for name in path:
+            here = here.setdefault(name, {})
+        here[last] = value
+    return settings
+
+
 def config(out: Path, dataset: Path, **changes: Any) -> RunConfig:
     """A run of seconds; `changes` are top-level keys, with dots as double underscores."""
     settings: dict[str, Any] = {
@@ -36,13 +47,7 @@ def config(out: Path, dataset: Path, **changes: Any) -> RunConfig:
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2, "weight_decay": 0.01},
         "checkpoint": {"every": 100},
     }
-    for key, value in changes.items():
-        *path, last = key.split("__")
-        here = settings
-        for name in path:
-            here = here.setdefault(name, {})
-        here[last] = value
-    return check(settings)
+    return check(with_changes(settings, changes))
 
 
 def run(settings: RunConfig) -> list[End]:

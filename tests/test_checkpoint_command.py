@@ -176,6 +176,25 @@ def test_losses_of_many_steps(tmp_path: Path) -> None:
     assert mean_losses(tmp_path / "none", [10]) == {}
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"step": 5, "loss": math.nan},
+        {"step": 5, "loss": "low"},
+        {"step": 5, "loss": True},
+        {"step": 5, "loss": 1e9, "grad_norm": []},
+        {"of": {"step": 5}, "step": 7000, "loss": 1e9},
+        [{"step": 5, "loss": 1e9}],
+    ],
+    ids=str,
+)
+def test_a_line_that_is_no_step_changes_no_loss(tmp_path: Path, odd: Any) -> None:
+    steps = [{"step": step, "loss": float(step)} for step in range(1, 11)]
+    lines = [*steps[:5], odd, *steps[4:]]  # and step 5 was done twice
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert mean_losses(tmp_path / "metrics.jsonl", [10]) == {10: 5.5}
+
+
 def test_prune(out: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(out, copy)

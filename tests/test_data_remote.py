@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import tempfile
 import time
 
 import pytest
@@ -11,17 +10,14 @@ from data import remote
 from data.remote import FetchError, fetch, read
 from data.scratch import scratch, sweep
 from parallel.errors import InputError
+from tests import stores
 from tests.jobs import hold_scratch
 from tests.stores import served
 
 
 @pytest.fixture(autouse=True)
-def quick(tmp_path, monkeypatch):
-    """Short waits, and a temporary folder of the test's own."""
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(remote, "FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    monkeypatch.setattr(tempfile, "tempdir", None)  # what it remembers
+def short_waits(tmp_path, monkeypatch):
+    stores.quick(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("faults", [[], [503], ["cut", 500], [429, "cut"]])

@@ -13,20 +13,14 @@ from launcher.demand import GIB, PROCESS, Parameters, Room, demand_of, parameter
 from launcher.preflight import check as preflight_check
 from launcher.train import count_text, header
 from parallel.errors import InputError
-from tests.runs import config
+from tests.runs import config, with_changes
 
 DIT = {"kind": "video_dit", "dim": 4096, "depth": 40, "heads": 32}
 
 
 def run(**changes: Any) -> RunConfig:
     settings: dict[str, Any] = {"out": "runs/x", "steps": 4, "data": {"dataset": "d"}, "model": dict(DIT)}
-    for key, value in changes.items():
-        here = settings
-        *path, last = key.split("__")
-        for name in path:
-            here = here.setdefault(name, {})
-        here[last] = value
-    return check(settings)
+    return check(with_changes(settings, changes))
 
 
 def test_parameters_are_counted_without_numbers() -> None:

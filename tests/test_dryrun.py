@@ -18,6 +18,7 @@ from launcher.dryrun.packs import packs_for
 from launcher.dryrun.step import Dry, DryRun, dry_run
 from parallel.errors import InputError
 from parallel.mesh import join
+from tests.runs import with_changes
 from tests.worlds import run_alone, run_world
 
 DIT = {
@@ -50,13 +51,7 @@ def config(model: dict[str, Any], **changes: Any) -> RunConfig:
     }  # fmt: skip
     if model["kind"] == "video_dit":
         settings["data"]["size"] = [32, 32]
-    for key, value in changes.items():
-        *path, last = key.split("__")
-        here = settings
-        for name in path:
-            here = here.setdefault(name, {})
-        here[last] = value
-    return check(settings)
+    return check(with_changes(settings, changes))
 
 
 CONFIGS = {

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +17,7 @@ from data.listing import find
 from data.remote import FetchError, fetch
 from data.sources import BAD_ROW, SourceFile, Unusable
 from parallel.errors import InputError
+from tests import stores
 
 INTERNAL = (
     "127.0.0.1",
@@ -43,12 +43,8 @@ PUBLIC = ("8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::8
 
 
 @pytest.fixture(autouse=True)
-def quick(tmp_path, monkeypatch):
-    """Short waits, and a temporary folder of the test's own."""
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(remote, "FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    monkeypatch.setattr(tempfile, "tempdir", None)  # what it remembers
+def short_waits(tmp_path, monkeypatch):
+    stores.quick(tmp_path, monkeypatch)
     addresses._addresses.cache_clear()
     HTTPFileSystem.clear_instance_cache()  # which know addresses by now
 

@@ -22,6 +22,7 @@ from typing import Any
 from launcher.checkpoints.manifest import BrokenError, Manifest, open_manifest
 from launcher.checkpoints.reading import Verify
 from launcher.checkpoints.storage import Storage
+from launcher.folder import is_step
 from parallel.parsing import ParseError, parse_json
 
 STEPS = 50  # whose mean loss a checkpoint has
@@ -83,7 +84,7 @@ def entries(storage: Storage, check: Verify, metrics: Path | None = None) -> lis
 
 def mean_losses(metrics: Path, steps: Sequence[int]) -> dict[int, float]:
     """The mean loss of the last STEPS steps up to each of these; other lines are not parsed, which takes most time."""
-    sums: dict[int, list[float]] = {step: [] for step in steps}
+    found: dict[int, dict[int, float]] = {step: {} for step in steps}  # of a step done twice the last line counts
     if not metrics.is_file():
         return {}
     with metrics.open("rb") as lines:
@@ -91,21 +92,25 @@ def mean_losses(metrics: Path, steps: Sequence[int]) -> dict[int, float]:
             at = STEP.search(line)
             if at is None or len(at[1]) > MOST_DIGITS:
                 continue
-            after = [step for step in steps if step - STEPS < int(at[1]) <= step]
-            if after:
-                loss = _loss(line)
-                for step in after if loss is not None else ():
-                    sums[step].append(loss or 0.0)
-    return {step: sum(found) / len(found) for step, found in sums.items() if found}
+            number = int(at[1])
+            after = [step for step in steps if step - STEPS < number <= step]
+            loss = _loss(line, number) if after else None
+            if loss is not None and math.isfinite(loss):
+                for step in after:
+                    found[step][number] = loss
+    return {step: sum(losses.values()) / len(losses) for step, losses in found.items() if losses}
 
 
-def _loss(line: bytes) -> float | None:
+def _loss(line: bytes, number: int) -> float | None:
+    """That of a step; None if the line is not that of this step, or broken by a kill."""
     try:
-        found = parse_json(line)
+        fields = parse_json(line)
     except ParseError:
-        return None  # broken by a kill
-    loss = found.get("loss") if isinstance(found, dict) else None
-    return float(loss) if isinstance(loss, int | float) and not isinstance(loss, bool) else None
+        return None
+    if not isinstance(fields, dict) or not is_step(fields) or fields["step"] != number:
+        return None
+    loss = fields.get("loss")
+    return None if loss is None else float(loss)
 
 
 def best(there: Sequence[Entry]) -> Entry | None:
