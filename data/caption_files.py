@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from shlex import quote
 from typing import Any
 
 from data.captions import Captions, Twice, caption_of, is_empty, object_of
@@ -27,6 +26,7 @@ from data.table_formats import rows_in
 from data.tables import TABLE_SUFFIXES, Table, read_table
 from parallel.errors import InputError
 from parallel.parsing import ParseError, parse_json, text_of
+from parallel.shell import quote
 
 FILE_NAME = "captions.json"
 VIDEO_LISTS, PROMPT_LISTS = ("videos.txt", "video.txt"), ("prompt.txt", "prompts.txt", "caption.txt", "captions.txt")

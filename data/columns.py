@@ -11,9 +11,9 @@ import csv
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from shlex import quote
 
 from parallel.errors import InputError
+from parallel.shell import quote
 
 PATH_COLUMNS: tuple[str, ...] = (
     "path", "file", "video", "url", "image", "file_name", "filename", "video_path", "file_path", "filepath",

@@ -12,7 +12,6 @@ with its reason. A shard with a clip that cannot be read is not written: mend th
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from data.outcome import Rejection
 from data.sampling import Sampling, Size
 from data.shards import COMMITS, digest_of
 from data.sharing import claimed, shared, turn
+from parallel import shell
 from parallel.errors import InputError
 from parallel.geometry import Geometry
 
@@ -200,7 +200,7 @@ class _Work:
         """Raises InputError if a clip could not be read: its whole shard is still to do."""
         if self.unreadable:
             found = f"{len(self.unreadable)} shards have one that cannot; {self.unreadable[0].value}"
-            mend = shlex.join(["longreel", "data", "check", str(self.source.dataset), "--repair"])
+            mend = shell.join(["longreel", "data", "check", str(self.source.dataset), "--repair"])
             remedy = f"{mend}, then this again: what is done stays"
             raise InputError("every clip of a dataset can be read", found, remedy)
 

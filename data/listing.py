@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from shlex import quote
 from typing import Any
 
 from data import remote
@@ -68,6 +67,7 @@ from data.sources import (
 )
 from data.tables import TABLE_SUFFIXES, Row, read_table
 from parallel.errors import InputError
+from parallel.shell import quote
 
 PACKED = {
     ".gz": "gunzip -k",

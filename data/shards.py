@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any, BinaryIO
 from blake3 import blake3
 
 from data import tars
+from parallel import shell
 from parallel.errors import InputError
 from parallel.parsing import ParseError, parse_json
 
@@ -196,7 +196,7 @@ def unsealed(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """
     bare = {key: value for key, value in record.items() if key != SEAL}
     if record.get(SEAL) != digest_of(bare):
-        remedy = shlex.join(["longreel", "data", "check", str(path.parent.parent), "--repair"])
+        remedy = shell.join(["longreel", "data", "check", str(path.parent.parent), "--repair"])
         raise InputError("a record does not change once it is written", f"{path}: its seal does not fit", remedy)
     return bare
 
@@ -221,7 +221,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is not one.
     """
-    remedy = f"restore it from a copy, or longreel data check {shlex.quote(str(path.parent.parent))} --repair"
+    remedy = f"restore it from a copy, or longreel data check {shell.quote(str(path.parent.parent))} --repair"
     try:
         value = parse_json(path.read_bytes())
     except (OSError, ParseError) as error:

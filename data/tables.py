@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from shlex import quote
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -38,6 +37,7 @@ from data.rows import half_character
 from data.table_formats import NOT_UTF_8, READERS, ROWS_AT_A_TIME, Cells, Rows, Written
 from parallel.errors import InputError
 from parallel.parsing import ParseError, shorter
+from parallel.shell import quote
 
 KINDS = {"paths": PATH_COLUMNS, "captions": SHORT_COLUMNS, "long captions": LONG_COLUMNS}
 TABLE_SUFFIXES = tuple(READERS)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +17,7 @@ from launcher import address_space, commands
 from launcher.ranks import HOST, LINK, NODE, UNKNOWN, End, is_echo
 from launcher.relief import Of, relief
 from launcher.watchdog import Hang
+from parallel import shell
 
 if TYPE_CHECKING:
     from launcher.config import RunConfig
@@ -230,7 +230,7 @@ def _with_less(config: RunConfig | None, of: Of) -> tuple[str, ...]:
     if config is None:
         return ()
     first = next((one.split() for one in relief(config, of) if "=" in one and "(" not in one), [])
-    tried = shlex.join(["longreel", "dryrun", str(config.out / "config.yaml"), *first])
+    tried = shell.join(["longreel", "dryrun", str(config.out / "config.yaml"), *first])
     return (*([tried] if of == "gpu" else []), commands.train(config.out, *first))
 
 

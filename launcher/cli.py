@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +27,7 @@ from launcher.cli_speak import Averaged, evaluate, speaks, tell_answers
 from launcher.cli_why import why
 from launcher.console import Console
 from launcher.overrides import CONTEXT, RunCommand
+from parallel import shell
 from parallel.errors import InputError
 
 app = typer.Typer(
@@ -165,7 +165,7 @@ def train(
         code = go(config, lambda: ActorRanks(address, mesh.ranks, config.device), console, available)
     if code == 0:
         console.print(f"run folder: {config.out}", markup=False, highlight=False, soft_wrap=True)
-        out = shlex.quote(str(config.out))
+        out = shell.quote(str(config.out))
         draws = config.objective.kind in ("rectified_flow", "next_token")  # others are learned to go on from
         sample = f"longreel sample {out}   " if draws else ""
         console.print(f"next: {sample}longreel report {out}", markup=False, highlight=False, soft_wrap=True)

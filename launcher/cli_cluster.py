@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import time
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from launcher.console import Console, visible
+from parallel import shell
 from parallel.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def submit(
         console.print(f"{made.id}: {made.room}", markup=False, highlight=False, soft_wrap=True)
         if not follow:
             for command in ("logs -f", "status", "stop"):
-                line = f"longreel {command} {made.id} --address {shlex.quote(jobs.url)}"
+                line = f"longreel {command} {made.id} --address {shell.quote(jobs.url)}"
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
     if follow:
         for line in jobs.follow(made.id):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 
 from launcher.console import Console
 from launcher.overrides import RunCommand
+from parallel import shell
 from parallel.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def synth(
         run(out, clips, seed, frames, size, lambda done, total: bar.update(done, total, ""))
     console.print(f"{clips} clips with captions.json in {out}", markup=False, highlight=False, soft_wrap=True)
     console.print(
-        f"next: longreel prepare {shlex.quote(str(out))} --out DATASET", markup=False, highlight=False, soft_wrap=True
+        f"next: longreel prepare {shell.quote(str(out))} --out DATASET", markup=False, highlight=False, soft_wrap=True
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.console import Console
+from parallel import shell
 from parallel.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def drill(
         for result in results:
             if not result.survived:
                 console.print(
-                    f"next: longreel why {shlex.quote(str(folder / result.fault))}",
+                    f"next: longreel why {shell.quote(str(folder / result.fault))}",
                     markup=False,
                     highlight=False,
                     soft_wrap=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
@@ -17,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.console import Console
+from parallel import shell
 
 if TYPE_CHECKING:
     from launcher.why import Incident, Story
@@ -79,7 +79,7 @@ def render(story: Story, everything: bool = False) -> RenderableType:
     if more:
         parts += [
             "",
-            Text(f"{more} older incidents: {shlex.join(['longreel', 'why', str(story.run), '--all'])}", style="dim"),
+            Text(f"{more} older incidents: {shell.join(['longreel', 'why', str(story.run), '--all'])}", style="dim"),
         ]
     for number, incident in enumerate(shown, more + 1):
         parts += ["", *_paragraph(number, incident)]

@@ -2,15 +2,19 @@
 
     slower(config)              longreel train runs/mine/config.yaml optimizer.learning_rate=0.0001
     filled("... DATASET ...")   longreel data check datasets/mine --repair
+    setting("out", "a: b")      "out='a: b'"
 
 A rank knows its rule and its value; which files the run is made of is known to who sees it through.
 """
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from parallel import shell
 
 if TYPE_CHECKING:
     from launcher.config import RunConfig
@@ -22,7 +26,14 @@ CHECK = "longreel data check DATASET --repair"
 
 def train(run: Path, *settings: str) -> str:
     """The command that goes on with a run, with other settings on top."""
-    return shlex.join(["longreel", "train", str(run / "config.yaml"), *settings])
+    return shell.join(["longreel", "train", str(run / "config.yaml"), *settings])
+
+
+def setting(key: str, value: Any) -> str:
+    """A setting of a run as a word to type: its value is YAML, and the whole is a word of a shell."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
+    text = text.removesuffix("\n").removesuffix("\n...").removesuffix("...").strip()
+    return shell.quote(f"{key}={text}")
 
 
 def slower(run: Path, rate: Any) -> str:
@@ -35,7 +46,7 @@ def slower(run: Path, rate: Any) -> str:
 def check_data(config: RunConfig) -> str:
     """Look at each dataset of a run and mend it."""
     folders = dict.fromkeys(str(folder) for data in config.data.merged() for folder in data.folders)
-    return " && ".join(shlex.join(["longreel", "data", "check", folder, "--repair"]) for folder in folders)
+    return " && ".join(shell.join(["longreel", "data", "check", folder, "--repair"]) for folder in folders)
 
 
 def filled(remedy: str, config: RunConfig) -> str:

@@ -20,10 +20,7 @@ from rich.errors import MarkupError
 from rich.segment import Segment
 from rich.text import Text
 
-# all of C0 and C1 but tab and line feed; marks of direction, line separators, tags; halves of surrogate pairs
-OBEYED = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
-)
+from parallel.shell import OBEYED
 
 
 class Console(RichConsole):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from launcher.finding import GIB, Finding, gib
 from launcher.hardware import cores
 from launcher.hardware import memory as memory_here
+from parallel import shell
 
 MEMORY_OF_A_RANK = 600 << 20  # a Ray worker with torch and DeepSpeed takes 500 to 560 MB
 OPEN_FILES = 4096
@@ -50,7 +50,7 @@ def disk(name: str, path: Path, enough: int) -> Iterator[Finding]:
     found = f"{gib(free)} free in {there}"
     if not os.access(there, os.W_OK | os.X_OK):
         yield Finding(
-            name, "problem", f"{there} cannot be written", f"chmod u+w {shlex.quote(str(there))}, or another folder"
+            name, "problem", f"{there} cannot be written", f"chmod u+w {shell.quote(str(there))}, or another folder"
         )
     elif free < enough:
         yield Finding(name, "problem", found, "make room: a checkpoint takes 12 bytes a parameter")

@@ -7,7 +7,6 @@ import importlib.util
 import os
 import platform
 import re
-import shlex
 import socket
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from launcher.doctor_machine import free_bytes
 from launcher.finding import TORCH, Finding, gib, import_wrong, install, one_line, version
 from launcher.hardware import memory
 from launcher.ray_token import ASK_FOR_IT, OPEN_CLUSTER, open_to_others, token_file
+from parallel import shell
 from parallel.errors import InputError
 
 OLDEST_PYTHON = (3, 11)
@@ -116,7 +116,7 @@ def ray_token() -> Iterator[Finding]:
     mode, file = open_to_others(os.environ), token_file(os.environ)
     if mode:
         found = f"others on this machine can read {file} (mode {mode:04o}), and run code with it"
-        yield Finding("ray token", "problem", found, shlex.join(["chmod", "600", str(file)]))
+        yield Finding("ray token", "problem", found, shell.join(["chmod", "600", str(file)]))
     head = head_here()
     if head is not None and not asks_for_token(head):
         found = f"the Ray cluster of this machine, {head}, asks nobody for a token: {OPEN_CLUSTER}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,9 +15,11 @@ from data.encode import EncodeSummary
 from data.latents import Dtype, Moments
 from data.outcome import Rejection
 from data.video import Frames
+from launcher.commands import setting
 from launcher.hardware import device_here
 from launcher.prepare_tables import printable
 from models.latents import CodecConfig, DiffusersCodec, open_codec
+from parallel import shell
 from parallel.errors import InputError
 from parallel.geometry import Geometry
 
@@ -94,14 +95,14 @@ def tables(summary: EncodeSummary, out: Path, codec: Path) -> Iterator[Table | s
     if summary.rejected:
         yield _rejected(summary.rejected)
     if summary.twice:
-        mend = shlex.join(["longreel", "data", "check", str(out), "--repair"])
+        mend = shell.join(["longreel", "data", "check", str(out), "--repair"])
         yield f"{summary.twice} samples have the latents and captions of others: {mend}"
     if summary.left:
         yield f"{out}: {summary.left} shards are still to do; who finishes the last one publishes the dataset"
     else:
         yield f"{out}"
-        key = shlex.quote(f"data.dataset={out}")
-        path = shlex.quote(f"codec.path={codec}")
+        key = setting("data.dataset", str(out))
+        path = setting("codec.path", str(codec))
         yield f"next: longreel train RUN.yaml {key} codec.kind=diffusers {path}"
 
 

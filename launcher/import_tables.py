@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,9 @@ from rich.table import Table
 from data.imports import ImportSummary
 from data.shards import QUARANTINE
 from launcher.check_tables import plain
+from launcher.commands import setting
 from launcher.report import duration, size_text
+from parallel import shell
 
 LISTED = 20  # rejections that are told one by one
 IGNORED = 12  # suffixes that are named
@@ -50,7 +51,7 @@ def print_summary(console: Console, summary: ImportSummary, out: Path) -> None:
         console.print(_rejected(summary.rejected))
         _say(console, f"all with their reasons: {plain(str(out / QUARANTINE))}/")
     _say(console, plain(str(out)))
-    show, key = shlex.join(["longreel", "data", "show", str(out)]), shlex.quote(f"data.dataset={out}")
+    show, key = shell.join(["longreel", "data", "show", str(out)]), setting("data.dataset", str(out))
     _say(console, plain(f"next: {show}   longreel train recipes/quickstart.yaml {key}"))
 
 

@@ -18,7 +18,6 @@ import os
 import queue
 import re
 import secrets
-import shlex
 import shutil
 import sys
 import tempfile
@@ -40,6 +39,7 @@ from launcher.manifests import DASHBOARD, STOP_SECONDS
 from launcher.ray_token import ASK_FOR_IT, OPEN_CLUSTER, close_token
 from launcher.room import Node, Room, refuse_too_large, room_for
 from launcher.versions import CODE, HOME
+from parallel import shell
 from parallel.errors import InputError
 from parallel.parsing import ParseError, parse_json
 
@@ -163,7 +163,7 @@ class Jobs:
         others = [job for job in self.all() if job.state not in ENDED]
         for job in others:
             if job.out == str(config.out):
-                remedy = f"longreel stop {shlex.quote(job.id)} --address {shlex.quote(self.url)}, or give out=FOLDER"
+                remedy = f"longreel stop {shell.quote(job.id)} --address {shell.quote(self.url)}, or give out=FOLDER"
                 raise InputError("one job at a time writes to a run folder", f"{job.out}: job {job.id}", remedy)
         nodes = self._once_ready(self.nodes, lambda found: "" if found else "no node of it is alive")
         room = room_for(mesh, nodes, sum(job.ranks for job in others))
@@ -286,7 +286,7 @@ class Jobs:
                 raise
             known = [i.submission_id for i in self.client.list_jobs() if i.submission_id]
             near = get_close_matches(name, known, n=1, cutoff=0.0)
-            remedy = f"longreel list --address {shlex.quote(self.url)}" + (
+            remedy = f"longreel list --address {shell.quote(self.url)}" + (
                 f"; the nearest is {near[0]}" if near else ""
             )
             raise InputError("a job is named by its id", f"{name}: {self.url} knows none", remedy) from None

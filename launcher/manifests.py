@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from parallel import shell
 from parallel.errors import InputError
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def slurm(name: str, run: str, machines: Machines, binaries: str, folder: str, m
     ]  # fmt: skip
     sbatch = "\n".join(f"#SBATCH {option}" for option in options)
     settings = " ".join(f"{key}={value}" for key, value in SETTINGS.items())
-    quoted = shlex.quote
+    quoted = shell.quote
     last = "END OF RUN"
     while last in run:  # a caption of the run may say so, too
         last += "."
@@ -336,7 +336,7 @@ def plain(binaries: str) -> str:
 #   from anywhere:  longreel submit RUN.yaml --address http://HEAD:{DASHBOARD}
 # What follows is passed on to `ray start`: bash THIS.sh head --num-cpus=64 --num-gpus=8 lets ranks run on the head too.
 set -euo pipefail
-export PATH={shlex.quote(binaries)}:"$PATH"
+export PATH={shell.quote(binaries)}:"$PATH"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="${{RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}}"
 export {settings}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from launcher.kernels import refuse_kernels
 from launcher.makers import check_data
 from launcher.patience import RATES, Kind, pack_flops, step_seconds
 from launcher.streams import notes_on_words, open_curriculum
+from parallel import shell
 from parallel.errors import InputError
 from parallel.mesh import Mesh
 
@@ -159,7 +159,7 @@ def refuse_missing_shards(stream: Stream | TalkStream) -> None:
         size = shard.stat().st_size if shard.is_file() else -1
         if size < least:
             found = "is missing" if size < 0 else f"has {size:,} bytes, its samples reach to {least:,}"
-            remedy = shlex.join(["longreel", "data", "check", str(shard.parent.parent), "--repair"])
+            remedy = shell.join(["longreel", "data", "check", str(shard.parent.parent), "--repair"])
             raise InputError("every shard of a dataset is there", f"{shard} {found}", remedy)
 
 

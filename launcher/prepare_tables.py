@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,10 @@ from data.outcome import Rejection
 from data.prepare import Summary
 from data.remedies import remedy_of
 from data.shards import QUARANTINE
+from launcher.commands import setting
 from launcher.console import in_a_line
 from launcher.funnel import rows
+from parallel import shell
 
 LISTED = 20  # rejections that are told one by one
 LONGEST = 300  # characters of a reason
@@ -37,7 +38,7 @@ def print_summary(console: Console, summary: Summary, out: Path, funnel: Path | 
     if funnel is not None:
         _say(console, f"{funnel}  the same as a picture, of all that is in the dataset")
     _say(console, f"{out}")
-    show, key = shlex.join(["longreel", "data", "show", str(out)]), shlex.quote(f"data.dataset={out}")
+    show, key = shell.join(["longreel", "data", "show", str(out)]), setting("data.dataset", str(out))
     _say(console, f"next: {show}   longreel train recipes/quickstart.yaml {key}")
 
 

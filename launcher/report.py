@@ -14,7 +14,6 @@ import base64
 import hashlib
 import html
 import math
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from launcher.console import visible
 from launcher.folder import RunFolder, write_whole
 from launcher.records import Steps, read_events, read_steps
 from launcher.run_yaml import parse_yaml
+from parallel import shell
 from parallel.errors import InputError
 from parallel.parsing import ParseError, parse_json
 
@@ -420,7 +420,7 @@ def _gallery(run: Run) -> str:
     folder = RunFolder(run.root).samples
     videos, sheets = (_newest_first(folder, pattern) for pattern in ("*.mp4", "*.png"))
     if not videos and not sheets:
-        command = escape(shlex.join(["longreel", "sample", str(run.root)]))
+        command = escape(shell.join(["longreel", "sample", str(run.root)]))
         return f"<h2>Samples</h2><p class=soft>no samples yet: <code>{command}</code></p>"
     room = _Room(MOST_BYTES)
     shown = "".join(_video(path, room) for path in videos[:MOST_SAMPLES])
@@ -589,7 +589,7 @@ def _config(run: Run) -> str:
 
 def _footer(run: Run) -> str:
     now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
-    command = escape(shlex.join(["longreel", "report", str(run.root)]))
+    command = escape(shell.join(["longreel", "report", str(run.root)]))
     return f"<footer class=soft>written {now} UTC; again with <code>{command}</code></footer>"
 
 

@@ -10,7 +10,6 @@ start -> watch --all done--> 0
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +29,7 @@ from launcher.patience import patience
 from launcher.ranks import NODE, End, HeadGoneError, How, LostError, NoRoomError, Ranks, Where, culprit, is_bad, is_echo
 from launcher.screen import Screen, describe
 from launcher.watchdog import Hang, Watchdog
+from parallel import shell
 from parallel.errors import InputError
 from parallel.mesh import Mesh
 
@@ -385,7 +385,7 @@ class Supervisor:
         """Why it ends, and what to type; what it was is told already, its traceback only if nobody foresaw it."""
         self.screen.update()
         cause = failure.cause
-        more = shlex.join(["longreel", "why", str(self.config.out)])
+        more = shell.join(["longreel", "why", str(self.config.out)])
         typed = [f"          {command}" for command in cause.commands]
         told = [f"  remedy: {cause.remedy}", *typed, f"  more:   {more}"]
         if cause.kind == "exception":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 from data.index import Index
 from data.talk_records import captions_of, records_of
 from data.talk_writer import Told
+from launcher.commands import setting
 
 LEFT_OUT_SHOWN = 8
 
@@ -50,7 +50,7 @@ def table_of(told: Told, out: Path) -> list[Table | str]:
     found += [f"left out: {where}: {reason}" for where, reason in told.left_out[:LEFT_OUT_SHOWN]]
     if len(told.left_out) > LEFT_OUT_SHOWN:
         found.append(f"and {len(told.left_out) - LEFT_OUT_SHOWN:,} more: {out / 'left-out.jsonl'}")
-    return [*found, "next: longreel train RUN.yaml " + shlex.quote(f"data.dataset={out}")]
+    return [*found, "next: longreel train RUN.yaml " + setting("data.dataset", str(out))]
 
 
 def as_json(told: Told) -> str:

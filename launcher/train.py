@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import math
 import os
-import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from launcher.own_codec import with_own_codec
 from launcher.ranks import Ranks
 from launcher.screen import Screen
 from launcher.supervisor import DONE, FAILED, REFUSED, STOPPED, Asked, Supervisor
+from parallel import shell
 
 __all__ = ["DONE", "FAILED", "REFUSED", "STOPPED", "absolute", "only_launcher", "stop_signals", "train"]
 
@@ -86,7 +86,7 @@ def header(ready: preflight.Ready, here: bool) -> Iterator[str]:
     yield f"steps    {done}: {left / ready.epoch_steps:,.3g} epochs of about {math.ceil(ready.epoch_steps):,} steps"
     yield f"folder   {folder.root}"
     look = (["tensorboard", "--logdir", str(folder.tensorboard)], ["longreel", "report", str(folder.root)])
-    yield f"to look  {'   or   '.join(map(shlex.join, look))}"
+    yield f"to look  {'   or   '.join(map(shell.join, look))}"
     yield "starting the ranks: some 10 seconds until torch and DeepSpeed are loaded, then the first step"
 
 

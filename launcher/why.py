@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import re
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from launcher.folder import RunFolder
 from launcher.records import Steps, read_events, read_steps
 from launcher.run_yaml import parse_yaml, read_run
 from launcher.stacks import alike
+from parallel import shell
 from parallel.errors import InputError
 
 Event = dict[str, Any]
@@ -419,24 +419,24 @@ def _with_commands(one: Incident, run: Path, settings: Mapping[str, Any], steps:
     dataset = data.get("dataset") if isinstance(data, dict) else None
     folders = list(map(str, dataset)) if isinstance(dataset, dict) else [dataset] if isinstance(dataset, str) else []
     if folders and commands.CHECK in one.remedy:
-        mend = " && ".join(shlex.join(["longreel", "data", "check", folder, "--repair"]) for folder in folders)
+        mend = " && ".join(shell.join(["longreel", "data", "check", folder, "--repair"]) for folder in folders)
         one.remedy, one.commands = one.remedy.replace(commands.CHECK, mend), [mend]
     if one.cause == "nonsense" and not one.on_purpose:
         rate = optimizer.get("learning_rate") if isinstance(optimizer, dict) else None
         one.remedy, one.commands = commands.LOWER_RATE, [commands.slower(run, rate)]
         if one.step is not None and one.step in steps.column("step"):  # else its samples are not written down
-            one.commands.append(shlex.join(["longreel", "data", "audit", str(run), "--step", str(one.step)]))
+            one.commands.append(shell.join(["longreel", "data", "audit", str(run), "--step", str(one.step)]))
     return one
 
 
 def _next(run: Path, state: State, saved: bool, asked: int, incidents: Sequence[Incident]) -> Iterator[tuple[str, str]]:
     goes_on = f"goes on from its last checkpoint to step {asked}" if saved else "starts again"
     if state == "running":
-        yield shlex.join(["tail", "-f", str(run / "events.jsonl")]), "it goes on; this is what it records"
+        yield shell.join(["tail", "-f", str(run / "events.jsonl")]), "it goes on; this is what it records"
         return
     if state == "done":
-        yield shlex.join(["longreel", "sample", str(run)]), "videos from its last checkpoint"
-        yield shlex.join(["longreel", "report", str(run)]), "one page about it"
+        yield shell.join(["longreel", "sample", str(run)]), "videos from its last checkpoint"
+        yield shell.join(["longreel", "report", str(run)]), "one page about it"
         return
     proposed = incidents[-1].commands if state == "failed" and incidents else []
     for command in proposed:
@@ -445,7 +445,7 @@ def _next(run: Path, state: State, saved: bool, asked: int, incidents: Sequence[
             continue
         yield command, f"{goes_on}, with what is proposed above"
         if saved and incidents[-1].cause == "nonsense":
-            elsewhere = shlex.quote(f"out={run}-again")
+            elsewhere = commands.setting("out", f"{run}-again")
             yield f"{command} {elsewhere}", "or from the first step, should the checkpoint be spoiled already"
     if not any(command.startswith("longreel train") for command in proposed):
         yield commands.train(run), goes_on

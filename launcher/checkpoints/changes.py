@@ -13,19 +13,17 @@ All of it is a function of the settings of the checkpoint, those of now, and the
 
 from __future__ import annotations
 
-import shlex
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data import manifest, talks
 from launcher.checkpoints.manifest import name_of
 from launcher.checkpoints.reading import Checkpoint
 from launcher.checkpoints.storage import Storage, open_storage
+from launcher.commands import setting
 from launcher.config import DataConfig, OptimizerConfig, RunConfig, SegmentConfig
 from launcher.folder import RunFolder, known_id, read_lines
 from launcher.rates import learning_rate
@@ -150,11 +148,11 @@ def refuse_left_behind(folder: RunFolder, storage: Storage, found: Checkpoint | 
     except Exception:  # drivers of stores raise what they like; nobody knows that it is gone
         names = [name_of(int(saved[-1]["step"]))]
     if names and names[-1] > name_of(found.state.step if found else 0):
-        back = "null" if place == str(folder.checkpoints) else shlex.quote(place)
+        back = setting("checkpoint.to", None if place == str(folder.checkpoints) else place)
         raise InputError(
             "a run goes on from its newest checkpoint",
             f"{storage.where('')} has {found.name if found else 'none'}; {names[-1]} was saved to {place}",
-            f"checkpoint.to={back}, or copy {names[-1]} to where checkpoints are to lie; or {ANOTHER}",
+            f"{back}, or copy {names[-1]} to where checkpoints are to lie; or {ANOTHER}",
         )
 
 
@@ -278,7 +276,7 @@ def _remedy(before: DataConfig, now: DataConfig, step: int, found: Sequence[Chan
     ends = [*before.starts[1 : len(kept)], step]
     segments = [*({"until": end, **s} for end, s in zip(ends, kept, strict=True)), *later]
     typed = [*((f"data.{key}", value) for key, value in back.items()), ("data.segments", segments)]
-    line = " ".join(shlex.quote(f"{key}={_yaml(value)}") for key, value in typed)
+    line = " ".join(setting(key, value) for key, value in typed)
     return f"{line} for the steps to come; or set it back, or {ANOTHER}"
 
 
@@ -291,8 +289,3 @@ def _to_show(now: DataConfig, step: int, base: Mapping[str, Any]) -> list[dict[s
         own = part.model_dump(mode="json", exclude_none=True, include={"until", "mesh"})
         found.append(own | {key: shown[key] for key in SegmentConfig.model_fields if shown.get(key) != base.get(key)})
     return found
-
-
-def _yaml(value: Any) -> str:
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
-    return text.removesuffix("\n").removesuffix("\n...").removesuffix("...").strip()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import safetensors.torch
 import torch
 
 from launcher.checkpoints.reading import Checkpoint
+from parallel import shell
 from parallel.ema import EMA
 from parallel.errors import InputError
 
@@ -139,4 +139,4 @@ def _what(found: Checkpoint, averaged: bool | None, dtype: str) -> tuple[str, to
 
 def _named(out: Path) -> str:
     """The option with a name that is right."""
-    return f"--out {shlex.quote(str(out.with_suffix('.safetensors')))}"
+    return f"--out {shell.quote(str(out.with_suffix('.safetensors')))}"
