@@ -162,7 +162,7 @@ def cluster(
     nodes: Annotated[int, typer.Option(min=1, help="That ranks run on.")] = 1,
     gpus: Annotated[int, typer.Option(min=0, help="Of each node.")] = 0,
     cpus: Annotated[int, typer.Option(min=1, help="Of each node.")] = 8,
-    memory: Annotated[int, typer.Option(min=1, help="Of each node, in GiB.")] = 64,
+    memory: Annotated[int | None, typer.Option(min=1, help="kuberay, slurm: of each node, in GiB; else 64.")] = None,
     image: Annotated[str | None, typer.Option(help="kuberay: with Ray and longreel.")] = None,
     storage: Annotated[str | None, typer.Option(help="kuberay: CLAIM:PATH of a volume that all pods see.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="slurm: more of sbatch, such as --partition=gpu.")] = None,
@@ -176,8 +176,10 @@ def cluster(
     from launcher.config import load, paths_of, to_yaml
     from launcher.train import absolute
 
+    of_kind = {"image": image, "storage": storage, "option": option or None, "memory": memory}
+    manifests.refuse_foreign_options(kind, of_kind)
     config = absolute(load(run, overrides or []))
-    machines = manifests.Machines(nodes, gpus, cpus, memory)
+    machines = manifests.Machines(nodes, gpus, cpus, memory or 64)
     for mesh in config.meshes:
         machines.refuse_small(mesh)
     machines.refuse_idle(config.meshes, config.device)

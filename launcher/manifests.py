@@ -37,6 +37,9 @@ HEALTH = {  # of the head towards its nodes: 4 x (1 + 5) s; by itself Ray takes 
 SETTINGS = {**HEALTH, "GRPC_DNS_RESOLVER": "native"}
 LONGEST_NAME = 40  # of a job
 HEAD_CPUS, HEAD_GIB = 4, 16  # of a head that runs no ranks
+KINDS_OF = {  # of options of the command that not every kind of cluster has
+    "image": ("kuberay",), "storage": ("kuberay",), "option": ("slurm",), "memory": ("kuberay", "slurm"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Machines:
             raise InputError("a mesh fits on the machines, a ulysses group on one of them", found, remedy)
 
     def refuse_idle(self, meshes: Sequence[Mesh], device: str) -> None:
-        """No GPU is paid for that no rank ever uses.
+        """No GPU is paid for that no rank ever uses, and no node of CPUs.
 
         Args:
             meshes: of the run, of which the largest counts.
@@ -87,7 +90,9 @@ class Machines:
         Raises:
             InputError: some stand idle.
         """
+        mesh = max(meshes, key=lambda one: one.ranks)
         if not self.gpus:
+            self._refuse_idle_nodes(mesh)
             return
         rule, have = "every GPU has a rank", f"--nodes {self.nodes} --gpus {self.gpus}"
         if device == "cpu":
@@ -96,7 +101,6 @@ class Machines:
         if self.cpus < self.gpus:
             found = f"{have} --cpus {self.cpus}: a rank takes a CPU beside its GPU"
             raise InputError(rule, found, f"--cpus {self.gpus} or more, or --gpus {self.cpus}")
-        mesh = max(meshes, key=lambda one: one.ranks)
         there = self.nodes * self.gpus
         if mesh.ranks < there:
             found = f"{have}: {there} GPUs; the run's mesh, {mesh}, has {mesh.ranks} ranks: {there - mesh.ranks} idle"
@@ -107,6 +111,34 @@ class Machines:
             )
             remedy = ", or ".join(filter(None, (fewer, more))) or "fewer or smaller nodes, or a larger mesh"
             raise InputError(rule, found, remedy)
+
+    def _refuse_idle_nodes(self, mesh: Mesh) -> None:
+        """Ranks fill one node after the other, a ulysses group on one; CPUs beside them help no rank of another."""
+        taken = -(-mesh.ranks // (self.cpus // mesh.ulysses * mesh.ulysses))
+        if taken < self.nodes:
+            found = f"--nodes {self.nodes} --cpus {self.cpus}; the run's mesh, {mesh}, has {mesh.ranks} ranks, which "
+            found += f"fill {taken}: {self.nodes - taken} idle"
+            each, over = divmod(mesh.ranks, self.nodes)
+            spread = f", or --cpus {each}" if not over and each % mesh.ulysses == 0 else ""
+            raise InputError("every node has a rank", found, f"--nodes {taken}{spread}, or a larger mesh")
+
+
+def refuse_foreign_options(kind: str, given: Mapping[str, Any]) -> None:
+    """Options that a kind of cluster has no use for are not passed over.
+
+    Args:
+        kind: of cluster.
+        given: options by name, with what they were given; None for those that were not.
+
+    Raises:
+        InputError: names the first, and the kinds that have it.
+    """
+    for name, value in given.items():
+        kinds = KINDS_OF[name]
+        if value is not None and kind not in kinds:
+            found = f"--kind {kind} and --{name} {shell.quote(str(value[0] if isinstance(value, list) else value))}"
+            remedy = f"leave --{name} out, or --kind {' or --kind '.join(kinds)}"
+            raise InputError(f"--{name} is of --kind {' and '.join(kinds)}", found, remedy)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class Ready:
         parameters: of the model.
         step_tokens: of a usual step.
         epoch_steps: of an epoch of the segment that is trained next, about.
+        changed: what differs from the checkpoint that the run will go on from, one sentence each; `notes` tell it.
     """
 
     config: RunConfig
@@ -52,6 +53,7 @@ class Ready:
     parameters: Parameters
     step_tokens: float
     epoch_steps: float
+    changed: tuple[str, ...] = ()
 
 
 def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
@@ -102,8 +104,9 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
     plan, step_tokens = curriculum.streams[at].plan, packs[0] * config.data.packs_per_step
     epoch_steps = float(plan.lengths.sum()) / step_tokens
     return Ready(
-        config, state.step if state else 0, plan.mix.samples, tuple(notes), flops, parameters, step_tokens, epoch_steps
-    )
+        config, state.step if state else 0, plan.mix.samples, tuple(notes), flops, parameters, step_tokens, epoch_steps,
+        tuple(changed),
+    )  # fmt: skip
 
 
 def notes_on_time(config: RunConfig, flops: float, kind: Kind) -> Iterator[str]:

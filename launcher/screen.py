@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,18 @@ class Tail:
 
 
 class Screen:
-    """A run's progress."""
+    """A run's progress.
 
-    def __init__(self, folder: RunFolder, steps: int, done: int, console: Console) -> None:
+    Args:
+        folder: of the run.
+        steps: of the run.
+        done: of them, before this start.
+        console: for a person.
+        told: what has changed since the checkpoint, as the person knows it already.
+    """
+
+    def __init__(self, folder: RunFolder, steps: int, done: int, console: Console, told: Collection[str] = ()) -> None:
+        self.known = frozenset(told)
         self.console, self.steps, self.done = console, steps, done
         self.metrics, self.events = Tail(folder.metrics), Tail(folder.events)
         self.last_line = 0.0
@@ -80,7 +89,7 @@ class Screen:
         for event in self.events.read():
             if event.get("event") == "stacks" and type(event.get("rank")) is int:
                 told[event["rank"]] = str(event.get("text"))
-            text = describe(event)
+            text = describe(news(event, self.known))
             if text:
                 self.console.print(text, highlight=False, soft_wrap=True)
         for calls, ranks in alike(told, CALLS).items():
@@ -134,6 +143,14 @@ def of_device(line: dict[str, Any]) -> Iterator[str]:
         yield f"{100 * line['mfu']:.0f} % MFU"
     elif line.get("memory_of") == "gpu" and "flops_per_second_per_rank" in line:
         yield f"{line['flops_per_second_per_rank'] / 1e12:.0f} TFLOP/s a GPU"
+
+
+def news(event: Event, known: Collection[str]) -> Event:
+    """An event without the changes that the person was told of before the ranks were started."""
+    changed = event.get("changed")
+    if not known or event.get("event") != "resume" or not isinstance(changed, list):
+        return event
+    return {**event, "changed": [change for change in changed if change not in known]}
 
 
 def describe(event: dict[str, Any]) -> str:
@@ -217,6 +234,10 @@ def _struck(event: Event) -> str:
 LINES: dict[str, Callable[[Event], Line]] = {
     "resume": _resume,
     "fallback": lambda e: ("yellow", f"checkpoint {e['checkpoint']} is broken and was passed over: {e['reason']}"),
+    "removed": lambda e: (
+        "yellow",
+        f"checkpoint {e['checkpoint']}, which was passed over, is removed: step {e['step']} of the new course is saved",
+    ),
     "gap": lambda e: (
         "yellow",
         f"metrics.jsonl lacks {e['missing']} of the lines of steps 1 to {e['step']}: not drawn",

@@ -60,7 +60,7 @@ def train(config: RunConfig, make_ranks: Callable[[], Ranks], console: Console, 
         ranks = make_ranks()
         try:
             with stop_signals() as asked:
-                screen = Screen(folder, config.steps, ready.step, console)
+                screen = Screen(folder, config.steps, ready.step, console, ready.changed)
                 return Supervisor(config, ranks, screen, asked, console, ready.flops).run()
         finally:
             ranks.close()

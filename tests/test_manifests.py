@@ -157,7 +157,7 @@ def test_the_command_writes_it(tmp_path: Path, kind: str) -> None:
     run = tmp_path / "run.yaml"
     run.write_text(to_yaml(config(tmp_path / "My Run", tmp_path / "dataset", mesh={"ring": 2})))
     more = ["--image", "longreel:1", "--storage", f"shared:{tmp_path}"] if kind == "kuberay" else []
-    command = ["cluster", str(run), "--kind", kind, "--nodes", "2", *more]
+    command = ["cluster", str(run), "--kind", kind, "--nodes", "2", "--cpus", "1", *more]
     done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     text = (tmp_path / "out").read_text()
@@ -183,6 +183,15 @@ def cluster(run: Path, *more: str) -> Any:
         ({"ring": 6}, "auto", ("--nodes", "1", "--gpus", "8"), "2 idle", "--nodes 1 --gpus 6"),
         ({"ring": 2}, "cpu", ("--nodes", "1", "--gpus", "2"), "device: cpu", "--gpus 0"),
         ({"ring": 8}, "auto", ("--nodes", "2", "--gpus", "8", "--cpus", "4"), "--cpus 4", "--cpus 8"),
+        (
+            {"ring": 2},
+            "auto",
+            ("--nodes", "3"),
+            "--nodes 3 --cpus 64; .* 2 ranks, which fill 1: 2 idle",
+            "--nodes 1, or",
+        ),
+        ({"ring": 6}, "cpu", ("--nodes", "3", "--cpus", "4"), "fill 2: 1 idle", "--nodes 2, or --cpus 2"),
+        ({"ring": 2, "ulysses": 3}, "cpu", ("--nodes", "3", "--cpus", "5"), "fill 2: 1 idle", "--nodes 2, or a larger"),
     ],
 )
 @pytest.mark.parametrize("kind", ["kuberay", "slurm", "ray"])
@@ -192,7 +201,8 @@ def test_gpus_that_would_stand_idle_are_refused(
     run = tmp_path / "run.yaml"
     run.write_text(to_yaml(config(tmp_path / "run", tmp_path / "dataset", mesh=mesh, device=device)))
     more = more if "--cpus" in more else (*more, "--cpus", "64")
-    done = cluster(run, "--kind", kind, *more, "--image", "x:1", "--storage", f"shared:{tmp_path}")
+    of_pods = ("--image", "x:1", "--storage", f"shared:{tmp_path}") if kind == "kuberay" else ()
+    done = cluster(run, "--kind", kind, *more, *of_pods)
     assert isinstance(done.exception, InputError)
     assert re.search(found, done.exception.value)
     assert remedy in done.exception.remedy
@@ -204,6 +214,31 @@ def test_the_remedies_of_idle_gpus_work(tmp_path: Path) -> None:
     run.write_text(to_yaml(config(tmp_path / "run", tmp_path / "dataset", mesh={"ring": 4})))
     for more in (("--nodes", "1", "--gpus", "4"), ("--nodes", "2", "--gpus", "8", "mesh.replica=4")):
         assert cluster(run, "--kind", "slurm", "--cpus", "8", *more).exit_code == 0
+    for more in (("--nodes", "1", "--cpus", "8"), ("--nodes", "2", "--cpus", "2"), ("--nodes", "4", "--cpus", "1")):
+        assert cluster(run, "--kind", "slurm", *more).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "remedy"),
+    [
+        ("ray", ("--image", "x:1"), "leave --image out, or --kind kuberay"),
+        ("slurm", ("--image", "x:1"), "leave --image out, or --kind kuberay"),
+        ("slurm", ("--storage", "a:/b"), "leave --storage out, or --kind kuberay"),
+        ("ray", ("--option=--partition=gpu",), "leave --option out, or --kind slurm"),
+        ("kuberay", ("--option=--partition=gpu",), "leave --option out, or --kind slurm"),
+        ("ray", ("--memory", "64"), "leave --memory out, or --kind kuberay or --kind slurm"),
+    ],
+)
+def test_options_of_other_kinds_are_refused(tmp_path: Path, kind: str, option: tuple[str, ...], remedy: str) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_text(to_yaml(config(tmp_path / "run", tmp_path / "dataset")))
+    of_pods = ("--image", "x:1", "--storage", f"shared:{tmp_path}") if kind == "kuberay" else ()
+    done = cluster(run, "--kind", kind, *of_pods, *option)
+    assert isinstance(done.exception, InputError)
+    name, value = option[0].partition("=")[0], option[-1].partition("=")[2] or option[-1]
+    assert done.exception.value == f"--kind {kind} and {name} {value}"
+    assert done.exception.remedy == remedy
+    assert cluster(run, "--kind", kind, *of_pods).exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,15 @@ def test_a_place_that_does_not_answer_is_not_taken_for_empty(tmp_path: Path) -> 
         refuse_left_behind(folder, LocalStorage(tmp_path / "new"), None)
 
 
+def test_the_line_that_is_told_names_no_place_that_a_dataset_has_left(tmp_path: Path, dataset: Path) -> None:
+    before = checkpoint_of(tmp_path)
+    before.state.datasets = [[Index.open(dataset).digest]]
+    before.manifest.config["data"]["dataset"] = str(tmp_path / "gone")
+    with pytest.raises(InputError) as refused:
+        refuse_changes(before, config(tmp_path, dataset, data__frames=4))
+    assert refused.value.remedy.startswith("data.frames=7 'data.segments=[{until: 3}, {frames: 4}]' for the steps")
+
+
 def test_a_dataset_may_move_and_another_one_is_for_the_steps_to_come(tmp_path: Path, dataset: Path) -> None:
     before, digest = checkpoint_of(tmp_path), Index.open(dataset).digest
     before.state.datasets = [[digest]]
@@ -119,6 +128,11 @@ def test_a_dataset_may_move_and_another_one_is_for_the_steps_to_come(tmp_path: P
          "{until: 2}, {until: 3, stride: 2}, {until: 9, stride: 2, window: 7}, {frames: 6, window: 7}]'"),
         ([], {"dataset": {"A": 1.0, "B": 2.0}}, "data.dataset=A "
          "'data.segments=[{until: 3}, {dataset: {A: 1.0, B: 2.0}}]'"),
+        ([], {"frames": None}, "data.frames=null 'data.segments=[{until: 3, frames: 8}, {}]'"),
+        ([{"until": 2}, {"until": 9, "frames": 4}, {"frames": 6}], {"frames": None, "segments": []},
+         "data.frames=null 'data.segments=[{until: 2, frames: 8}, {until: 3, frames: 4}, {}]'"),
+        ([{"until": 2}, {"until": 9, "frames": 4}, {}], {"size": None}, "data.size=null 'data.segments=["
+         "{until: 2, size: [32, 32]}, {until: 3, frames: 4, size: [32, 32]}, {until: 9, frames: 4}, {}]'"),
         ([{"until": 2}, {"stride": 2}], {"dataset": {"A": 1.0, "B": 2.0}}, "data.dataset=A 'data.segments=[{until: 2}, "
          "{until: 3, stride: 2}, {dataset: {A: 1.0, B: 2.0}, stride: 2}]'"),
     ],

@@ -217,6 +217,23 @@ def test_which_checkpoints_stay(tmp_path: Path) -> None:
     assert run_world(2, keeps, tmp_path)[0] == [f"step-{step:08d}" for step in (4, 8, 9, 10)]
 
 
+def goes_on_behind_a_broken_one(rank: int, root: Path) -> list[dict[str, Any]]:
+    storage, told = LocalStorage(root), list[dict[str, Any]]()
+    saver = saver_on(storage, rank, told, Keep(1, every=4))
+    for step in (3, 8, 5):  # as after a resume from step 3, which passed step 8 over
+        saver.finish(state(step))
+    return told
+
+
+def test_a_checkpoint_that_was_passed_over_pushes_out_no_new_one(tmp_path: Path) -> None:
+    (told,) = run_world(1, goes_on_behind_a_broken_one, tmp_path)
+    assert LocalStorage(tmp_path).names() == ["step-00000005"]
+    assert [(e["event"], e["step"], e.get("checkpoint")) for e in told[2:]] == [
+        ("checkpoint", 5, None), ("removed", 5, "step-00000008")
+    ]  # fmt: skip
+    assert LINES["removed"](told[-1])[1].startswith("checkpoint step-00000008, which was passed over, is removed")
+
+
 def test_steps_that_stay_are_saved_whatever_the_others_are(tmp_path: Path, dataset: Path) -> None:
     """Of checkpoint.keep_every=3 every third step is there, though checkpoint.every=4 alone would save none of them."""
     train(config(tmp_path, dataset, steps=7, checkpoint__every=4, checkpoint__keep=1, checkpoint__keep_every=3))

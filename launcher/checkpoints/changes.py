@@ -266,26 +266,30 @@ def _remedy(before: DataConfig, now: DataConfig, step: int, found: Sequence[Chan
     named = {"dataset" if key == LABELS["weights"] else key for key in changed}
     keys = [key for key in IN_SEGMENTS if key in KEPT or (key == "dataset" and key in named)]
     was, has = before.model_dump(mode="json"), now.model_dump(mode="json")
-    back = {key: was[key] for key in keys if was[key] != has[key]}  # keys of data itself, with their old values again
-    later = _to_show(now, step, has | back)
     whole = any(was[key] != has[key] for key in KEPT if key not in IN_SEGMENTS)  # no segment has it
-    if whole or not (begins or named <= IN_SEGMENTS) or any(None in shown.values() for shown in later):
+    if whole or not (begins or named <= IN_SEGMENTS):
         return f"set it back, or {ANOTHER}"
-    parts = before.segments[: len(_begun(before, step))]
-    kept = [s.model_dump(mode="json", exclude_none=True, exclude={"until"}) for s in parts] or [{}]
+    kept, later = _parts(before)[: len(_begun(before, step))], _parts(now)[bisect_right(now.starts, step) - 1 :]
+    if "dataset" not in named:  # it may lie elsewhere by now, and is the same
+        moved = (merged.dataset for merged in now.merged())
+        kept = [(part, d.model_copy(update={"dataset": next(moved, d.dataset)})) for part, d in kept]
+    # keys of data itself have their old values again; but none, which no segment can say, stands there alone
+    lacks = {key for key in keys if any(shown.model_dump()[key] is None for _, shown in (*kept, *later))}
+    base = has | {key: None if key in lacks else was[key] for key in keys}
     ends = [*before.starts[1 : len(kept)], step]
-    segments = [*({"until": end, **s} for end, s in zip(ends, kept, strict=True)), *later]
-    typed = [*((f"data.{key}", value) for key, value in back.items()), ("data.segments", segments)]
+    segments = [{"until": end, **_written(*part, base)} for end, part in zip(ends, kept, strict=True)]
+    segments += [({"until": part[0].until} if part[0].until else {}) | _written(*part, base) for part in later]
+    typed = [*((f"data.{key}", base[key]) for key in keys if was[key] != has[key]), ("data.segments", segments)]
     line = " ".join(setting(key, value) for key, value in typed)
     return f"{line} for the steps to come; or set it back, or {ANOTHER}"
 
 
-def _to_show(now: DataConfig, step: int, base: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The segments of `now` from that of the next step on, as they are written under the settings `base` of data."""
-    found, first = [], bisect_right(now.starts, step) - 1
-    parts = now.segments or (SegmentConfig(),)
-    for part, merged in list(zip(parts, now.merged(), strict=True))[first:]:
-        shown = merged.model_dump(mode="json")
-        own = part.model_dump(mode="json", exclude_none=True, include={"until", "mesh"})
-        found.append(own | {key: shown[key] for key in SegmentConfig.model_fields if shown.get(key) != base.get(key)})
-    return found
+def _parts(data: DataConfig) -> list[tuple[SegmentConfig, DataConfig]]:
+    """Each segment as it is written, and what it shows."""
+    return list(zip(data.segments or (SegmentConfig(),), data.merged(), strict=True))
+
+
+def _written(part: SegmentConfig, shown: DataConfig, base: Mapping[str, Any]) -> dict[str, Any]:
+    """A segment that shows the same under the settings `base` of data; its mesh stays."""
+    own, settings = part.model_dump(mode="json", exclude_none=True, include={"mesh"}), shown.model_dump(mode="json")
+    return own | {key: settings[key] for key in SegmentConfig.model_fields if settings.get(key) != base.get(key)}

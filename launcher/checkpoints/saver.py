@@ -229,13 +229,22 @@ class Saver:
         name = name_of(save.state.step)
         manifest = self.make_manifest(save.state, parts, save.recent)
         self.storage.commit(name, [part.file for part in parts], manifest.to_json())
-        self._retire()
-        return {"step": save.state.step, "path": self.storage.where(name), "bytes": manifest.size}
+        told = {"step": save.state.step, "path": self.storage.where(name), "bytes": manifest.size}
+        passed_over = self._retire(name)
+        return {**told, "passed_over": passed_over} if passed_over else told
 
-    def _retire(self) -> None:
-        for name in self.storage.names()[: -self.keep.newest]:
-            if not self.keep.for_ever(int(name.rpartition("-")[2])):
-                self.storage.remove(name)
+    def _retire(self, saved: str) -> list[str]:
+        """Remove what need not stay; gives those of later steps than the one just saved.
+
+        A resume has passed them over, as broken or distrusted: the run has taken another course since. Left there,
+        they would be the newest, push out what is saved now, and be gone on from once they can be read again.
+        """
+        names = self.storage.names()
+        passed_over = [name for name in names if name > saved]
+        old = [name for name in names if name <= saved][: -self.keep.newest]
+        for name in [*passed_over, *(n for n in old if not self.keep.for_ever(int(n.rpartition("-")[2])))]:
+            self.storage.remove(name)
+        return passed_over
 
     def _hear_commit(self, wait: bool) -> None:
         """On rank 0, tell how the commit went."""
@@ -249,7 +258,11 @@ class Saver:
             return
         self._failures = 0
         seconds = time.perf_counter() - save.began
-        self.on_event("checkpoint", **commit.result(), seconds=save.stalled, write_seconds=seconds)
+        told = commit.result()
+        passed_over = told.pop("passed_over", ())
+        self.on_event("checkpoint", **told, seconds=save.stalled, write_seconds=seconds)
+        for name in passed_over:
+            self.on_event("removed", checkpoint=name, step=save.state.step)
 
     def _tell_failure(self, step: int, error: BaseException) -> None:
         self._failures += 1
