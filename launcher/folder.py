@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from parallel.parsing import ParseError, parse_json
 IDENTITY = ".id"
 LONGEST_LINE = 64 << 20  # bytes; a step of many samples has some kilobytes
 MOST_STEPS = 10**12
+RECENT = 3  # steps that a checkpoint tells of
 TOGETHER = 1000  # lines in one write
 EXPECTED = ("loss", "grad_norm", "time", "seconds", "tokens", "tokens_per_second", "learning_rate", "data_seconds")
 
@@ -210,16 +212,16 @@ def events_of(folder: RunFolder) -> Iterator[dict[str, Any]]:
     return filter(is_event, Lines(folder.events))
 
 
-def keep_steps(path: Path, last: int) -> tuple[int, list[dict[str, Any]]]:
+def keep_steps(path: Path, last: int) -> tuple[int, list[dict[str, Any]], list[dict[str, Any]]]:
     """Rewrite metrics.jsonl with the steps up to `last`: what came after it is done again. Atomic.
 
     Returns:
-        how many lines up to `last` are missing, because they could not be read or were never written; and the lines
-        after it, which are gone from the file.
+        how many lines up to `last` are missing, because they could not be read or were never written; the newest
+        `RECENT` of those that are there; and the lines after it, which are gone from the file.
     """
     if not path.exists():
-        return last, []
-    kept, after = 0, list[dict[str, Any]]()
+        return last, [], []
+    kept, recent, after = 0, deque[dict[str, Any]](maxlen=RECENT), list[dict[str, Any]]()
 
     def lines() -> Iterator[bytes]:
         nonlocal kept
@@ -228,10 +230,11 @@ def keep_steps(path: Path, last: int) -> tuple[int, list[dict[str, Any]]]:
                 after.append(fields)
             else:
                 kept += 1
+                recent.append(fields)
                 yield (json.dumps(fields) + "\n").encode()
 
     write_whole(path, map(b"".join, batched(lines(), TOGETHER)))
-    return last - kept, after
+    return last - kept, list(recent), after
 
 
 def batched(lines: Iterator[bytes], size: int) -> Iterator[list[bytes]]:

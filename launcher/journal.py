@@ -11,13 +11,12 @@ from dataclasses import asdict
 from typing import Any
 
 from launcher.feed import Batch, Problem
-from launcher.folder import RunFolder, keep_steps
+from launcher.folder import RECENT, RunFolder, keep_steps
 from launcher.guard import Guard, unchanged
 from launcher.ledger import AGAIN_SECONDS, Ledger
 from launcher.proof import AGAIN, COMPARED, DiffersError, Proof
 
-RECENT = 3  # steps that a checkpoint tells of
-TOLD = ("step", "loss", "grad_norm", "samples", "chain")
+TOLD = ("step", "loss", "grad_norm", "samples", "chain", "made")
 MAX_IDS = 64  # a step of more samples is recorded by a digest of their ids
 CURVES = (
     "loss", "grad_norm", "learning_rate", "tokens_per_second", "seconds", "data_seconds", "memory_bytes",
@@ -34,17 +33,18 @@ class Journal:
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self._tensorboard: Any = None
         self._draws_from = 0.0
+        self.kept: list[dict[str, Any]] = []  # lines of the last steps before them
         self.after: list[dict[str, Any]] = []  # lines of the steps that will be done again
         if self.writes:
             self.ledger = Ledger(folder)
-            missing, self.after = keep_steps(folder.metrics, step)
+            missing, self.kept, self.after = keep_steps(folder.metrics, step)
             if missing:
                 self.event("gap", missing=missing, step=step)
 
     def expect(self, guard: Guard) -> None:
         """Compare the steps that are done again with what they were."""
         if self.proof is not None:
-            self.proof.expect(unchanged(self.after, guard))
+            self.proof.expect(unchanged(self.after, guard), self.kept)
 
     @property
     def recent(self) -> tuple[dict[str, Any], ...]:

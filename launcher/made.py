@@ -6,7 +6,8 @@
 
 Two lines of the same step are comparable bit by bit where the first two are equal, nearly where only `rounding` is not,
 and not at all where `numbers` differ; those after it, as long as `update` is equal too (`launcher.proof`). Which key is
-in which digest is what it declares (`parallel.effects`). The manifest holds the same in words, for a person.
+in which digest is what it declares (`parallel.effects`). The manifest holds the same in words, for a person. A line
+has the number of the law by which digests are made, too: those of another law cannot be compared.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from launcher.schema import leaves
 from launcher.versions import versions_here
 from parallel.effects import Effect
 
+LAW = "2"  # raised whenever the same settings come to have another digest of `numbers` or `update`
 ALSO = ("safetensors", "numpy", "transformers", "diffusers", "pillow")  # packages beside those of `versions_here`
 WORDS = (  # of the environment, that change how libraries add up
     "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "NVIDIA_TF32_OVERRIDE",
@@ -77,6 +79,7 @@ class Made:
             "numbers": digest_of([numbers, sorted(unreadable)]) if unreadable else numbers,
             "rounding": self._rounding,
             "update": digest_of([self._by_effect[Effect.UPDATE], rate]),
+            "law": LAW,
         }
 
     def _numbers(self, segment: int) -> str:
@@ -100,9 +103,11 @@ def datasets_of(curriculum: Curriculum) -> list[list[str]]:
 
 
 def _by_effect(config: RunConfig) -> dict[Effect, dict[str, Any]]:
+    """Settings that stand; those of segments are merged into them, and their mesh is that of the ranks."""
     found: dict[Effect, dict[str, Any]] = {effect: {} for effect in Effect}
     for leaf in leaves(config.model_dump(mode="json")):
-        found[leaf.effect][leaf.key] = leaf.value
+        if not leaf.key.startswith("data.segments."):
+            found[leaf.effect][leaf.key] = leaf.value
     return found
 
 

@@ -33,6 +33,8 @@ NEAR_TF32 = 1e-3  # of float32 on a GPU, whose products have 10 bits of each fac
 COMPARED = ("loss", "grad_norm")
 AGAIN = "again"  # in a line: what a checkpoint gave that is distrusted since then
 UNKNOWN = "an older version wrote down its numbers, and not what they were made with"
+LAWS = "another version wrote down what its numbers were made with, and in another way"
+COURSE = "metrics.jsonl is of another course of the run than this checkpoint: in it step {} is another"
 
 
 class DiffersError(RuntimeError):
@@ -67,10 +69,17 @@ class Proof:
         dtype: of the run.
         gpu: whether it computes on one.
         changed: what is known to have changed since the checkpoint, one sentence each, for reasons.
+        recent: the last steps before the checkpoint, as it tells them itself.
     """
 
     def __init__(
-        self, checkpoint: str, exact: bool, dtype: str, gpu: bool = False, changed: Sequence[str] = ()
+        self,
+        checkpoint: str,
+        exact: bool,
+        dtype: str,
+        gpu: bool = False,
+        changed: Sequence[str] = (),
+        recent: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.checkpoint, self.exact, self.changed = checkpoint, exact, "; ".join(changed)
         self.near = NEAR_TF32 if gpu and dtype == "float32" else NEAR[dtype]
@@ -79,10 +88,20 @@ class Proof:
         self.identical = self.close = 0
         self.reason = ""
         self.alike = True  # so far
+        self.recent, self.forked = recent, 0
 
-    def expect(self, before: Sequence[dict[str, Any]]) -> None:
-        """The lines of metrics.jsonl after the checkpoint, of which the first are compared."""
+    def expect(self, before: Sequence[dict[str, Any]], kept: Sequence[dict[str, Any]] = ()) -> None:
+        """What was done before.
+
+        Args:
+            before: the lines of metrics.jsonl after the checkpoint, of which the first are compared.
+            kept: those before it. Where a run fell back and went on, then found a later checkpoint whole again, or was
+                given one of another run, they are not the steps that the checkpoint came of; nor are those after it.
+        """
         self.before = {line["step"]: line for line in before[:STEPS]}
+        of_step = {line["step"]: line for line in kept}
+        odd = (told["step"] for told in self.recent if not _is_told(of_step.get(told["step"], told), told))
+        self.forked = next(odd, 0)
 
     def see(self, line: dict[str, Any]) -> Verdict | None:
         """A step done again; gives the verdict once it stands."""
@@ -90,10 +109,15 @@ class Proof:
         if was is None:
             self.alike = False  # how it was made is not known: of use where others follow
             return None
+        if self.forked:
+            return self._end("", said=COURSE.format(self.forked))
         odd = not _alike(was, line) and _alike(again := was | was.get(AGAIN, {}), line)
         if odd:
             was = again  # then it was the record that was odd
         old, new = _made(was), _made(line)
+        laws = bool(old) and old.get("law") != new.get("law")
+        if laws and (old["numbers"], old["update"]) != (new["numbers"], new["update"]):
+            old = {}  # nobody knows whether that is more than another way to say the same
         if old and old["numbers"] != new["numbers"]:
             return self._end(f"step {line['step']} was made with other settings than now")
         rounding = bool(old) and old["rounding"] == new["rounding"]
@@ -103,7 +127,7 @@ class Proof:
             _same(was.get(key), line[key]) or _near(was.get(key), line[key], self.near) for key in COMPARED
         )
         if not (same or near or self.alike or (old and others)):
-            why = "was made by an older version" if not old else "was made with other rounding"
+            why = "was made with other rounding" if old else f"was made by an{'other' if laws else ' older'} version"
             if rounding and follows:
                 why = "came after steps that were made with other rounding"
             return self._end(f"step {line['step']} {why}, and differs: {_difference(was, line)}")
@@ -113,7 +137,7 @@ class Proof:
         if not (same or (near and not (self.exact and self.alike))):
             return self._end("", _difference(was, line))
         if not old:
-            return self._end("", said=UNKNOWN)
+            return self._end("", said=LAWS if laws else UNKNOWN)
         if not self.alike:
             self.reason = self.changed or "rounding was another: threads, versions or kernels"
         if self.before and odd:
@@ -167,6 +191,13 @@ def _same(one: Any, other: Any) -> bool:
 
 def _alike(was: Mapping[str, Any], line: Mapping[str, Any]) -> bool:
     return all(_same(was.get(key), line[key]) for key in (*COMPARED, "samples"))
+
+
+def _is_told(line: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint tells of this line, as far as it tells, and of what was made of its gradient."""
+    alike = all(_same(line.get(key), told.get(key)) for key in (*COMPARED, "samples"))
+    one, other = _made(line), _made(told)
+    return alike and (not one or not other or one["update"] == other["update"] or one.get("law") != other.get("law"))
 
 
 def _near(one: Any, other: float, tolerance: float) -> bool:

@@ -103,7 +103,7 @@ def proof_of(config: RunConfig, found: Checkpoint | None, device: torch.device, 
     if found is None or not config.restart.verify:
         return None
     exact = device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
-    return Proof(found.name, exact, config.dtype, device.type == "cuda", changed)
+    return Proof(found.name, exact, config.dtype, device.type == "cuda", changed, found.manifest.recent)
 
 
 def saver_for(

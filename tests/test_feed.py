@@ -96,11 +96,12 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
         append_line(file, {"step": step, "loss": step / 3})
     with open(file, "ab") as f:
         f.write(b'{"step": 6, "lo')  # a kill
-    missing, after = keep_steps(file, 3)
-    assert (missing, [x["step"] for x in after]) == (0, [4, 5])
+    missing, kept, after = keep_steps(file, 3)
+    assert (missing, [x["step"] for x in kept], [x["step"] for x in after]) == (0, [1, 2, 3], [4, 5])
     assert [(x["step"], x["loss"]) for x in read_lines(file)] == [(1, 1 / 3), (2, 2 / 3), (3, 1.0)]
     file.write_bytes(file.read_bytes().replace(b'{"step": 2', b'{"stop" 2'))
-    assert keep_steps(file, 3) == (1, [])
+    missing, kept, after = keep_steps(file, 3)
+    assert (missing, [x["step"] for x in kept], after) == (1, [1, 3], [])
 
 
 def test_learning_rate() -> None:

@@ -43,6 +43,12 @@ def test_a_change_shows_in_one_digest(changes: dict[str, Any], name: str) -> Non
     assert {each for each in before if before[each] != now[each]} == ({name} if name else set())
 
 
+def test_meshes_of_segments_are_those_of_the_ranks_that_compute_them() -> None:
+    segments = [{"until": 5, "mesh": {"ring": 1}}, {"mesh": {"ring": 2}}]
+    assert made(3, data__segments=segments) == made(3, data__segments=[{"until": 5}, {}]) == made(3)
+    assert made(3, data__segments=segments, mesh={"ring": 2})["rounding"] != made(3)["rounding"]
+
+
 def test_segments_are_told_apart_by_what_they_show_and_where_they_begin() -> None:
     parts = [{"until": 3}, {"frames": 5}]
     assert made(3, data__segments=parts) == made(3)

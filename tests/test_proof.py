@@ -18,7 +18,7 @@ from launcher.proof import Proof, distrusted
 from parallel.errors import InputError
 from tests.runs import config, events, run, train
 
-MADE = {"numbers": "a", "rounding": "b", "update": "c"}
+MADE = {"numbers": "a", "rounding": "b", "update": "c", "law": "2"}
 
 
 def line(step: int, loss: float, **changes: Any) -> dict[str, Any]:
@@ -126,6 +126,40 @@ def test_lines_of_an_older_version_accuse_nobody() -> None:
         assert verdict is not None
         assert (verdict.steps, verdict.difference) == (steps, None)
         assert "older version" in verdict.reason
+
+
+@pytest.mark.parametrize("of_old", [{}, {"law": "1"}], ids=["unnumbered", "1"])
+@pytest.mark.parametrize(("now", "steps", "said"), [
+    (1.0, (5,), "another version wrote down what its numbers were made with, and in another way"),
+    (2.0, (), "step 5 was made by another version, and differs: step 5: loss 1.0, now 2.0, grad_norm 2.0, now 4.0"),
+])  # fmt: skip
+def test_digests_of_another_law_say_nothing(of_old: dict[str, str], now: float, steps: Any, said: str) -> None:
+    """The same settings may have another digest there: what can be compared is compared, and accuses nobody."""
+    made = {"numbers": "A", "rounding": "b", "update": "c", **of_old}
+    verdict = proof([line(5, 1.0, made=made), line(6, 1.0, made=made)]).see(line(5, now))
+    assert verdict is not None
+    assert (verdict.steps, verdict.difference, verdict.reason) == (steps, None, said)
+    same = proof([line(5, 1.0, made={**MADE, **of_old}), line(6, 1.0)])
+    assert same.see(line(5, 1.0)) is None  # the same digest under any law is the same
+
+
+@pytest.mark.parametrize(("kept", "told", "forked"), [
+    (line(4, 1.0), line(4, 1.0), False),
+    (line(4, 1.0), line(3, 2.0), False),
+    (line(4, 1.0), line(4, 1.0, made=None), False),
+    (line(4, 1.0 + 1e-15), line(4, 1.0), True),
+    (line(4, 1.0, made=MADE | {"update": "x"}), line(4, 1.0), True),
+    (line(4, 1.0, samples=["other"]), line(4, 1.0), True),
+    (line(4, 1.0, made=MADE | {"rounding": "x"}), line(4, 1.0), False),
+])  # fmt: skip
+def test_lines_of_another_course_accuse_nobody(kept: Any, told: Any, forked: bool) -> None:
+    """A checkpoint that could not be read for a while: the run fell back, went on with other threads, was killed."""
+    made = Proof("step-00000004", True, "float64", recent=[told])
+    made.expect([line(5, 1.0), line(6, 1.0)], [kept])
+    verdict = made.see(line(5, 2.0))
+    assert verdict is not None
+    assert bool(verdict.difference) == (not forked)
+    assert ("another course of the run than this checkpoint: in it step 4" in verdict.reason) == forked
 
 
 def test_nothing_to_compare() -> None:

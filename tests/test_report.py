@@ -430,7 +430,7 @@ def test_lines_of_other_types_are_counted_and_left_out(tmp_path: Path, capsys: p
     assert f"{len(ODD)} lines of metrics.jsonl are broken and left out; 5 lines of events.jsonl are" in page.text
     app(["report", str(root)], standalone_mode=False)
     assert f"metrics.jsonl: {len(ODD)} lines are no record and were left out" in capsys.readouterr().out
-    missing, after = keep_steps(root / "metrics.jsonl", 3)
+    missing, _, after = keep_steps(root / "metrics.jsonl", 3)
     assert (missing, [line["step"] for line in after]) == (0, [4, 5])
     assert len((root / "metrics.jsonl").read_text().splitlines()) == 3
 
