@@ -17,7 +17,7 @@ import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from data.naming import loose
@@ -40,16 +40,19 @@ class Sides:
         kinds: the one of each kind (txt, json, cls, long) that is of its name or of its caption.
         twice: for a kind, names that have the same claim to it.
         others: what else there is, if nothing above says anything; what was heard or read only if there is no more.
+        passed: words of it that are further away than those, and so are not used.
     """
 
     kinds: Mapping[str, str] = field(default_factory=dict)
     twice: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     others: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """All of them."""
-        return [*self.kinds.values(), *(name for names in self.twice.values() for name in names), *self.others]
+        claim = [*self.kinds.values(), *(name for names in self.twice.values() for name in names)]
+        return [*claim, *self.others, *self.passed]
 
     def within(self, folder: str) -> Sides:
         """Those that have a claim, as names from above `folder`."""
@@ -94,7 +97,16 @@ def chosen(parts: Iterable[Part], suffix: str) -> Sides:
     first = {kind: sorted(names[min(names)]) for kind, names in ranked.items()}
     twice = {kind: tuple(names) for kind, names in first.items() if len(names) > 1}
     single = {kind: names[0] for kind, names in first.items() if len(names) == 1}
-    return Sides(single, twice, tuple(sorted(others[True] or others[False])))
+    later = [
+        name
+        for names in ranked.values()
+        for rank, of_rank in names.items()
+        if min(names) < rank < COMMON_LATER
+        for name in of_rank
+    ]
+    if ranked:  # nothing else is looked at, unless these say nothing
+        later += others[True]
+    return Sides(single, twice, tuple(sorted(others[True] or others[False])), tuple(sorted(later)))
 
 
 def _rank(rest: Sequence[str], suffix: str) -> tuple[str, int | None]:
@@ -138,7 +150,8 @@ class Folder:
             found = []  # CLIP.mp4 and clip.mp4: whose is Clip.txt?
         sides = chosen(exact or found, suffix.lower())
         languages = tuple(one for one in sides.others if LANGUAGE.fullmatch(one.rpartition(".")[0].rpartition(".")[2]))
-        return Sides(sides.kinds, sides.twice, languages)
+        passed = [name for name in sides.passed if name not in sides.others or name in languages]
+        return Sides(sides.kinds, sides.twice, languages, tuple(passed))
 
     def _own(self, name: str, words: str, length: int) -> Part | None:
         """A name of words, if no other of the media has more of it in its name."""
@@ -200,9 +213,8 @@ class Folders:
         if above not in self._made:
             self._made[above] = Folder(*self._folders.get(above, ([], [])))
         sides = self._made[above].sides(last)
-        if not sides.names:
-            sides = self._apart(above, last)
-        return sides
+        apart = self._apart(above, last)
+        return replace(sides, passed=(*sides.passed, *apart.names)) if sides.names else apart
 
     def unowned(self, media: Iterable[str]) -> list[str]:
         """Names of texts that belong to none of these media."""

@@ -6,11 +6,14 @@ gives parts of a file. The media are read later, by the worker that converts the
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 from data import foreign, remote, tars
+from data.caption_files import NAMED
 from data.captions import LARGEST_WORDS, Caption, Tell, of_sides
 from data.foreign import Candidate
 from data.regular import open_regular
@@ -24,7 +27,7 @@ BLOCK_OF_HEADERS = 64 << 10  # bytes fetched at a time: headers, and words that 
 DAMAGED, UNUSABLE = "damaged tar", "unusable tar member"
 
 Read = Callable[[Member], bytes]
-Captioned = Callable[[str, Callable[[Tell], Caption]], Caption | Unusable]
+Captioned = Callable[[str, Callable[[Tell, Tell], Caption]], Caption | Unusable]
 
 
 def local_members(
@@ -117,6 +120,12 @@ def _samples(
     found, _ = foreign.joined(foreign.groups(entries, ignored))
     for group in found:
         label = readable(f"{name}/{group.key}")
+        if (words := _file_of_captions(group)) is not None:
+            told = (
+                f"captions of files are not read in a tar: tar -xf TAR {quote(words)}, then --captions {quote(words)}"
+            )
+            yield Unusable(readable(f"{name}/{words}"), UNUSABLE, told)
+            continue
         several = foreign.candidates(group, ignored)
         if isinstance(several, str):
             yield Unusable(label, UNUSABLE, several)
@@ -133,8 +142,14 @@ def _samples(
                 yield SourceFile(label, place(one.media, f".{one.suffix}"), caption)
 
 
-def _caption(one: Candidate, read: Read, tell: Tell) -> Caption:
+def _file_of_captions(group: foreign.Group) -> str | None:
+    """The name of captions.json and the like, if that is all there is of its key."""
+    names = [member.name for member in group.parts.values()]
+    return names[0] if len(names) == 1 and posixpath.basename(names[0]).lower() in NAMED else None
+
+
+def _caption(one: Candidate, read: Read, tell: Tell, other: Tell) -> Caption:
     too_long = next((m for m in one.parts.values() if m.size > LARGEST_WORDS), None)
     if too_long is not None:
         raise InputError("words are short", f"{too_long.name} has {too_long.size} bytes", "leave it out")
-    return of_sides(one.sides, lambda name: read(one.parts[name]), tell)
+    return of_sides(one.sides, lambda name: read(one.parts[name]), tell, other)

@@ -31,6 +31,7 @@ from parallel.shell import quote
 FILE_NAME = "captions.json"
 VIDEO_LISTS, PROMPT_LISTS = ("videos.txt", "video.txt"), ("prompt.txt", "prompts.txt", "caption.txt", "captions.txt")
 LISTS = frozenset([*VIDEO_LISTS, *PROMPT_LISTS])
+UNPACK = {".gz": "gunzip -k", ".bz2": "bunzip2 -k", ".xz": "unxz -k", ".zst": "unzstd"}
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 REMEDY = 'write {"clip.mp4": "what it shows", ...}'
 
@@ -46,12 +47,14 @@ class Merged:
         origins: the files.
         broken: {folder: why its file cannot be read}.
         notes: what a person should know.
+        keys: other names of files whose names are URLs.
     """
 
     raw: dict[str, Any] = field(default_factory=dict)
     origins: list[str] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    keys: dict[str, str] = field(default_factory=dict)
     _where: dict[str, str] = field(default_factory=dict)
 
     def add(self, origin: str, said: Iterable[tuple[str, Any]]) -> None:
@@ -79,9 +82,9 @@ def given_captions(given: Path, folder: Path) -> tuple[Captions, list[str]]:
         InputError: the file is absent, is not such a file, or lacks a column.
     """
     merged = Merged()
-    said = _said(given, merged.notes)
+    said = _said(given, merged.notes, merged.keys)
     merged.add(str(given), ((_relative(name, folder, given.parent), entry) for name, entry in said))
-    return Captions(str(given), merged.raw, root=os.path.abspath(folder)), merged.notes
+    return Captions(str(given), merged.raw, root=os.path.abspath(folder), keys=merged.keys), merged.notes
 
 
 def find_captions(
@@ -113,7 +116,7 @@ def find_captions(
                 if last in VIDEO_LISTS:
                     said = list(_lines(file, opened, name, there))
                 else:
-                    said = list(_said(file, merged.notes, name))
+                    said = list(_said(file, merged.notes, merged.keys, name))
         except InputError as error:
             if last.startswith("metadata"):
                 merged.notes.append(f"{name} is not read as captions: {error.rule}; {error.value}")
@@ -124,7 +127,8 @@ def find_captions(
         merged.add(name, ((_below(above, str(key), there, absolute), entry) for key, entry in said))
     origin = listed(merged.origins) if merged.origins else f"sidecar files in {folder}"
     root = folder if absolute is None else os.path.abspath(absolute)
-    return Captions(origin, merged.raw, broken=merged.broken, root=root, rooted=True), merged.notes
+    found = Captions(origin, merged.raw, broken=merged.broken, root=root, rooted=True, keys=merged.keys)
+    return found, merged.notes
 
 
 def video_table(file: Path) -> Table:
@@ -159,8 +163,8 @@ def video_table(file: Path) -> Table:
     )
 
 
-def _said(file: Path, notes: list[str], origin: str | None = None) -> Iterator[tuple[str, Any]]:
-    """(name as written, captions) in a file; `notes` grow by what a person should know."""
+def _said(file: Path, notes: list[str], keys: dict[str, str], origin: str | None = None) -> Iterator[tuple[str, Any]]:
+    """(name as written, captions) in a file; `notes` grow by what a person should know, `keys` by other names."""
     suffix = file.suffix.lower()
     if suffix in SPREADSHEETS:
         raise save_as_csv(file)
@@ -174,6 +178,8 @@ def _said(file: Path, notes: list[str], origin: str | None = None) -> Iterator[t
     if suffix == ".txt":
         yield from _given_lines(file)
         return
+    if suffix in UNPACK:
+        raise _not_json(str(file), f"{UNPACK[suffix]} {quote(str(file))}, and give {quote(str(file.with_suffix('')))}")
     if suffix == ".json" or suffix not in TABLE_SUFFIXES:
         try:
             data = read_regular(file)
@@ -190,7 +196,10 @@ def _said(file: Path, notes: list[str], origin: str | None = None) -> Iterator[t
             return
     table = read_table(file, captions=True)
     notes += table.notes
-    yield from ((row.path, row.captions) for row in table)
+    for row in table:
+        if row.key:
+            keys[row.key] = row.path
+        yield row.path, row.captions
     for odd in table.odd:
         if odd.path:
             yield odd.path, ParseError(f"{origin or file}, {odd.where}: {odd.reason}")
@@ -260,6 +269,11 @@ def paired(videos: Sequence[str], prompts: Sequence[str], names: str, words: str
     Raises:
         InputError: one has more lines.
     """
+    both = [list(videos), list(prompts)]
+    for longer, other in (both, both[::-1]):
+        while len(longer) > len(other) and not longer[-1].strip():
+            longer.pop()
+    videos, prompts = both
     if len(videos) != len(prompts):
         raise InputError(
             "videos and captions have as many lines",
@@ -274,7 +288,7 @@ def _lines_of(file: Path, origin: str) -> list[str]:
         lines = text_of(read_regular(file)).split("\n")
     except (OSError, ParseError) as error:
         raise InputError("a list of captions can be read", f"{origin}: {error}", "save it as UTF-8") from error
-    while lines and not lines[-1].strip():
+    if not lines[-1].strip():  # the last line ends, too
         lines.pop()
     return lines
 

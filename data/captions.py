@@ -10,26 +10,42 @@ two texts have the same claim to a video and differ, it is left out with both of
 
 from __future__ import annotations
 
+import ast
+import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from data.beside import Sides, kind_of
-from data.naming import Matching, listed, nearest
+from data.naming import Matching, Meant, listed, nearest
 from data.rows import half_character
 from parallel import parsing
 from parallel.errors import InputError
 from parallel.parsing import ParseError, parse_json
 
-SHORT_KEYS = ("short", "caption", "text", "cap", "prompt", "captions", "short_caption")  # the first that is there
+SHORT_KEYS = (
+    "short",
+    "caption",
+    "text",
+    "cap",
+    "prompt",
+    "captions",
+    "short_caption",
+    "description",
+)  # the first that is there
 LONG_KEYS = ("long", "caption_long", "long_caption", "dense_caption", "detailed_caption")
 NO_CAPTION = "no caption"  # the value of the error of a video without one
+NOBODY = Meant()
+HALVES = frozenset([*map(chr, range(0xD800, 0xE000)), "\ufffd"])  # what is no character was one
 LARGEST_WORDS = 16 << 20  # bytes of one sidecar
 LONG_CAPTION = 1024  # bytes, beyond which the built-in text encoder reads no more unless it is told to
 CONVERT = "not UTF-8; if it is Latin-1: iconv -f LATIN1 -t UTF-8 FILE > NEW"
 
-Tell = Callable[[str], None]  # told the name of a video with more captions than are used
+LIST = re.compile(r"""\s*\[\s*(['"]).*\1\s*,?\s*\]\s*""", re.DOTALL)  # of texts, as Python or JSON writes it
+
+Tell = Callable[[str], None]  # told the name of a video with more captions than are used, or where other words stand
 
 
 def silent(_: str) -> None:
@@ -44,7 +60,13 @@ class Caption(NamedTuple):
 
 
 class NoCaptionError(InputError):
-    """A video without a caption, which may be allowed; any other error about captions is of one that cannot be used."""
+    """A video without a caption, which may be allowed; any other error about captions is of one that cannot be used.
+
+    Attributes:
+        hint: what is there and says nothing, "" if there is nothing.
+    """
+
+    hint = ""
 
 
 class Twice(NamedTuple):
@@ -68,6 +90,7 @@ class Captions:
         rooted: whether the names are known to begin there.
         broken: {folder of the source, with / at its end, "" the source itself: why its file of captions cannot
             be read}.
+        keys: {another name of a file: its name in `raw`}, where that is a URL.
     """
 
     origin: str
@@ -78,35 +101,49 @@ class Captions:
     broken: Mapping[str, str] = field(default_factory=dict)
     root: str = ""
     rooted: bool = False
+    keys: Mapping[str, str] = field(default_factory=dict)
 
-    def of(self, name: str, beside: Callable[[], Caption] | None = None, tell: Tell = silent) -> Caption:
+    def of(
+        self, name: str, beside: Callable[[], Caption] | None = None, tell: Tell = silent, other: Tell = silent
+    ) -> Caption:
         """The caption of one video.
 
         Args:
             name: of the video.
             beside: gives what stands beside it, or raises.
             tell: told of further captions that are not used.
+            other: told where words stand that are not used, because others go before them.
 
         Raises:
             NoCaptionError: it has none.
             InputError: it has an unreadable one, or several that differ.
         """
         entry = self.raw.get(name)
+        sidecar = beside if self.sidecars else None
         if not is_empty(entry):
-            return caption_of(entry, name, tell)
-        if self.sidecars and beside is not None:
+            found = caption_of(entry, name, tell, other)
+            if sidecar is not None and _differs(sidecar, found):
+                other("words beside it")
+            return found
+        hint = _unread(entry, self.origin)
+        if sidecar is not None:
             try:
-                return beside()
-            except NoCaptionError:
-                pass
+                found = sidecar()
+            except NoCaptionError as error:
+                hint = hint or error.hint
+            else:
+                if self.raw and self.files is not None and _differs(lambda: self._guess(name), found):
+                    other(self.origin)
+                return found
         if self.raw and self.files is not None:
             entry = self._guessed(name)
             if not is_empty(entry):
-                return caption_of(entry, name, tell)
+                return caption_of(entry, name, tell, other)
+            hint = hint or _unread(entry, self.origin)
         for folder in sorted(self.broken, key=len, reverse=True):  # the nearest first
             if name.startswith(folder):
                 raise no_caption(self.broken[folder])
-        raise no_caption(NO_CAPTION)
+        raise no_caption(NO_CAPTION, hint)
 
     @cached_property
     def matching(self) -> Matching:
@@ -114,11 +151,20 @@ class Captions:
         files = self.files() if self.files is not None else ()
         return Matching(self.raw, files, self.taken, self.root, self.rooted)
 
+    @cached_property
+    def _by_key(self) -> Matching:
+        files = self.files() if self.files is not None else ()
+        return Matching(self.keys, files, self.taken, self.root, self.rooted)
+
     def unmatched(self, files: Iterable[str]) -> list[str]:
         """A sentence about names that mean none of these files, with the nearest that there are; [] if all do."""
         files = list(files)
         matching = Matching(self.raw, files, self.taken, self.root, self.rooted)
-        left = [name for name in matching.unmatched if not is_empty(self.raw[name])]
+        left = [name for name in matching.unmatched if not is_empty(self.raw[name]) or _unread(self.raw[name], "")]
+        if self.keys:
+            keyed = Matching(self.keys, files, self.taken, self.root, self.rooted)
+            known = {url for key, url in self.keys.items() if key not in set(keyed.unmatched)}
+            left = [name for name in left if name not in known]
         if not left or not files:
             return []
         near = [(name, nearest(name, files, 1)) for name in left[:3]]
@@ -127,22 +173,31 @@ class Captions:
         many = f"{len(left):,} of {len(self.raw):,} names match no file" if len(left) > 1 else "a name matches no file"
         return [f"{self.origin}: {many}: {said}{more}"]
 
+    def _guess(self, name: str) -> Caption:
+        return caption_of(self._guessed(name), name)
+
     def _guessed(self, name: str) -> Any:
         meant = self.matching.of(name)
+        if meant == NOBODY and self.keys:
+            meant = self._by_key.of(name)
+            if meant.name is not None:
+                return self.raw[self.keys[meant.name]]
         if meant.name is not None:
             return self.raw[meant.name]
         if meant.others:
             others = " or ".join(meant.others[:3])
             raise no_caption(f"{meant.rivals[0]} in {self.origin} may mean {others}: write the whole path there")
-        entries = [self.raw[rival] for rival in meant.rivals]
+        entries = [self.raw[self.keys.get(rival, rival)] for rival in meant.rivals]
         if any(entry != entries[0] for entry in entries):
             rivals = " or ".join(meant.rivals[:3])
             raise no_caption(f"its caption may be that of {rivals} in {self.origin}: write the whole path there")
         return entries[0] if entries else None
 
 
-def caption_of(entry: Any, name: str, tell: Tell = silent) -> Caption:
+def caption_of(entry: Any, name: str, tell: Tell = silent, other: Tell = silent) -> Caption:
     """A text, a list of texts (the first is taken), or an object with texts, as a caption; `name` is for messages.
+
+    A list may be the text of one, such as Panda-70M's "['a dog runs']".
 
     Raises:
         NoCaptionError: there is none.
@@ -157,10 +212,17 @@ def caption_of(entry: Any, name: str, tell: Tell = silent) -> Caption:
     short, long = _first(texts, SHORT_KEYS, name, tell), _first(texts, LONG_KEYS, name, tell)
     if not short and not long:
         raise no_caption(NO_CAPTION)
-    return Caption(short, long) if short else Caption(long)
+    found = Caption(short, long) if short else Caption(long)
+    for key in (*SHORT_KEYS, *LONG_KEYS):
+        said = texts.get(key)
+        if not isinstance(said, str) or isinstance(listed_text(said), list):  # whose others are told as several
+            continue
+        if says_something(said) and said.strip() not in found:
+            other(f"key {key}")
+    return found
 
 
-def of_parts(parts: Mapping[str, bytes], tell: Tell = silent) -> Caption:
+def of_parts(parts: Mapping[str, bytes], tell: Tell = silent, other: Tell = silent) -> Caption:
     """The caption in what stands beside a video, by kind: json (an object or texts), txt, long, cls.
 
     Raises:
@@ -182,12 +244,18 @@ def of_parts(parts: Mapping[str, bytes], tell: Tell = silent) -> Caption:
     plain = said.get("txt") or ("" if any(words.get(key) for key in SHORT_KEYS) else said.get("cls", ""))
     if plain and not words.get("short"):
         words["short"] = plain
+    elif plain and isinstance(words["short"], str) and plain != words["short"].strip():
+        other("txt")
     if said.get("long"):
         words["long"] = said["long"]
-    return caption_of(words, "the sample", tell)
+    try:
+        return caption_of(words, "the sample", tell, other)
+    except NoCaptionError as error:
+        error.hint = _unread(texts, "its json")
+        raise
 
 
-def of_sides(sides: Sides, read: Callable[[str], bytes], tell: Tell = silent) -> Caption:
+def of_sides(sides: Sides, read: Callable[[str], bytes], tell: Tell = silent, other: Tell = silent) -> Caption:
     """The caption in the names that speak of a video, each read when it is needed.
 
     Raises:
@@ -201,7 +269,11 @@ def of_sides(sides: Sides, read: Callable[[str], bytes], tell: Tell = silent) ->
             raise no_caption(f"{' and '.join(names)} say different things: keep one of them")
         parts[kind] = next(iter(texts))
     try:
-        return of_parts(parts, tell)
+        chosen = of_parts(parts, tell, other)
+        for name in sides.passed:
+            if _differs(lambda: of_parts({kind_of(name) or "txt": read(name)}), chosen):  # noqa: B023 called at once
+                other(name)
+        return chosen
     except NoCaptionError:
         found: dict[Caption, str] = {}
         for name in sides.others:
@@ -217,12 +289,33 @@ def of_sides(sides: Sides, read: Callable[[str], bytes], tell: Tell = silent) ->
         return next(iter(found))
 
 
-def no_caption(reason: str) -> InputError:
-    """The error of a video without a caption that can be used."""
+def no_caption(reason: str, hint: str = "") -> InputError:
+    """The error of a video without a caption that can be used; `hint`: what is there and says nothing."""
     kind = NoCaptionError if reason == NO_CAPTION else InputError
-    return kind(
+    error = kind(
         "every video has a caption", reason, "write captions.json or <video>.txt beside it, or allow missing captions"
     )
+    if isinstance(error, NoCaptionError):
+        error.hint = hint
+    return error
+
+
+def says_something(text: str) -> bool:
+    """Whether a text has a character that is seen: spaces, marks of direction and of no width say nothing."""
+    return any((one.isprintable() and not one.isspace()) or one in HALVES for one in text)
+
+
+def listed_text(text: Any) -> Any:
+    """A list of captions that was written as text, as Panda-70M's "['a dog runs']" in a CSV is; else what it is."""
+    if type(text) is not str or not LIST.fullmatch(text):
+        return text
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of a backslash before a letter
+            found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else text
 
 
 def text_of(data: bytes, what: str) -> str:
@@ -247,17 +340,19 @@ def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _first(texts: Mapping[str, Any], keys: tuple[str, ...], name: str, tell: Tell) -> str:
     for key in keys:
-        entry = texts.get(key)
+        entry = listed_text(texts.get(key))
+        if entry != entry:  # NaN, as pandas writes an empty cell
+            continue
         if isinstance(entry, Twice):
             raise no_caption(f"{name}: {entry.where[0]}, with different words")
         if isinstance(entry, list) and entry and all(isinstance(one, str) for one in entry):
-            said = [one for one in entry if one.strip()]
+            said = [one for one in entry if says_something(one)]
             if len(said) > 1:
                 tell(name)
             entry = said[0] if said else None
         if entry is not None and not isinstance(entry, str):
             raise no_caption(f"the caption of {name} is {type(entry).__name__}, not text")
-        if entry and entry.strip():
+        if entry and says_something(entry):
             half = half_character(entry)  # JSON may hold one, which cannot be written as UTF-8
             if half is not None:
                 raise no_caption(f"the caption of {name} holds {half}: write whole characters")
@@ -275,4 +370,24 @@ def is_empty(entry: Any) -> bool:
         return False
     if isinstance(entry, Mapping):
         return all(is_empty(value) for key, value in entry.items() if _key(key) in (*SHORT_KEYS, *LONG_KEYS))
-    return entry is None or (isinstance(entry, str) and not entry.strip())
+    return entry is None or entry != entry or (isinstance(entry, str) and not says_something(entry))
+
+
+def _unread(entry: Any, origin: str) -> str:
+    """What to tell of an entry none of whose keys is a caption."""
+    if not isinstance(entry, Mapping) or not entry or {_key(key) for key in entry} & {*SHORT_KEYS, *LONG_KEYS}:
+        return ""
+    keys = {_key(key) for key in entry}
+    how = "; moments with words: longreel data talks" if {"timestamps", "sentences"} <= keys else ""
+    return f"{origin} has no caption of it, but {listed([str(key) for key in entry])}{how}"
+
+
+def _differs(others: Callable[[], Caption], chosen: Caption) -> bool:
+    """Whether there are other words; those that cannot be read are other ones."""
+    try:
+        found = others()
+    except NoCaptionError:
+        return False
+    except Exception:  # of a file, of a store: it is not used, so it costs nothing
+        return True
+    return any(text and text not in chosen for text in found)

@@ -8,6 +8,7 @@ the first of the lists below is; what else there is is told. The names are those
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,9 +21,10 @@ PATH_COLUMNS: tuple[str, ...] = (
     "media_path", "image_path", "clip_path", "video_file", "video_file_name", "image_file_name", "video_url",
     "image_url", "media", "clip", "vid",
 )  # fmt: skip
-NAME_COLUMNS = ("content_url", "contenturl", "video_id", "videoid", "clip_id", "youtubeid", "id", "key", "name")
+ID_COLUMNS = ("video_id", "videoid", "clip_id", "youtubeid", "id", "key")
+NAME_COLUMNS = ("content_url", "contenturl", *ID_COLUMNS, "name")
 PATH_COLUMNS += NAME_COLUMNS  # if there is nothing better: keys are names without a suffix
-SHORT_COLUMNS = ("caption", "text", "short", "cap", "prompt", "captions", "short_caption", "description")
+SHORT_COLUMNS = ("caption", "text", "short", "cap", "prompt", "captions", "short_caption", "description", "encap")
 LONG_COLUMNS = ("caption_long", "long", "long_caption", "dense_caption", "detailed_caption")
 MOMENT_COLUMNS = frozenset((
     "start", "end", "begin", "start_time", "end_time", "start_sec", "end_sec", "start_second", "end_second",
@@ -70,6 +72,11 @@ def missing(headers: Sequence[str], accepted: Sequence[str], file: Path) -> Inpu
     remedy = f"rename {near!r} to {accepted[0]!r}" if near else f"add a column {accepted[0]!r}"
     if any("/" in header or Path(header).suffix[1:].isalnum() for header in headers if "." in header):
         remedy = "if its first line is a row already, put a line with the names of the columns above: path,caption"
+    known = {*PATH_COLUMNS, *SHORT_COLUMNS, *LONG_COLUMNS}
+    if len(headers) == 1 and len(known.intersection(map(plain, re.split(r"[^\w \-]|\s{2,}| ", headers[0])))) > 1:
+        remedy = "separate columns by a comma, a tab, ; or |"
+    if headers and headers[0].lstrip("\ufeff").startswith("#"):
+        remedy = "take out the lines above the names of the columns: a table begins with these"
     if any("\0" in header for header in headers):
         remedy = f"it may be UTF-16 without a mark: iconv -f UTF-16LE -t UTF-8 {quote(str(file))} > NEW{file.suffix}"
         headers = [header.replace("\0", "") for header in headers]

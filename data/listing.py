@@ -132,6 +132,7 @@ class Words:
         whole: the files are all that the captions could be about.
         tables: beside them, which are not read.
         several: files with more captions than are used.
+        passed: (file, where other words of it stand, which are not used).
         without: files without any.
         films: folders that are films.
     """
@@ -142,20 +143,25 @@ class Words:
     whole: bool = True
     tables: tuple[str, ...] = ()
     several: list[str] = field(default_factory=list)
+    passed: list[tuple[str, str]] = field(default_factory=list)
     without: list[str] = field(default_factory=list)
     films: frozenset[str] = frozenset()
 
-    def of(self, name: str, beside: Callable[[Tell], Caption] | None = None) -> Caption | Unusable:
+    def of(self, name: str, beside: Callable[[Tell, Tell], Caption] | None = None) -> Caption | Unusable:
         """The caption, or why the file cannot be used without."""
 
         def tell(_: str) -> None:
             self.several.append(name)
 
+        def other(where: str) -> None:
+            self.passed.append((name, where))
+
         try:
-            return self.captions.of(name, None if beside is None else partial(beside, tell), tell)
-        except NoCaptionError:
+            return self.captions.of(name, None if beside is None else partial(beside, tell, other), tell, other)
+        except NoCaptionError as error:
             self.without.append(name)
-            return Unusable(name, NO_CAPTION, NO_CAPTION) if self.needed else Caption("")
+            reason = f"{NO_CAPTION}; {error.hint}" if error.hint else NO_CAPTION
+            return Unusable(name, NO_CAPTION, reason) if self.needed else Caption("")
         except InputError as error:
             return Unusable(name, BAD_CAPTION, error.value)
         except remote.FetchError as error:
@@ -168,6 +174,13 @@ class Words:
             files = sorted(set(self.several))
             many = f"{len(files):,} files have" if len(files) > 1 else "1 file has"
             notes.append(f"{many} several captions, of which the first is used: {listed(files)}")
+        if self.passed:
+            where: dict[str, list[str]] = {}
+            for name, other in sorted(set(self.passed)):
+                where.setdefault(name, []).append(other)
+            many = f"{len(where):,} files have" if len(where) > 1 else "1 file has"
+            said = listed([f"{name} ({listed(others)})" for name, others in where.items()])
+            notes.append(f"{many} other words, which are not used: {said}")
         if self.without and self.tables:
             notes.append(f"not read: {listed(self.tables)}; if it has captions: --captions {quote(self.tables[0])}")
         media = [f"{name}{FILM}" if name in self.films else name for name in files]
@@ -417,8 +430,8 @@ def _look_at(words: Words, sides: Callable[[], Sides], path: Path, name: str, ig
     except OSError as error:
         return [Unusable(label, NOT_READ, error.strerror or str(error))]
 
-    def beside(tell: Tell) -> Caption:
-        return of_sides(sides(), lambda side: _sidecar(path.parent / side), tell)
+    def beside(tell: Tell, other: Tell) -> Caption:
+        return of_sides(sides(), lambda side: _sidecar(path.parent / side), tell, other)
 
     caption = words.of(label, beside)
     return [caption if isinstance(caption, Unusable) else SourceFile(label, place, caption)]
@@ -450,11 +463,11 @@ def _look_there(
             return [Unusable(file.name, NOT_FETCHED, str(error))]
     above = file.name.rpartition("/")[0]
 
-    def beside(tell: Tell) -> Caption:
+    def beside(tell: Tell, other: Tell) -> Caption:
         def read(side: str) -> bytes:
             return remote.read(files[posixpath.normpath(posixpath.join(above, side))].url)
 
-        return of_sides(folders.sides(file.name), read, tell)
+        return of_sides(folders.sides(file.name), read, tell, other)
 
     caption = words.of(file.name, beside)
     return [caption if isinstance(caption, Unusable) else SourceFile(file.name, place, caption)]
@@ -499,6 +512,8 @@ def _look_at_path(words: Words, here: Callable[[str], Folders], origin: str, row
     if not path.exists():
         there = here(str(path.parent)).media("")
         same = sorted(file for file in there if loose(path.name) in (loose(file), loose(os.path.splitext(file)[0])))
+        if not same and row.path != row.path.strip():
+            return _look_at_path(words, here, origin, row._replace(path=row.path.strip()), ignored)
         if len(same) != 1:
             near = " or ".join(same or nearest(path.name, there, 1))
             hint = f" (meant may be {near})" if near else _elsewhere(Path(origin).parent, name)
@@ -569,6 +584,8 @@ def unpacked(file: Path) -> str:
     """What to type for a file that is compressed."""
     how, suffix = PACKED[file.suffix.lower()], file.suffix.lower()
     made = file.with_suffix(".tar") if suffix == ".tgz" else file.with_suffix("")
+    if made.suffix.lower() in TABLE_SUFFIXES:
+        return f"{how} {quote(str(file))}, and give --captions {quote(str(made))}"
     if suffix == ".zip":
         return f"{how} {quote(str(file))} -d {quote(str(made))}, and give {quote(str(made))}"
     return f"{how} {quote(str(file))}, and give {quote(str(made))}: samples are read by their offsets"

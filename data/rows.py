@@ -24,7 +24,7 @@ from parallel.parsing import Pairs, ParseError, json_elements, parse_json
 
 LONGEST_ROW = 16 << 20  # characters
 PEEKED = 1 << 16  # characters in which a file begins with something
-MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 Number = Callable[[str], Any]
 
 
@@ -65,7 +65,7 @@ def csv_rows(file: Path, delimiter: str = ",") -> Iterator[tuple[str, list[str] 
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_ROW))  # of this process: else 128 KB
     with opened(file, "") as lines:
         source = _Source(_lines(lines))
-        reader = csv.reader(source, delimiter=delimiter, strict=True)
+        reader = csv.reader(source, delimiter=delimiter, strict=True, skipinitialspace=True)
         while True:
             source.begin()
             try:
@@ -88,7 +88,8 @@ def opened(file: Path, newline: str) -> TextIOWrapper:
         OSError: it cannot be read.
     """
     raw = open_regular(file)
-    encoding = MARKS.get(raw.read(2), "utf-8-sig")
+    head = raw.read(4)
+    encoding = next((name for mark, name in MARKS.items() if head.startswith(mark)), "utf-8-sig")
     raw.seek(0)
     errors = "surrogateescape" if encoding == "utf-8-sig" else "surrogatepass"
     return TextIOWrapper(raw, encoding, errors, newline=newline)
@@ -171,7 +172,7 @@ def _parsed(line: str, number: Number | None, pairs: Pairs | None) -> Any:
     try:
         return parse_json(line, pairs=pairs, number=number)
     except ParseError as error:
-        return error
+        return ParseError(f"{error}; it holds NULs, and may be UTF-16 without a mark") if "\0" in line else error
 
 
 def _is_list(file: Path) -> bool:
@@ -197,11 +198,17 @@ def _is_whole(line: str) -> bool:
 def _leniently(taken: list[str], delimiter: str) -> list[str] | None:
     """The cells of one line with a quote where none belongs, such as `a.mp4,"red" car`; None if it is not clear.
 
-    Who quotes cells does not write that, so the quotes are words.
+    Who quotes cells does not write that, so the quotes are words; unless they are escaped, as in
+    `a.mp4,"a \\"red\\" car"`.
     """
     if len(taken) != 1 or taken[0].count('"') % 2:
         return None
-    return next(csv.reader(taken, delimiter=delimiter, quoting=csv.QUOTE_NONE), None)
+    if '\\"' in taken[0]:
+        try:
+            return next(csv.reader(taken, delimiter=delimiter, escapechar="\\", doublequote=False, strict=True), None)
+        except csv.Error:
+            return None
+    return next(csv.reader(taken, delimiter=delimiter, quoting=csv.QUOTE_NONE, skipinitialspace=True), None)
 
 
 def _why(error: Exception, source: _Source) -> str:

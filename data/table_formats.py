@@ -5,7 +5,8 @@ All is text throughout: a folder of videos called 001, 002 must not become the n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from data.captions import object_of
-from data.columns import PATH_COLUMNS, delimiter_of, is_known
+from data.columns import LONG_COLUMNS, PATH_COLUMNS, SHORT_COLUMNS, delimiter_of, is_known, plain
 from data.regular import open_regular, read_regular
 from data.rows import csv_rows, half_character, json_rows, opened
+from data.sources import MEDIA_SUFFIXES
 from parallel.errors import InputError
 from parallel.parsing import ParseError, parse_json
 
@@ -28,24 +30,29 @@ Cells = Mapping[str, Any]
 Rows = Iterator[tuple[str, Cells | ParseError]]  # where each stands
 
 
+SEPARATOR = re.compile(r"sep=([,;|\t])", re.IGNORECASE)
+
+
 class Written(str):
     """A number as it was written, and no text of its own."""
 
 
 def _read_csv(file: Path, usual: str = ",") -> tuple[list[str], Rows]:
     with opened(file, "") as text:
-        first = next((line for line in text.read(HEAD).splitlines() if line.strip()), "")
-    delimiter = delimiter_of(first, usual)
+        lines = (line for line in text.read(HEAD).splitlines() if line.strip())
+        first = next(lines, "")
+        said = SEPARATOR.fullmatch(first)  # as Excel writes it
+        delimiter = said[1] if said else delimiter_of(first, usual)
     rows = csv_rows(file, delimiter)
+    if said:
+        next(rows)
     where, names = next(rows, ("line 1", ParseError("it is empty")))
     if isinstance(names, ParseError):
         raise ValueError(f"{where}, with the names of the columns: {names}")
     half = half_character("".join(names))
     if half is not None:
         raise ValueError(f"{where}, with the names of the columns, holds {half}: {NOT_UTF_8}")
-    twice = next((name for name in names if is_known(name) and names.count(name) > 1), None)
-    if twice is not None:
-        raise InputError("columns of a table have different names", f"{file}: {twice!r} twice", "rename one of them")
+    _refuse_twice(names, file)
     known = [(at, name) for at, name in enumerate(names) if is_known(name)]
 
     def cells(row: list[str]) -> Cells:
@@ -64,11 +71,21 @@ def _read_csv(file: Path, usual: str = ",") -> tuple[list[str], Rows]:
     return names, read()
 
 
+def _refuse_twice(names: Sequence[str], file: Path) -> None:
+    twice = next((name for name in names if is_known(name) and names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError("columns of a table have different names", f"{file}: {twice!r} twice", "rename one of them")
+
+
 class _OddCellsError(ParseError):
     """A row of CSV has more or fewer cells than there are columns."""
 
     def __init__(self, path: str, cells: int, columns: int, delimiter: str) -> None:
-        what = "put a text with a separator in it into quotes" if cells > columns else "write an empty cell as nothing"
+        what = (
+            "put a text with a separator in it into double quotes"
+            if cells > columns
+            else "write an empty cell as nothing"
+        )
         shown = {",": "a comma", "\t": "a tab"}.get(delimiter, repr(delimiter))
         super().__init__(f"{cells} cells for {columns} columns, separated by {shown}: {what}")
         self.path = path.strip()
@@ -79,6 +96,7 @@ def _read_parquet(file: Path) -> tuple[list[str], Rows]:
     parquet = pyarrow.parquet.ParquetFile(file)
     names: list[str] = parquet.schema_arrow.names
     known = [name for name in dict.fromkeys(names) if is_known(name)]
+    _refuse_twice(names, file)
 
     def read() -> Rows:
         number = 0
@@ -126,13 +144,34 @@ def _read_json(file: Path) -> tuple[list[str], Rows]:
 
 
 def rows_in(value: Any) -> Any:
-    """The rows in {"videos": [{...}, ...], "info": ...}, where one list alone has such; anything else as it is."""
-    if not isinstance(value, dict) or any(type(one) is str for one in value.values()):
+    """The rows in an object, anything else as it is.
+
+    {"videos": [{...}, ...], "info": ...}               the one list of rows; of several, that with paths and captions
+    {"path": ["a.mp4", ...], "caption": ["A", ...]}     columns, as lists or, as pandas writes them, as objects
+    {"path": "a.mp4", "caption": "A"}                   one row
+    """
+    if not isinstance(value, dict) or not value:
+        return value
+    if _is_row(value):
+        columns = {key: list(one.values()) if isinstance(one, dict) else one for key, one in value.items()}
+        lengths = {len(one) if isinstance(one, list) else -1 for one in columns.values()}
+        if len(lengths) == 1 and lengths != {-1}:
+            return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+        path = next(one for key, one in value.items() if plain(key) in PATH_COLUMNS)
+        return [value] if isinstance(path, str) and path.lower().endswith(tuple(MEDIA_SUFFIXES)) else value
+    if any(type(one) is str for one in value.values()):
         return value
     lists = [
         one for one in value.values() if isinstance(one, list) and one and all(isinstance(row, dict) for row in one)
     ]
-    return lists[0] if len(lists) == 1 else value
+    whole = [one for one in lists if _is_row(one[0])]
+    return lists[0] if len(lists) == 1 else whole[0] if len(whole) == 1 else value
+
+
+def _is_row(value: Mapping[str, Any]) -> bool:
+    """Whether the keys of an object are a path and a caption."""
+    keys = {plain(key) for key in value}
+    return not keys.isdisjoint(PATH_COLUMNS) and not keys.isdisjoint((*SHORT_COLUMNS, *LONG_COLUMNS))
 
 
 READERS: dict[str, Callable[[Path], tuple[list[str], Rows]]] = {
@@ -140,5 +179,6 @@ READERS: dict[str, Callable[[Path], tuple[list[str], Rows]]] = {
     ".tsv": partial(_read_csv, usual="\t"),
     ".parquet": _read_parquet,
     ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
     ".json": _read_json,
 }

@@ -8,11 +8,8 @@ costs about 6 us a row.
 
 from __future__ import annotations
 
-import ast
-import re
-import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +18,10 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
-from data.captions import Twice
+from data.addresses import split_url
+from data.captions import Twice, listed_text
 from data.columns import (
+    ID_COLUMNS,
     LONG_COLUMNS,
     PATH_COLUMNS,
     SHORT_COLUMNS,
@@ -31,6 +30,7 @@ from data.columns import (
     missing,
     moments,
     other_columns,
+    plain,
 )
 from data.naming import listed
 from data.rows import half_character
@@ -41,7 +41,7 @@ from parallel.shell import quote
 
 KINDS = {"paths": PATH_COLUMNS, "captions": SHORT_COLUMNS, "long captions": LONG_COLUMNS}
 TABLE_SUFFIXES = tuple(READERS)
-LIST = re.compile(r"""\s*\[\s*(['"]).*\1\s*,?\s*\]\s*""", re.DOTALL)  # of texts, as Python or JSON writes it
+PAGES = ("youtube.com", "youtu.be", "vimeo.com", "bilibili.com", "dailymotion.com")
 
 
 class Odd(NamedTuple):
@@ -53,11 +53,15 @@ class Odd(NamedTuple):
 
 
 class Row(NamedTuple):
-    """`path` as the table has it; `captions` by key (short, long), None where a cell is empty; `where` it stands."""
+    """`path` as the table has it; `captions` by key (short, long), None where a cell is empty; `where` it stands.
+
+    `key`: another name of the same file, where the path is a URL and the row has an id, "" if there is none.
+    """
 
     path: str
     captions: dict[str, str | None]
     where: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +74,7 @@ class Table:
         notes: for people.
         where: each row stands; None if that is not known.
         odd: the other rows.
+        keys: other names of the files, "" where there is none; None if no row has one.
     """
 
     paths: pa.ChunkedArray
@@ -78,6 +83,7 @@ class Table:
     notes: tuple[str, ...] = ()
     where: pa.ChunkedArray | None = None
     odd: tuple[Odd, ...] = ()
+    keys: pa.ChunkedArray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -92,10 +98,10 @@ class Table:
         order = pyarrow.compute.sort_indices(self.paths)
         for start in range(0, len(order), ROWS_AT_A_TIME):
             rows = order[start : start + ROWS_AT_A_TIME]
-            columns = [self.paths, self.short, self.long, self.where]
+            columns = [self.paths, self.short, self.long, self.where, self.keys]
             values = ([None] * len(rows) if c is None else c.take(rows).to_pylist() for c in columns)
-            for path, short, long, where in zip(*values, strict=True):
-                yield Row(path, {"short": short, "long": long}, where or "")
+            for path, short, long, where, key in zip(*values, strict=True):
+                yield Row(path, {"short": short, "long": long}, where or "", key or "")
 
 
 def read_table(file: Path, captions: bool) -> Table:
@@ -136,6 +142,7 @@ class _Columns:
     notes: dict[str, None] = field(default_factory=dict)
     odd: list[Odd] = field(default_factory=list)
     several: int = 0
+    keyed: bool = False  # whether a row has an id beside its URL
     _of: dict[tuple[str, ...], list[list[str]] | str] = field(default_factory=dict)
 
     def read(self, source: tuple[list[str], Rows], captions: bool) -> Table:
@@ -144,7 +151,7 @@ class _Columns:
         self.names.update(dict.fromkeys(names))
         if names:  # of all rows, as a CSV has them
             self._of[tuple(name for name in names if is_known(name))] = self._kinds(names)
-        chunks: list[list[pa.Array]] = [[], [], [], []]
+        chunks: list[list[pa.Array]] = [[], [], [], [], []]
         good = self._good(rows)
         while taken := list(islice(good, ROWS_AT_A_TIME)):
             for column, values in zip(chunks, zip(*taken, strict=True), strict=True):
@@ -160,7 +167,7 @@ class _Columns:
         if self.several:
             note = f"{self.file.name}: {self.several:,} rows have several captions, of which the first is used"
             self.notes[note] = None
-        where, paths, short, long = (pa.chunked_array(column, pa.string()) for column in chunks)
+        where, paths, short, long, keys = (pa.chunked_array(column, pa.string()) for column in chunks)
         return Table(
             paths,
             short if "captions" in self.used else None,
@@ -168,16 +175,17 @@ class _Columns:
             tuple(self.notes),
             where,
             tuple(self.odd),
+            keys if self.keyed else None,
         )
 
-    def _good(self, rows: Rows) -> Iterator[tuple[str, str, str | None, str | None]]:
-        """(where, path, short, long) of rows that can be used."""
+    def _good(self, rows: Rows) -> Iterator[tuple[str, str, str | None, str | None, str]]:
+        """(where, path, short, long, key) of rows that can be used."""
         for where, cells in rows:
             path = ""
             try:
                 if isinstance(cells, ParseError):
                     raise cells
-                path, words = self._row(cells)
+                path, words, key = self._row(cells)
                 _refuse_path(path)
                 short, long = (
                     _whole(_text(words[0], "caption"), "caption"),
@@ -188,10 +196,11 @@ class _Columns:
                 continue
             if short is not words[0] or long is not words[1]:
                 self.several += any(isinstance(cell, list) and len(cell) > 1 for cell in words)
-            yield where, path, short, long
+            self.keyed = self.keyed or bool(key)
+            yield where, path, short, long, key
 
-    def _row(self, cells: Cells) -> tuple[str, list[Any]]:
-        """The path of a row, and its short and long caption as they stand there."""
+    def _row(self, cells: Cells) -> tuple[str, list[Any], str]:
+        """The path of a row, its short and long caption as they stand there, and its key."""
         if not isinstance(cells, Mapping):
             raise ParseError(f"it is no object with a path and a caption, but {shorter(cells)}")
         keys = tuple(cells)
@@ -206,19 +215,32 @@ class _Columns:
         kinds = self._of[keys]
         if isinstance(kinds, str):
             raise ParseError(kinds)
-        paths, short, long = kinds
+        paths, short, long, ids = kinds
         if not paths:
             raise ParseError(f"it names no video; its columns: {', '.join(map(shorter, cells)) or 'none'}")
         path = next((cells[name] for name in paths if cells[name] not in (None, "")), None)
         if isinstance(path, Mapping) and not path.get("bytes"):  # as Hugging Face has it
             path = path.get("path")
-        named = _text(path, "path")
-        return (named or "").strip(), [_listed(cells[names[0]]) if names else None for names in (short, long)]
+        named, key = _text(path, "path") or "", ""
+        if "://" in named:
+            named = named.strip()
+            key = next((str(cells[name]).strip() for name in ids if isinstance(cells[name], str)), "")
+            if key and is_page(named):
+                named, key = key, ""
+        return (
+            named if named.strip() else "",
+            [listed_text(cells[names[0]]) if names else None for names in (short, long)],
+            key,
+        )
 
     def _kinds(self, names: list[str]) -> list[list[str]]:
-        """The columns of each kind: the one that is meant, and what stands for it where its cell is empty."""
+        """The columns of each kind: the one that is meant, and what stands for it where its cell is empty; and ids."""
         found = []
+        headers = {plain(name): name for name in names}
+        webvid = {"videoid", "page_dir"} <= {plain(name) for name in self.names}  # whose names are its captions
         for kind, accepted in KINDS.items():
+            if webvid and "name" in headers:
+                accepted = (*(one for one in accepted if one != "name"), *["name"] * (kind == "captions"))
             column, others = column_of(names, accepted, self.file)
             if others:
                 note = f"{self.file.name}: {other_columns(kind, str(column), dict.fromkeys(others))}"
@@ -226,7 +248,13 @@ class _Columns:
             if column is not None:
                 self.used[kind] = None
             found.append([] if column is None else [column, *others])
-        return found
+        return [*found, [headers[name] for name in ID_COLUMNS if name in headers]]
+
+
+def is_page(url: str) -> bool:
+    """Whether a URL is a page of a site of videos, such as https://www.youtube.com/watch?v=abc, and no file."""
+    host = split_url(url).netloc.lower().removeprefix("www.").removeprefix("m.")
+    return host in PAGES
 
 
 def _refuse_path(path: str) -> None:
@@ -244,24 +272,14 @@ def _whole(text: str | None, what: str) -> str | None:
     return text
 
 
-def _listed(cell: Any) -> Any:
-    """A list of captions that was written as text, as Panda-70M's "['a dog runs']" in a CSV is; else the cell."""
-    if type(cell) is not str or not LIST.fullmatch(cell):
-        return cell
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # of a backslash before a letter
-            found = ast.literal_eval(cell.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return cell
-    return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else cell
-
-
 def _text(cell: Any, what: str) -> str | None:
     """A cell as text: numbers came as they are written; of several captions the first."""
     if type(cell) is str or cell is None:
         return cell
     if isinstance(cell, list) and what == "caption":
+        whole = next((one for one in cell if isinstance(one, Mapping) and str(one.get("idx")) == "-1"), None)
+        if whole is not None and isinstance(whole.get("content"), str):  # ShareGPT4Video: of the whole video
+            return str(whole["content"])
         texts = (one for one in cell if isinstance(one, str) and not isinstance(one, Written) and one.strip())
         cell = next(texts, cell or None)
     if isinstance(cell, str):
@@ -292,6 +310,9 @@ def _shown(path: str) -> str:
 
 def _each_once(table: Table, file: Path) -> Table:
     """The first row of each video, and a note about the others."""
+    bare = pyarrow.compute.utf8_trim_whitespace(table.paths)
+    if not bare.equals(table.paths) and len(bare.unique()) == len(table.paths.unique()):
+        table = replace(table, paths=bare)  # spaces around names that nothing else has
     if len(table.paths.unique()) == len(table.paths):
         return table
     rows: dict[str, list[int]] = {}
@@ -302,7 +323,6 @@ def _each_once(table: Table, file: Path) -> Table:
     several = [f"{path} ({', '.join(where[n].as_py() for n in at[:3])})" for path, at in rows.items() if len(at) > 1]
     note = f"{file.name}: {len(several):,} videos stand in several rows, of which the first is used: {listed(several)}"
     first = pa.array([at[0] for at in rows.values()])
-    paths, short, long, where = (
-        None if column is None else column.take(first) for column in (table.paths, table.short, table.long, where)
-    )
-    return Table(paths, short, long, (*table.notes, note), where, table.odd)
+    columns = (table.paths, table.short, table.long, where, table.keys)
+    paths, short, long, where, keys = (None if column is None else column.take(first) for column in columns)
+    return Table(paths, short, long, (*table.notes, note), where, table.odd, keys)

@@ -371,12 +371,124 @@ def test_a_file_that_is_absent_is_refused(tmp_path):
         ("t.csv", "path,caption\nA.MP4,A\n"),
         ("t.csv", "path,caption\na.mp4,A\na.mp4,B\n"),
         ("t.csv", "path,caption,text\na.mp4,A,T\n"),
+        ("t.csv", "sep=;\npath;caption\na.mp4;A\n"),
+        ("t.csv", '"path", "caption"\n"a.mp4", "A"\n'),
+        ("t.csv", "path,caption\na.mp4,A\n".encode("utf-32")),
+        ("t.csv", "path,caption\na.mp4 ,A\n"),
+        ("t.ndjson", '{"path": "a.mp4", "caption": "A"}\n'),
+        ("t.json", '{"path": "a.mp4", "caption": "A"}'),
+        ("t.json", '{"path": ["a.mp4"], "caption": ["A"]}'),
+        ("t.json", '{"path": {"0": "a.mp4"}, "caption": {"0": "A"}}'),
+        ("t.json", "{\"a.mp4\": \"['A', 'B']\"}"),
+        ("t.csv", "videoID,url,timestamp,caption\na,https://youtu.be/a,\"[['0:01']]\",\"['A']\"\n"),
+        ("t.json", '{"videos": [{"video_id": "a", "id": 0}], "sentences": [{"video_id": "a", "caption": "A"}]}'),
+        ("t.json", '[{"videoID": "a", "enCap": ["A", "B"]}]'),
+        (
+            "t.json",
+            '[{"video_path": "a.mp4", "captions": [{"idx": "1", "content": "B"}, {"idx": -1, "content": "A"}]}]',
+        ),
     ],
 )
 def test_tables_as_people_write_them(tmp_path, name, data):
     (tmp_path / "a.mp4").touch()
     (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode())
     assert captions_of(tmp_path / name)[0] == {"a.mp4": "A"}
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("t.csv", "videoid,contentUrl,page_dir,name\n21,https://h/videos/21/preview/stock.mp4,1_50,A\n"),
+        ("t.csv", "videoID,url,caption\n21,https://www.youtube.com/watch?v=21,['A']\n"),
+        ("t.csv", "id,url,caption\n7,https://h/21.mp4,A\n"),
+        ("captions.json", [{"videoID": "21", "url": "https://youtu.be/21", "caption": ["A"]}]),
+        ("captions.json", [{"videoID": "21", "url": "https://h/x/0.mp4", "caption": ["A"]}]),
+    ],
+)
+def test_rows_of_urls_speak_of_the_files_of_their_ids(tmp_path, name, table):
+    fill(tmp_path, {"v/1_50/21.mp4": "", f"v/{name}": table})
+    given = None if name == "captions.json" else str(tmp_path / "v" / name)
+    said, notes = captions_of(tmp_path / "v", captions=given)
+    assert said == {"1_50/21.mp4": "A"}
+    assert not [note for note in notes if "match" in note]
+
+
+@pytest.mark.parametrize(
+    ("files", "words", "passed"),
+    [
+        ({"captions.json": {"x.mp4": "1"}, "x.txt": "2"}, "1", "words beside it"),
+        ({"captions.json": {"x": "2"}, "x.txt": "1"}, "1", "captions.json"),
+        ({"captions.json": {"x.mp4": {"caption": "1", "text": "2", "prompt": "1"}}}, "1", "key text"),
+        (
+            {"x.mp4.txt": "1", "x.txt": "2", "x.caption.txt": "3", "labels/x.txt": "4", "x.asr.txt": "5"},
+            "1",
+            "labels/x.txt, x.caption.txt, x.txt",
+        ),
+        ({"x.txt": "1", "x.json": {"caption": "2"}}, "1", "key caption"),
+        ({"x.txt": "1", "x.en.txt": "2"}, "1", "x.en.txt"),
+        ({"x.txt": "1", "x.caption.txt": "1", "captions.json": {"x.mp4": "1"}}, "1", ""),
+        ({"x.txt": "1", "x.caption.txt": b"\xe9"}, "1", "x.caption.txt"),
+    ],
+)
+def test_words_that_others_go_before_are_told(tmp_path, files, words, passed):
+    for name, data in files.items():
+        fill(tmp_path, {name: "" if isinstance(data, bytes) else data})
+        if isinstance(data, bytes):
+            (tmp_path / name).write_bytes(data)
+    said, notes = captions_of(fill(tmp_path, {"x.mp4": ""}))
+    assert said == {"x.mp4": words}
+    assert notes == ([f"1 file has other words, which are not used: x.mp4 ({passed})"] if passed else [])
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"x.txt": "\u200f \u200b\n"}, "no caption"),  # nothing that is seen
+        ({"x.json": '{"caption": NaN}'}, "no caption"),
+        ({"x.json": {"data": {"caption": "A"}}}, "no caption; its json has no caption of it, but data"),
+        (
+            {"captions.json": {"x": {"timestamps": [[0, 1]], "sentences": ["A"]}}},
+            "no caption; captions.json has no caption of it, but timestamps, sentences; "
+            "moments with words: longreel data talks",
+        ),
+    ],
+)
+def test_what_is_there_and_says_nothing_is_named(tmp_path, files, reason):
+    source = fill(tmp_path, {"x.mp4": "", **files})
+    assert captions_of(source)[0] == {"x.mp4": reason}
+    assert captions_of(source, need_captions=False)[0] == {"x.mp4": ""}
+
+
+def test_spaces_around_names_are_part_of_them_where_both_are_there(tmp_path):
+    fill(tmp_path, {" a.mp4": "", "a.mp4": "", "captions.csv": 'path,caption\n" a.mp4",S\na.mp4,N\n'})
+    assert captions_of(tmp_path)[0] == {" a.mp4": "S", "a.mp4": "N"}
+
+
+def test_an_empty_last_line_is_that_of_the_last_video(tmp_path):
+    fill(tmp_path, {"a.mp4": "", "b.mp4": "", "videos.txt": "a.mp4\nb.mp4\n", "prompt.txt": "A\n\n"})
+    assert captions_of(tmp_path)[0] == {"a.mp4": "A", "b.mp4": "no caption"}
+
+
+@pytest.mark.parametrize(
+    ("header", "remedy"),
+    [
+        ("path^caption", "separate columns by a comma, a tab, ; or |"),
+        ("# of today\npath,caption", "take out the lines above the names of the columns"),
+    ],
+)
+def test_tables_that_begin_otherwise(tmp_path, header, remedy):
+    fill(tmp_path, {"a.mp4": "", "t.csv": f"{header}\na.mp4,A\n"})
+    with pytest.raises(InputError) as error:
+        find(str(tmp_path / "t.csv"))
+    assert remedy in error.value.remedy
+
+
+def test_a_file_of_captions_in_a_tar_is_told(tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name in ("captions.json", "x.mp4"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    said, _ = captions_of(tmp_path / "s.tar")
+    assert said["s.tar/captions.json"].endswith("tar -xf TAR captions.json, then --captions captions.json")
 
 
 @pytest.mark.parametrize("words", ["[music] a dog", "['a' and b]", "['a'] or ['b']", "[1]"])
@@ -437,10 +549,11 @@ def test_parts_of_a_sample_speak_of_their_own_media(tmp_path, members, expected)
             tar.addfile(info, io.BytesIO(content.encode()))
     said, notes = captions_of(tmp_path / "s.tar")
     assert {name.removeprefix("s.tar/"): text[: len(expected[name[6:]])] for name, text in said.items()} == expected
-    several = (
-        [] if "0.json" not in members else ["1 file has several captions, of which the first is used: s.tar/0.mp4"]
-    )
-    assert notes == several
+    told = {
+        "0.json": ["1 file has several captions, of which the first is used: s.tar/0.mp4"],
+        "0.en.txt": ["1 file has other words, which are not used: s.tar/0.mp4 (en.txt)"],
+    }
+    assert notes == next((note for name, note in told.items() if name in members), [])
 
 
 def test_a_list_of_videos_is_a_source(tmp_path):

@@ -95,6 +95,8 @@ CSV = {
     "no caption": ("b.mp4,", "b.mp4", "", "no caption"),
     "a quote": ('b.mp4,"red', "t.csv, line 4", "", "a quote in it is never closed"),
     "a quote within": ('b.mp4,"red" car', "b.mp4", '"red" car', ""),
+    "escaped quotes": (r'b.mp4,"a \"red\", new car"', "b.mp4", 'a "red", new car', ""),
+    "single quotes": ("b.mp4,'red, new'", "b.mp4", "", "put a text with a separator in it into double quotes"),
     "Latin-1": ("b.mp4,caf\udce9", "b.mp4", "", "the byte 0xe9, which is not UTF-8: save the file as UTF-8"),
     "a NUL in a path": ("b\0.mp4,B", r"b\0.mp4", "", "its path holds a NUL"),
     "a NUL in a caption": ("b.mp4,B\0", "b.mp4", "B\0", ""),
@@ -154,6 +156,13 @@ def test_an_odd_entry_of_json(folder: Path, text: str, good: dict[str, str], bad
     found, reasons = told(folder / "t.json")
     assert (found, len(reasons)) == (good, bad)
     assert all("(t.json, " in why for why in reasons.values())
+
+
+def test_a_column_of_parquet_that_is_there_twice(folder: Path) -> None:
+    columns = [pa.array(["a.mp4"]), pa.array(["A"]), pa.array(["B"])]
+    pa.parquet.write_table(pa.Table.from_arrays(columns, names=["path", "text", "text"]), folder / "t.parquet")
+    with pytest.raises(InputError, match="'text' twice"):
+        told(folder / "t.parquet")
 
 
 def test_odd_rows_of_captions_cost_their_videos(folder: Path) -> None:
