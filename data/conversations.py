@@ -8,6 +8,7 @@
     {"messages": [{"role": "user", "content": "<video>What?"}, ...], "videos": ["a.mp4"], "system": "Be short."}
     {"instruction": "<video>What?", "input": "", "output": "A red square.", "videos": ["a.mp4"]}
     {"query": "<video>What?", "response": "A red square.", "videos": ["a.mp4"], "start": 2.0, "end": 4.5}
+    {"video": "a.mp4", "QA": [{"i": "Watch.", "q": "What?", "a": "A red square."}]}
     {"text": "Words alone, all of which are learned."}
 
 A visual stands where its place is, `<video>` or `<image>`, or where its part is; places and files match in number.
@@ -40,11 +41,17 @@ ROLES: dict[str, Role] = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
+    "chatgpt": "assistant",
     "assistant": "assistant",
     "model": "assistant",
 }
 SHOWN = ("video", "image", "video_url", "image_url")  # types of parts
 PLACE = re.compile(r"<(video|image)>\n?")
+OTHER_PLACE = re.compile(  # of other models: what stands there would be learned as words, and not be seen or heard
+    r"<img>.*?</img>|</(video|image|audio)>|<audio>|<(video|image)_placeholder>|<ImageHere>"
+    r"|<\|(vision_start|video_pad|image_pad|video|image|audio)\|>",
+    re.DOTALL,
+)
 BEGINS, ENDS = ("start", "begin", "start_time", "video_start"), ("end", "end_time", "video_end")
 
 
@@ -132,19 +139,35 @@ def conversation_of(record: Mapping[str, Any], where: str = "", ignored: Collect
     except InputError as error:  # annotations know the id of their record alone
         found = error.value if error.value.startswith(where) else f"{where}: {error.value}"
         raise InputError(error.rule, found, error.remedy) from None
-    if not any(turn.role == "assistant" and any(turn.parts) for turn in turns):
+    if not any(turn.role == "assistant" and any(map(_says, turn.parts)) for turn in turns):
         raise wrong("somebody answers in a conversation", where, f"{len(turns)} turns, none of the assistant")
     made = Conversation(uid, turns)
+    _refuse_other_places(made, where)
     fields.refuse_rest()
     if not made.visuals:
         fields.refuse_hidden_media()
     return made
 
 
+def _says(part: str | Visual) -> bool:
+    return not isinstance(part, str) or not part.isspace()
+
+
+def _refuse_other_places(conversation: Conversation, where: str) -> None:
+    for part in (part for turn in conversation.turns for part in turn.parts if isinstance(part, str)):
+        found = OTHER_PLACE.search(part)
+        if found is not None:
+            raise InputError(
+                "a video or an image stands at <video> or <image>, and its file in a key",
+                f"{where}: {shorter(found[0])} in the text",
+                f"write <video> or <image> there, the file into videos or images (sound is not learned); {DOCS}",
+            )
+
+
 def _has(record: Mapping[str, Any], key: str) -> bool:
     """Whether a key is there as a form needs it: lists and texts where these are meant."""
     value = record.get(key)
-    kind = LISTS if key in ("conversations", "conversation", "messages") else object
+    kind = LISTS if key in ("conversations", "conversation", "messages", "QA") else object
     if key in ("text", "output", "response"):
         return isinstance(value, str) and (key != "text" or value != "")
     return key in record and isinstance(value, kind)
@@ -198,6 +221,25 @@ def _pairs(fields: Fields) -> tuple[Turn, ...]:
         turns += _asked(said.get("human", "user"), said.get("assistant", "gpt"), fields.where)
         said.refuse_rest(NAMES)
     return _placed(fields, turns)
+
+
+def _questions(fields: Fields) -> tuple[Turn, ...]:
+    """VideoChat2: questions and answers about the one video, which is seen before the first."""
+    turns: list[tuple[Role, list[Part]]] = []
+    for number, value in enumerate(fields.get("QA"), 1):
+        said = fields.inside(value, f"QA {number}")
+        asked = [text for text in (said.get("i"), said.get("q")) if text not in (None, "")]
+        if not all(isinstance(text, str) for text in asked):
+            raise wrong("a turn says something", fields.where, f"i, q: {shorter(asked)}")
+        turns += _asked("\n".join(asked), said.get("a"), fields.where)
+        said.refuse_rest(NAMES)
+    kind: Kind = "image" if fields.has("image") else "video"
+    first: list[Part] = [_Place(kind)]
+    if any(isinstance(part, _Place) for _, parts in turns for part in parts) or not fields.has(kind):
+        return _placed(fields, turns)
+    if turns and turns[0][0] == "user":
+        return _placed(fields, [("user", first + turns[0][1]), *turns[1:]])
+    return _placed(fields, [("user", first), *turns])
 
 
 def _instruction(fields: Fields) -> tuple[Turn, ...]:
@@ -290,8 +332,8 @@ def _placed(fields: Fields, turns: Sequence[tuple[Role, list[Part]]]) -> tuple[T
     """Turns with the record's own videos and images in their places, and its system prompt."""
     where = fields.where
     files: dict[Kind, list[Visual]] = {
-        "video": _files(fields.get("video", "videos"), "video", where),
-        "image": _files(fields.get("image", "images"), "image", where),
+        "video": _files(fields.get("video", "videos"), "video", fields),
+        "image": _files(fields.get("image", "images"), "image", fields),
     }
     begin, end = _moment(fields)
     if begin is not None or end is not None:
@@ -307,7 +349,11 @@ def _placed(fields: Fields, turns: Sequence[tuple[Role, list[Part]]]) -> tuple[T
             told = f"{places.count(kind)} times <{kind}> in the text, {len(visuals)} files"
             if unread := fields.left():
                 told += f"; keys that are not read: {', '.join(map(shorter, unread))}"
-            raise wrong(f"a conversation has a place <{kind}> for each {kind}", where, told)
+            raise InputError(
+                f"a conversation has a place <{kind}> for each {kind}",
+                f"{where}: {told}",
+                f"write <{kind}> in the text where each is shown; forms: {DOCS}",
+            )
     left = {kind: iter(visuals) for kind, visuals in files.items()}
     made = [
         Turn(role, tuple(next(left[part.kind]) if isinstance(part, _Place) else part for part in parts))
@@ -343,17 +389,19 @@ def _moment(fields: Fields) -> tuple[float | None, float | None]:
     return (None if begin == 0 else begin), end
 
 
-def _files(value: Any, kind: Kind, where: str) -> list[Visual]:
-    return [Visual(kind, _name(one, kind, where)) for one in _listed(value)]
+def _files(value: Any, kind: Kind, fields: Fields) -> list[Visual]:
+    return [Visual(kind, _name(one, kind, fields.where, fields.ignored)) for one in _listed(value)]
 
 
 def _listed(value: Any) -> list[Any]:
     return [] if value is None or value == "" else list(value) if isinstance(value, LISTS) else [value]
 
 
-def _name(file: Any, kind: Kind, where: str) -> str:
+def _name(file: Any, kind: Kind, where: str, ignored: Collection[str] = ()) -> str:
     """A file by the name that a dataset knows it by."""
     if isinstance(file, Mapping) and not file.get("bytes") and isinstance(file.get("path"), str):
+        rest = {key: one for key, one in file.items() if key != "path"}
+        Fields(rest, where, f"{kind} {file['path']}", ignored).refuse_rest(())
         file = file["path"]
     if isinstance(file, LISTS):
         remedy = f"make a film of the frames, prepare it, and name it here; forms: {DOCS}"
@@ -364,15 +412,16 @@ def _name(file: Any, kind: Kind, where: str) -> str:
 
 
 def _role(name: Any, where: str) -> Role:
-    if not isinstance(name, str) or name not in ROLES:
+    if not isinstance(name, str) or name.lower() not in ROLES:
         raise wrong(f"a turn is of: {', '.join(ROLES)}", where, shorter(name))
-    return ROLES[name]
+    return ROLES[name.lower()]
 
 
 READERS = (
     (("conversations",), _llava),
     (("messages",), _messages),
     (("conversation",), _pairs),
+    (("QA",), _questions),
     (("instruction", "output"), _instruction),
     (("query", "response"), _query),
     *((keys, _watched) for keys in FORMS.values()),

@@ -4,7 +4,8 @@
     "a.mp4"                    --index: file, name or uid-->   the clips that were cut from it, in order
                                --coder, if there is one-->     codes, as tokens of the same vocabulary
 
-A record that cannot be used stops the work with the reason, or is left out and listed, as the person decides.
+A record that cannot be used is left out and listed with its line, the reason and what to do, or stops the work, as the
+person decides.
 """
 
 from __future__ import annotations
@@ -241,7 +242,8 @@ def _rows(
             if not leave_out:
                 found = error.value if where in error.value else f"{where}: {error.value}"
                 raise InputError(error.rule, found, f"{error.remedy}; or --leave-out to go on without such") from error
-            told.left_out.append((where, f"{error.rule}; found: {error.value.removeprefix(f'{where}: ')}"))
+            found = error.value.removeprefix(f"{where}: ")
+            told.left_out.append((where, f"{error.rule}; found: {found}; {error.remedy}"))
             continue
         seen.add(row["uid"])
         told.kept += 1

@@ -269,7 +269,9 @@ def talks(
     code_size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of frames that are coded; as stored.")] = None,
     code_frames: Annotated[int | None, typer.Option(min=1, help="Of each clip, at most, from its first.")] = None,
     code_stride: Annotated[int, typer.Option(min=1, help="Code every so many-th frame.")] = 1,
-    leave_out: Annotated[bool, typer.Option("--leave-out", help="List unusable records, and go on.")] = False,
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out/--strict", help="List unusable records and go on, or stop at the first.")
+    ] = True,
     ignore: Annotated[
         list[str] | None, typer.Option(help="A key of records to pass over, such as fps; give it again for another.")
     ] = None,

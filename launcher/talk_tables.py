@@ -13,6 +13,7 @@ from rich.table import Table
 from data.index import Index
 from data.talk_records import captions_of, records_of
 from data.talk_writer import Told
+from data.talks import LEFT_OUT
 from launcher.commands import setting
 
 LEFT_OUT_SHOWN = 8
@@ -47,9 +48,11 @@ def table_of(told: Told, out: Path) -> list[Table | str]:
     ):
         table.add_row(name, f"{count:,}")
     found: list[Table | str] = [table]
+    if told.left_out:
+        found.append(f"{len(told.left_out):,} of {told.kept + len(told.left_out):,} records cannot be used:")
     found += [f"left out: {where}: {reason}" for where, reason in told.left_out[:LEFT_OUT_SHOWN]]
     if len(told.left_out) > LEFT_OUT_SHOWN:
-        found.append(f"and {len(told.left_out) - LEFT_OUT_SHOWN:,} more: {out / 'left-out.jsonl'}")
+        found.append(f"and {len(told.left_out) - LEFT_OUT_SHOWN:,} more: {out / LEFT_OUT}")
     return [*found, "next: longreel train RUN.yaml " + setting("data.dataset", str(out))]
 
 

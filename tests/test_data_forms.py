@@ -135,6 +135,18 @@ FORMS: dict[str, tuple[dict[str, Any], list[tuple[str, tuple[Any, ...]]]]] = {
         {"messages": SAY, "videos": ["a.mp4"], "start": 0, "end": 3},
         turns((Visual("video", "a.mp4", None, 3.0), "What?"), "It."),
     ),
+    "VideoChat2": (
+        {"video": "a.mp4", "QA": [{"i": "Watch.", "q": "What?", "a": "It."}, {"i": "", "q": "And?", "a": "No."}]},
+        turns((A, "Watch.\nWhat?"), "It.", "And?", "No."),
+    ),
+    "VideoChat2, a moment described": (
+        {"video": "a.mp4", "start": 1, "end": 3, "QA": [{"q": "", "a": "It."}]},
+        turns((Visual("video", "a.mp4", 1.0, 3.0),), "It."),
+    ),
+    "roles in capitals": (
+        {"video": "a.mp4", "conversations": [{**ASK[0], "from": "Human"}, {**ASK[1], "from": "ChatGPT"}]},
+        PLAIN,
+    ),
     "words alone": ({"text": "Words.", "source": "web"}, [("assistant", ("Words.",))]),
 }
 
@@ -234,6 +246,28 @@ LOST: dict[str, tuple[dict[str, Any], str]] = {  # record, and what its refusal 
         {"messages": [SAY[0], {**SAY[1], "reasoning_content": "Hm."}], "videos": ["a.mp4"]},
         "'reasoning_content'",
     ),
+    "an image in the text": (
+        {"query": "Picture 1: <img>i.png</img>\nWhat?", "response": "It."},
+        "'<img>i.png</img>' in the text",
+    ),
+    "a place of another model": (
+        {"messages": [{"role": "user", "content": "<|video_pad|>?"}, SAY[1]], "source": "web"},
+        r"'<\|video_pad\|>' in the text",
+    ),
+    "a place of sound": ({"messages": [{"role": "user", "content": "<audio>?"}, SAY[1]]}, "'<audio>' in the text"),
+    "the end of a place": (
+        {"video": "a.mp4", "conversations": [{**ASK[0], "value": "<video></video>?"}, ASK[1]]},
+        "'</video>' in the text",
+    ),
+    "a moment in the list of videos": (
+        {"messages": SAY, "videos": [{"path": "a.mp4", "start": 1}]},
+        "'start' in video a.mp4: 1",
+    ),
+    "an answer of spaces": (
+        {"messages": [SAY[0], {**SAY[1], "content": " \n"}], "videos": ["a.mp4"]},
+        "somebody answers",
+    ),
+    "an answer of VideoChat2 that is none": ({"video": "a.mp4", "QA": [{"q": "?", "a": ["x"]}]}, "says something"),
     "both lists": ({"messages": SAY, "conversations": ASK, "video": "a.mp4"}, "'messages' in the record"),
     "a file in a message": (
         {"messages": [{**SAY[0], "video": "a.mp4"}, SAY[1]], "videos": ["b.mp4"]},
@@ -269,6 +303,7 @@ def test_what_would_be_lost_is_refused(name: str) -> None:
     [
         (part({"type": "video", "video": "a.mp4", "fps": 2.0}), "fps"),
         ({"messages": SAY, "videos": ["a.mp4"], "rejected_response": "No."}, "rejected_response"),
+        ({"messages": SAY, "videos": [{"path": "a.mp4", "start": 1}]}, "start"),
         ({"messages": [SAY[0], {**SAY[1], "name": "x"}], "videos": ["a.mp4"]}, "name"),
         ({"messages": SAY, "videos": ["a.mp4"], "metadata": {"fps": 2}, "clip": "x"}, "clip"),
     ],

@@ -350,6 +350,25 @@ def test_the_command(tmp_path: Path, clips: Path) -> None:
     assert datasets.tree(tmp_path / "one") == datasets.tree(tmp_path / "two")
 
 
+def test_one_odd_record_costs_itself(tmp_path: Path) -> None:
+    """It is told with its line, the reason and what to do; --strict stops there."""
+    from launcher.cli import app
+
+    file = tmp_path / "talks.jsonl"
+    file.write_text("\n".join([json.dumps(words("One.")), "[1", '{"talk": 1}', "7", json.dumps(words("Two."))]))
+    asked = ["data", "talks", str(file), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "3 of 5 records cannot be used:" in done.output
+    listed = [json.loads(line) for line in (tmp_path / "out" / LEFT_OUT).read_text().splitlines()]
+    assert [one["record"] for one in listed] == [f"{file}, line {n}" for n in (2, 3, 4)]
+    assert all(f"left out: {one['record']}: {one['reason']}" in done.output for one in listed)
+    assert listed[0]["reason"].endswith("mend it there, or take it out")
+    assert len(Talks.open(tmp_path / "out").lengths) == 2
+    with pytest.raises(InputError, match=r"line 2"):
+        CliRunner().invoke(app, [*asked, "--strict"], catch_exceptions=False)
+
+
 U, V, B, E = 1, 9, 2, 4  # a turn of the user, a visual, a turn of the assistant, the end
 
 
