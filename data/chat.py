@@ -112,6 +112,19 @@ def _marks(tokenizer: Tokenizer) -> tuple[str, ...]:
     return tuple({token for token in (*added, *named) if token.strip()})
 
 
+def control_mark(text: str, tokenizer: Tokenizer) -> str | None:
+    """A word of the tokenizer that begins or ends turns, in what somebody says: it would be no text there."""
+    return next((mark for mark in _special(cast(Hashable, tokenizer)) if mark in text), None)
+
+
+@lru_cache(maxsize=4)
+def _special(tokenizer: Any) -> tuple[str, ...]:
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    found = {str(token) for token in added if getattr(token, "special", False)}
+    found.update(map(str, getattr(tokenizer, "all_special_tokens", ())))
+    return tuple(sorted(mark for mark in found if mark.strip()))
+
+
 def _rendered(
     tokenizer: Tokenizer, marks: Sequence[str], messages: list[dict[str, str]], uid: str
 ) -> tuple[str, list[tuple[int, int]]]:

@@ -25,7 +25,7 @@ import pyarrow as pa
 from blake3 import blake3
 
 from data import talks
-from data.chat import DEFAULT_PLACES, encode
+from data.chat import DEFAULT_PLACES, control_mark, encode
 from data.conversations import Conversation, Kind, Visual, conversation_of
 from data.fields import HARMLESS
 from data.index import Index
@@ -262,6 +262,7 @@ def _row(
 ) -> dict[str, Any]:
     parts = [part for turn in conversation.turns for part in turn.parts]
     _refuse_half_characters(conversation.uid, parts)
+    _refuse_control_marks(conversation.uid, parts, tokenizer)
     encoded = encode(conversation, tokenizer, places)
     tokens, kinds = encoded.tokens, np.where(encoded.answers, ANSWERED, ASKED)
     spots, visuals = encoded.spots.tolist(), []
@@ -318,6 +319,15 @@ def _refuse_half_characters(uid: str, parts: Sequence[str | Visual]) -> None:
         except UnicodeEncodeError as error:
             rule, remedy = "words are whole characters of Unicode", "mend the record, or leave it out"
             raise InputError(rule, f"{uid}: {text[error.start : error.end]!a}", remedy) from None
+
+
+def _refuse_control_marks(uid: str, parts: Sequence[str | Visual], tokenizer: Any) -> None:
+    """Words with <|im_end|> in them would end their turn, and go on as somebody else."""
+    for part in parts:
+        mark = control_mark(part, tokenizer) if isinstance(part, str) else None
+        if mark is not None:
+            rule = "what is said holds no mark of the tokenizer's turns"
+            raise InputError(rule, f"{uid}: {shorter(mark)} in {shorter(part)}", "mend the record, or leave it out")
 
 
 def _codes(visual: Visual, names: Names, uid: str, coder: Coder) -> Ints:
