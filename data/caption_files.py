@@ -241,7 +241,10 @@ def captions_in(data: bytes, origin: str, file: Path) -> Mapping[str, Any] | Seq
         convert = f"iconv -f LATIN1 -t UTF-8 {quote(str(file))} > NEW"
         remedy = f"save it as UTF-8; if it is Latin-1: {convert}" if "UTF-8" in str(error) else REMEDY
         raise _not_json(f"{origin}: {error}", remedy) from error
-    raw = rows_in(raw)
+    try:
+        raw = rows_in(raw)
+    except ParseError as error:
+        raise _not_json(f"{origin}: {error}") from error
     if isinstance(raw, list) and raw and all(isinstance(row, dict) for row in raw):
         return raw
     if not isinstance(raw, dict):

@@ -65,7 +65,7 @@ from data.sources import (
     readable,
     remote_place,
 )
-from data.tables import TABLE_SUFFIXES, Row, read_table
+from data.tables import TABLE_SUFFIXES, Row, is_page, read_table
 from parallel.errors import InputError
 from parallel.shell import quote
 
@@ -485,6 +485,8 @@ def _look_at_row(
     try:
         scheme = row.path.partition("://")[0].lower() if remote.is_url(row.path) else ""
         why = unread(scheme) if scheme else None
+        if scheme and is_page(row.path):
+            why = "a page of a site, not a file: download its video, and name that, or its id in a column video_id"
         found = [Unusable(row.path, BAD_ROW, why)] if why else list(_look_at_path(words, here, origin, row, ignored))
     except OSError as error:  # such as of a name that is too long
         found = [Unusable(readable(row.path), NOT_READ, error.strerror or str(error))]

@@ -157,6 +157,9 @@ def rows_in(value: Any) -> Any:
         lengths = {len(one) if isinstance(one, list) else -1 for one in columns.values()}
         if len(lengths) == 1 and lengths != {-1}:
             return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+        if -1 not in lengths:
+            told = ", ".join(f"{key} {len(one)}" for key, one in columns.items())
+            raise ParseError(f"its columns have as many values each; found: {told}")
         path = next(one for key, one in value.items() if plain(key) in PATH_COLUMNS)
         return [value] if isinstance(path, str) and path.lower().endswith(tuple(MEDIA_SUFFIXES)) else value
     if any(type(one) is str for one in value.values()):

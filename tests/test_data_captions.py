@@ -483,6 +483,19 @@ def test_tables_that_begin_otherwise(tmp_path, header, remedy):
     assert remedy in error.value.remedy
 
 
+def test_columns_of_different_lengths_are_told(tmp_path):
+    fill(tmp_path, {"a.mp4": "", "captions.json": {"path": ["a.mp4", "b.mp4"], "caption": ["A"]}})
+    assert "found: path 2, caption 1" in captions_of(tmp_path)[0]["a.mp4"]
+    with pytest.raises(InputError, match="found: path 2, caption 1"):
+        captions_of(tmp_path / "captions.json")
+
+
+def test_a_page_of_videos_is_no_file(tmp_path):
+    fill(tmp_path, {"t.csv": "url,caption\nhttps://www.youtube.com/watch?v=a,A\n"})
+    reason = captions_of(tmp_path / "t.csv")[0]["https://www.youtube.com/watch?v=a"]
+    assert reason.startswith("a page of a site, not a file: download its video")
+
+
 def test_a_file_of_captions_in_a_tar_is_told(tmp_path):
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         for name in ("captions.json", "x.mp4"):
