@@ -75,7 +75,7 @@ def _row(tar: Path, label: str, shard_id: str, found: Candidate, need_caption: b
 
 def _caption(sides: Sides, texts: Mapping[str, bytes], needed: bool, tell: Tell) -> Caption:
     try:
-        return of_sides(sides, texts.__getitem__, tell)
+        return of_sides(sides, texts.__getitem__, tell, tell)
     except NoCaptionError:
         if needed:
             raise

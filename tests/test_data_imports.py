@@ -78,6 +78,14 @@ MIXED = [
 ]
 
 
+def test_words_that_others_go_before_are_told(tmp_path):
+    words = [("1.txt", b"A"), ("1.caption.txt", b"B"), ("2.txt", b"A"), ("2.caption.txt", b"A")]
+    source = fill(tmp_path / "in", one=[("1.png", picture("red")), *words[:2], ("2.png", picture("blue")), *words[2:]])
+    summary = import_tars([str(source)], tmp_path / "out")
+    assert table(tmp_path / "out", "file", "caption") == [("one.tar/1", "A"), ("one.tar/2", "A")]
+    assert summary.notes == [("one.tar", "1 samples have several captions, of which the first is used: 1")]
+
+
 @WEBDATASET
 def test_samples_of_every_kind(tmp_path):
     source = fill(tmp_path / "in", one=MIXED)
