@@ -66,8 +66,8 @@ class Proof:
     Args:
         checkpoint: the name of the one that the run went on from.
         exact: whether this machine repeats itself bit by bit.
-        dtype: of the run.
-        gpu: whether it computes on one.
+        dtype: of the run, or of its masters where those are coarser.
+        tf32: whether products have 10 bits of each factor.
         changed: what is known to have changed since the checkpoint, one sentence each, for reasons.
         recent: the last steps before the checkpoint, as it tells them itself.
     """
@@ -77,12 +77,12 @@ class Proof:
         checkpoint: str,
         exact: bool,
         dtype: str,
-        gpu: bool = False,
+        tf32: bool = False,
         changed: Sequence[str] = (),
         recent: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.checkpoint, self.exact, self.changed = checkpoint, exact, "; ".join(changed)
-        self.near = NEAR_TF32 if gpu and dtype == "float32" else NEAR[dtype]
+        self.near = NEAR_TF32 if tf32 else NEAR[dtype]
         self.before: dict[int, dict[str, Any]] = {}
         self.steps: list[int] = []
         self.identical = self.close = 0

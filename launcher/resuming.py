@@ -103,7 +103,10 @@ def proof_of(config: RunConfig, found: Checkpoint | None, device: torch.device, 
     if found is None or not config.restart.verify:
         return None
     exact = device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
-    return Proof(found.name, exact, config.dtype, device.type == "cuda", changed, found.manifest.recent)
+    stages = (config.zero.stage, found.manifest.config.get("zero", {}).get("stage", 0))
+    masters = "float32" if config.dtype == "float64" and any(stages) else config.dtype  # of DeepSpeed (parallel.zero)
+    tf32 = device.type == "cuda" and config.dtype == "float32"
+    return Proof(found.name, exact, masters, tf32, changed, found.manifest.recent)
 
 
 def saver_for(

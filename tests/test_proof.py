@@ -6,15 +6,18 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from blake3 import blake3
 
 from launcher.checkpoints.manifest import open_manifest
 from launcher.checkpoints.storage import LocalStorage
 from launcher.folder import RunFolder, append_line, read_lines
 from launcher.proof import Proof, distrusted
+from launcher.resuming import proof_of
 from parallel.errors import InputError
 from tests.runs import config, events, run, train
 
@@ -248,3 +251,16 @@ def test_two_in_a_row_are_not_the_fault_of_checkpoints(tmp_path: Path) -> None:
     append_line(folder.events, {"event": "differs", "checkpoint": "step-00000006", "difference": "step 7: loss"})
     append_line(folder.events, {"event": "verified", "steps": [3]})
     assert distrusted(folder) == {}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "before", "now", "near"),
+    [("float64", 0, 0, 1e-9), ("float64", 0, 1, 1e-5), ("float64", 3, 0, 1e-5), ("bf16", 1, 1, 5e-2)],
+)
+def test_steps_are_as_near_as_the_masters_are(dtype: str, before: int, now: int, near: float, tmp_path: Path) -> None:
+    """DeepSpeed's are float32 in a run of float64, so that another stage shows in the ninth digit."""
+    manifest = SimpleNamespace(config={"zero": {"stage": before}}, recent=())
+    found: Any = SimpleNamespace(name="step-00000004", manifest=manifest)
+    made = proof_of(config(tmp_path, tmp_path, dtype=dtype, zero__stage=now), found, torch.device("cpu"), ())
+    assert made is not None
+    assert made.near == near
