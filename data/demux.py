@@ -25,7 +25,7 @@ from data import gif
 from data.containers import DECODER, MOST_PIXELS, is_refused, open_container
 from data.containers import Source as Source
 from data.edits import why_edited
-from data.joined import later_streams, second_file
+from data.joined import later_streams, second_file, why_joined
 from data.scan import AGAIN, CONVERT, WITH_ALPHA, Scan, broken, by_output, by_time, damaged, read_headers
 from data.truncation import why_cut
 from data.unreadable import PICTURE, PICTURE_BRANDS, why_unreadable
@@ -78,11 +78,14 @@ def _why_no_film(source: Source, container: Any) -> tuple[str, str]:
     videos = container.streams.video
     if any(s.disposition & av.stream.Disposition.attached_pic for s in videos):
         return "no video stream, only a sound and its cover", NO_PICTURES
+    with suppress(OSError):  # whoever reads it says why
+        if (cut := why_cut(source)) is not None:
+            return cut, AGAIN
     if videos:
         codec = next((s.codec_context.name for s in videos if s.codec_context is not None), "an unknown codec")
         return f"its video ({codec}) cannot be decoded, or tells no size, or more than {MOST_PIXELS:,} pixels", CONVERT
     kinds = sorted({s.type for s in container.streams})
-    why = None if kinds else why_unreadable(source)
+    why = None if set(kinds) & {"audio", "subtitle"} else why_unreadable(source)
     return why or (f"no video stream (it has: {', '.join(kinds) or 'nothing'})", NO_PICTURES)
 
 
@@ -151,9 +154,7 @@ def scan_stream(source: Source, container: Any, stream: Any, counted: bool = Fal
     if (reason := why_cut(source)) is not None:
         raise broken(name, reason, AGAIN)
     if (joined_at := second_file(source)) is not None:
-        what = f"another file is joined to it at byte {joined_at:,}, which no player reads"
-        split = f"split it: head -c {joined_at} FILE, tail -c +{joined_at + 1} FILE"
-        raise broken(name, f"{what}; {split}", f"{split}, and give both")
+        raise broken(name, *why_joined(joined_at))
     mov = container.format.name.startswith("mov")
     if mov and (reason := why_edited(source)) is not None:
         raise broken(name, reason, CONVERT)

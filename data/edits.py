@@ -1,11 +1,13 @@
 """Edits: an mp4 may play a part of its frames at another speed, or hold one of them (ISO/IEC 14496-12, 8.6.6).
 
 FFmpeg reads which part is shown, and takes every part at its usual speed: a picture that is held for a second would be
-a second of what comes after it.
+a second of what comes after it. Where nothing is shown for a while, other than in the beginning, it shows the film from
+its first frame.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from data.regular import open_source
 USUAL = (1, 0)  # speed, whole and fraction
 LARGEST = 64 << 20  # bytes of all tables
 INSIDE = (b"moov", b"trak", b"edts")
+VIDEO = rb"hdlr.{8}vide"  # what a track is of, 8.4.3
 
 
 def why_edited(source: Path | bytes) -> str | None:
@@ -27,6 +30,9 @@ def why_edited(source: Path | bytes) -> str | None:
     with open_source(source) as file:
         tables = _tables(file)
     for edits in _lists(tables):
+        shown = [start >= 0 for start, _ in edits]
+        if not all(shown[shown.index(True) :] if any(shown) else ()):
+            return "its edit list shows nothing for a while behind its first part, which is not read here"
         if any(speed == (0, 0) for _, speed in edits):
             return "its edit list holds a picture, which is not read here"
         if any(start >= 0 and speed != USUAL for start, speed in edits):
@@ -52,19 +58,21 @@ def _tables(file: BinaryIO) -> bytes:
 
 
 def _lists(data: bytes) -> Iterator[list[tuple[int, tuple[int, int]]]]:
-    """(where it begins or -1 for nothing, speed) of each edit, of each list in these boxes."""
+    """(where it begins or -1 for nothing, speed) of each edit, of the list of each video track in these boxes."""
     at = 0
     while at + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
         if size < 8:
             return
         inside = data[at + 8 : at + size]
-        if kind in INSIDE:
+        if kind == b"trak" and not re.search(VIDEO, inside, re.DOTALL):
+            pass
+        elif kind in INSIDE:
             yield from _lists(inside)
         elif kind == b"elst" and len(inside) >= 8:
             form = ">Qqhh" if inside[0] else ">Iihh"
             length = struct.calcsize(form)
             count = min(int.from_bytes(inside[4:8]), (len(inside) - 8) // length)
             edits = (struct.unpack_from(form, inside, 8 + n * length) for n in range(count))
-            yield [(start, (whole, part)) for _, start, whole, part in edits]
+            yield [(start, (whole, part)) for duration, start, whole, part in edits if duration or start >= 0]
         at += size

@@ -4,8 +4,7 @@
     reference    x  x  x     x  x  x        others have the number that the next reference frame will have
 
 A decoder fills such a gap with copies and says nothing, so what comes out looks whole and is not. The numbers stand in
-    frame_num    0  1  2  3  3  4  7        each reference frame counts on from the one before, 5 and 6 are lost
-say so. HEVC has no such number.
+the heads of pictures and say so. Of HEVC, whose pictures name those that they refer to, FFmpeg says it.
 """
 
 from __future__ import annotations

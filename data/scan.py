@@ -293,7 +293,21 @@ def _times(headers: Headers, numbers: Sequence[int], name: str) -> tuple[int, ..
     ascending = next((times for times in stamps if all(np.diff(times) > 0)), None)
     if stamps and ascending is None:
         raise broken(name, "two frames have the same time stamp", RESTAMP)
+    if ascending is None and not headers.made_up and not headers.joins and len(shown) > 1 and all(np.diff(shown) > 0):
+        return tuple(_filled([headers.pts[n] for n in numbers]))
     return tuple(ascending or ())
+
+
+def _filled(times: Sequence[int | None]) -> list[int]:
+    """Times, of which some are not known: evenly between those that are, and before and behind them at their step."""
+    rows = [row for row, time in enumerate(times) if time is not None]
+    known = [time for time in times if time is not None]
+    step = float(np.median(np.diff(known) / np.diff(rows)))
+    first, last = rows[0], rows[-1]
+    found = np.interp(np.arange(len(times)), rows, known)
+    found[:first] = known[0] - step * np.arange(first, 0, -1)
+    found[last + 1 :] = known[-1] + step * np.arange(1, len(times) - last)
+    return [int(time) for time in np.rint(found)]
 
 
 def _has_alpha(packet: Any) -> bool:

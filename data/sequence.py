@@ -24,6 +24,7 @@ from PIL import Image, PngImagePlugin
 
 from data import image
 from data.containers import open_container
+from data.joined import second_file, why_joined
 from data.regular import open_regular, read_regular
 from data.rgb import Frames
 from parallel.errors import InputError
@@ -137,6 +138,9 @@ def _folder(folder: Path, names: Sequence[str], fps: Fraction) -> PictureSequenc
 
 def _animation(source: Path | bytes) -> PictureSequence:
     name = f"{len(source)} bytes in memory" if isinstance(source, bytes) else str(source)
+    if (joined_at := second_file(source)) is not None:
+        what, remedy = why_joined(joined_at)
+        raise InputError("an animation is one file", f"{name}: {what}", remedy)
 
     def pictures() -> Iterator[Image.Image]:
         """Each with what is before it laid under it."""

@@ -2,9 +2,10 @@
 
 Bytes tell it, not numbers: a declared count of frames or of seconds counts edits that are not shown, frames that repeat
 the one before, and a last one that is held, so whole files have less than they declare. What a format says of its own
-length in bytes is true of whole files: the list of chunks of AVI, the segment of Matroska, the blocks of a GIF.
-Matroska tells holes too (`data.matroska`). Of MP4, FFmpeg knows the place of every frame (`data.demux`). A stream that
-says nothing of its length, such as MPEG-TS, may end anywhere.
+length in bytes is true of whole files: the list of chunks of AVI, the segment of Matroska, the blocks of a GIF, the
+pieces of a chain (`data.chain`). Matroska tells holes too (`data.matroska`), and so do the numbers of Ogg's pages. Of
+MP4, FFmpeg knows the place of every frame (`data.demux`). A stream that says nothing of its length, such as MPEG-TS,
+may end anywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from data import gif, matroska
+from data import chain, gif, matroska
 from data.regular import open_source
 
 UNKNOWN = 0xFFFFFFFF  # a size that was to be written at the end
@@ -33,7 +34,8 @@ def why_cut(source: Path | bytes) -> str | None:
         head = file.read(12)
         find = next((find for magic, find in _ENDS if re.match(magic, head, re.DOTALL)), None)
         if find is None:
-            return None
+            file.seek(0)
+            return _chain_cut(file)
         size, end = file.seek(0, os.SEEK_END), None
         file.seek(0)
         with suppress(struct.error, IndexError):
@@ -42,6 +44,17 @@ def why_cut(source: Path | bytes) -> str | None:
             return f"cut short: its frames go to byte {end:,}, the file to {size:,}"
         hole = matroska.damaged_at(file, size) if head.startswith(matroska.MAGIC) else None
     return None if hole is None else f"damaged at byte {hole:,}: no part of Matroska that may stand there"
+
+
+def _chain_cut(file: BinaryIO) -> str | None:
+    """As `why_cut`, of what is pieces end to end."""
+    end = 0
+    for piece in chain.pieces(file):
+        if piece.lost:
+            return f"damaged at byte {piece.start:,}: pages of Ogg are missing before it"
+        end = piece.stop
+    size = file.seek(0, os.SEEK_END)
+    return f"cut short: its frames go to byte {end:,}, the file to {size:,}" if end > size else None
 
 
 def _avi_end(file: BinaryIO, size: int) -> int | None:

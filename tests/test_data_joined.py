@@ -1,22 +1,27 @@
 """Files put end to end: both are read, or it is said that the second would not be."""
 
+import io
 from fractions import Fraction
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data import video
 from data.clips import cut_into_clips
 from data.joined import later_streams, second_file
 from parallel.errors import InputError
 from tests.films import stamps, write
+from tests.strange_films import _bytes as transport
 from tests.strange_films import pictures
 
 FILM = pictures(40, Random(1))
 FORMS = {"mp4": "libx264", "mov": "libx264", "flv": "libx264", "wmv": "wmv2", "mkv": "libx264", "webm": "libvpx"}
+FORMS |= {"ogv": "libvpx", "ivf": "libvpx", "mxf": "mpeg2video", "y4m": "wrapped_avframe"}
 FORMS |= {"avi": "mpeg4", "mpg": "mpeg2video", "ts": "libx264", "h264": "libx264", "m2v": "mpeg2video"}
+QUICK = {"preset": "ultrafast", "bf": "3", "b_strategy": "0"}
 READ_TO_THE_END = ("mkv", "webm", "avi", "mpg", "ts", "h264", "m2v")
 
 
@@ -68,11 +73,47 @@ def test_pictures_end_to_end_are_a_film(tmp_path):
     assert stamps(video.decode(clip.data)) == [*range(40)]
 
 
-def test_fragments_go_on_under_a_second_header(tmp_path):
-    """As dumps of live streams have it: FFmpeg reads all of them."""
+def test_fragments_under_a_second_header_are_not_read(tmp_path):
+    """FFmpeg leaves out the first of them."""
     data = video.encode(FILM[:24], Fraction(25))
-    assert second_file(data + data) is None
+    assert second_file(data + data) == len(data)
+    assert second_file(data) is None
     assert second_file(b"") is None
     assert second_file(b"RIFF") is None
     for size in range(0, len(data), 97):
         second_file(data[:size])
+
+
+def counted_on(data: bytes, by: int) -> bytes:
+    """An MPEG-TS whose counters begin elsewhere."""
+    out = bytearray(data)
+    for at in range(3, len(out), 188):
+        out[at] = out[at] & 0xF0 | (out[at] + by) & 15
+    return bytes(out)
+
+
+@pytest.mark.parametrize(("by", "first"), [(7, 0), (3, 800), (1, 800), (9, 5000)])
+@pytest.mark.parametrize("before", [0, 4], ids=["ts", "m2ts"])
+def test_parts_whose_counters_begin_elsewhere(tmp_path, by, first, before):
+    one, two = (
+        transport(FILM[a:b], "libx264", ".ts", QUICK, 40, begin)
+        for a, b, begin in ((0, 20, 1000), (20, 40, 1000 + first))
+    )
+    data = one + counted_on(two, by)
+    path = tmp_path / "a.ts"
+    path.write_bytes(b"".join(bytes(before) + data[at : at + 188] for at in range(0, len(data), 188)))
+    assert len(later_streams(path)) == 1
+    assert [n for clip in cut_into_clips(path).kept for n in stamps(video.decode(clip.data))] == [*range(40)]
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_two_animations_as_one(form):
+    parts = []
+    for film in (FILM[:10], FILM[10:20]):
+        out = io.BytesIO()
+        first, *more = (Image.fromarray(frame) for frame in film)
+        first.save(out, form, save_all=True, append_images=more, duration=40)
+        parts.append(out.getvalue())
+    assert video.probe(parts[0] + b"behind").frames == 10
+    with pytest.raises(InputError, match=f"another file is joined to it at byte {len(parts[0]):,}, which no"):
+        video.probe(parts[0] + parts[1])

@@ -4,10 +4,10 @@ Every film carries the numbers of its frames, so that what comes out says what i
 """
 
 import io
+import itertools
 import re
 import struct
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 
 import av
@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import video
+from data import chain, video
 from data.clips import CutOptions, cut_into_clips
 from data.edits import why_edited
 from data.hevc import has_alpha_layer
 from data.prepare import PrepareOptions, prepare
+from data.scan import Headers, by_output
 from data.truncation import why_cut
 from parallel.errors import InputError
 from tests.films import avi_of, avi_with, edited, stamped, stamps, write
@@ -36,7 +37,7 @@ def kept(path: Path) -> list[list[int]]:
 
 def frames_shown(path: Path) -> list[int]:
     """The same of all clips together."""
-    return list(chain.from_iterable(kept(path)))
+    return list(itertools.chain.from_iterable(kept(path)))
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,7 @@ def phone(tmp_path_factory) -> bytes:
         ([(8, 18), (10, 2)], [*range(18, 26), *range(2, 12)]),
         ([(10, -1), (32, 0)], [*range(32)]),
         ([(1, 31)], [31]),
+        ([(10, -1), (5, -1), (12, 3)], [*range(3, 15)]),
     ],
 )
 def test_an_edit_list_tells_which_frames_are_shown(tmp_path, phone, entries, shown):
@@ -166,6 +168,9 @@ def test_edits_that_hold_a_picture_or_change_the_speed_are_refused(phone):
         data[at + 20 : at + 22] = struct.pack(">h", rate)
         with pytest.raises(InputError, match=reason):
             video.probe(bytes(data))
+    for entries in ([(20, 0), (50, -1), (10, 20)], [(20, 0), (5, -1)], [(5, -1), (9, 2), (3, -1), (9, 20)]):
+        with pytest.raises(InputError, match="shows nothing for a while behind its first part"):
+            video.probe(edited(phone, entries))
     assert why_edited(phone) is None
     assert why_edited(b"") is None
     for end in range(0, len(phone), 7):
@@ -201,6 +206,57 @@ def test_a_file_is_cut_short_where_bytes_are_missing(tmp_path, name):
     for part in (0.4, 0.6, 0.85):
         with pytest.raises(InputError, match="cut short"):
             video.probe(data[: int(part * len(data))])
+
+
+CHAINS = {
+    "flv": "libx264",
+    "wmv": "wmv2",
+    "ogv": "libvpx",
+    "ivf": "libvpx",
+    "mxf": "mpeg2video",
+    "y4m": "wrapped_avframe",
+}
+
+
+@pytest.mark.parametrize("suffix", CHAINS)
+def test_a_chain_is_cut_short_where_its_last_piece_is(tmp_path, suffix):
+    path = write(tmp_path / f"a.{suffix}", stamped(FRAMES), CHAINS[suffix], rate=RATE, bit_rate=900_000)
+    data = path.read_bytes()
+    for whole in (data, data + bytes(99), data + b"<html>404</html>" * 9):
+        assert why_cut(whole) is None
+    for part in (0.3, 0.5, 0.7, 0.9):
+        stop = int(part * len(data))
+        ends = {piece.stop for piece in chain.pieces(io.BytesIO(data))}
+        while stop in ends or any(end < stop <= end + 26 for end in ends):  # between two pieces, or in a head
+            stop += 1
+        with pytest.raises(InputError, match=r"cut short: its frames go to byte"):
+            video.probe(data[:stop])
+
+
+def test_a_fragment_that_is_cut_is_told():
+    data = video.encode(stamped(FRAMES), Fraction(RATE))
+    last = data.rindex(b"moof") - 4
+    assert why_cut(data) is None
+    assert why_cut(data + b"behind the last") is None
+    for stop in (last + 30, len(data) - 1):
+        assert why_cut(data[:stop]).startswith("cut short: its frames go to byte")
+
+
+def test_pages_of_ogg_that_are_missing_are_told(tmp_path):
+    data = write(tmp_path / "a.ogv", stamped(FRAMES), "libvpx", rate=RATE, form="ogg").read_bytes()
+    pages = [data[piece.start : piece.stop] for piece in chain.pieces(io.BytesIO(data))]
+    counted = bytearray(pages[-1])
+    counted[18:22] = (int.from_bytes(counted[18:22], "little") + 1).to_bytes(4, "little")
+    assert "pages of Ogg are missing" in why_cut(b"".join([*pages[:-1], bytes(counted)]))
+
+
+def test_frames_without_a_time_stamp_are_shown_between_or_before_those_that_have_one():
+    headers = Headers(made_up=False)
+    headers.pts = [None, None, 80, 120, None, 200, None]
+    headers.dts, headers.shown, headers.keys = [None] * 7, [True] * 7, [(0, True)]
+    assert by_output(headers, range(7), "a").pts == (0, 40, 80, 120, 160, 200, 240)
+    headers.pts = [None] * 7
+    assert by_output(headers, range(7), "a").pts == ()
 
 
 class Unseekable(io.BytesIO):
