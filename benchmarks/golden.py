@@ -3,7 +3,7 @@
     python -m benchmarks.golden BEFORE [AFTER]
 
 Both commits are checked out beside each other, each makes its own data and runs its own command: 20 steps of a video
-DiT and of a video-language model, on one rank and a ring of two, in float64 without ZeRO and in float32 at ZeRO 0 and 2.
+DiT and of a video-language model, on one rank and a ring of two, in float64 without ZeRO and float32 at ZeRO 0 and 2.
 Losses, norms of gradients and every tensor of the last checkpoint (weights, moments, averages) must be equal. AFTER is
 the working tree if it is left out. Takes about ten minutes on two cores; exit 1 if anything differs.
 """
