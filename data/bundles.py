@@ -10,7 +10,6 @@ import posixpath
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from shlex import quote
 
 from data import foreign, remote, tars
 from data.caption_files import NAMED
@@ -22,6 +21,7 @@ from data.sources import Place, SourceFile, Unusable, local_place, readable
 from data.tar_sources import why_not
 from data.tars import Damage, Member
 from parallel.errors import InputError
+from parallel.shell import quote
 
 BLOCK_OF_HEADERS = 64 << 10  # bytes fetched at a time: headers, and words that lie beside them
 DAMAGED, UNUSABLE = "damaged tar", "unusable tar member"
