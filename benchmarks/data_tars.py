@@ -26,7 +26,8 @@ from data.generations import publish
 from data.index import Index
 from data.reader import Reader
 from data.sampling import Sampling
-from data.shards import Sample, digest_bytes, digest_of
+from data.shards import Sample, digest_of
+from data.slices import digest_bytes
 from parallel.geometry import Geometry
 
 SIZES = {100_000: 1600, 1_000_000: 240}  # bytes of a media part: samples

@@ -19,9 +19,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.captions import Captions, Twice, caption_of, is_empty, object_of
+from data.containers import MEDIA_SUFFIXES
 from data.naming import listed, nearest
 from data.regular import read_regular
-from data.sources import MEDIA_SUFFIXES
 from data.table_formats import rows_in
 from data.tables import TABLE_SUFFIXES, Table, read_table
 from parallel.errors import InputError

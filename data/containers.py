@@ -19,6 +19,47 @@ import av
 
 from data.regular import open_regular
 
+VIDEO_SUFFIXES = frozenset(
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".mpg",
+        ".mpeg",
+        ".ts",
+        ".m2ts",
+        ".mts",
+        ".wmv",
+        ".flv",
+        ".ogv",
+        ".3gp",
+        ".gif",
+        ".y4m",
+        ".mxf",
+        ".vob",
+        ".asf",
+        ".apng",
+        ".divx",
+        ".f4v",
+        ".h264",
+        ".264",
+        ".h265",
+        ".265",
+        ".hevc",
+        ".ivf",
+        ".m1v",
+        ".m2v",
+        ".mjpeg",
+        ".mjpg",
+        ".nut",
+    ]
+)
+IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp"])
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
+
 Source = Path | bytes
 
 # demuxers that read their own file alone

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from data.plan import Cursor
-from data.shards import digest_bytes
+from data.slices import digest_bytes
 from data.stream import Pack, Stream
 from data.talk_stream import TalkStream
 from parallel.errors import InputError

@@ -19,7 +19,7 @@ from data.findings import ACCEPT, LEAVE_OUT, RESTORE, Kind
 from data.index import SCHEMA
 from data.layout import CHUNK, Stretch, begin, digest_range, is_as_expected, layout, parts
 from data.rebuild import Row, json_of, speaks_for_itself, told_by
-from data.shards import digest_bytes
+from data.slices import digest_bytes
 from data.tars import Damage
 from parallel.errors import InputError
 

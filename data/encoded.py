@@ -24,8 +24,8 @@ from data.outcome import Rejection, Tally
 from data.reader import Reader
 from data.rebuild import Row, json_of
 from data.sampling import Sampling
-from data.shards import PREVIEWS, Sample, digest_bytes, digest_of, uid_of
-from data.slices import Slices
+from data.shards import PREVIEWS, Sample, digest_of, uid_of
+from data.slices import Slices, digest_bytes
 from data.stats import tokens_of
 from data.video import Frames
 from parallel.errors import InputError

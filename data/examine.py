@@ -27,7 +27,7 @@ from data.findings import LEAVE_OUT_BAD, LEAVE_OUT_UNDECODED, LOOK, REBUILD, Fin
 from data.index import ADDED, OLDER, SCHEMA
 from data.layout import digest_range
 from data.rebuild import Row, Told, told_by
-from data.shards import digest_bytes
+from data.slices import digest_bytes
 from parallel.errors import InputError
 
 

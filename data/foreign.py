@@ -14,8 +14,8 @@ from pathlib import Path
 
 from data import image, tars
 from data.beside import Sides, chosen, kind_of, parts_of_sample
+from data.containers import VIDEO_SUFFIXES
 from data.regular import open_regular
-from data.sources import VIDEO_SUFFIXES
 from data.tars import Damage, Member
 
 VIDEOS = frozenset(suffix.removeprefix(".") for suffix in VIDEO_SUFFIXES)

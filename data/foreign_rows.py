@@ -17,8 +17,8 @@ from data.captions import LARGEST_WORDS, Caption, NoCaptionError, Tell, of_sides
 from data.foreign import IMAGES, WORDS, Candidate
 from data.regular import open_regular
 from data.rgb import UPRIGHT
-from data.shards import SHARDS, Part, digest_bytes, uid_of
-from data.slices import Slices
+from data.shards import SHARDS, Part, uid_of
+from data.slices import Slices, digest_bytes
 from data.sources import readable
 from data.steady import check_steady
 from data.tars import Member

@@ -14,9 +14,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data.beside import kind_of
+from data.containers import IMAGE_SUFFIXES
 from data.naming import listed
 from data.sequence import NUMBERED, is_numbered
-from data.sources import IMAGE_SUFFIXES
 
 OPTION = "--frames-per-second"
 LEAST = 8  # numbered pictures that are worth a word

@@ -22,7 +22,8 @@ from data.ledger import Ledger
 from data.outcome import Outcome, Rejection, Tally
 from data.rebuild import json_of
 from data.scores import Scores
-from data.shards import PREVIEWS, Sample, digest_bytes, digest_of, uid_of
+from data.shards import PREVIEWS, Sample, digest_of, uid_of
+from data.slices import digest_bytes
 from data.sources import NO_ANSWER, SourceFile
 from data.workers import Died, Lost, Pool, TimedOut, TooLarge
 

@@ -26,8 +26,8 @@ from blake3 import blake3
 from data import manifest
 from data.manifest import Manifest
 from data.sampling import Choice
-from data.shards import COMMITS, INDEX, MANIFEST, Part, digest_bytes, digest_of, write_bytes
-from data.slices import Slices
+from data.shards import COMMITS, INDEX, MANIFEST, Part, digest_of, write_bytes
+from data.slices import Slices, digest_bytes
 from data.timeline import STILL, Timeline
 from parallel.errors import InputError
 

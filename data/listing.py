@@ -43,6 +43,7 @@ from data.captions import (
     no_caption,
     of_sides,
 )
+from data.containers import IMAGE_SUFFIXES, MEDIA_SUFFIXES, VIDEO_SUFFIXES
 from data.frame_folders import OPTION, frame_folders, hint, is_frame_folder, left_out, mixed
 from data.frame_folders import SUFFIX as FILM
 from data.naming import SHOWN, listed, loose, nearest, parts_of
@@ -52,12 +53,9 @@ from data.scratch import scratch
 from data.sources import (
     BAD_CAPTION,
     BAD_ROW,
-    IMAGE_SUFFIXES,
-    MEDIA_SUFFIXES,
     NOT_FETCHED,
     NOT_READ,
     TAR_SUFFIX,
-    VIDEO_SUFFIXES,
     SourceFile,
     Unusable,
     files_in,

@@ -20,7 +20,8 @@ from data.folder import put_aside
 from data.layout import CHUNK, digest_range
 from data.outcome import Rejection, Tally
 from data.rebuild import OURS, position, told_by
-from data.shards import COMMITS, INDEX, digest_bytes, temporary_of
+from data.shards import COMMITS, INDEX, temporary_of
+from data.slices import digest_bytes
 from data.tars import Member, ending, walk
 
 Record = Mapping[str, Any]

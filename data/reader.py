@@ -25,8 +25,7 @@ from data import image, latents, video
 from data.index import Index
 from data.latents import Latents
 from data.sampling import Sampling
-from data.shards import digest_bytes
-from data.slices import Slices
+from data.slices import Slices, digest_bytes
 from data.video import Frames
 from parallel.errors import InputError
 

@@ -19,7 +19,8 @@ from data import tars
 from data.foreign import contents
 from data.foreign_rows import SEVERAL, read_part, read_sample, slices_of_media
 from data.index import ADDED, FACTS, SCHEMA
-from data.shards import SHARDS, digest_bytes, uid_of
+from data.shards import SHARDS, uid_of
+from data.slices import digest_bytes
 from data.tars import Damage, Member
 from parallel.errors import InputError
 from parallel.parsing import parse_json

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 from blake3 import blake3
 
 from data import tars
+from data.slices import digest_bytes
 from parallel import shell
 from parallel.errors import InputError
 from parallel.parsing import ParseError, parse_json
@@ -75,11 +76,6 @@ def uid_of(media: str, caption: str, caption_long: str = "") -> str:
 def digest_of(*parts: Any) -> str:
     """32 hex digits that identify JSON-able values."""
     return digest_bytes(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode())
-
-
-def digest_bytes(data: bytes | memoryview) -> str:
-    """32 hex digits of BLAKE3: 128 bits are enough against chance and short enough to read."""
-    return str(blake3(data).hexdigest(length=16))
 
 
 def digest_file(path: Path) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
-from data.shards import digest_bytes
+from blake3 import blake3
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,8 @@ def slices_of(data: bytes, rows: tuple[int, ...], offsets: tuple[int, ...]) -> S
     ends = (0, *offsets)
     hashes = tuple(digest_bytes(view[a:b]) for a, b in zip(ends, offsets, strict=False))
     return Slices(rows, offsets, hashes)
+
+
+def digest_bytes(data: bytes | memoryview) -> str:
+    """32 hex digits of BLAKE3: 128 bits are enough against chance and short enough to read."""
+    return str(blake3(data).hexdigest(length=16))

@@ -19,46 +19,6 @@ from data.sequence import is_numbered, numbered
 from data.shards import digest_of
 from parallel.errors import InputError
 
-VIDEO_SUFFIXES = frozenset(
-    [
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".ts",
-        ".m2ts",
-        ".mts",
-        ".wmv",
-        ".flv",
-        ".ogv",
-        ".3gp",
-        ".gif",
-        ".y4m",
-        ".mxf",
-        ".vob",
-        ".asf",
-        ".apng",
-        ".divx",
-        ".f4v",
-        ".h264",
-        ".264",
-        ".h265",
-        ".265",
-        ".hevc",
-        ".ivf",
-        ".m1v",
-        ".m2v",
-        ".mjpeg",
-        ".mjpg",
-        ".nut",
-    ]
-)
-IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp"])
-MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 TAR_SUFFIX = ".tar"
 CHUNK = 4 << 20  # bytes read at a time
 # kinds of what cannot be used

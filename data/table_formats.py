@@ -16,9 +16,9 @@ import pyarrow.parquet
 
 from data.captions import object_of
 from data.columns import LONG_COLUMNS, PATH_COLUMNS, SHORT_COLUMNS, delimiter_of, is_known, plain
+from data.containers import MEDIA_SUFFIXES
 from data.regular import open_regular, read_regular
 from data.rows import csv_rows, half_character, json_rows, opened
-from data.sources import MEDIA_SUFFIXES
 from parallel.errors import InputError
 from parallel.parsing import ParseError, parse_json
 

@@ -7,13 +7,12 @@ counters        kills of the kernel's memory killer           --+
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from launcher import address_space, commands
+from launcher.hardware import is_gpu_shortage
 from launcher.ranks import HOST, LINK, NODE, UNKNOWN, End, is_echo
 from launcher.relief import Of, relief
 from launcher.watchdog import Hang
@@ -29,17 +28,6 @@ CAUSES: tuple[Kind, ...] = (
     "killed", "memory", "hang", "exception", "nonsense", "full", "store", "data", "node", "link", "stopped", "input",
 )  # fmt: skip
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGSYS", "SIGTRAP")
-GPU_MEMORY_ERRORS = ("OutOfMemoryError", "GpuMemoryError")
-GPU_MEMORY_WORDS = (  # of torch's allocator and graphs, the driver, NCCL, and the libraries that take what is left
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-    "CUDA driver error: out of memory",
-    "Cuda failure 'out of memory'",
-    "Cuda failure 2 'out of memory'",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUSOLVER_STATUS_ALLOC_FAILED",
-)
 OUTSIDE = ("Cuda failure", "_STATUS_ALLOC_FAILED", "driver error")  # of the allocator: it may hold what others lack
 HOST_MEMORY_WORDS = ("can't allocate memory", "Cannot allocate memory", "Unable to allocate", "std::bad_alloc")
 NO_SPACE_WORDS = (  # of threads and libraries; where address space is not limited they mean something else
@@ -61,7 +49,6 @@ FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 STORAGE_NUMBERS = ("EIO", "ESTALE", "EROFS", "ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "ECONNREFUSED", "ENODEV")
 FEWER_BYTES = "fewer data.pack_tokens, a longer mesh.ring, a higher zero.stage, or zero.offload"
 MOST_SETTINGS = 3  # that a remedy names
-GROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -100,11 +87,6 @@ def cause_of(end: End | None, hang: Hang | None = None, state: str = "", config:
     if end.how == "refused":
         return _of_refusal(end, config)
     return _of_death(end, config) if end.how == "died" else _of_exception(end, config)
-
-
-def is_gpu_shortage(name: str, message: str) -> bool:
-    """Whether an exception of this name, with this message or traceback, says that a GPU has no memory left."""
-    return name in GPU_MEMORY_ERRORS or any(words in message for words in GPU_MEMORY_WORDS)
 
 
 def _of_hang(hang: Hang, state: str) -> Cause:
@@ -244,49 +226,3 @@ def last_line(end: End) -> str:
 
 def _first_line(text: str) -> str:
     return (text.splitlines() or [""])[0]
-
-
-def memory_group(pid: int) -> Path | None:
-    """The file that counts what the kernel's memory killer did in the control group of a process; None without one.
-
-    Version 1 has it in memory.oom_control, version 2 in memory.events.
-    """
-    try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    paths = {names: path for _, names, path in (line.split(":", 2) for line in lines)}
-    for names, root, file in (("memory", GROUPS / "memory", "memory.oom_control"), ("", GROUPS, "memory.events")):
-        path = next((p for n, p in paths.items() if names in n.split(",")), None)
-        if path is None:
-            continue
-        for folder in (root / path.lstrip("/"), root):  # a container sees its own group at the root
-            if _count(folder / file) is not None:
-                return folder / file
-    return None
-
-
-def memory_kills(group: Path | None) -> int:
-    """How often the kernel's memory killer has struck in a control group; on the whole machine if there is none."""
-    found = _count(group) if group is not None else _count(Path("/proc/vmstat"))
-    return found or 0
-
-
-def memory_limit(group: Path | None) -> int | None:
-    """Bytes that the processes of a control group may have together; None for no limit."""
-    if group is None:
-        return None
-    name = "memory.limit_in_bytes" if group.name == "memory.oom_control" else "memory.max"
-    try:
-        limit = int((group.parent / name).read_text())
-    except (OSError, ValueError):  # no such file, or "max"
-        return None
-    return limit if limit < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") else None
-
-
-def _count(file: Path) -> int | None:
-    try:
-        words = [line.split() for line in file.read_text().splitlines()]
-    except OSError:
-        return None
-    return next((int(word[1]) for word in words if word[0] == "oom_kill"), None)

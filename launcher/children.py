@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher import stacks
-from launcher.causes import memory_group, memory_kills, memory_limit
 from launcher.config import RunConfig
+from launcher.hardware import memory_group, memory_kills, memory_limit
 from launcher.pulse import BOARD_BYTES, Beat, Pulse, last_word
 from launcher.ranks import UNKNOWN, End, Seat, run_reporting
 

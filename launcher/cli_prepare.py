@@ -140,7 +140,7 @@ def prepare(
 def _run(source: str, out: Path, options: PrepareOptions, console: Console, pools: Any) -> Summary:
     from data.prepare import prepare as run
     from launcher.bars import Bar
-    from launcher.prepare_tables import printable
+    from launcher.console import printable
 
     lines = _Lines(console)
     try:

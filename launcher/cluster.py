@@ -6,12 +6,10 @@ Ray itself waits for minutes before, and during one it says nothing for 60 s and
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
 import stat
-import struct
 import subprocess
 import sys
 import threading
@@ -28,7 +26,6 @@ CONNECT_SECONDS = 5.0
 HEALTH_SECONDS = 20.0  # for Ray's own health check, which imports Ray first
 HEAD_SECONDS = 20.0  # of silence, after which a head is gone
 KNOCK_SECONDS = 2.0
-SIOCGIFADDR = 0x8915  # Linux: the address of a network device
 OBJECT_BYTES = 1 << 30  # for results on their way, in an embedded Ray; what is more goes to disk
 MOST_ADDRESS = 1024  # bytes of a file with an address
 HERE_FILE = "/tmp/ray/ray_current_cluster"  # in which a node writes where its head is
@@ -233,23 +230,6 @@ class HeadWatch:
             with suppress(OSError):
                 socket.create_connection(self.place, timeout=self.every).close()
                 self.heard = time.monotonic()
-
-
-def interface_towards(host: str) -> str:
-    """The name of the network device by which packets to `host` leave, for GLOO_SOCKET_IFNAME; empty if unknown.
-
-    gloo itself takes the address that this machine's own name stands for, which on many is 127.0.1.1.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))  # sends nothing
-        own = probe.getsockname()[0]
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            with suppress(OSError):  # a device without an address
-                answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)
-                if socket.inet_ntoa(answer[20:24]) == own:
-                    return name
-    return ""
 
 
 def _host_port(address: str, remedy: str) -> tuple[str, int]:

@@ -36,8 +36,7 @@ from data.talks import Talks
 from data.video import Frames, encode
 from launcher.folder import keep
 from launcher.hardware import device_here
-from launcher.sampling import enlarged
-from models.codes import DiffusersCodes, Quantiser, open_codes
+from models.codes import DiffusersCodes, Quantiser, enlarged, open_codes
 from models.masked_token import MaskedTokenConfig
 from parallel.errors import InputError
 from parallel.geometry import Geometry

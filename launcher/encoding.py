@@ -16,8 +16,8 @@ from data.latents import Dtype, Moments
 from data.outcome import Rejection
 from data.video import Frames
 from launcher.commands import setting
+from launcher.console import printable
 from launcher.hardware import device_here
-from launcher.prepare_tables import printable
 from models.latents import CodecConfig, DiffusersCodec, open_codec
 from parallel import shell
 from parallel.errors import InputError

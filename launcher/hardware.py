@@ -109,3 +109,72 @@ def memory_and_swap() -> int:
     with suppress(OSError, ValueError):  # no such container, or "max"
         swap = min(swap, int(Path("/sys/fs/cgroup/memory.swap.max").read_text()))
     return memory()[0] + swap
+
+
+GROUPS = Path("/sys/fs/cgroup")
+
+
+def memory_group(pid: int) -> Path | None:
+    """The file that counts what the kernel's memory killer did in the control group of a process; None without one.
+
+    Version 1 has it in memory.oom_control, version 2 in memory.events.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    paths = {names: path for _, names, path in (line.split(":", 2) for line in lines)}
+    for names, root, file in (("memory", GROUPS / "memory", "memory.oom_control"), ("", GROUPS, "memory.events")):
+        path = next((p for n, p in paths.items() if names in n.split(",")), None)
+        if path is None:
+            continue
+        for folder in (root / path.lstrip("/"), root):  # a container sees its own group at the root
+            if _count(folder / file) is not None:
+                return folder / file
+    return None
+
+
+def memory_kills(group: Path | None) -> int:
+    """How often the kernel's memory killer has struck in a control group; on the whole machine if there is none."""
+    found = _count(group) if group is not None else _count(Path("/proc/vmstat"))
+    return found or 0
+
+
+def memory_limit(group: Path | None) -> int | None:
+    """Bytes that the processes of a control group may have together; None for no limit."""
+    if group is None:
+        return None
+    name = "memory.limit_in_bytes" if group.name == "memory.oom_control" else "memory.max"
+    try:
+        limit = int((group.parent / name).read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+    return limit if limit < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") else None
+
+
+def _count(file: Path) -> int | None:
+    try:
+        words = [line.split() for line in file.read_text().splitlines()]
+    except OSError:
+        return None
+    return next((int(word[1]) for word in words if word[0] == "oom_kill"), None)
+
+
+GPU_MEMORY_ERRORS = ("OutOfMemoryError", "GpuMemoryError")
+
+
+GPU_MEMORY_WORDS = (  # of torch's allocator and graphs, the driver, NCCL, and the libraries that take what is left
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "Cuda failure 'out of memory'",
+    "Cuda failure 2 'out of memory'",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+)
+
+
+def is_gpu_shortage(name: str, message: str) -> bool:
+    """Whether an exception of this name, with this message or traceback, says that a GPU has no memory left."""
+    return name in GPU_MEMORY_ERRORS or any(words in message for words in GPU_MEMORY_WORDS)

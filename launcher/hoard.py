@@ -12,7 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from launcher.causes import GROUPS, memory_group, memory_limit
+from launcher.hardware import GROUPS, memory_group, memory_limit
 from parallel.errors import InputError
 
 ROOM_BYTES = 256 << 20  # above what the process has already

@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from launcher.cluster import interface_towards
 from launcher.hardware import Device, refuse_unusable_gpus
+from launcher.network import interface_towards
 from parallel.errors import InputError
 
 OF_CUDA = {  # unless the user has set them, by either name

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from data.outcome import Rejection
@@ -15,12 +14,11 @@ from data.prepare import Summary
 from data.remedies import remedy_of
 from data.shards import QUARANTINE
 from launcher.commands import setting
-from launcher.console import in_a_line
+from launcher.console import printable
 from launcher.funnel import rows
 from parallel import shell
 
 LISTED = 20  # rejections that are told one by one
-LONGEST = 300  # characters of a reason
 
 
 def print_summary(console: Console, summary: Summary, out: Path, funnel: Path | None) -> None:
@@ -97,11 +95,6 @@ def _rejected(rejected: list[Rejection]) -> Table:
         example = printable(f"{one.file} {one.rows}".strip() + f": {one.reason}")
         table.add_row(kind, f"{times:,}", example, printable(remedy_of(one)))
     return table
-
-
-def printable(text: str) -> str:
-    """For a terminal: no markup, no control characters, not endless."""
-    return escape(in_a_line(text[:LONGEST]) + ("..." if len(text) > LONGEST else ""))
 
 
 def _say(console: Console, text: str) -> None:

@@ -19,8 +19,6 @@ from fractions import Fraction
 from math import prod
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
 
@@ -34,6 +32,7 @@ from launcher.hardware import device_here
 from launcher.outside import Hashes, outside_of, refuse_other_outside
 from launcher.request import Request, settle
 from launcher.weights import fill, folder_of_weights
+from models.codes import Frames, enlarged
 from models.dit import VideoDiT, VideoDiTConfig
 from models.kinds import DTYPES, build, build_flow
 from models.latents import open_codec
@@ -45,8 +44,6 @@ from parallel.errors import InputError
 from parallel.random import key_of
 from parallel.zero import Fragment
 
-Frames = npt.NDArray[np.uint8]
-SMALLEST_SHOWN = 128  # pixels on the shorter side of what is written; smaller videos are shown enlarged
 SHEET_FRAMES = 8
 
 
@@ -206,12 +203,6 @@ def load_model(
     parameters = {name: parameter.data.view(-1) for name, parameter in named if name in found.manifest.shapes}
     found.fill([Fragment(name, 0, {"master": flat, key: flat}) for name, flat in parameters.items()], (key,))
     return model
-
-
-def enlarged(frames: Frames) -> Frames:
-    """Small videos by a whole factor, each pixel a square, so that a player shows them as they are."""
-    factor = -(-SMALLEST_SHOWN // min(frames.shape[1:3]))
-    return frames if factor <= 1 else frames.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def contact_sheet(rows: Sequence[tuple[str, Frames]]) -> Image.Image:

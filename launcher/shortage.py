@@ -15,7 +15,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from launcher.causes import is_gpu_shortage
+from launcher.hardware import is_gpu_shortage
 from parallel.zero import Engine
 
 GIB = 1 << 30

@@ -15,6 +15,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -217,3 +219,15 @@ def _refuse_codes(codes: Tensor, words: int) -> None:
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= words):
         found = f"{int(codes.min())} to {int(codes.max())}"
         raise InputError(f"codes are 0 to {words - 1}", found, "take off what the vocabulary has before them")
+
+
+Frames = npt.NDArray[np.uint8]
+
+
+SMALLEST_SHOWN = 128  # pixels on the shorter side of what is written; smaller videos are shown enlarged
+
+
+def enlarged(frames: Frames) -> Frames:
+    """Small videos by a whole factor, each pixel a square, so that a player shows them as they are."""
+    factor = -(-SMALLEST_SHOWN // min(frames.shape[1:3]))
+    return frames if factor <= 1 else frames.repeat(factor, axis=1).repeat(factor, axis=2)

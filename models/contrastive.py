@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from parallel.dtypes import accumulator
 from parallel.errors import InputError
 from parallel.packed import TEXT, VIDEO
-from parallel.ring import accumulator
 
 Total = Callable[[Tensor], Tensor]  # what this rank brings -> the sum of what all ranks of the pack bring
 LARGEST_SCALE = 100.0  # of cosines, as in CLIP: beyond it training became unstable

@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from parallel import ring, ulysses
+from parallel.dtypes import accumulator
 from parallel.errors import InputError
 from parallel.kernel import kernel_for, refuse_heads
 from parallel.plan import Plan
 from parallel.recompute import Kept
-from parallel.ring import accumulator
 from parallel.ulysses import Heads, share_heads
 
 

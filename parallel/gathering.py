@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parallel.dtypes import accumulator
 from parallel.mesh import Groups
-from parallel.ring import accumulator
 
 
 def total(x: Tensor, groups: Groups) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parallel.dtypes import accumulator
 from parallel.kernel import Kernel
 from parallel.launch import Part, Rows
 from parallel.plan import Plan
@@ -93,11 +94,6 @@ def backward(
         fetch.arrive()
     dk, dv = (x.to(grad.dtype, copy=True) for x in home.total())  # an operator's results share no memory
     return dq.to(q.dtype), dk, dv
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """What sums over launches are kept in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _joined(parts: tuple[Tensor, ...], dim: int = 0) -> Tensor:

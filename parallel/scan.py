@@ -25,9 +25,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parallel.dtypes import accumulator
 from parallel.errors import InputError
 from parallel.mesh import Groups
-from parallel.ring import accumulator
 from parallel.split import Split
 
 

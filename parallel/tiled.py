@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from parallel.dtypes import accumulator
 from parallel.errors import InputError
 from parallel.rectangles import Ints
 from parallel.relayout import IGNORED
-from parallel.ring import accumulator
 
 TILE_TOKENS = 2048  # the weight's gradient is read and written once a tile: enough rows to hide that
 

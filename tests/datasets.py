@@ -19,7 +19,8 @@ from data.generations import publish
 from data.h264 import encode
 from data.index import FACTS, Index
 from data.outcome import Tally
-from data.shards import Sample, digest_bytes, digest_of, uid_of
+from data.shards import Sample, digest_of, uid_of
+from data.slices import digest_bytes
 from data.synth import draw
 
 CONFIG = {"format": 0}

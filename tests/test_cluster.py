@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cluster import HeadWatch, check_address, head_gone, interface_towards, resolved
+from launcher.cluster import HeadWatch, check_address, head_gone, resolved
 from launcher.config import to_yaml
 from launcher.folder import RunFolder, read_lines
 from launcher.jobs import knock
+from launcher.network import interface_towards
 from launcher.processes import free_port
 from parallel.errors import InputError
 from tests.runs import config

@@ -19,8 +19,8 @@ from data.layout import layout
 from data.prepare import PrepareOptions, prepare
 from data.rebuild import as_stored, json_of
 from data.repair import repair
-from data.shards import Sample, digest_bytes, digest_of, uid_of
-from data.slices import Slices
+from data.shards import Sample, digest_of, uid_of
+from data.slices import Slices, digest_bytes
 from data.synth import draw, synth
 from parallel.errors import InputError
 from tests import datasets

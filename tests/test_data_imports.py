@@ -19,7 +19,8 @@ from data.generations import publish
 from data.imports import ImportOptions, import_tars
 from data.index import Index
 from data.repair import repair
-from data.shards import digest_bytes, digest_of
+from data.shards import digest_of
+from data.slices import digest_bytes
 from data.tar_sources import find_tars
 from parallel.errors import InputError
 from tests.datasets import CONFIG, add, clip, make, read_all, tar_of, tree, webdataset_keys

@@ -13,7 +13,6 @@ from data.shards import (
     Sample,
     commit,
     commits,
-    digest_bytes,
     digest_file,
     digest_of,
     free_id,
@@ -23,6 +22,7 @@ from data.shards import (
     write_bytes,
     write_shard,
 )
+from data.slices import digest_bytes
 from parallel.errors import InputError
 
 SAMPLES = [

@@ -10,7 +10,7 @@ import pytest
 from data import clips, mp4, video
 from data.clips import CutOptions, cut_into_clips
 from data.remux import remux
-from data.shards import digest_bytes
+from data.slices import digest_bytes
 from parallel.errors import InputError
 from tests.films import calm, moving, write
 

@@ -11,7 +11,7 @@ import pytest
 
 from data.captions import Caption
 from data.listing import find
-from data.shards import digest_bytes
+from data.slices import digest_bytes
 from data.sources import ChangedError, SourceFile, Unusable, brought, digest, local_place
 from parallel.errors import InputError
 from tests.stores import served

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from data.synth import synth
 from launcher.cli import app
-from launcher.prepare_tables import printable
+from launcher.console import printable
 from parallel.errors import InputError
 
 RUNNER = CliRunner()

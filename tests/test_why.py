@@ -23,10 +23,11 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from launcher import address_space, causes
-from launcher.causes import CAUSES, cause_of, memory_group, memory_kills, memory_limit
+from launcher import address_space, hardware
+from launcher.causes import CAUSES, cause_of
 from launcher.cli_why import advice, render
 from launcher.folder import RunFolder, read_lines
+from launcher.hardware import memory_group, memory_kills, memory_limit
 from launcher.ranks import HOST, LINK, NODE, UNKNOWN, End
 from launcher.screen import describe
 from launcher.watchdog import Hang
@@ -149,7 +150,7 @@ def test_a_rank_is_not_started_where_torch_cannot_be(monkeypatch: pytest.MonkeyP
 
 def test_counts_of_the_memory_killer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both versions of control groups, also where a container sees its own at the root."""
-    monkeypatch.setattr(causes, "GROUPS", tmp_path)
+    monkeypatch.setattr(hardware, "GROUPS", tmp_path)
     (tmp_path / "memory.events").write_text("low 0\nhigh 0\nmax 31\noom 2\noom_kill 2\n")
     (tmp_path / "memory.max").write_text("1000000\n")
     group = tmp_path / "memory.events"
