@@ -118,7 +118,7 @@ test: $(READY)
 
 soak: $(READY)
 	@$(BIN)/python -m pytest -m slow
-	@$(BIN)/python -m tests.soak --minutes 30
+	@$(BIN)/python -m tests.support.soak --minutes 30
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -42,15 +42,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.attention_ways import log_normal
 from benchmarks.machine import write_result
-from parallel import mask as masks
-from parallel import ring
-from parallel.kernel import Kernel, kernel_for
-from parallel.launch import Launch, Rows
+from parallel.attention import ring
+from parallel.attention.plan import Plan, plan_of
+from parallel.kernels.kernel import Kernel, kernel_for
+from parallel.kernels.launch import Launch, Rows
+from parallel.kernels.reference import Reference
+from parallel.masks import mask as masks
+from parallel.masks.rectangles import ANTICAUSAL, CAUSAL, DIAGONAL, FULL
 from parallel.mesh import Mesh
-from parallel.plan import Plan, plan_of
-from parallel.rectangles import ANTICAUSAL, CAUSAL, DIAGONAL, FULL
-from parallel.reference import Reference
-from parallel.split import balanced, contiguous
+from parallel.sequence.sharding import balanced, contiguous
 
 MESH = Mesh(ring=8)
 HEADS, DIM, DOCUMENTS = 8, 128, 64

@@ -25,15 +25,16 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallel import mask as masks
-from parallel import patterns, random
-from parallel.attention import attend
-from parallel.holding import held_by
-from parallel.mask import Mask
+from parallel import random
+from parallel.attention.attend import attend
+from parallel.attention.plan import plan_for
+from parallel.masks import mask as masks
+from parallel.masks import video_patterns
+from parallel.masks.mask import Mask
 from parallel.mesh import Groups, Mesh, join
-from parallel.packed import Ranges
-from parallel.plan import plan_for
-from parallel.split import Split, areas_of, balanced, contiguous, zigzag
+from parallel.sequence.ownership import held_by
+from parallel.sequence.packed import Ranges
+from parallel.sequence.sharding import Split, areas_of, balanced, contiguous, zigzag
 
 RANKS = 4
 DOCUMENTS = 32
@@ -59,7 +60,7 @@ class Work:
         if self.name == "packed":
             return masks.packed(self.documents, causal=True)
         if self.name == "window":
-            return patterns.frame_window(FRAMES, self.tokens // FRAMES, BEFORE)
+            return video_patterns.frame_window(FRAMES, self.tokens // FRAMES, BEFORE)
         return masks.full(self.tokens) if self.name == "full" else masks.causal(self.tokens)
 
     @property
@@ -105,7 +106,7 @@ def one_process_dense(work: Work) -> Way:
 
 
 def ours(ring: int, ulysses: int) -> Callable[[Work], Way]:
-    """`parallel.attention.attend` on a mesh; balanced where some see more than others, else contiguous."""
+    """`parallel.attention.attend.attend` on a mesh; balanced where some see more than others, else contiguous."""
 
     def make(work: Work) -> Way:
         mesh, mask = Mesh(1, ring, ulysses), work.mask

@@ -60,7 +60,7 @@ def main() -> None:
 
 def in_world(work: Callable[..., Any], *arguments: Any) -> dict[str, list[float]]:
     """What `work` found on rank 0 of a gloo world."""
-    from tests.worlds import run_world
+    from tests.support.process_groups import run_world
 
     found: dict[str, list[float]] = run_world(RANKS, work, *arguments, seconds=1200)[0]
     return found
@@ -114,7 +114,7 @@ def told_kill(place: Path, rounds: int) -> dict[str, Any]:
 
 def killed(place: Path, name: str, how: str) -> float:
     """Seconds of one kill in the middle of a run."""
-    from launcher.folder import RunFolder, read_lines
+    from launcher.core.run_folder import RunFolder, read_lines
 
     out = RunFolder(place / name)
     overrides = [f"out={out.root}", f"data.dataset={place / 'data'}", "steps=100000", "checkpoint.every=10"]

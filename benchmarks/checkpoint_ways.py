@@ -16,13 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from data.curriculum import Position
-from launcher.checkpoints.manifest import Manifest, TrainState
+from data.streams.curriculum import Position
+from launcher.checkpoints.checkpoint_manifest import Manifest, TrainState
 from launcher.checkpoints.part import Part
 from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.saver import Keep, Saver
 from launcher.checkpoints.storage import LocalStorage
-from parallel.zero import STATE_NAMES, AdamW, DeepSpeedEngine, engine_for
+from parallel.zero.engine import STATE_NAMES, AdamW, DeepSpeedEngine, engine_for
 
 DIM = 1024  # of square matrices: a layer has DIM^2 parameters
 BLOCK = 16 << 20
@@ -182,7 +182,7 @@ def read_ours(engine: DeepSpeedEngine, place: Path) -> None:
 
 def load_ours(engine: DeepSpeedEngine, place: Path, verify: bool = False) -> None:
     """Into the engine; `verify` also compares the hashes, each rank of its own part."""
-    from launcher.checkpoints.manifest import verify as compare
+    from launcher.checkpoints.checkpoint_manifest import verify as compare
 
     found, _ = newest(LocalStorage(place), trusting)
     assert found is not None

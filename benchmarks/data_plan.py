@@ -13,10 +13,10 @@ import time
 from typing import Literal
 
 from benchmarks.data_measure import Row
-from data.curriculum import Position
-from data.mix import Mix
-from data.plan import Cursor, DataPlan, window_for
-from data.simulate import log_normal_lengths, simulate
+from data.planning.data_plan import Cursor, DataPlan, window_for
+from data.planning.mix import Mix
+from data.planning.simulate import log_normal_lengths, simulate
+from data.streams.curriculum import Position
 
 MEAN, SIGMA, DIM = 8192, 1.0, 3072  # tokens of a sample, spread of their logarithm, width of the model
 PACK_TOKENS = (1 << 15, 1 << 18, 1 << 20)

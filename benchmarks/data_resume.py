@@ -22,14 +22,14 @@ import numpy as np
 from benchmarks.data_measure import Row
 from benchmarks.data_ranks import AGAIN, RANKS, SHARES, STEP_SAMPLES, Loading, serve
 from benchmarks.data_tars import write_dataset
-from data import mp4
-from data.curriculum import Curriculum, Position
-from data.h264 import encode
-from data.index import Index
-from data.packing import assign
-from data.sampling import Sampling
-from data.stream import Stream
-from parallel.geometry import Geometry
+from data.containers import fragmented_mp4
+from data.dataset.index import Index
+from data.media.h264 import encode
+from data.planning.clip_sampling import Sampling
+from data.planning.packing import assign
+from data.streams.clip_stream import Stream
+from data.streams.curriculum import Curriculum, Position
+from parallel.sequence.geometry import Geometry
 
 HOME = Path(__file__).resolve().parent.parent
 PACKS = 4  # of a step
@@ -48,7 +48,7 @@ class Longreel:
         """Clips with the same frames, each with an id of its own."""
         pictures = np.random.default_rng(0).integers(0, 256, (FRAMES, SIDE, SIDE, 3), np.uint8)
         clip = encode(pictures, Fraction(8))
-        slices = mp4.slices(clip)
+        slices = fragmented_mp4.slices(clip)
         table = {"slice_rows": slices.rows, "slice_offsets": slices.offsets, "slice_hashes": slices.hashes}
         write_dataset(Path(folder), [partial(bytes, clip)] * samples, 4, frames=FRAMES, stop=FRAMES, **table)
 

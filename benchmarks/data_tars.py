@@ -21,14 +21,14 @@ import numpy as np
 import webdataset
 
 from benchmarks.data_measure import Row, compared, take_turns
-from data import index, shards
-from data.generations import publish
-from data.index import Index
-from data.reader import Reader
-from data.sampling import Sampling
-from data.shards import Sample, digest_of
-from data.slices import digest_bytes
-from parallel.geometry import Geometry
+from data.containers.byte_ranges import digest_bytes
+from data.dataset import index, shards
+from data.dataset.index import Index
+from data.dataset.publish import publish
+from data.dataset.shards import Sample, digest_of
+from data.planning.clip_sampling import Sampling
+from data.streams.reader import Reader
+from parallel.sequence.geometry import Geometry
 
 SIZES = {100_000: 1600, 1_000_000: 240}  # bytes of a media part: samples
 SHARDS = 4

@@ -26,14 +26,14 @@ from scenedetect import FrameTimecode
 from scenedetect.detectors import ContentDetector
 
 from benchmarks.data_measure import Rates, Row, compared, take_turns
-from data import video
-from data.clips import CutOptions
-from data.cuts import small_size
-from data.h264 import GOP_FRAMES
-from data.index import Index
-from data.prepare import PrepareOptions, prepare
-from data.slices import Slices
-from data.synth import synth
+from data.containers.byte_ranges import Slices
+from data.curation.clips import CutOptions
+from data.curation.shot_detection import small_size
+from data.dataset.index import Index
+from data.media import video
+from data.media.h264 import GOP_FRAMES
+from data.prepare.pipeline import PrepareOptions, prepare
+from data.synthetic.shapes import synth
 
 VIDEOS = Path(__file__).resolve().parent.parent.parent / "shared" / "videos"
 SHORT_SIDE = 128  # of the preparing that has to encode

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from benchmarks.attention_gpu import ERROR, KINDS, LENGTHS, collected, relative, rows_of
 from benchmarks.gpu_first_rows import Case, Row, seconds_of, tflops
-from launcher.doctor_attention import kernels_here
-from parallel import mask as masks
-from parallel import patterns
-from parallel.attention import attend
-from parallel.kernel import Kernel, Reference
-from parallel.launch import Launch
-from parallel.mask import Mask
-from parallel.plan import local_plan
-from parallel.rectangles import FULL
+from launcher.doctor.attention_checks import kernels_here
+from parallel.attention.attend import attend
+from parallel.attention.plan import local_plan
+from parallel.kernels.kernel import Kernel, Reference
+from parallel.kernels.launch import Launch
+from parallel.masks import mask as masks
+from parallel.masks import video_patterns
+from parallel.masks.mask import Mask
+from parallel.masks.rectangles import FULL
 
 DTYPE = torch.bfloat16
 DIMS = (64, 72, 96, 128, 256)
@@ -43,7 +43,7 @@ def kernels(case: Case) -> Iterator[Row]:
 def routed(name: str) -> AbstractContextManager[object]:
     """Torch's flash op goes to the implementation of this name meanwhile, if it is one that torch goes to."""
     try:
-        from parallel.choice import routed as to
+        from parallel.kernels.kernel_benchmark import routed as to
     except ImportError:
         return nullcontext()
     return to(name)
@@ -71,7 +71,7 @@ def _errors(kernel: Kernel, dim: int, case: Case) -> Iterator[tuple[str, float]]
 
 def mask_kinds() -> dict[str, Mask]:
     """Every kind of mask that a run can have, of a few hundred tokens."""
-    tiling = patterns.Tiling((6, 8, 10), (2, 2, 2))
+    tiling = video_patterns.Tiling((6, 8, 10), (2, 2, 2))
     return {
         "full": masks.full(601),
         "causal": masks.causal(601),
@@ -79,13 +79,13 @@ def mask_kinds() -> dict[str, Mask]:
         "packed causal": masks.packed([5, 170, 1, 300, 80], causal=True),
         "window": masks.window(601, before=70, after=20, sinks=3),
         "strided": masks.strided(601, 7),
-        "frame causal": patterns.frame_causal(17, 30),
-        "frame window": patterns.frame_window(17, 30, before=2, after=1, sinks=1),
-        "spatial": patterns.spatial(17, 30),
-        "temporal": patterns.temporal(17, 30),
-        "neighbourhood": patterns.neighbourhood(tiling, (1, 0, 1)),
-        "criss-cross": patterns.criss_cross(tiling),
-        "text and video": patterns.text_video([60, 200, 50, 180], [False, True, False, True]),
+        "frame causal": video_patterns.frame_causal(17, 30),
+        "frame window": video_patterns.frame_window(17, 30, before=2, after=1, sinks=1),
+        "spatial": video_patterns.spatial(17, 30),
+        "temporal": video_patterns.temporal(17, 30),
+        "neighbourhood": video_patterns.neighbourhood(tiling, (1, 0, 1)),
+        "criss-cross": video_patterns.criss_cross(tiling),
+        "text and video": video_patterns.text_video([60, 200, 50, 180], [False, True, False, True]),
     }
 
 

@@ -192,11 +192,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {  # of the comparison of bytes
 def dry_run_bytes(case: Case) -> Iterator[Row]:
     """The peak that a dry run counts beside the allocator's own, of the first step."""
     try:
-        from launcher.dryrun.step import dry_run
+        from launcher.dryrun.dry_step import dry_run
     except ImportError:
         yield Row("eight configs", "this checkout has no launcher.dryrun", "left out")
         return
-    from launcher.config import check
+    from launcher.config.run_config import check
 
     with tempfile.TemporaryDirectory() as folder:
         shop = Workshop(case, Path(folder))

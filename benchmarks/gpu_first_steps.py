@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.gpu_first_rows import Case, Row, seconds_of, tflops
 from benchmarks.gpu_first_zero import meet
-from launcher.peaks import bf16_peak
+from launcher.training.peak_flops import bf16_peak
 
 TOKENS = (1 << 15, 1 << 17, 1 << 19, 1 << 20)
 PICTURE = (30, 52)  # tokens of a frame of 480 x 832 pixels
@@ -86,7 +86,7 @@ def steps(case: Case) -> Iterator[Row]:
 
 def compiled(case: Case) -> Iterator[Row]:
     """The same step of the DiT with its blocks compiled, where elementwise work counts: short sequences."""
-    from models.dit import VideoDiTConfig
+    from models.diffusion.video_dit import VideoDiTConfig
 
     if "compile" not in VideoDiTConfig.model_fields:
         yield Row("model.compile", "this checkout's models have no such key", "left out")
@@ -126,7 +126,7 @@ def room(case: Case) -> float:
     """Bytes that are free."""
     if case.kind == "cuda":
         return float(torch.cuda.mem_get_info(case.device)[0])
-    from launcher.hardware import memory
+    from launcher.core.hardware import memory
 
     return float(memory()[1])
 
@@ -161,7 +161,7 @@ def step_of(
     case: Case, module: torch.nn.Module, maker: Any, stream: Any, pack: Any
 ) -> tuple[Callable[[], None], float]:
     """Forward, backward and update on a batch that the feed's own maker makes once; and the pairs of its masks."""
-    from parallel.zero import AdamW, engine_for
+    from parallel.zero.engine import AdamW, engine_for
 
     micro = maker.micro_step(stream, pack)
     if case.kind == "cuda":
@@ -179,7 +179,7 @@ def step_of(
 
 def filled(make: Callable[[], torch.nn.Module], device: torch.device) -> torch.nn.Module:
     """A module with small numbers, made on the device: billions of them take a CPU minutes."""
-    from parallel.zero import give_memory, on_meta
+    from parallel.zero.engine import give_memory, on_meta
 
     with on_meta():
         module = make()
@@ -192,7 +192,7 @@ def filled(make: Callable[[], torch.nn.Module], device: torch.device) -> torch.n
 
 def dit_config(model: Model, layers: int, way: str) -> Any:
     """Of the DiT; keys that this checkout's models have not are left out."""
-    from models.dit import VideoDiTConfig
+    from models.diffusion.video_dit import VideoDiTConfig
 
     fields = VideoDiTConfig.model_fields
     wide = {"mlp_hidden": model.wide} if "mlp_hidden" in fields else {"mlp_ratio": (model.wide + 0.5) / model.dim}
@@ -202,7 +202,7 @@ def dit_config(model: Model, layers: int, way: str) -> Any:
 
 def language_config(model: Model, layers: int, words: int, way: str) -> Any:
     """Of the Llama."""
-    from models.video_lm import VideoLMConfig
+    from models.language.video_lm import VideoLMConfig
 
     described = {
         "model_type": "llama", "vocab_size": words, "hidden_size": model.dim, "intermediate_size": model.wide,
@@ -215,13 +215,13 @@ def language_config(model: Model, layers: int, words: int, way: str) -> Any:
 
 def dit(case: Case, model: Model, tokens: int, layers: int, way: str) -> tuple[torch.nn.Module, Any, Any, Any]:
     """Module, maker, and a pack of one clip of latents with where it is read from."""
-    from data.stream import Pack, Piece
-    from launcher.clip_maker import ClipMaker
-    from models.flow import RectifiedFlow, RectifiedFlowConfig
-    from models.kinds import build
-    from parallel.geometry import Geometry
+    from data.streams.clip_stream import Pack, Piece
+    from launcher.batches.diffusion_batches import ClipMaker
+    from models.objectives.rectified_flow import RectifiedFlow, RectifiedFlowConfig
+    from models.registry import build
     from parallel.mesh import Groups, Mesh
-    from parallel.packed import Document
+    from parallel.sequence.geometry import Geometry
+    from parallel.sequence.packed import Document
 
     config = dit_config(model, layers, way)
     geometry = Geometry(channels=CHANNELS, stride=(4, 8, 8), patch=PATCH, causal=True, sliceable=False)
@@ -242,13 +242,13 @@ def dit(case: Case, model: Model, tokens: int, layers: int, way: str) -> tuple[t
 
 def language(case: Case, model: Model, tokens: int, layers: int, way: str) -> tuple[torch.nn.Module, Any, Any, Any]:
     """The same of a Llama and one text."""
-    from data.laying import lay
-    from data.stream import Pack
-    from launcher.talk_maker import TalkMaker
-    from models.kinds import build, build_talk_objective
-    from models.next_token import NextTokenConfig
+    from data.streams.chat_layout import lay
+    from data.streams.clip_stream import Pack
+    from launcher.batches.language_batches import TalkMaker
+    from models.objectives.next_token import NextTokenConfig
+    from models.registry import build, build_talk_objective
     from parallel.mesh import Groups, Mesh
-    from parallel.packed import ANSWERED, Document
+    from parallel.sequence.packed import ANSWERED, Document
 
     size = case.scaled(WORDS, 263)
     config = language_config(model, layers, size, way)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.gpu_first_rows import Case, Row
-from parallel.zero import AdamW, Engine, engine_for
+from parallel.zero.engine import AdamW, Engine, engine_for
 
 STEPS = 4
 RATE = 1e-2

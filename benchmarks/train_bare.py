@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 
-from data.curriculum import Position
-from launcher.clip_maker import Clips
-from launcher.config import load
-from launcher.meeting import RankPlace
-from launcher.rank import build_feed
-from launcher.rates import learning_rate
-from launcher.streams import geometry_of
-from models.kinds import DTYPES, build
+from data.streams.curriculum import Position
+from launcher.batches.datasets import geometry_of
+from launcher.batches.diffusion_batches import Clips
+from launcher.config.lr_schedule import learning_rate
+from launcher.config.run_config import load
+from launcher.training.loop import build_feed
+from launcher.training.rendezvous import RankPlace
+from models.registry import DTYPES, build
 
 
 def with_new_noise(prepared: Clips) -> Clips:

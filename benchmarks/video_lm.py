@@ -83,14 +83,14 @@ def keep(part: str, result: Found) -> None:
 
 def preload() -> None:
     """Have the server that processes are forked from load what all of them need, once."""
-    from tests import worlds
+    from tests.support import process_groups
 
-    worlds.PRELOAD += ["transformers.models.llama.modeling_llama", ways.__name__]
+    process_groups.PRELOAD += ["transformers.models.llama.modeling_llama", ways.__name__]
 
 
 def in_world(ranks: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What `work(rank, ...)` found on each rank of fresh processes."""
-    from tests.worlds import run_world
+    from tests.support.process_groups import run_world
 
     return run_world(ranks, work, *arguments, seconds=1800)
 

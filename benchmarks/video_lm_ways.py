@@ -34,15 +34,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models.backbone import Backbone, make, masks_of
-from parallel.mask import causal
+from models.language.causal_lm import Backbone, make, masks_of
+from parallel.attention.plan import local_plan, plan_for
+from parallel.masks.mask import causal
+from parallel.memory.activation_checkpointing import recompute
+from parallel.memory.tiled import TILE_TOKENS, tiled, tiled_cross_entropy
 from parallel.mesh import Groups, Mesh, join
-from parallel.packed import local_spans
-from parallel.plan import local_plan, plan_for
-from parallel.recompute import recompute
-from parallel.relayout import IGNORED, next_tokens
-from parallel.split import balanced
-from parallel.tiled import TILE_TOKENS, tiled, tiled_cross_entropy
+from parallel.sequence.packed import local_spans
+from parallel.sequence.relayout import IGNORED, next_tokens
+from parallel.sequence.sharding import balanced
 
 THREADS = 2  # of one process alone
 CHECKED, CHECKED_WORDS = 256, 500  # tokens and words of the comparison with transformers

@@ -1,6 +1,6 @@
 """`python -m launcher` is `longreel`."""
 
-from launcher.cli import main
+from launcher.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -16,14 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launcher.causes import cause_of, last_line
-from launcher.children import pulse_of
-from launcher.commands import filled
-from launcher.config import RunConfig, load, to_yaml
-from launcher.console import visible
-from launcher.folder import RunFolder, events_of, make_run_folder, write_whole
-from launcher.ranks import End, is_echo, run_reporting
-from launcher.train import DONE, FAILED, REFUSED, STOPPED, absolute
+from launcher.config.proposed_commands import filled
+from launcher.config.run_config import RunConfig, load, to_yaml
+from launcher.core.run_folder import RunFolder, events_of, make_run_folder, write_whole
+from launcher.core.terminal import visible
+from launcher.supervision.failure_causes import cause_of, last_line
+from launcher.supervision.rank_group import End, is_echo, run_reporting
+from launcher.supervision.rank_processes import pulse_of
+from launcher.supervision.run import DONE, FAILED, REFUSED, STOPPED, absolute
 from parallel.errors import InputError
 
 NAMES = {  # what torchrun and srun call the same things
@@ -93,8 +93,8 @@ def main(arguments: list[str]) -> int:
         RunFolder(config.out).record("start", steps=config.steps, mesh=str(mesh))
 
     def work() -> tuple[int, bool]:
-        from launcher.meeting import RankPlace
-        from launcher.rank import run
+        from launcher.training.loop import run
+        from launcher.training.rendezvous import RankPlace
 
         address = f"{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MASTER_PORT', '29500')}"
         outcome = run(config, RankPlace(**place, address=address), asked.is_set, pulse)

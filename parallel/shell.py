@@ -3,8 +3,8 @@
     a folder           'a folder'              as shlex does it
     bytes \\x1b \\xff    $'bytes \\x1b \\xff'      what a terminal obeys or cannot show: escapes of bash, zsh and ksh
 
-`shlex.quote` leaves such bytes as they are. A terminal must not get them (`launcher.console`), so a message would show
-another name than the one that is meant, and following it would find nothing.
+`shlex.quote` leaves such bytes as they are. A terminal must not get them (`launcher.core.terminal`), so a message would
+show another name than the one that is meant, and following it would find nothing.
 """
 
 from __future__ import annotations

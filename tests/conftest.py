@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from data.prepare import PrepareOptions, prepare
-from data.synth import synth
+from data.prepare.pipeline import PrepareOptions, prepare
+from data.synthetic.shapes import synth
 
 # No test may depend on how fast a machine is or on what else it does; one that fails fails again. Other examples than
 # these: pytest --hypothesis-profile=search
@@ -17,7 +17,7 @@ settings.register_profile("same", settings.get_profile("search"), derandomize=Tr
 settings.load_profile("same")
 
 
-RAY = ("test_cluster", "test_submit", "test_hosts", "test_train_faults", "test_kill_matrix", "test_data_ray_workers")
+RAY = ("test_connection", "test_submit", "test_ray_host", "test_train_faults", "test_kill_matrix", "test_ray_pool")
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of the same name

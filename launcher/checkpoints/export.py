@@ -13,8 +13,8 @@ import torch
 
 from launcher.checkpoints.reading import Checkpoint
 from parallel import shell
-from parallel.ema import EMA
 from parallel.errors import InputError
+from parallel.zero.ema import EMA
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
@@ -61,13 +61,19 @@ def export_folder(found: Checkpoint, out: Path, averaged: bool | None, dtype: st
         InputError: see `export`; the folder is there, or the model is none of transformers; or what is frozen is not
             what the run was trained with.
     """
-    from data.talks import MANIFEST, TOKENIZER, Talks
-    from launcher.config import check
-    from launcher.outside import TOKENIZER_OF, Hashes, hash_of_tokenizer, outside_of, refuse_other_outside
-    from launcher.weights import export as write
-    from launcher.weights import fill, folder_of_weights, stored_in
-    from models.kinds import build
-    from models.video_lm import VideoLM, VideoLMConfig
+    from data.chat.chat_index import MANIFEST, TOKENIZER, Talks
+    from launcher.checkpoints.external_hashes import (
+        TOKENIZER_OF,
+        Hashes,
+        hash_of_tokenizer,
+        outside_of,
+        refuse_other_outside,
+    )
+    from launcher.checkpoints.pretrained import export as write
+    from launcher.checkpoints.pretrained import fill, folder_of_weights, stored_in
+    from launcher.config.run_config import check
+    from models.language.video_lm import VideoLM, VideoLMConfig
+    from models.registry import build
 
     key, kind = _what(found, averaged, dtype)
     config = check(found.manifest.config)
@@ -115,9 +121,9 @@ def _write(out: Path, tensors: dict[str, torch.Tensor], told: dict[str, str]) ->
 
 def _frozen(found: Checkpoint) -> int:
     """Parameters of the model that are in no checkpoint; only a video_lm has any."""
-    from launcher.config import check
-    from models.kinds import build
-    from parallel.zero import on_meta
+    from launcher.config.run_config import check
+    from models.registry import build
+    from parallel.zero.engine import on_meta
 
     if found.manifest.config.get("model", {}).get("kind") != "video_lm":
         return 0

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.checkpoints.manifest import BrokenError, Manifest, open_manifest
+from launcher.checkpoints.checkpoint_manifest import BrokenError, Manifest, open_manifest
 from launcher.checkpoints.reading import Verify
 from launcher.checkpoints.storage import Storage
-from launcher.folder import is_step
+from launcher.core.run_folder import is_step
 from parallel.parsing import ParseError, parse_json
 
 STEPS = 50  # whose mean loss a checkpoint has

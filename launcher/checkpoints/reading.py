@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from launcher.checkpoints.manifest import BrokenError, Manifest, TrainState, open_manifest, verify
+from launcher.checkpoints.checkpoint_manifest import BrokenError, Manifest, TrainState, open_manifest, verify
 from launcher.checkpoints.part import DTYPES, Room, Stretch, read_part
 from launcher.checkpoints.storage import Storage
 from parallel.errors import InputError
-from parallel.zero import Fragment
+from parallel.zero.engine import Fragment
 
 DISTRUSTED = "distrusted: "  # a reason that is not about the files
 Verify = Callable[[Storage, str, Manifest], str | None]

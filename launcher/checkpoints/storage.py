@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from data.remote import filesystem
-from launcher.folder import flush_folder, write_whole
+from data.remote.remote_files import filesystem
+from launcher.core.run_folder import flush_folder, write_whole
 
 MANIFEST = "manifest.json"
 PREFIX = "step-"

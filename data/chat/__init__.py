@@ -1,0 +1,1 @@
+"""Conversations about videos: formats of records, chat templates, tokenizers, the chat dataset."""

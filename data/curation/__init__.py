@@ -1,0 +1,1 @@
+"""Which clips are worth keeping: shots, scores, filters, near duplicates."""

@@ -1,0 +1,1 @@
+"""Check and repair a dataset, down to the byte that is wrong."""

@@ -1,0 +1,1 @@
+"""Video and images as frames: decode, encode, color, rate, time."""

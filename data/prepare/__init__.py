@@ -1,0 +1,1 @@
+"""Raw videos become a dataset: convert, write shards, encode latents, import WebDatasets."""

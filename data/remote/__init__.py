@@ -1,0 +1,1 @@
+"""Files behind a URL: which machines are spoken to, and where downloads lie."""

@@ -1,0 +1,1 @@
+"""What is in a dataset, as figures per column of its index."""

@@ -1,0 +1,1 @@
+"""From plan to samples: what a rank reads for each step."""

@@ -1,0 +1,1 @@
+"""Datasets made on this machine: moving shapes, questions about them, needles in haystacks."""

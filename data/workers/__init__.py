@@ -1,0 +1,1 @@
+"""Functions over many files: worker processes, Ray tasks, prefetching threads, a sandbox."""

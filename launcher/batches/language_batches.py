@@ -1,0 +1,199 @@
+"""Micro-steps of conversations, for video-language models.
+
+pack --index--> tokens, labels, weights of the whole pack --split--> those of this rank
+     --views, dealt--> frames of this rank's tower                   whichever words it holds
+  mask, split --> Plan, one a window
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.media.video import Frames
+from data.streams.chat_layout import Laid
+from data.streams.chat_stream import TalkStream
+from data.streams.clip_stream import Pack
+from data.streams.curriculum import Curriculum
+from launcher.batches.loader import MicroStep, checksum
+from models.diffusion.attention_schedule import area_of
+from models.language.attention_mask import MaskConfig, masks_of
+from models.language.causal_lm import Rope, Window, windows_of
+from models.language.video_lm import Heard, Objective, VideoLMConfig
+from models.language.vision_tower import Averages, Places, Seen, places_for
+from parallel.attention.plan import Keep, Plan, plan_for
+from parallel.device_stream import Stream, stream_for
+from parallel.errors import InputError
+from parallel.kernels.kernel import Kernel
+from parallel.masks.rectangles import Ints
+from parallel.memory.tiled import refuse_labels
+from parallel.mesh import Groups
+from parallel.sequence.packed import TEXT, VIDEO, Document, lay_out, local_spans
+from parallel.sequence.sharding import balanced
+from parallel.sequence.visual_tokens import Views
+
+CHUNK_FRAMES = 16  # that are floats of four bytes at a time
+
+
+@dataclass(frozen=True)
+class TalkMaker:
+    """See `launcher.batches.loader.Maker`.
+
+    Attributes:
+        model: whose input is made.
+        objective: that is learned.
+        groups: of this rank.
+        dtype: of the model.
+        device: of the tensors.
+        kernel, keep: of attention: see `Plan`.
+    """
+
+    model: VideoLMConfig
+    objective: Objective
+    groups: Groups
+    dtype: torch.dtype
+    device: torch.device
+    kernel: Kernel | None = None
+    keep: Keep = "exchanged"
+
+    @cached_property
+    def stream(self) -> Stream:
+        """What is made goes here."""
+        return stream_for(self.device)
+
+    def check(self, curriculum: Curriculum) -> None:
+        """The model has a row for every token of the tokenizer."""
+        refuse_other_vocabulary(curriculum, self.model.vocabulary)
+
+    def area(self, stream: TalkStream, pack: Pack) -> float:
+        """See `Maker`."""
+        if self.objective.sees == "past" and self.model.mask == MaskConfig():
+            return sum(area_of(self.model.attention, document.grid) for document in pack.documents)
+        made = masks_of(
+            self.model.windows, self.model.mask, [stream.laid(row).runs for row in pack.rows], self.objective.sees
+        )
+        layers = windows_of(self.model.text)
+        return sum(made[window].area for window in layers) / len(layers)
+
+    def micro_step(self, stream: TalkStream, pack: Pack) -> MicroStep:
+        """See `Maker`."""
+        laid = [stream.laid(row) for row in pack.rows]
+        problems: dict[int, str] = {}
+
+        def shown(begin: int, end: int) -> Frames:
+            return np.concatenate(stream.frames(pack, laid, begin, end, problems))
+
+        heard, plans = self.hear(pack.documents, laid, shown, stream.rope)
+        received = sum(
+            checksum(pack.documents[number].uid, stop - start)
+            for number, start, stop in local_spans([len(one) for one in laid], heard.packed.ranges)
+            if pack.documents[number].weight and number not in problems
+        )
+        return MicroStep(heard, plans, received, problems)
+
+    def hear(
+        self,
+        documents: Sequence[Document],
+        laid: Sequence[Laid],
+        shown: Callable[[int, int], Frames],
+        rope: Rope = (),
+    ) -> tuple[Heard, dict[Window, Plan]]:
+        """What this rank holds of conversations that make up a pack, and who sees whom.
+
+        Args:
+            documents: of the pack.
+            laid: as many.
+            shown: frames [begin, end) of all that they see, laid end to end: uint8 [n, height, width, 3].
+            rope: see `Heard`.
+        """
+        masks = masks_of(self.model.windows, self.model.mask, [one.runs for one in laid], self.objective.sees)
+        split = balanced(max(masks.values(), key=lambda mask: mask.area), self.groups.mesh)
+        ranges = split.ranges[self.groups.place.sequence]
+        here = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for start, stop in ranges)])
+        places = seen = None
+        if self.model.views is not None:
+            before = list(accumulate(map(len, laid), initial=0))
+            starts = np.concatenate([one.starts + at for one, at in zip(laid, before, strict=False)])
+            rows = np.concatenate([one.rows for one in laid])
+            places = places_for(tuple(zip(starts.tolist(), (starts + rows).tolist(), strict=True)), split, self.groups)
+            places = places.to(self.stream.send)
+            seen = self._seen(self.model.views, laid, rows, places, shown)
+        learned = [
+            self.objective.learned(one.tokens, one.labels, one.kinds, one.visual, document.key)
+            for one, document in zip(laid, documents, strict=True)
+        ]
+        labels = np.concatenate([one.labels for one in learned])[here]
+        refuse_labels(labels, self.model.vocabulary)
+        weight = np.concatenate([one.weight * d.weight for one, d in zip(learned, documents, strict=True)])[here]
+        visual = np.concatenate([one.visual for one in laid])[here]
+        packed = lay_out(documents, ranges, torch.zeros(len(here), 0, dtype=self.dtype, device=self.device))
+        wide = torch.promote_types(self.dtype, torch.float32)
+        heard = Heard(
+            replace(packed, kind=self._tensor(np.where(visual, VIDEO, TEXT)), weight=self._tensor(weight).to(wide)),
+            self._tensor(np.concatenate([one.tokens for one in learned])[here]),
+            self._tensor(labels),
+            seen,
+            places,
+            self.groups,
+            self.objective,
+            rope,
+        )
+        plans = {
+            window: plan_for(mask, split, self.groups, kernel=self.kernel, keep=self.keep)
+            for window, mask in masks.items()
+        }
+        for plan in plans.values():
+            plan.prepare(self.device)
+        return heard, plans
+
+    def _seen(
+        self, views: Views, laid: Sequence[Laid], rows: Ints, places: Places, shown: Callable[[int, int], Frames]
+    ) -> Seen:
+        """The frames of the views that this rank was dealt."""
+        by_sight = (views.frames(sight.frames) for one in laid for sight in one.sights)
+        frames = np.concatenate([np.zeros(0, np.int64), *by_sight])
+        first, stop = places.views
+        begin, end = int(frames[:first].sum()), int(frames[:stop].sum())
+        none = np.zeros((0, views.pixels, views.pixels, 3), np.uint8)
+        pixels = self._tensor(shown(begin, end) if begin < end else none)  # as bytes: a quarter of what floats take
+        return Seen(
+            normalised(pixels, *self.model.normal, self.dtype),
+            Averages.of(frames[first:stop], rows[first:stop], self.model.frame_tokens, self.stream.send),
+            places.most * views.merge,
+        )
+
+    def _tensor(self, values: np.ndarray[Any, Any]) -> Tensor:
+        return self.stream.send(torch.from_numpy(np.ascontiguousarray(values)))
+
+
+def normalised(frames: Tensor, mean: Sequence[float], deviation: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """uint8 [frames, height, width, 3] -> [frames, 3, height, width] as a tower takes them, computed in float32."""
+    out = torch.empty(frames.shape, dtype=dtype, device=frames.device).permute(0, 3, 1, 2)  # colours stay together
+    for part, into in zip(frames.split(CHUNK_FRAMES), out.split(CHUNK_FRAMES), strict=True):
+        for colour, (middle, width) in enumerate(zip(mean, deviation, strict=True)):
+            into[:, colour] = part[..., colour].float().div_(255).sub_(middle).div_(width)
+    return out
+
+
+def refuse_other_vocabulary(curriculum: Curriculum, vocabulary: int) -> None:
+    """A model has a row for every token.
+
+    Raises:
+        InputError: it has fewer.
+    """
+    for stream in curriculum.streams:
+        assert isinstance(stream, TalkStream), "talks are for models that speak"
+        tokens = int(stream.index.tokenizer["tokens"])
+        if tokens > vocabulary:
+            raise InputError(
+                "a model has a row of its vocabulary for every token of its tokenizer",
+                f"{stream.index.folders[0]}: {tokens:,} tokens, the model has {vocabulary:,} rows",
+                f"the tokenizer of this model, or model.language.vocab_size={tokens}",
+            )

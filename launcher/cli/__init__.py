@@ -1,0 +1,1 @@
+"""The command `longreel`. Heavy imports wait until a command needs them."""

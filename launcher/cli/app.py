@@ -1,0 +1,331 @@
+"""The command `longreel` (also `python -m launcher`). Heavy imports wait until a command needs them.
+
+Exit codes: 0 done, 2 the input is wrong, 75 stopped by request with a checkpoint, 1 the run failed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from launcher.cli.checkpoint import app as checkpoint_app
+from launcher.cli.cluster import cluster, list_, logs, status, stop, submit
+from launcher.cli.data import app as data_app
+from launcher.cli.drill import drill
+from launcher.cli.dryrun import dryrun
+from launcher.cli.eval import Averaged, evaluate, speaks, tell_answers
+from launcher.cli.needle import needle
+from launcher.cli.prepare import prepare
+from launcher.cli.why import why
+from launcher.config.overrides import CONTEXT, RunCommand
+from launcher.core.terminal import Console
+from parallel import shell
+from parallel.errors import InputError
+
+app = typer.Typer(
+    name="longreel",
+    help="Train video transformers on very long contexts. Start with: longreel doctor",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSALS = (
+    *FULL,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
+
+
+def main() -> None:
+    """Entry point: an InputError becomes three lines and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        _leave_if_head_is_gone(error)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        full = error.errno in FULL
+        at_fault = error.filename2 if full and error.filename2 else error.filename  # of a copy
+        found = f"{at_fault or 'a file'}: {error.strerror}"
+        remedy = "make room" if full else "give a place that you may write to"
+        told = InputError("files can be written where they are asked for", found, remedy)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(told))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except MemoryError as error:
+        from launcher.core.address_space import memory_told
+
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(memory_told(error)))}", highlight=False)
+        sys.exit(1)
+
+
+def _leave_if_head_is_gone(error: InputError) -> None:
+    """Without Ray's farewell, which would end this process by SIGSEGV; nothing is wrong with the input, so with 1."""
+    ranks = sys.modules.get(
+        "launcher.supervision.rank_group"
+    )  # which loads torch: nobody who was refused before should wait for it
+    if ranks is not None and isinstance(error, ranks.HeadGoneError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+@app.command()
+def doctor(
+    path: Annotated[Path, typer.Option(help="Where runs will be written: is there room on that disk?")] = Path("."),
+    json_: Json = False,
+) -> None:
+    """Tell what this machine can run, with a remedy for each problem."""
+    from launcher.doctor.doctor import as_json, examine, render
+
+    findings = examine(path)
+    if json_:
+        print(as_json(findings))
+    else:
+        Console().print(render(findings))
+    raise typer.Exit(1 if any(f.status == "problem" for f in findings) else 0)
+
+
+app.command()(prepare)
+app.command("eval")(evaluate)
+app.command()(needle)
+
+
+@app.command(cls=RunCommand, context_settings=CONTEXT)
+def train(
+    run: Annotated[Path, typer.Argument(help="The run, a YAML file; see recipes/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example steps=20 mesh.ring=2")] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray/--no-ray", help="Ranks as Ray actors, or as plain processes here.")
+    ] = True,
+    address: Annotated[
+        str | None, typer.Option(help="host:port of a Ray cluster's head; else Ray is embedded.")
+    ] = None,
+) -> None:
+    """Train. Goes on from the newest checkpoint if the run folder holds one.
+
+    Ctrl-C or SIGTERM saves a checkpoint after the current step and exits with 75; once more stops at once.
+
+    Example: longreel train recipes/quickstart.yaml data.dataset=datasets/mine steps=20
+    """
+    console = Console()
+    if run.is_file():  # what is imported now takes seconds
+        console.print(f"checking {run}: settings, data, mesh, memory", markup=False, highlight=False, soft_wrap=True)
+    from launcher.core import address_space
+
+    if note := address_space.refuse_little():
+        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    from launcher.config.run_config import load
+    from launcher.core.hardware import ranks_here
+    from launcher.supervision.run import absolute
+    from launcher.supervision.run import train as go
+
+    config = absolute(load(run, overrides or []))
+    mesh = config.mesh.mesh()
+    if not ray:
+        if address is not None:
+            raise InputError("--address is for Ray", f"--no-ray --address {address}", "leave one of them out")
+        from launcher.supervision.fork_server import context
+        from launcher.supervision.local_ranks import ProcessRanks
+
+        processes = context(config.zero.stage, config.device)  # begins to load torch and DeepSpeed while we check
+        code = go(config, lambda: ProcessRanks(processes), console, ranks_here(config.device))
+    else:
+        from launcher.cluster.connection import asks_for_token, check_address
+        from launcher.cluster.ray_ranks import ActorRanks
+        from launcher.cluster.ray_token import OPEN_CLUSTER
+
+        if address is not None:
+            check_address(address)
+            if not asks_for_token(address):
+                note = f"{address} asks nobody for a token: {OPEN_CLUSTER} (longreel doctor on its head)"
+                console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        available = 0 if address else ranks_here(config.device)
+        code = go(config, lambda: ActorRanks(address, mesh.ranks, config.device), console, available)
+    if code == 0:
+        console.print(f"run folder: {config.out}", markup=False, highlight=False, soft_wrap=True)
+        out = shell.quote(str(config.out))
+        draws = config.objective.kind in ("rectified_flow", "next_token")  # others are learned to go on from
+        sample = f"longreel sample {out}   " if draws else ""
+        console.print(f"next: {sample}longreel report {out}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="May be given several times; else sample.prompts, else captions of the dataset."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise: the same seed and prompt give the same bytes.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Steps of the solver.")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", "--cfg", help="Guidance scale; 1 for none.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Of each video; as trained if not given.")] = None,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; as trained if not given.")] = None,
+    checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; the newest if not given.")] = None,
+    averaged: Averaged = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files; samples/ of the run if not given.")] = None,
+    video: Annotated[list[Path] | None, typer.Option(help="Of a video_lm: what is asked about.")] = None,
+    json_: Json = False,
+) -> None:
+    """Draw videos from a run's checkpoint: mp4 files and one contact sheet. Of a video_lm: answer prompts.
+
+    Settings that are not given are those that the checkpoint was trained with. Files are named by all settings, and
+    none is ever overwritten.
+
+    Example: longreel sample runs/quickstart --prompt "a red square moving right" --guidance 4 --steps 50
+
+    Example: longreel sample runs/mine --video clip.mp4 --prompt "What colour?"
+    """
+    from launcher.core.progress_bar import Bar
+    from launcher.generation.sample_request import Request
+    from launcher.generation.videos import draw, long_prompts, open_run
+
+    if speaks(open_run(run, checkpoint)[0]):
+        tell_answers(run, tuple(prompt or ()), video or [], checkpoint, json_, averaged)
+        return
+    request = Request(tuple(prompt or ()), seed, steps, guidance, frames, _size(size, run), checkpoint, averaged)
+    console = Console(stderr=json_)
+    for note in long_prompts(run, request):
+        console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
+
+    def tell(note: str) -> None:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+    with Bar(console, "videos") as bar:
+        made, sheet = draw(run, request, out, lambda done, total: bar.update(done, total, ""), tell)
+    if json_:
+        print(json.dumps({"samples": [asdict(m) for m in made], "sheet": str(sheet)}))
+        return
+    for one in made:
+        console.print(f"{sheet.parent / one.file}  {one.prompt}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{sheet}  all of them, frame by frame", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(cls=RunCommand)
+def plan(
+    run: Annotated[
+        Path | None, typer.Argument(help="A run, whose first pack and mesh are taken; or give --mask.")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example mesh.ring=2")] = None,
+    mask: Annotated[
+        str, typer.Option(help="full, causal, packed:5000,300, window:64, frame-window:16,2, ...")
+    ] = "full",
+    tokens: Annotated[int, typer.Option(help="Of the sequence; a packed mask has its own.")] = 65536,
+    ring: Annotated[int, typer.Option(min=1, help="Ranks along which keys travel.")] = 4,
+    ulysses: Annotated[int, typer.Option(min=1, help="Ranks that share out the heads.")] = 1,
+    split: Annotated[str, typer.Option(help="balanced, contiguous or zigzag.")] = "balanced",
+    transport: Annotated[str, typer.Option(help="Of keys: need (only what is needed) or ring.")] = "need",
+    heads: Annotated[int, typer.Option(min=1, help="Query heads.")] = 24,
+    kv_heads: Annotated[int | None, typer.Option(min=1, help="Key heads; as many as query heads if not given.")] = None,
+    head_dim: Annotated[int, typer.Option(min=1)] = 128,
+    picture: Annotated[Path | None, typer.Option(help="A PNG of who computes and fetches what.")] = None,
+    json_: Json = False,
+) -> None:
+    """Show what attention costs on a mesh: work, bytes and balance of each rank, of one layer, counted exactly.
+
+    Example: longreel plan --mask causal --tokens 1048576 --ring 8 --ulysses 8 --picture plan.png
+    """
+    from launcher.analysis.attention_plan import as_json, cheapest, explained, first_pack, mask_of, table, words_notes
+    from launcher.batches.batch_builders import keep_of
+    from launcher.batches.dataset_codec import with_own_codec
+    from launcher.batches.idle_replicas import idle_notes
+    from launcher.config.run_config import load
+    from parallel.attention.cost import Heads
+    from parallel.attention.plan import Keep
+    from parallel.mesh import Mesh
+
+    keep: Keep = "exchanged"
+    notes: list[str] = []
+    if run is not None:
+        config = with_own_codec(load(run, overrides or []))
+        notes = [*idle_notes(config), *words_notes(config)]
+        what, shape = first_pack(config)
+        keep = keep_of(config)
+        mesh = Mesh(1, config.mesh.ring, config.mesh.ulysses)
+    else:
+        what, shape, mesh = mask_of(mask, tokens), Heads(heads, kv_heads or heads, head_dim), Mesh(1, ring, ulysses)
+    if picture is not None and (picture.suffix.lower() != ".png" or picture.is_dir()):
+        raise InputError("a picture is a PNG file", f"--picture {picture}", "--picture plan.png")
+    parts, said = explained(what, split, mesh, shape, transport, keep)
+    if picture is not None:
+        from launcher.reports.mask_picture import draw
+
+        title = f"{run or mask}: {what.queries:,} tokens, {mesh.ring} x {mesh.ulysses} ranks, {split}"
+        draw(what, parts, said, title).save(picture)
+    if json_:
+        print(as_json(said))
+        return
+    console = Console()
+    for note in notes:
+        console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
+    console.print(table(said))
+    console.print(f"{what.area:,} pairs of {what.queries:,}^2; busiest to mean {said.uneven:.3f}", highlight=False)
+    if mesh.sequence_ranks > 1:
+        ways = cheapest(what, mesh.sequence_ranks, shape, split, keep)
+        told = ", ".join(f"{m.ring} x {m.ulysses}: {sent / 2**20:,.1f} MiB" for m, sent, _ in ways[:4])
+        console.print(f"ring x ulysses by bytes of the busiest rank: {told}", highlight=False, soft_wrap=True)
+    if picture is not None:
+        console.print(f"{picture}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write one self-contained HTML page about a run: curves, samples, events."""
+    from launcher.reports.run_report import read_run, write_page
+
+    told = read_run(run)
+    page, losses = write_page(told), told.steps.known("loss")
+    console = Console()
+    if len(losses):
+        share = f": {100 * losses[-1] / losses[0]:.1f} % of the first" if losses[0] > 0 else ""
+        console.print(f"{len(losses)} steps, loss {losses[0]:.4f} to {losses[-1]:.4f}{share}", highlight=False)
+    for name, count in told.broken.items():
+        if count:
+            console.print(f"{name}: {count:,} lines are no record and were left out", style="yellow", highlight=False)
+    console.print(f"{page}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _size(text: str | None, run: Path) -> tuple[int, int] | None:
+    from launcher.generation.sample_prompts import shape_of_run
+    from launcher.generation.videos import open_run
+
+    if text is None:
+        return None
+    height, x, width = text.lower().partition("x")
+    if not (x and height.isdigit() and width.isdigit()):
+        config, found = open_run(run)
+        usual = shape_of_run(config, config.data_of(found.state.step))
+        remedy = f"--size {usual.size[0]}x{usual.size[1]}" if usual else "leave it out"
+        raise InputError("a size is HEIGHTxWIDTH", f"--size {text}", remedy)
+    return int(height), int(width)
+
+
+for command in (dryrun, why, drill, submit, status, logs, stop, cluster):
+    takes_settings = command in (dryrun, drill, submit, cluster)
+    app.command(cls=RunCommand if takes_settings else None, context_settings=CONTEXT)(command)
+app.command("list")(list_)

@@ -1,0 +1,433 @@
+"""The commands `longreel data ...`. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launcher.config.overrides import RunCommand
+from launcher.core.terminal import Console
+from parallel import shell
+from parallel.errors import InputError
+
+if TYPE_CHECKING:
+    from data.planning.clip_sampling import Sampling
+
+app = typer.Typer(help="Datasets: make, look into, check and repair them.", no_args_is_help=True)
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    clips: Annotated[int, typer.Option(help="How many clips.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of everything random: the same seed gives the same bytes.")] = 0,
+    frames: Annotated[int, typer.Option(help="Of each clip.")] = 8,
+    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 32,
+) -> None:
+    """Make captioned H.264 clips of moving coloured shapes ("a red square moving right").
+
+    Example: longreel data synth --out clips --clips 256 --seed 0
+    """
+    from data.synthetic.shapes import synth as run
+    from launcher.core.progress_bar import Bar
+
+    console = Console()
+    with Bar(console, "clips") as bar:
+        run(out, clips, seed, frames, size, lambda done, total: bar.update(done, total, ""))
+    console.print(f"{clips} clips with captions.json in {out}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"next: longreel prepare {shell.quote(str(out))} --out DATASET", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+@app.command()
+def questions(
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    clips: Annotated[int, typer.Option(help="How many clips.")] = 3072,
+    seed: Annotated[int, typer.Option(help="Of everything random: the same seed gives the same bytes.")] = 0,
+    frames: Annotated[int, typer.Option(help="Of each clip.")] = 8,
+    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 32,
+    glimpses: Annotated[bool, typer.Option("--glimpses", help="Clips that are plain but for one frame.")] = False,
+) -> None:
+    """Make clips with conversations whose answers can be judged: what colour, left or right, how many.
+
+    conversations.json is to train on (longreel data talks), questions.json to ask a model (longreel eval).
+
+    Example: longreel data questions --out clips --clips 3072
+    """
+    from data.synthetic.shape_questions import glimpses as show_once
+    from data.synthetic.shape_questions import questions as ask
+    from launcher.core.progress_bar import Bar
+
+    console = Console()
+    with Bar(console, "clips") as bar:
+        make = show_once if glimpses else ask
+        make(out, clips, seed, frames, size, on_progress=lambda done, total: bar.update(done, total, ""))
+    console.print(f"{clips} clips with conversations.json in {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def needles(
+    out: Annotated[Path, typer.Option(help="The file, a conversation a line.")],
+    records: Annotated[int, typer.Option(help="How many haystacks.")] = 4096,
+    length: Annotated[int, typer.Option(help="Of a haystack, in bytes.")] = 256,
+    secrets: Annotated[int, typer.Option(help="In each; one of them is asked for.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of everything random: the same seed gives the same bytes.")] = 0,
+) -> None:
+    """Make haystacks of words with a secret in them and a question at the end, to learn to find it from.
+
+    Example: longreel data needles --out needles-1024.jsonl --length 1024
+    """
+    from data.synthetic.needle_in_haystack import needles as make
+    from launcher.core.progress_bar import Bar
+
+    console = Console()
+    with Bar(console, "haystacks") as bar:
+        make(out, records, seed, length, secrets, lambda done: bar.update(done, records, ""))
+    console.print(
+        f"{records} haystacks of up to {length:,} bytes in {out}", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+@app.command(cls=RunCommand)
+def stats(
+    dataset: Annotated[Path, typer.Argument(help="A folder that longreel prepare or import wrote.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="With --run: key=value, such as data.frames=16")] = None,
+    run: Annotated[Path | None, typer.Option(help="A run, whose codec and patches make the tokens.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of tables.")] = False,
+) -> None:
+    """Tell what is in a dataset: lengths, sizes, scores, sources, tokens. Reads the index alone.
+
+    Example: longreel data stats datasets/mine --run recipes/quickstart.yaml data.stride=2
+    """
+    from data.dataset.index import Index
+    from data.statistics.stats import as_dict
+    from data.statistics.stats import stats as figures
+    from launcher.tables.stats_tables import render
+
+    index = Index.open(dataset)
+    sampling, words = _sampling(run, overrides or [])
+    found = figures(index, sampling)
+    if json_:
+        print(json.dumps({"dataset": str(dataset), "tokens": words, **as_dict(found)}))
+    else:
+        Console().print(render(str(dataset), found, words), highlight=False)
+
+
+@app.command(cls=RunCommand)
+def show(
+    dataset: Annotated[Path, typer.Argument(help="A folder that longreel prepare or import wrote.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="With --run: key=value, such as data.frames=16")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page; DATASET/show.html if not given.")] = None,
+    limit: Annotated[int, typer.Option(help="Samples on the page; of more, as many are taken evenly.")] = 50_000,
+    run: Annotated[Path | None, typer.Option(help="A run, whose codec and patches make the tokens.")] = None,
+) -> None:
+    """Write one HTML page to look through a dataset: frames, captions, scores, to search, filter and sort.
+
+    It needs no network and no server: open it in a browser. A hash filters: show.html#q=red&frames=16-64&sort=-motion
+
+    Example: longreel data show datasets/mine
+    """
+    from launcher.reports.dataset_gallery import Tokens, write_gallery
+
+    page = write_gallery(dataset, out, limit, Tokens(*_sampling(run, overrides or [])))
+    console = Console()
+    console.print(f"{page.path}", highlight=False, markup=False, soft_wrap=True)
+    thinned = f" of {page.samples:,}, evenly spread" if page.shown < page.samples else ""
+    console.print(
+        f"{page.shown:,} samples{thinned}; open it in a browser", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def _sampling(run: Path | None, overrides: list[str]) -> tuple[Sampling, str]:
+    """How clips become tokens, and in words: as in a run, or as in the usual codecs."""
+    from data.planning.clip_sampling import Sampling
+    from parallel.sequence.geometry import Geometry
+
+    if run is None:
+        if overrides:
+            raise InputError("settings are those of a run", overrides[0], "name it too: --run RUN.yaml")
+        geometry = Geometry(channels=16, stride=(4, 8, 8), patch=(1, 2, 2), causal=True)
+        return Sampling(geometry), "codec 4 x 8 x 8, patch 1 x 2 x 2 (yours: --run RUN.yaml)"
+    from launcher.batches.dataset_codec import with_own_codec
+    from launcher.batches.datasets import geometry_of
+    from launcher.config.run_config import load
+
+    config = with_own_codec(load(run, overrides))
+    data = config.data.merged()[0]
+    sampling = Sampling(geometry_of(config), data.frames, data.size, data.stride)
+    sampling.check()
+    size = f"size {data.size[0]} x {data.size[1]}" if data.size else "sizes as stored"
+    return sampling, f"as in {run}: {size}, stride {data.stride}"
+
+
+@app.command()
+def check(
+    dataset: Annotated[Path, typer.Argument(help="A folder that longreel prepare or import wrote.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what its own bytes can mend; leave the rest out.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Sizes and structure alone, no hashes.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every sample, too.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of tables.")] = False,
+) -> None:
+    """Tell whether a dataset is what it was written to be, every byte of it. Exit code 1 if it is not.
+
+    With --repair, shards, index and records are written again from each other where that can be done; samples that are
+    lost are listed in quarantine/ and left out of a new generation. Runs that began go on with theirs.
+
+    Example: longreel data check datasets/mine --repair
+    """
+    from time import monotonic
+
+    from data.integrity.check import Progress
+    from data.integrity.check import check as look
+    from data.integrity.repair import repair as mend
+    from launcher.core.progress_bar import Bar
+    from launcher.tables.check_tables import as_json, closing_line, findings_table, long_captions, plain, repaired_table
+
+    if quick and (repair or decode):
+        other = "--repair" if repair else "--decode"
+        raise InputError("a quick check reads no samples", f"--quick {other}", "leave out --quick")
+    console, began, seen = Console(stderr=json_), monotonic(), [0, 0]
+
+    def show(progress: Progress) -> None:
+        seen[:] = [seen[0] + 1, progress.total]
+        note = f"{progress.findings:,} findings" if progress.findings else ""
+        bar.update(progress.done >> 20, progress.total >> 20, note)
+
+    with Bar(console, "MiB") as bar:
+        repaired = mend(dataset, decode, None, show) if repair else None
+        findings = repaired.findings if repaired else look(dataset, not quick, decode, None, show)
+    seconds = monotonic() - began
+    left = look(dataset, True, decode) if repaired and findings else findings
+    if json_:
+        print(as_json(findings, repaired, left))
+        raise typer.Exit(1 if left else 0)
+    if findings:
+        console.print(*findings_table(findings), sep="\n", highlight=False)
+    if repaired and findings:
+        console.print(*repaired_table(dataset, repaired), sep="\n", highlight=False)
+    line = closing_line(dataset, seen[0], seen[1], seconds, not quick, not left)
+    console.print(line, highlight=False, soft_wrap=True)
+    if note := long_captions(dataset):
+        console.print(plain(note), highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if left else 0)
+
+
+@app.command("import")
+def import_(
+    sources: Annotated[
+        list[str], typer.Argument(help="Tars, folders of tars, patterns such as 'shards/{000..123}.tar'.")
+    ],
+    out: Annotated[Path, typer.Option(help="The dataset folder; run again with more tars to add them.")],
+    allow_missing_captions: Annotated[bool, typer.Option(help="Keep videos and images without a caption.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes; by default as many as there is work for.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of tables.")] = False,
+) -> None:
+    """Make a dataset of WebDataset tars that others made. They stay as they are: linked, not unpacked.
+
+    Videos, images and text with captions in .txt, .json or .cls. A bad sample is reported and left out, never fatal.
+    What is in the dataset already is not done again.
+
+    Example: longreel data import 'webvid/{000000..000999}.tar' --out datasets/webvid
+    """
+    from data.prepare.import_webdataset import ImportOptions, Progress, import_tars
+    from launcher.core.progress_bar import Bar
+    from launcher.tables.import_tables import as_json, print_summary
+
+    console = Console(stderr=json_)
+    with Bar(console, "MiB") as bar:
+
+        def show(progress: Progress) -> None:
+            bar.update(progress.done >> 20, progress.total >> 20, f"{progress.kept:,} samples  {progress.tar}")
+
+        summary = import_tars(sources, out, ImportOptions(allow_missing_captions, workers), show)
+    print(as_json(summary)) if json_ else print_summary(console, summary, out)
+
+
+@app.command()
+def talks(
+    out: Annotated[Path, typer.Option(help="The folder of talks; what it holds is replaced.")],
+    conversations: Annotated[
+        list[Path] | None, typer.Argument(help="JSON lists, or files with a JSON object a line: LLaVA, messages ...")
+    ] = None,
+    clips: Annotated[Path | None, typer.Option(help="The dataset of their videos and images.")] = None,
+    tokenizer: Annotated[str, typer.Option(help="A folder as transformers saves it, or bytes.")] = "bytes",
+    captions: Annotated[
+        bool, typer.Option("--captions", help="Also a question about each clip, and its caption as the answer.")
+    ] = False,
+    video_token: Annotated[str, typer.Option(help="The tokenizer's word for a video.")] = "<video>",
+    image_token: Annotated[str, typer.Option(help="The tokenizer's word for an image.")] = "<image>",
+    codes: Annotated[
+        str | None, typer.Option(help="Visuals are tokens: colour:PATCH[:LEVELS], or a VQModel's folder.")
+    ] = None,
+    code_size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of frames that are coded; as stored.")] = None,
+    code_frames: Annotated[int | None, typer.Option(min=1, help="Of each clip, at most, from its first.")] = None,
+    code_stride: Annotated[int, typer.Option(min=1, help="Code every so many-th frame.")] = 1,
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out/--strict", help="List unusable records and go on, or stop at the first.")
+    ] = True,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="A key of records to pass over, such as fps; give it again for another.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of a table.")] = False,
+) -> None:
+    """Make conversations about clips into tokens, once for a tokenizer: what a video_lm trains on.
+
+    With --codes videos and images are words of the vocabulary, so that a model without eyes reads and draws them.
+
+    Example: longreel data talks llava.json --clips datasets/mine --tokenizer models/qwen2 --out talks/mine
+
+    Example: longreel data talks draw.json --clips datasets/mine --codes models/vqvae --code-size 256x256 --out talks/d
+    """
+    from data.chat.chat_builder import write
+    from data.chat.chat_index import Talks
+    from data.chat.formats import Kind
+    from data.chat.tokenizers import open_tokenizer
+    from launcher.batches.visual_codes import closing_lines, coder_for
+    from launcher.core.progress_bar import Bar
+    from launcher.tables.chat_tables import as_json, records, table_of
+
+    if not conversations and not captions:
+        raise InputError("talks are made of something", "no file, no --captions", "give CONVERSATIONS, or --captions")
+    if codes is None and (code_size or code_frames or code_stride > 1):
+        asked = "--code-size, --code-frames or --code-stride alone"
+        raise InputError("sizes of codes are for visuals that are coded", asked, "give --codes, too")
+    console, opened = Console(stderr=json_), open_tokenizer(tokenizer)
+    size = None if code_size is None else _size(code_size, clips)
+    coder = coder_for(codes, clips, size, code_frames, code_stride) if codes else None
+    with Bar(console, "records") as bar:
+        found, total = records(conversations or [], clips if captions else None)
+        places: dict[Kind, str] = {"video": video_token, "image": image_token}
+        tell = lambda done: bar.update(done, total, "")  # noqa: E731
+        told = write(found, opened, out, clips, places, leave_out, tell, coder, ignore or ())
+    if json_:
+        print(as_json(told))
+        return
+    more = closing_lines(told, Talks.open(out)) if coder else []
+    for said in (*table_of(told, out), *more):
+        console.print(said, highlight=False, markup=False, soft_wrap=isinstance(said, str))
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    step: Annotated[int | None, typer.Option(help="Show what this step saw, sample by sample.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+) -> None:
+    """Prove that a run saw every sample of each epoch once, and each step what its plan says.
+
+    Exit code 1 if anything was lost, seen twice, or is not what was planned.
+
+    Example: longreel data audit runs/quickstart --step 12
+    """
+    from launcher.analysis.data_audit import audit as run_audit
+    from launcher.analysis.data_audit import step_of
+    from launcher.core.progress_bar import Bar
+    from launcher.tables.audit_tables import as_json, found_table, step_table
+
+    console = Console(stderr=json_)
+    if step is not None:
+        seen = step_of(run, step)
+        print(json.dumps([asdict(s) for s in seen])) if json_ else console.print(step_table(step, seen))
+        return
+    with Bar(console, "steps") as bar:
+        found = run_audit(run, lambda done, total: bar.update(done, total, ""))
+    print(as_json(found)) if json_ else console.print(*found_table(found), sep="\n")
+    raise typer.Exit(0 if found.clean else 1)
+
+
+@app.command(cls=RunCommand)
+def simulate(
+    run: Annotated[Path | None, typer.Argument(help="A run, whose dataset and model count; or give --samples.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as for longreel train")] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="In all; the run's own, or 64.")] = None,
+    sequence: Annotated[
+        int | None, typer.Option(min=1, help="Ranks that share one sequence (ring x ulysses); the run's own, or 8.")
+    ] = None,
+    packs: Annotated[
+        int | None, typer.Option(min=1, help="Packs of each replica in a step; the run's own packs_per_step, or 4.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Synthetic ones, of log-normal lengths.")] = 10_000_000,
+    mean: Annotated[float, typer.Option(min=1, help="Tokens of a synthetic sample.")] = 8192,
+    sigma: Annotated[float, typer.Option(min=0, help="Spread of the logarithm of their lengths.")] = 1.0,
+    pack_tokens: Annotated[int, typer.Option(min=1, help="Of a packed sequence.")] = 262_144,
+    dim: Annotated[int, typer.Option(min=1, help="Of the model: attention against all else in the cost.")] = 3072,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+) -> None:
+    """Show how an epoch packs and balances on many ranks, with no GPU and without reading a clip.
+
+    Example: longreel data simulate --ranks 4096 --samples 10000000 --pack-tokens 1048576
+    """
+    from launcher.analysis.packing_simulation import Asked, idle_in, simulated, table_of
+    from launcher.core.progress_bar import Bar
+
+    synthetic = (samples, mean, sigma, pack_tokens, dim)
+    console = Console(stderr=json_)
+    with Bar(console, "windows") as bar:
+        asked = Asked(ranks, sequence, packs)
+        found = simulated(run, overrides or [], asked, synthetic, lambda d, t: bar.update(d, t, ""))
+    for note in idle_in(found):
+        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    print(json.dumps(found)) if json_ else console.print(table_of(found))
+
+
+@app.command()
+def encode(
+    dataset: Annotated[Path, typer.Argument(help="A folder that longreel prepare or import wrote.")],
+    codec: Annotated[Path, typer.Option(help="An autoencoder's folder, as diffusers saves it (often MODEL/vae).")],
+    out: Annotated[Path, typer.Option(help="The dataset of latents; run again to go on with it.")],
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH to scale and crop to; as stored if not given.")] = None,
+    frames: Annotated[int | None, typer.Option(help="At most so many of each clip, from its first.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of what is computed and stored: float32 or bf16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")] = None,
+    tiling: Annotated[bool, typer.Option(help="In tiles of the picture: less memory, slightly other values.")] = False,
+    part: Annotated[str, typer.Option(help="i/n: this process makes these shards alone.")] = "1/1",
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of tables.")] = False,
+) -> None:
+    """Compute the latents of every clip once, mean and log-variance, so that training need not.
+
+    What is done is not done again. Several processes may share the work: run the same command on each GPU, or give each
+    a --part; the last one to finish publishes the dataset.
+
+    Example: longreel data encode datasets/mine --codec models/wan/vae --out datasets/mine-wan --dtype bf16
+    """
+    from data.prepare.encode_stage import EncodeOptions, Progress
+    from data.prepare.encode_stage import encode as run
+    from launcher.batches.dataset_codec import note
+    from launcher.core.progress_bar import Bar
+    from launcher.generation.latent_encoding import open_encoder, part_of, tables
+
+    pixels = None if size is None else _size(size, dataset)
+    options = EncodeOptions(pixels, frames, *part_of(part))
+    encoder = open_encoder(codec, dtype, device, tiling)
+    console = Console(stderr=json_)
+    with Bar(console, "clips") as bar:
+
+        def show(progress: Progress) -> None:
+            bar.update(progress.done, progress.total, progress.shard)
+
+        summary = run(dataset, out, encoder, options, show)
+    note(out, codec, encoder.identity, tiling)
+    if json_:
+        print(json.dumps({**asdict(summary), "rejected": [one.as_json() for one in summary.rejected]}))
+        return
+    for said in tables(summary, out, codec):
+        console.print(said, highlight=False, markup=False, soft_wrap=isinstance(said, str))
+
+
+def _size(text: str, dataset: Path | None = None) -> tuple[int, int]:
+    """Pixels; `dataset` has sizes that may be proposed."""
+    from data.dataset.index import Index
+
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        usual = Index.open(dataset).usual_size if dataset is not None else None
+        remedy = f"--size {usual[0]}x{usual[1]}" if usual else "--size 256x256"
+        raise InputError("a size is HEIGHTxWIDTH", f"--size {text}", remedy)
+    return int(height), int(width)

@@ -1,0 +1,146 @@
+"""The commands of models that speak: `longreel eval`, `longreel sample`. Heavy imports wait for a command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from launcher.core.terminal import Console
+
+if TYPE_CHECKING:
+    from launcher.config.run_config import RunConfig
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
+Checkpoint = Annotated[int | None, typer.Option(help="Step of the checkpoint; the newest if not given.")]
+Averaged = Annotated[
+    bool | None,
+    typer.Option("--ema/--no-ema", help="The moving average of the weights; by default if the run kept one."),
+]
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder of a video_lm.")],
+    questions: Annotated[Path, typer.Argument(help="A JSON list, or a JSON object a line: question, answer, video.")],
+    clips: Annotated[
+        Path | None, typer.Option(help="The dataset of their videos; if not given, files beside the questions.")
+    ] = None,
+    shuffle_frames: Annotated[
+        bool, typer.Option("--shuffle-frames", help="A control: what depends on time should fall to chance.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many questions.")] = None,
+    most: Annotated[int, typer.Option(min=1, help="Words of an answer.")] = 64,
+    checkpoint: Checkpoint = None,
+    averaged: Averaged = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file; in the run folder if not given.")] = None,
+    leave_out: Annotated[bool, typer.Option("--leave-out", help="List unusable questions, and go on.")] = False,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="A key of records to pass over; give it again for another.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Count how many questions a run's model answers right, by kind: exact match, or the likeliest of the choices.
+
+    Example: longreel eval runs/mine questions.jsonl --clips datasets/held-out --shuffle-frames
+    """
+    from launcher.core.progress_bar import Bar
+    from launcher.core.run_folder import keep, write_whole
+    from launcher.generation.answers import open_speaker
+    from launcher.generation.evaluation import as_record, looker_for, questions_of, scores_of
+    from launcher.generation.evaluation import evaluate as answer
+
+    left_out: list[tuple[str, str]] = []
+    asked = questions_of(questions, limit, ignore or (), left_out if leave_out else None)
+    speaker = open_speaker(run, checkpoint, averaged)
+    looker = looker_for(speaker, clips, questions.parent)
+    console = Console(stderr=json_)
+    with Bar(console, "questions") as bar:
+        found = answer(speaker, asked, looker, shuffle_frames, most, lambda d, t: bar.update(d, t, ""))
+    scores = scores_of(asked, found)
+    name = f"{questions.stem}-step-{speaker.step}{'-shuffled' if shuffle_frames else ''}{speaker.weights}"
+    how = {"questions": str(questions), "clips": clips and str(clips), "limit": limit, "most": most}
+    written = json.dumps({"asked": how, **as_record(scores, found, left_out)}, indent=1).encode()
+    path = out or run / "eval" / f"{keep(run / 'eval', name, {'.json': written})}.json"
+    if out is not None:
+        write_whole(path, written)
+    if json_:
+        print(json.dumps({**as_record(scores, [], left_out), "file": str(path)}))
+        return
+    shuffled = ", frames shuffled" if shuffle_frames else ""
+    table = Table(title=f"step {speaker.step}{shuffled}", title_justify="left")
+    table.add_column("kind")
+    for column in ("questions", "right", "accuracy", "chance"):
+        table.add_column(column, justify="right")
+    for score in scores:
+        chance = f"{score.chance:.0%}" if score.chance else ""
+        table.add_row(score.kind, f"{score.questions:,}", f"{score.right:,}", f"{score.accuracy:.1%}", chance)
+    console.print(table)
+    for where, why in left_out:
+        console.print(f"left out: {where}: {why}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{path}  every answer", highlight=False, markup=False, soft_wrap=True)
+
+
+def speaks(config: RunConfig) -> bool:
+    """Whether a run's model answers, rather than draws."""
+    return config.model.kind == "video_lm"
+
+
+def tell_answers(
+    run: Path,
+    prompts: Sequence[str],
+    videos: Sequence[Path],
+    checkpoint: int | None,
+    as_json: bool,
+    averaged: bool | None = None,
+) -> None:
+    """Print what a run's model says to each prompt about these videos; what it draws is in samples/ of the run.
+
+    Without prompts these are how conversations of its talks begin, about the clips of these where no video is given.
+
+    Raises:
+        InputError: there is no prompt, or a video cannot be read.
+    """
+    from data.streams.visual_lookup import Looker
+    from launcher.batches.visual_codes import Drawn, write_drawn
+    from launcher.core.run_folder import RunFolder
+    from launcher.generation.answers import MOST_WORDS, conversation_about, open_speaker
+    from launcher.generation.evaluation import looker_for
+    from launcher.generation.sample_prompts import Question, questions_of
+    from launcher.generation.videos import slug
+    from parallel.random import key_of
+
+    speaker = open_speaker(run, checkpoint, averaged)
+    console = Console(stderr=as_json)
+    asked = [Question(prompt, tuple(map(str, videos))) for prompt in prompts or speaker.prompts]
+    looker, coding = Looker(speaker.sampling), speaker.coding
+    if not asked:
+        talks = speaker.talks
+        assert talks is not None, "a speaker of a run has talks"
+        told = f'no --prompt: questions of {talks.folders[0]}; your own: --prompt "..."'
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
+        asked = list(questions_of(talks))
+        if videos:
+            asked = [Question(one.prompt, tuple(map(str, videos))) for one in asked]
+        elif talks.clips:
+            looker = looker_for(speaker, talks.clips[0][0], run)
+    for prompt, seen in ((one.prompt, one.clips) for one in asked):
+        conversation = conversation_about([Path(name) for name in seen], prompt)
+        words = speaker.said(
+            speaker.asked(*speaker.lay(conversation, looker.frames, None, looker.timelines)),
+            MOST_WORDS + (coding.most if coding else 0),
+        )
+        said, drawn = speaker.text(words), coding.drawn(words) if coding else Drawn((), 0)
+        about = f"-{key_of(*seen) & 0xFFFFFFFF:08x}" if seen else ""
+        name = f"{slug(prompt)}{about}-step-{speaker.step}{speaker.weights}"
+        files = [str(path) for path in write_drawn(drawn, RunFolder(run).samples, name, speaker.fps)]
+        if as_json:
+            record = {"prompt": prompt, "videos": list(seen), "answer": said, "step": speaker.step}
+            print(json.dumps({**record, **({"drawn": files, "codes_left": drawn.left} if coding else {})}))
+            continue
+        lost = [f"{drawn.left} codes that fill no whole frame"] if drawn.left else []
+        lines = "".join(f"\n  {line}" for line in (*([said] if said or not files else []), *files, *lost))
+        console.print(f"{prompt}{lines}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,69 @@
+"""The command `longreel needle`. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from launcher.cli.eval import Averaged
+from launcher.core.terminal import Console
+from parallel.errors import InputError
+
+
+def needle(
+    run: Annotated[Path, typer.Argument(help="A run folder of a video_lm.")],
+    lengths: Annotated[str, typer.Option(help="Of haystacks: bytes of words, or frames.")] = "256,1024,2048",
+    depths: Annotated[int, typer.Option(min=1, help="From the beginning to the end.")] = 5,
+    each: Annotated[int, typer.Option(min=1, help="Needles of each length and depth.")] = 8,
+    secrets: Annotated[int, typer.Option(min=1, help="In each haystack of words; one of them is asked for.")] = 1,
+    frames: Annotated[bool, typer.Option("--frames", help="Haystacks of frames instead of words.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the haystacks; training data should have another.")] = 1,
+    checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; the newest if not given.")] = None,
+    averaged: Averaged = None,
+    out: Annotated[Path | None, typer.Option(help="The picture, a PNG; in the run folder if not given.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of a table.")] = False,
+) -> None:
+    """Hide a secret in haystacks of growing length and see where a run's model finds it: a table and a heat map.
+
+    Example: longreel needle runs/mine --lengths 1024,4096,16384 --depths 7
+    """
+    from launcher.core.progress_bar import Bar
+    from launcher.core.run_folder import keep, write_whole
+    from launcher.generation.answers import open_speaker
+    from launcher.generation.needle_test import heat_map, of_length, search
+
+    asked = _lengths(lengths)
+    speaker = open_speaker(run, checkpoint, averaged)
+    console = Console(stderr=json_)
+    with Bar(console, "needles") as bar:
+        cells = search(speaker, asked, depths, each, secrets, frames, seed, lambda d, t: bar.update(d, t, ""))
+    what = "frames" if frames else "words"
+    picture = io.BytesIO()
+    heat_map(cells, f"needles found among {what}, step {speaker.step}").save(picture, "PNG")
+    name = f"needle-{what}-step-{speaker.step}{speaker.weights}"
+    path = out or run / "eval" / f"{keep(run / 'eval', name, {'.png': picture.getvalue()})}.png"
+    if out is not None:
+        write_whole(path, picture.getvalue())
+    if json_:
+        print(json.dumps({"cells": [asdict(cell) for cell in cells], "picture": str(path)}))
+        return
+    table = Table(title=f"needles among {what}, step {speaker.step}", title_justify="left")
+    for column in ("length", "tokens", "asked", "found", "share"):
+        table.add_column(column, justify="right")
+    for length, tokens, found, total in of_length(cells):
+        table.add_row(f"{length:,}", f"{tokens:,}", f"{total:,}", f"{found:,}", f"{found / total:.1%}")
+    console.print(table)
+    console.print(f"{path}  by depth", highlight=False, markup=False, soft_wrap=True)
+
+
+def _lengths(text: str) -> list[int]:
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) for part in numbers):
+        raise InputError("lengths are numbers with commas", f"--lengths {text}", "--lengths 256,1024,2048")
+    return [int(part) for part in numbers]

@@ -1,0 +1,1 @@
+"""Ray clusters: connections, placement, jobs, templates for KubeRay and Slurm."""

@@ -1,0 +1,1 @@
+"""The settings of a run: schema, checks, overrides, the words of errors."""

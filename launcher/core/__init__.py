@@ -1,0 +1,1 @@
+"""What every part of the launcher uses: run folder, records, terminal, hardware, heartbeats."""

@@ -1,0 +1,1 @@
+"""Faults that a rank makes itself suffer, to test recovery."""

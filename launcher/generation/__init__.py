@@ -1,0 +1,1 @@
+"""What a trained model makes: videos, answers, evaluations, latents."""

@@ -1,0 +1,234 @@
+"""`longreel sample`: videos from a run's checkpoint, as mp4, one contact sheet, and what they were made from.
+
+A sample depends on (weights, prompt, seed, steps, guidance, size) alone: each is drawn by itself, so that the same
+request gives the same bytes whatever else is asked for with it. Its name says all of these, and what is there already
+is never overwritten (`folder.keep`): to compare checkpoints or scales is what samples are for.
+
+    a-red-square-step-200-seed-0-guidance-4-solver-50-16x32x32.mp4    of the moving average, if the run keeps one
+    a-red-square-step-200-seed-0-guidance-4-solver-50-16x32x32-no-ema.mp4
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from math import prod
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+
+from data.media.video import encode
+from launcher.checkpoints.checkpoint_manifest import name_of
+from launcher.checkpoints.external_hashes import Hashes, outside_of, refuse_other_outside
+from launcher.checkpoints.pretrained import fill, folder_of_weights
+from launcher.checkpoints.reading import Checkpoint, newest, one
+from launcher.checkpoints.storage import open_storage
+from launcher.config.run_config import RunConfig, load
+from launcher.core.hardware import device_here
+from launcher.core.run_folder import RunFolder, keep
+from launcher.generation.sample_request import Request, settle
+from models.codecs.vae import open_codec
+from models.codecs.vq import Frames, enlarged
+from models.diffusion.sampler import sample
+from models.diffusion.video_dit import VideoDiT, VideoDiTConfig
+from models.language.video_lm import VideoLM
+from models.layers.patches import unpatchify
+from models.registry import DTYPES, build, build_flow
+from parallel.errors import InputError
+from parallel.random import key_of
+from parallel.zero.ema import EMA
+from parallel.zero.engine import Fragment
+
+SHEET_FRAMES = 8
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One video that was written, and how it was made."""
+
+    file: str
+    prompt: str
+    seed: int
+    steps: int
+    guidance: float
+    frames: int
+    height: int
+    width: int
+    checkpoint_step: int
+    averaged: bool
+
+
+def draw(
+    run: Path,
+    request: Request,
+    out: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> tuple[list[Sampled], Path]:
+    """Draw videos; returns what was written, and the contact sheet.
+
+    Args:
+        run: the run folder.
+        request: what to draw.
+        out: folder for the files; `samples/` of the run if not given.
+        on_progress: called with (done, total).
+        on_note: called with what a person should know before anything is drawn.
+
+    Raises:
+        InputError: no run, no checkpoint, no prompt, or a size that does not fill whole tokens.
+    """
+    config, found = open_run(run, request.checkpoint_step)
+    if not isinstance(config.model, VideoDiTConfig):
+        found_there, remedy = f"model.kind: {config.model.kind}", '--video FILE --prompt "What is it?", to ask'
+        raise InputError("videos are drawn by a model that draws", found_there, remedy)
+    device = device_here(config.device)
+    codec = open_codec(config.codec, config.model.patch, DTYPES[config.dtype], device)
+    asked = settle(request, config, found.state.step, codec.geometry)
+    grid = codec.geometry.grid(asked.frames, *asked.size)
+    averaged = is_averaged(found, request.averaged)
+    if on_note is not None:
+        of = "moving average of the weights; --no-ema for the weights" if averaged else "weights"
+        for note in (*asked.notes, f"step {found.state.step}, {of}"):
+            on_note(note)
+    model = load_model(config, found, codec.geometry.channels, device, averaged)
+    assert isinstance(model, VideoDiT), "a model that speaks was refused"
+    objective = build_flow(config.objective)
+    folder = out or RunFolder(run).samples
+    folder.mkdir(parents=True, exist_ok=True)
+    written, rows = [], []
+    for number, prompt in enumerate(asked.prompts):
+        (tokens,) = sample(
+            model, objective, [grid], [prompt], [key_of(asked.seed, prompt)], steps=asked.steps,
+            guidance=asked.guidance, shift=objective.shift_of(prod(grid)), dtype=DTYPES[config.dtype],
+        )  # fmt: skip
+        latents = unpatchify(tokens, grid, config.model.patch, codec.geometry.channels)
+        frames: Frames = codec.decode(latents).cpu().numpy()
+        made = Sampled(
+            "", prompt, asked.seed, asked.steps, asked.guidance,
+            len(frames), frames.shape[1], frames.shape[2], found.state.step, averaged,
+        )  # fmt: skip
+        video = encode(enlarged(frames), Fraction(config.sample.fps))
+        written.append(_write(folder, f"{slug(prompt)}-{_setting(made, found)}", made, video))
+        rows.append((prompt, frames))
+        if on_progress is not None:
+            on_progress(number + 1, len(asked.prompts))
+    picture = io.BytesIO()
+    contact_sheet(rows).save(picture, "PNG")
+    sheet = keep(folder, f"sheet-{_setting(written[0], found)}", {".png": picture.getvalue()})
+    return written, folder / f"{sheet}.png"
+
+
+def _setting(made: Sampled, found: Checkpoint) -> str:
+    """All that a sample depends on but its prompt, as a part of a file name."""
+    guidance = f"{made.guidance:g}" if float(f"{made.guidance:g}") == made.guidance else repr(made.guidance)
+    shape = f"{made.frames}x{made.height}x{made.width}"
+    weights = "" if made.averaged == is_averaged(found) else "-no-ema"
+    return f"step-{made.checkpoint_step}-seed-{made.seed}-guidance-{guidance}-solver-{made.steps}-{shape}{weights}"
+
+
+def _write(folder: Path, stem: str, made: Sampled, video: bytes) -> Sampled:
+    """The video, and beside it what it was made from, which names it."""
+
+    def files(name: str) -> dict[str, bytes]:
+        told = asdict(replace(made, file=f"{name}.mp4"))
+        return {".mp4": video, ".json": json.dumps(told, indent=1).encode()}
+
+    return replace(made, file=f"{keep(folder, stem, files)}.mp4")
+
+
+def open_run(run: Path, step: int | None = None) -> tuple[RunConfig, Checkpoint]:
+    """A run's config and one of its checkpoints, the newest whole one if no step is given."""
+    folder = RunFolder(run)
+    if not folder.config.exists():
+        raise InputError("a run folder holds config.yaml", f"{run} does not", "give the `out` folder of a run")
+    config = load(folder.config)
+    storage = open_storage(folder.checkpoints, config.checkpoint.to)
+    if step is None:
+        found, _ = newest(storage)
+        if found is None:
+            raise InputError(
+                "samples come from a checkpoint", f"{run} has none yet", "train at least one checkpoint.every"
+            )
+        return config, found
+    return config, one(storage, name_of(step))
+
+
+def is_averaged(found: Checkpoint, asked: bool | None = None) -> bool:
+    """Whether the moving average is taken: as asked, or if the run kept one.
+
+    Raises:
+        InputError: it is asked for, and there is none.
+    """
+    has = EMA in found.manifest.keys
+    if asked and not has:
+        raise InputError("a moving average is drawn with if the run kept one", f"{found.where} has none", "--no-ema")
+    return has if asked is None else asked
+
+
+def long_prompts(run: Path, request: Request) -> list[str]:
+    """What to tell of prompts that are longer than the model reads."""
+    config = load(RunFolder(run).config)
+    if not isinstance(config.model, VideoDiTConfig):
+        return []
+    most = config.model.text.max_bytes
+    prompts = request.prompts or config.sample.prompts
+    sizes = [(prompt, len(prompt.encode("utf-8", "surrogatepass"))) for prompt in prompts]
+    return [
+        f"the prompt {prompt[:40]!r} ... has {size:,} bytes: the model reads the first {most:,} (model.text.max_bytes)"
+        for prompt, size in sizes
+        if size > most
+    ]
+
+
+def load_model(
+    config: RunConfig, found: Checkpoint, channels: int, device: torch.device, averaged: bool | None = None
+) -> VideoDiT | VideoLM:
+    """The model with the checkpoint's weights, or their moving average: see `is_averaged`.
+
+    Raises:
+        InputError: what is read beside the checkpoint, as frozen weights and the codec, is not what it was.
+    """
+    model = build(config.model, channels, config.seed, DTYPES[config.dtype], config.objective).to(device).eval()
+    folder = folder_of_weights(config)
+    refuse_other_outside(found, config, outside_of(config, model, None, Hashes()))
+    if folder is not None:
+        fill(folder, model)
+    key = EMA if is_averaged(found, averaged) else "master"
+    named = model.named_parameters()
+    parameters = {name: parameter.data.view(-1) for name, parameter in named if name in found.manifest.shapes}
+    found.fill([Fragment(name, 0, {"master": flat, key: flat}) for name, flat in parameters.items()], (key,))
+    return model
+
+
+def contact_sheet(rows: Sequence[tuple[str, Frames]]) -> Image.Image:
+    """One row a video, its frames from left to right below its prompt."""
+    pad, label = 6, 18
+    shown = [(prompt, [enlarged(frames)[i] for i in spread(len(frames))]) for prompt, frames in rows]
+    height, width = shown[0][1][0].shape[:2]
+    columns = max(len(frames) for _, frames in shown)
+    sheet = Image.new("RGB", (pad + columns * (width + pad), len(shown) * (height + label + pad) + pad), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (prompt, frames) in enumerate(shown):
+        top = pad + row * (height + label + pad)
+        pen.text((pad, top), prompt, fill="black", font_size=13)
+        for column, frame in enumerate(frames):
+            sheet.paste(Image.fromarray(frame), (pad + column * (width + pad), top + label))
+    return sheet
+
+
+def spread(frames: int) -> Iterator[int]:
+    """At most SHEET_FRAMES positions from first to last."""
+    count = min(frames, SHEET_FRAMES)
+    return (round(i * (frames - 1) / max(1, count - 1)) for i in range(count))
+
+
+def slug(prompt: str) -> str:
+    """A file name of a prompt; two prompts that differ get names that differ."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "sample"
+    plain = prompt == words.replace("-", " ")
+    return words if plain else f"{words}-{key_of(prompt) & 0xFFFFFFFF:08x}"

@@ -1,0 +1,1 @@
+"""Who starts, watches and restarts the ranks."""

@@ -1,0 +1,1 @@
+"""Codecs: frames to latents or codes, and back."""

@@ -1,0 +1,1 @@
+"""Video diffusion transformers: the model, its text encoder, its attention per layer, its sampler."""

@@ -1,0 +1,1 @@
+"""Video-language models: language models of transformers, vision towers, masks of conversations, caches."""

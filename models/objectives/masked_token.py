@@ -1,0 +1,72 @@
+"""Masked visual tokens: some codes are hidden, and the model names them from all others, words included.
+
+    r = cos(pi u / 2), u ~ U(0, 1)                 the share that is hidden  (MaskGIT, arXiv:2202.04200, eq. 3; MAGVIT,
+    loss = sum_hidden -log p(code | the rest)                                 Yu et al., arXiv:2212.05199, sec. 3.3)
+
+Every token sees every other of its document. Draws come from the key of the document and the position in it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from models.objectives.next_token import Bools, Ints, Learned
+from parallel.errors import InputError
+from parallel.random import key_of, normal, uniform
+from parallel.sequence.packed import CODED
+from parallel.sequence.relayout import IGNORED
+from parallel.setting_effects import Numbers, State
+
+
+class MaskedTokenConfig(BaseModel):
+    """How codes are hidden.
+
+    Attributes:
+        token: of the vocabulary, that stands where a code is hidden: `mask` of talks.json, after the last code.
+        share: of the codes that are hidden; none draws it for each sample by the cosine above.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: State[Literal["masked_token"]] = "masked_token"
+    token: State[int] = Field(ge=0)
+    share: Numbers[float | None] = Field(default=None, gt=0, le=1)
+
+
+class MaskedToken:
+    """The objective."""
+
+    sees: Literal["all"] = "all"
+
+    def __init__(self, config: MaskedTokenConfig) -> None:
+        self.config = config
+
+    def learned(self, tokens: Ints, labels: Ints, kinds: Ints, visual: Bools, key: int) -> Learned:
+        """Of one conversation; `kinds` are those of the labels, so a token's own kind is that of the label before."""
+        own = np.append(0, kinds[:-1])
+        codes = np.flatnonzero(own == CODED)
+        if len(codes) and self.config.token <= tokens[codes].max():
+            rule = "a token that no code has stands where one is hidden"
+            told = f"objective.token={self.config.token}, and there is a code {tokens[codes].max()}"
+            raise InputError(rule, told, "objective.token: the number of `mask` in talks.json")
+        share = self.config.share or math.cos(math.pi / 2 * uniform(key_of(key, "share")))
+        count = max(1, round(share * len(codes))) if len(codes) else 0
+        order = np.argsort(normal(key_of(key, "hidden"), 0, len(codes), 1)[:, 0], kind="stable")
+        hidden = codes[order[:count]]
+        masked, found, weight = tokens.copy(), np.full(len(tokens), IGNORED), np.zeros(len(tokens))
+        masked[hidden], found[hidden], weight[hidden] = self.config.token, tokens[hidden], 1.0
+        return Learned(masked, found, weight)
+
+    def head(self, model: Any, hidden: Tensor, heard: Any) -> Tensor:
+        """As of `NextToken`: the labels stand where they are to be named."""
+        loss: Tensor = model.lm.loss(hidden, heard.labels, heard.packed.weight)[0]
+        return loss
+
+    def loss(self, prediction: Tensor, heard: Any) -> tuple[Tensor, Tensor]:
+        """See `NextToken`."""
+        return prediction, heard.packed.weight.sum()

@@ -1,0 +1,96 @@
+"""Next token: what a language model learns to say, each kind of token with a weight of its own.
+
+    loss = sum_i w_i (-log p(x_(i+1) | x_(<= i))) / sum_i w_i         over all ranks and micro-steps of a step
+
+Weights belong to tokens and not to sequences, so that packing changes nothing: LWM (Liu et al., arXiv:2402.08268, sec.
+3.3) found that packing with a mean over packs, where long answers drown short ones, costs a third of the accuracy on
+questions about images. `per: sample` gives each conversation the same weight, as training without packs would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from parallel.errors import InputError
+from parallel.setting_effects import Numbers, State
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+class NextTokenConfig(BaseModel):
+    """What each kind of token counts.
+
+    Attributes:
+        answered: words of the assistant.
+        asked: words of everybody else.
+        coded: visual codes of the vocabulary: above 0 the model learns to draw them.
+        silent: saying nothing, after a view of a stream.
+        per: "token" counts every token by its kind; "sample" lets every conversation count the same in all.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: State[Literal["next_token"]] = "next_token"
+    answered: Numbers[float] = Field(default=1.0, ge=0)
+    asked: Numbers[float] = Field(default=0.0, ge=0)
+    coded: Numbers[float] = Field(default=0.0, ge=0)
+    silent: Numbers[float] = Field(default=1.0, ge=0)
+    per: Numbers[Literal["token", "sample"]] = "token"
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> NextTokenConfig:
+        if not any((self.answered, self.asked, self.coded, self.silent)):
+            raise InputError("something is learned", "answered, asked, coded and silent are all 0", "answered: 1")
+        return self
+
+    def weigh(self, kinds: Ints, labelled: Bools) -> Floats:
+        """[tokens] weights of one conversation, of the kinds of its labels (`parallel.sequence.packed`)."""
+        by_kind = np.array([self.asked, self.answered, self.coded, self.silent])
+        found = np.where(labelled, by_kind[kinds], 0.0)
+        total = found.sum()
+        return found / total if self.per == "sample" and total else found
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What a conversation is to a model that learns it.
+
+    Attributes:
+        tokens: [tokens] that go in.
+        labels: [tokens] that should come out, -100 for none.
+        weight: [tokens] of each label.
+    """
+
+    tokens: Ints
+    labels: Ints
+    weight: Floats
+
+
+class NextToken:
+    """The objective."""
+
+    sees: Literal["past"] = "past"
+
+    def __init__(self, config: NextTokenConfig) -> None:
+        self.config = config
+
+    def learned(self, tokens: Ints, labels: Ints, kinds: Ints, visual: Bools, key: int) -> Learned:
+        """Of one conversation; `key` is that of its document."""
+        return Learned(tokens, labels, self.config.weigh(kinds, labels >= 0))
+
+    def head(self, model: Any, hidden: Tensor, heard: Any) -> Tensor:
+        """The sum over local tokens of weight x cross entropy; see `Backbone.loss`."""
+        loss: Tensor = model.lm.loss(hidden, heard.labels, heard.packed.weight)[0]
+        return loss
+
+    def loss(self, prediction: Tensor, heard: Any) -> tuple[Tensor, Tensor]:
+        """The model has computed it: ZeRO-3 owns its head while it is asked."""
+        return prediction, heard.packed.weight.sum()

@@ -1,0 +1,153 @@
+"""Rectified flow: learn the velocity of straight paths from data to noise.
+
+    z_s = (1 - s) x + s e        e ~ N(0, 1), noise level s: 0 = clean, 1 = noise       (Liu et al., eq. 1)
+    dz/ds = e - x                the velocity; the loss is its mean squared error         (Liu et al., eq. 1)
+
+Liu et al., "Flow straight and fast", arXiv:2209.03003; Esser et al., "Scaling rectified flow transformers",
+arXiv:2403.03206, whose t is our s. Li and He, "Back to basics: let denoising generative models denoise",
+arXiv:2511.13720, let the network predict x and keep the loss on the velocity (z - x) / s: data lies on a surface of few
+dimensions and noise does not, so that wide tokens (pixels) learn much faster from a narrow network.
+
+All draws about a clip come from its key and the position inside it, so the same numbers fall on the same token
+whichever rank holds it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from parallel.device_stream import Send, here
+from parallel.random import key_of, normal, uniform
+from parallel.sequence.packed import Document, Packed, local_spans
+from parallel.setting_effects import Numbers, State
+
+LEAST_LEVEL = 0.05  # the smallest s that we divide by, as Li and He do
+
+
+class RectifiedFlowConfig(BaseModel):
+    """How noise levels are drawn and what the network predicts.
+
+    Attributes:
+        logit_mean: of the noise level; above 0 trains more on noise.
+        logit_std: of the noise level.
+        shift: of the noise level towards noise; 1 for none, "tokens" for sqrt(tokens / base_tokens) of each clip.
+        base_tokens: of a clip whose levels are not shifted.
+        predict: what the network's output means.
+        caption_drop: share of clips that are trained without their caption, for guidance.
+        first_frame: share of clips whose first frame (of tokens) is given clean: image to video.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: State[Literal["rectified_flow"]] = "rectified_flow"
+    logit_mean: Numbers[float] = 0.0
+    logit_std: Numbers[float] = Field(default=1.0, ge=0)
+    shift: Numbers[Literal["tokens"] | Annotated[float, Field(gt=0)]] = 1.0
+    base_tokens: Numbers[int] = Field(default=4096, gt=0)
+    predict: State[Literal["velocity", "clean"]] = "velocity"
+    caption_drop: Numbers[float] = Field(default=0.1, ge=0, le=1)
+    first_frame: Numbers[float] = Field(default=0.0, ge=0, le=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Input and target of one micro-step.
+
+    Attributes:
+        packed: with noisy values, noise levels, the weights that count, and "" for dropped captions.
+        target: [tokens, token_dim], the velocity e - x or the clean x.
+        levels: [tokens], the noise levels as the host knows them.
+    """
+
+    packed: Packed
+    target: Tensor
+    levels: npt.NDArray[np.float64]
+
+
+def shifted(level: Tensor, shift: float) -> Tensor:
+    """Noise levels moved towards noise (Esser et al., eq. 23): a s / (1 + (a - 1) s) with a = sqrt(m / n)."""
+    return shift * level / (1 + (shift - 1) * level)
+
+
+class RectifiedFlow:
+    """The objective: `prepare` makes noise, `loss` compares."""
+
+    def __init__(self, config: RectifiedFlowConfig) -> None:
+        self.config = config
+
+    def level(self, document: Document) -> float:
+        """The noise level of a clip: sigmoid of a normal (Esser et al., eq. 19), shifted."""
+        draw = float(normal(key_of(document.key, "level"), 0, 1, 1)[0, 0])
+        level = torch.tensor(self.config.logit_mean + self.config.logit_std * draw, dtype=torch.float64).sigmoid()
+        return float(shifted(level, self.shift_of(document.tokens)))
+
+    def shift_of(self, tokens: int) -> float:
+        """The shift for a clip of `tokens` tokens."""
+        if self.config.shift == "tokens":
+            return math.sqrt(tokens / self.config.base_tokens)
+        return self.config.shift
+
+    def prepare(self, packed: Packed, send: Send = here) -> Prepared:
+        """Noise the clean `packed`: bit for bit the same for a token, whatever else is held.
+
+        Noise is drawn in float32 and mixed in at least float32; noise levels stay in at least float32.
+
+        Args:
+            packed: on the device.
+            send: puts a tensor of the host there.
+        """
+        wide = torch.promote_types(packed.values.dtype, torch.float32)
+        clean, weight = packed.values.to(wide), packed.weight.to(wide, copy=True)
+        noise, levels = torch.empty_like(clean), np.empty(len(clean))
+        row = 0
+        for index, start, stop in local_spans(packed.lengths, packed.ranges):
+            document, rows = packed.documents[index], slice(row, row + stop - start)
+            noise[rows] = send(torch.from_numpy(normal(key_of(document.key, "noise"), start, stop, clean.shape[1])))
+            levels[rows] = self.level(document)
+            if document.grid[0] > 1 and uniform(key_of(document.key, "first_frame")) < self.config.first_frame:
+                given = slice(row, row + max(0, min(stop, document.grid[1] * document.grid[2]) - start))
+                levels[given], weight[given] = 0.0, 0.0
+            row = rows.stop
+        level = send(torch.from_numpy(levels).to(wide))
+        noisy = (1 - level)[:, None] * clean + level[:, None] * noise
+        noisy_packed = replace(
+            packed,
+            documents=tuple(self._with_caption_dropped(d) for d in packed.documents),
+            values=noisy.to(packed.values.dtype),
+            noise_level=level,
+            weight=weight,
+        )
+        return Prepared(noisy_packed, noise - clean if self.config.predict == "velocity" else clean, levels)
+
+    def loss(self, prediction: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor]:
+        """The sum over local tokens of weight x squared error of the velocity (mean over token_dim), and of weight."""
+        packed = prepared.packed
+        error = prediction.to(prepared.target.dtype) - prepared.target
+        if self.config.predict == "clean":
+            # Li and He, table 1: predict x, loss on v
+            error = error / packed.noise_level.clamp_min(LEAST_LEVEL)[:, None]
+        return (packed.weight * error.square().mean(dim=1)).sum(), packed.weight.sum()
+
+    def velocity(self, prediction: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """What the network's output says about dz/ds, for samplers.
+
+        Args:
+            prediction: [tokens, token_dim].
+            noisy: [tokens, token_dim].
+            level: [tokens].
+        """
+        if self.config.predict == "velocity":
+            return prediction
+        return (noisy - prediction) / level.clamp_min(LEAST_LEVEL)[:, None]
+
+    def _with_caption_dropped(self, document: Document) -> Document:
+        dropped = uniform(key_of(document.key, "drop")) < self.config.caption_drop
+        return replace(document, text="") if dropped else document

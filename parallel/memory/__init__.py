@@ -1,0 +1,1 @@
+"""What a step keeps for its backward pass: recompute, offload to the host, tiles of tokens."""

@@ -1,0 +1,1 @@
+"""How a sequence is laid out and split over ranks, and how rows get from one layout to another."""
