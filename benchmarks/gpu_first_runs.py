@@ -196,7 +196,7 @@ def dry_run_bytes(case: Case) -> Iterator[Row]:
     except ImportError:
         yield Row("eight configs", "this checkout has no launcher.dryrun", "left out")
         return
-    from launcher.config.run_config import check
+    from launcher.config.loading import check
 
     with tempfile.TemporaryDirectory() as folder:
         shop = Workshop(case, Path(folder))

@@ -17,8 +17,8 @@ import torch
 from data.streams.curriculum import Position
 from launcher.batches.datasets import geometry_of
 from launcher.batches.diffusion_batches import Clips
+from launcher.config.loading import load
 from launcher.config.lr_schedule import learning_rate
-from launcher.config.run_config import load
 from launcher.training.loop import build_feed
 from launcher.training.rendezvous import RankPlace
 from models.registry import DTYPES, build

@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from launcher.config.loading import load, to_yaml
 from launcher.config.proposed_commands import filled
-from launcher.config.run_config import RunConfig, load, to_yaml
+from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder, events_of, make_run_folder, write_whole
 from launcher.core.terminal import visible
 from launcher.supervision.failure_causes import cause_of, last_line

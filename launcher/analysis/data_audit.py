@@ -19,7 +19,8 @@ from data.streams.curriculum import AnyStream, Curriculum, Position
 from launcher.batches.datasets import open_curriculum
 from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.storage import open_storage
-from launcher.config.run_config import RunConfig, load
+from launcher.config.loading import load
+from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder, events_of, steps_of
 from launcher.training.metrics_log import record_of
 from parallel.errors import InputError

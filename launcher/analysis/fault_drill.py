@@ -21,7 +21,9 @@ from typing import Any
 from launcher.analysis.data_audit import audit
 from launcher.analysis.subprocess_run import Command, Record
 from launcher.checkpoints.storage import LocalStorage, Storage, open_storage
-from launcher.config.run_config import FaultConfig, RunConfig, to_yaml
+from launcher.config.loading import to_yaml
+from launcher.config.run_config import RunConfig
+from launcher.config.sections import FaultConfig
 from launcher.core.run_folder import RunFolder
 from launcher.supervision.run import DONE, STOPPED
 from parallel.errors import InputError

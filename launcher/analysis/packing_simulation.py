@@ -20,7 +20,8 @@ from data.streams.curriculum import Curriculum, Position
 from launcher.batches.dataset_codec import with_own_codec
 from launcher.batches.datasets import open_curriculum
 from launcher.batches.idle_replicas import Deal
-from launcher.config.run_config import RunConfig, load
+from launcher.config.loading import load
+from launcher.config.run_config import RunConfig
 from models.diffusion.attention_schedule import masks_of
 from models.diffusion.video_dit import VideoDiTConfig
 from models.language.video_lm import VideoLMConfig

@@ -15,7 +15,8 @@ from typing import Any
 
 from data.dataset.index import Index
 from data.dataset.latents_file import are_latents
-from launcher.config.run_config import DataConfig, RunConfig
+from launcher.config.run_config import RunConfig
+from launcher.config.sections import DataConfig
 from launcher.core.run_folder import write_whole
 from models.codecs.vae import CodecConfig
 from models.diffusion.video_dit import VideoDiTConfig

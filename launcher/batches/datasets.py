@@ -19,7 +19,8 @@ from data.streams.chat_stream import TalkStream
 from data.streams.clip_stream import Stream
 from data.streams.curriculum import Curriculum
 from launcher.batches.dataset_codec import refuse_pixels
-from launcher.config.run_config import DataConfig, RunConfig
+from launcher.config.run_config import RunConfig
+from launcher.config.sections import DataConfig
 from models.codecs.vae import open_codec
 from models.diffusion.attention_schedule import AttentionConfig, area_of
 from models.diffusion.video_dit import VideoDiTConfig

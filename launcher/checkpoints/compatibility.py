@@ -27,7 +27,8 @@ from launcher.checkpoints.storage import Storage, open_storage
 from launcher.config.config_schema import leaves
 from launcher.config.lr_schedule import learning_rate
 from launcher.config.proposed_commands import setting
-from launcher.config.run_config import DataConfig, OptimizerConfig, RunConfig, SegmentConfig
+from launcher.config.run_config import RunConfig
+from launcher.config.sections import DataConfig, OptimizerConfig, SegmentConfig
 from launcher.core.run_folder import RunFolder, known_id, read_lines
 from parallel.errors import InputError
 from parallel.setting_effects import Effect

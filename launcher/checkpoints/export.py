@@ -71,7 +71,7 @@ def export_folder(found: Checkpoint, out: Path, averaged: bool | None, dtype: st
     )
     from launcher.checkpoints.pretrained import export as write
     from launcher.checkpoints.pretrained import fill, folder_of_weights, stored_in
-    from launcher.config.run_config import check
+    from launcher.config.loading import check
     from models.language.video_lm import VideoLM, VideoLMConfig
     from models.registry import build
 
@@ -121,7 +121,7 @@ def _write(out: Path, tensors: dict[str, torch.Tensor], told: dict[str, str]) ->
 
 def _frozen(found: Checkpoint) -> int:
     """Parameters of the model that are in no checkpoint; only a video_lm has any."""
-    from launcher.config.run_config import check
+    from launcher.config.loading import check
     from models.registry import build
     from parallel.zero.engine import on_meta
 

@@ -138,7 +138,7 @@ def train(
 
     if note := address_space.refuse_little():
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    from launcher.config.run_config import load
+    from launcher.config.loading import load
     from launcher.core.hardware import ranks_here
     from launcher.supervision.run import absolute
     from launcher.supervision.run import train as go
@@ -254,7 +254,7 @@ def plan(
     from launcher.batches.batch_builders import keep_of
     from launcher.batches.dataset_codec import with_own_codec
     from launcher.batches.idle_replicas import idle_notes
-    from launcher.config.run_config import load
+    from launcher.config.loading import load
     from parallel.attention.cost import Heads
     from parallel.attention.plan import Keep
     from parallel.mesh import Mesh

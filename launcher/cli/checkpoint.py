@@ -206,7 +206,7 @@ def import_(
     """
     from launcher.batches.datasets import geometry_of
     from launcher.checkpoints.deepspeed_universal import import_universal
-    from launcher.config.run_config import load
+    from launcher.config.loading import load
     from launcher.supervision.run import absolute
     from models.registry import DTYPES, build
 
@@ -225,7 +225,7 @@ def import_(
 def _storage(run: str) -> Storage:
     """The checkpoints of a run folder, or those that lie in this folder or at this URL themselves."""
     from launcher.checkpoints.storage import open_storage
-    from launcher.config.run_config import load
+    from launcher.config.loading import load
     from launcher.core.run_folder import RunFolder
 
     if "://" in run:

@@ -45,7 +45,7 @@ def submit(
     Example: longreel submit recipes/quickstart.yaml out=/shared/runs/mine --address http://head:8265
     """
     from launcher.cluster.jobs import Jobs
-    from launcher.config.run_config import load
+    from launcher.config.loading import load
     from launcher.supervision.run import absolute
 
     jobs = Jobs(address, no_token)
@@ -173,7 +173,8 @@ def cluster(
     Example: longreel cluster run.yaml --kind slurm --nodes 4 --gpus 8 --cpus 64 --option=--partition=gpu --out run.sh
     """
     from launcher.cluster import templates
-    from launcher.config.run_config import load, paths_of, to_yaml
+    from launcher.config.loading import load, to_yaml
+    from launcher.config.run_config import paths_of
     from launcher.supervision.run import absolute
 
     of_kind = {"image": image, "storage": storage, "option": option or None, "memory": memory}

@@ -155,7 +155,7 @@ def _sampling(run: Path | None, overrides: list[str]) -> tuple[Sampling, str]:
         return Sampling(geometry), "codec 4 x 8 x 8, patch 1 x 2 x 2 (yours: --run RUN.yaml)"
     from launcher.batches.dataset_codec import with_own_codec
     from launcher.batches.datasets import geometry_of
-    from launcher.config.run_config import load
+    from launcher.config.loading import load
 
     config = with_own_codec(load(run, overrides))
     data = config.data.merged()[0]

@@ -49,7 +49,7 @@ def drill(
     """
     from launcher.analysis.fault_drill import USUAL, plan
     from launcher.analysis.fault_drill import drill as go
-    from launcher.config.run_config import load
+    from launcher.config.loading import load
     from launcher.supervision.run import absolute
 
     if address is not None and not ray:

@@ -36,7 +36,7 @@ def dryrun(
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its groups have no backend, and torch says so
     from launcher.batches.dataset_codec import with_own_codec
     from launcher.batches.idle_replicas import idle_notes
-    from launcher.config.run_config import load
+    from launcher.config.loading import load
     from launcher.dryrun.dry_step import dry_run
     from launcher.tables.dryrun_tables import as_json, show
 

@@ -445,7 +445,7 @@ def is_ours(info: Any) -> bool:
 
 def stage(config: RunConfig, folder: Path) -> None:
     """Our packages and the run, as they are shipped."""
-    from launcher.config.run_config import to_yaml
+    from launcher.config.loading import to_yaml
 
     for package in CODE:
         shutil.copytree(HOME / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from launcher.config.run_config import OptimizerConfig
+from launcher.config.sections import OptimizerConfig
 
 FALLING = 0.25  # of the steps, in which the rate of schedule "wsd" goes down
 

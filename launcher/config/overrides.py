@@ -46,8 +46,8 @@ def setting_meant(option: str, given: list[str]) -> tuple[str, str] | None:
         option: with its dashes.
         given: all arguments, the option among them.
     """
+    from launcher.config.config_errors import known_keys, nearest_key
     from launcher.config.foreign_keys import meaning_of
-    from launcher.config.run_config import known_keys, nearest_key
 
     at = next((n for n, one in enumerate(given) if one == option or one.startswith(f"{option}=")), None)
     if at is None:

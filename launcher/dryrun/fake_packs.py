@@ -21,7 +21,8 @@ from data.streams.clip_stream import Pack, Stream
 from data.streams.curriculum import Curriculum, Position
 from launcher.batches.datasets import geometry_of, open_curriculum
 from launcher.batches.loader import assign
-from launcher.config.run_config import DataConfig, RunConfig
+from launcher.config.run_config import RunConfig
+from launcher.config.sections import DataConfig
 from launcher.preflight.preflight import LEAST_FILL
 from models.language.video_lm import VideoLMConfig
 from parallel.errors import InputError

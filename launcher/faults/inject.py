@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.checkpoints.storage import PREFIX, Chunk, Storage
-from launcher.config.run_config import FaultConfig, RunConfig
+from launcher.config.run_config import RunConfig
+from launcher.config.sections import FaultConfig
 from launcher.core.heartbeat import Phase
 from launcher.core.run_folder import RunFolder
 from launcher.faults.exhaust_memory import eat

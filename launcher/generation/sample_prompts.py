@@ -19,7 +19,8 @@ from data.chat.chat_index import Talks
 from data.dataset.index import Index
 from data.planning.clip_sampling import Choice, Sampling, Size
 from launcher.batches.datasets import geometry_of
-from launcher.config.run_config import DataConfig, RunConfig
+from launcher.config.run_config import RunConfig
+from launcher.config.sections import DataConfig
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
 

@@ -28,7 +28,8 @@ from launcher.checkpoints.external_hashes import Hashes, outside_of, refuse_othe
 from launcher.checkpoints.pretrained import fill, folder_of_weights
 from launcher.checkpoints.reading import Checkpoint, newest, one
 from launcher.checkpoints.storage import open_storage
-from launcher.config.run_config import RunConfig, load
+from launcher.config.loading import load
+from launcher.config.run_config import RunConfig
 from launcher.core.hardware import device_here
 from launcher.core.run_folder import RunFolder, keep
 from launcher.generation.sample_request import Request, settle

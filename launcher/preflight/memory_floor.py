@@ -22,7 +22,8 @@ import torch
 
 from data.streams.curriculum import Curriculum
 from launcher.batches.datasets import geometry_of
-from launcher.config.run_config import RunConfig, check, parse_override
+from launcher.config.loading import check, parse_override
+from launcher.config.run_config import RunConfig
 from launcher.core.hardware import gpus, memory_and_swap
 from launcher.preflight.memory_savers import relief
 from models.diffusion.video_dit import VideoDiTConfig

@@ -14,7 +14,8 @@ from launcher.batches.idle_replicas import as_begun, idle_notes
 from launcher.checkpoints.compatibility import changed_settings, refuse_changes, refuse_foreign, refuse_left_behind
 from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.storage import open_storage
-from launcher.config.run_config import MeshConfig, RunConfig
+from launcher.config.run_config import RunConfig
+from launcher.config.sections import MeshConfig
 from launcher.core.hardware import cores, gpus, ranks_here, refuse_unusable_gpus
 from launcher.core.run_folder import RunFolder
 from launcher.preflight.elastic_mesh import mesh_for

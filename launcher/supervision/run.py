@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from launcher.batches.dataset_codec import with_own_codec
-from launcher.config.run_config import RunConfig, to_yaml
+from launcher.config.loading import to_yaml
+from launcher.config.run_config import RunConfig
 from launcher.core.hardware import cores, gpus
 from launcher.core.run_folder import RunFolder, in_use, make_run_folder, write_whole
 from launcher.preflight import preflight

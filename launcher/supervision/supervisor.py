@@ -21,7 +21,8 @@ from launcher.batches.idle_replicas import Deal
 from launcher.checkpoints.reading import Checkpoint, newest, trusting
 from launcher.checkpoints.storage import open_storage
 from launcher.config.proposed_commands import filled
-from launcher.config.run_config import MeshConfig, RunConfig
+from launcher.config.run_config import RunConfig
+from launcher.config.sections import MeshConfig
 from launcher.core import stacks
 from launcher.core.run_folder import RunFolder
 from launcher.supervision.console_view import Screen, describe

@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from launcher.config.run_config import RestartConfig
+from launcher.config.sections import RestartConfig
 from launcher.core.heartbeat import Beat, Phase
 
 Kind = Literal["silent", "behind", "all"]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.checkpoints.checkpoint_manifest import Updates
-from launcher.config.run_config import GuardConfig
+from launcher.config.sections import GuardConfig
 from launcher.core.run_folder import RunFolder, write_whole
 from parallel.parsing import parse_json
 

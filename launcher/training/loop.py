@@ -24,7 +24,8 @@ from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.saver import Saver
 from launcher.checkpoints.storage import Storage, open_storage
 from launcher.config.lr_schedule import learning_rate
-from launcher.config.run_config import GuardConfig, RunConfig
+from launcher.config.run_config import RunConfig
+from launcher.config.sections import GuardConfig
 from launcher.core.heartbeat import Pulse
 from launcher.core.run_folder import RunFolder, only_writer
 from launcher.faults import inject

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from launcher.config.loading import parse_override
 from launcher.config.proposed_commands import setting
-from launcher.config.run_config import parse_override
 from launcher.core.terminal import in_a_line
 from parallel.shell import join, quote
 

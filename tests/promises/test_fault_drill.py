@@ -24,7 +24,8 @@ from launcher.analysis.subprocess_run import Record
 from launcher.checkpoints.storage import LocalStorage
 from launcher.cli.drill import drill as command
 from launcher.cli.drill import table
-from launcher.config.run_config import RunConfig, to_yaml
+from launcher.config.loading import to_yaml
+from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder, append_line, make_run_folder, read_lines
 from launcher.faults import inject
 from parallel.errors import InputError

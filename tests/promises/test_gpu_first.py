@@ -16,7 +16,7 @@ from benchmarks.gpu_first import PARTS, ask, line
 from benchmarks.gpu_first_rows import MARK, Case, Part, Row
 from benchmarks.gpu_first_runs import CONFIGS, LAST, STEPS, Trained, Workshop, follows, resumed
 from benchmarks.gpu_first_steps import CHANNELS, DIT, LM, WORDS, Model, dit_config, fitting, language_config, work_of
-from launcher.config.run_config import check
+from launcher.config.loading import check
 from models.objectives.next_token import NextTokenConfig
 from models.objectives.rectified_flow import RectifiedFlowConfig
 from models.registry import build

@@ -21,7 +21,7 @@ import pytest
 
 from launcher.analysis.data_audit import audit
 from launcher.analysis.subprocess_run import Command, Record
-from launcher.config.run_config import to_yaml
+from launcher.config.loading import to_yaml
 from launcher.core.run_folder import RunFolder
 from tests.support.hosts import Cluster, child, why_not
 from tests.support.runs import config

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from launcher.checkpoints.storage import LocalStorage
-from launcher.config.run_config import RunConfig, check, parse_override
+from launcher.config.loading import check, parse_override
+from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder
 from launcher.preflight.preflight import check as preflight
 from launcher.training.resume_check import NEAR

@@ -24,7 +24,7 @@ from launcher.checkpoints.part import Part
 from launcher.checkpoints.reading import newest, one
 from launcher.checkpoints.saver import BUSY, Keep, Saver, UnsavedError
 from launcher.checkpoints.storage import Chunk, LocalStorage, open_storage
-from launcher.config.run_config import to_yaml
+from launcher.config.loading import to_yaml
 from launcher.core.run_folder import RunFolder, read_lines
 from launcher.preflight import preflight
 from launcher.supervision.console_view import LINES

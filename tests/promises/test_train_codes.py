@@ -26,7 +26,8 @@ from data.streams.curriculum import Position
 from launcher.batches.datasets import open_curriculum
 from launcher.batches.visual_codes import Coding, Drawn, coder_for, coding_of, refuse_other_mask, write_drawn
 from launcher.cli.app import app
-from launcher.config.run_config import RunConfig, to_yaml
+from launcher.config.loading import to_yaml
+from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder
 from launcher.preflight.preflight import check
 from launcher.training.loop import build_feed

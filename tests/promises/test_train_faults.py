@@ -18,7 +18,7 @@ import pytest
 
 from launcher.analysis.data_audit import audit
 from launcher.analysis.incidents import why
-from launcher.config.run_config import load, to_yaml
+from launcher.config.loading import load, to_yaml
 from launcher.core.run_folder import RunFolder, read_lines
 from tests.support.commands import Forked, Fresh, Started
 from tests.support.runs import config, events, lines, train

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from launcher.cli.app import main
-from launcher.config.run_config import to_yaml
+from launcher.config.loading import to_yaml
 from launcher.core.run_folder import RunFolder, read_lines
 from parallel.errors import InputError
 from tests.support.runs import config, train
@@ -195,7 +195,7 @@ def test_sample_of_what_is_no_run(tmp_path: Path) -> None:
 
 
 def test_settings_that_work_but_not_as_one_may_think(run: Path, dataset: Path) -> None:
-    from launcher.config.run_config import load
+    from launcher.config.loading import load
     from launcher.preflight.preflight import check
 
     assert check(load(run)).notes == ()
@@ -216,7 +216,8 @@ def test_two_jobs_in_one_folder(run: Path, tmp_path: Path, dataset: Path) -> Non
 
 def test_every_known_key_can_be_overridden(tmp_path: Path, dataset: Path) -> None:
     """What the README and scripts rely on."""
-    from launcher.config.run_config import known_keys, load
+    from launcher.config.config_errors import known_keys
+    from launcher.config.loading import load
 
     keys = known_keys()
     wanted = "out seed dtype steps mesh.replica mesh.ring mesh.ulysses zero.stage data.dataset data.pack_tokens"

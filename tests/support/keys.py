@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.config_schema import Key, keys
-from launcher.config.run_config import check
+from launcher.config.loading import check
 from models.language.video_lm import VideoLMConfig
 from models.registry import LEARNS, OBJECTIVES
 from parallel.setting_effects import Effect

@@ -6,7 +6,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from launcher.config.run_config import RunConfig, check, to_yaml
+from launcher.config.loading import check, to_yaml
+from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder, make_run_folder, read_lines, write_whole
 from launcher.supervision.local_ranks import ProcessRanks
 from launcher.supervision.rank_group import End

@@ -34,7 +34,7 @@ from data.synthetic.shapes import synth
 from launcher.analysis.data_audit import audit
 from launcher.analysis.subprocess_run import Command, Record
 from launcher.checkpoints.storage import LocalStorage
-from launcher.config.run_config import to_yaml
+from launcher.config.loading import to_yaml
 from launcher.core.run_folder import RunFolder
 from launcher.supervision.run import DONE, STOPPED
 from tests.support.hosts import Cluster, tell, why_not

@@ -14,7 +14,8 @@ from data.planning.clip_sampling import Sampling
 from data.planning.fitting import Shape, filling, fitting, fullest
 from data.planning.packing import best_fit_decreasing
 from launcher.batches.datasets import open_curriculum
-from launcher.config.run_config import RunConfig, check, parse_override
+from launcher.config.loading import check, parse_override
+from launcher.config.run_config import RunConfig
 from launcher.preflight import preflight
 from launcher.preflight.memory_savers import relief
 from parallel.errors import InputError

@@ -16,7 +16,8 @@ from rich.console import Console
 from data.prepare.pipeline import PrepareOptions, prepare
 from data.synthetic.shapes import synth
 from launcher.batches.dataset_codec import NOTE, note, with_own_codec
-from launcher.config.run_config import RunConfig, check, to_yaml
+from launcher.config.loading import check, to_yaml
+from launcher.config.run_config import RunConfig
 from launcher.core import progress_bar
 from launcher.core.progress_bar import Bar, line_of
 from launcher.preflight.preflight import check as preflight

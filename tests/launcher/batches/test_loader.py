@@ -17,7 +17,7 @@ from data.streams.clip_stream import Pack
 from data.streams.curriculum import Position
 from launcher.batches.loader import CHECKSUM, Feed, assign
 from launcher.config.lr_schedule import learning_rate
-from launcher.config.run_config import OptimizerConfig
+from launcher.config.sections import OptimizerConfig
 from launcher.core.run_folder import append_line, keep_steps, read_lines
 from launcher.training.loop import build_feed
 from launcher.training.rendezvous import RankPlace

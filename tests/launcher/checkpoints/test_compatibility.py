@@ -15,7 +15,7 @@ from data.prepare.pipeline import PrepareOptions, prepare
 from data.synthetic.shapes import synth
 from launcher.checkpoints.compatibility import changed_settings, refuse_changes, refuse_left_behind
 from launcher.checkpoints.storage import LocalStorage
-from launcher.config.run_config import parse_override
+from launcher.config.loading import parse_override
 from launcher.core.run_folder import RunFolder
 from parallel.errors import InputError
 from tests.support.runs import config

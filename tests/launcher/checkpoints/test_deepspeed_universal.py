@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from launcher.checkpoints.reading import newest
 from launcher.checkpoints.storage import open_storage
 from launcher.cli.app import app
-from launcher.config.run_config import RunConfig, to_yaml
+from launcher.config.loading import to_yaml
+from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder
 from models.codecs.vae import open_codec
 from models.registry import build

@@ -17,8 +17,9 @@ import pytest
 
 from launcher.checkpoints.compatibility import refuse_changes, told
 from launcher.config.config_schema import keys as schema_keys
+from launcher.config.loading import check, parse_override
 from launcher.config.lr_schedule import learning_rate
-from launcher.config.run_config import RunConfig, check, parse_override
+from launcher.config.run_config import RunConfig
 from launcher.training.number_digests import Made
 from launcher.training.resume_check import Proof, Verdict
 from parallel.errors import InputError

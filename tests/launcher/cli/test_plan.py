@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from launcher.analysis.attention_plan import mask_of
-from launcher.config.run_config import to_yaml
+from launcher.config.loading import to_yaml
 from launcher.reports.mask_picture import MARGIN, STRIP, colour_of
 from parallel.attention.plan import plan_of
 from parallel.masks import mask as masks

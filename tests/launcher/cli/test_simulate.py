@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from launcher.cli.app import app
-from launcher.config.run_config import to_yaml
+from launcher.config.loading import to_yaml
 from parallel.errors import InputError
 from tests.support.runs import config, train
 

@@ -17,7 +17,7 @@ import pytest
 
 from launcher.cluster.connection import HeadWatch, check_address, head_gone, resolved
 from launcher.cluster.jobs import knock
-from launcher.config.run_config import to_yaml
+from launcher.config.loading import to_yaml
 from launcher.core.network import interface_towards
 from launcher.core.run_folder import RunFolder, read_lines
 from launcher.supervision.local_ranks import free_port

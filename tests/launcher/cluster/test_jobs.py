@@ -18,7 +18,7 @@ import pytest
 from launcher.cli.app import app
 from launcher.cluster import jobs
 from launcher.cluster.jobs import Jobs
-from launcher.config.run_config import to_yaml
+from launcher.config.loading import to_yaml
 from parallel.errors import InputError
 from tests.support.runs import config
 

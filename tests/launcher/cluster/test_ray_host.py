@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from launcher.config.run_config import to_yaml
+from launcher.config.loading import to_yaml
 from tests.support.hosts import Cluster, Host, listed, network, sweep, tell, why_not
 from tests.support.runs import config, events, lines, train
 

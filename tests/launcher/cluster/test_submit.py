@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from launcher.cluster.templates import Machines, slurm
-from launcher.config.run_config import to_yaml
+from launcher.config.loading import to_yaml
 from launcher.core.run_folder import RunFolder
 from launcher.core.versions import CODE
 from tests.support.hosts import BIN, HOME, Cluster, Network, why_not

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from launcher.cli.app import app
 from launcher.cluster.jobs import OURS, metadata_of
 from launcher.cluster.templates import STOP_SECONDS, Machines, Storage, job_name, kuberay, plain, slurm
-from launcher.config.run_config import check, to_yaml
+from launcher.config.loading import check, to_yaml
 from parallel.errors import InputError
 from parallel.mesh import Mesh
 from tests.support.runs import config

@@ -11,9 +11,11 @@ import yaml
 
 from launcher.analysis.attention_plan import ranges_of
 from launcher.batches.idle_replicas import as_begun, idle_notes
+from launcher.config.config_errors import known_keys
 from launcher.config.foreign_keys import ALIASES, VALUES
+from launcher.config.loading import check, load, to_yaml
 from launcher.config.overrides import setting_meant
-from launcher.config.run_config import RunConfig, check, known_keys, load, to_yaml
+from launcher.config.run_config import RunConfig
 from launcher.generation.evaluation import Answered, Question, scores_of
 from models.objectives.next_token import NextTokenConfig
 from models.objectives.rectified_flow import RectifiedFlowConfig

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.config.run_config import load, parse_override, to_yaml
+from launcher.config.loading import load, parse_override, to_yaml
 from launcher.config.run_yaml import LARGEST, parse_yaml
 from parallel.errors import InputError
 from tests.support.runs import config

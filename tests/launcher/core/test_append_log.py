@@ -14,7 +14,7 @@ import pytest
 from launcher.analysis.data_audit import audit
 from launcher.checkpoints.reading import by_hash, newest
 from launcher.checkpoints.storage import open_storage
-from launcher.config.run_config import to_yaml
+from launcher.config.loading import to_yaml
 from launcher.core.append_log import RESERVE_BYTES, Ledger
 from launcher.core.run_folder import RunFolder, append_line, read_lines
 from launcher.supervision.supervisor import DONE

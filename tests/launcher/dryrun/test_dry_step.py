@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from launcher.cli.app import app
-from launcher.config.run_config import RunConfig, check, to_yaml
+from launcher.config.loading import check, to_yaml
+from launcher.config.run_config import RunConfig
 from launcher.dryrun.dry_step import Dry, DryRun, dry_run
 from launcher.dryrun.fake_packs import packs_for
 from launcher.dryrun.operation_counter import Counter

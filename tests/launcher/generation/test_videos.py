@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     out = tmp_path_factory.mktemp("sampled") / "run"
     settings = config(out, dataset, steps=4, dtype="float32", checkpoint__every=2, optimizer__ema=0.9)
     train(settings)
-    from launcher.config.run_config import to_yaml
+    from launcher.config.loading import to_yaml
 
     RunFolder(out).config.write_text(to_yaml(settings))
     return out
@@ -196,7 +196,7 @@ def test_real_clips_train_and_sample(real_clips: Path, tmp_path: Path) -> None:
     from data.curation.clips import CutOptions
     from data.dataset.index import Index
     from data.prepare.pipeline import PrepareOptions, prepare
-    from launcher.config.run_config import load, to_yaml
+    from launcher.config.loading import load, to_yaml
 
     summary = prepare(real_clips, tmp_path / "dataset", PrepareOptions(cut=CutOptions(short_side=64)))
     assert (summary.files, summary.rejected) == (3, [])

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from launcher.config.run_config import RunConfig, check, load, parse_override, to_yaml
+from launcher.config.loading import check, load, parse_override, to_yaml
+from launcher.config.run_config import RunConfig
 from launcher.preflight import memory_floor, preflight
 from launcher.preflight.memory_floor import GIB, PROCESS, Parameters, Room, demand_of, parameters_of, refuse_too_large
 from launcher.preflight.preflight import check as preflight_check

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config.run_config import RestartConfig
+from launcher.config.sections import RestartConfig
 from launcher.core import stacks
 from launcher.core.heartbeat import BOARD_BYTES, PHASES, Beat, Phase, Pulse, last_word
 from launcher.supervision.rank_group import End, Seat, culprit, is_echo, settled

@@ -14,7 +14,7 @@ from rich.console import Console
 from launcher.analysis.data_audit import audit
 from launcher.analysis.incidents import why
 from launcher.checkpoints.checkpoint_manifest import Updates
-from launcher.config.run_config import GuardConfig
+from launcher.config.sections import GuardConfig
 from launcher.core.run_folder import RunFolder
 from launcher.supervision.local_ranks import ProcessRanks
 from launcher.supervision.run import train as launch

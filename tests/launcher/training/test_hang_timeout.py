@@ -11,7 +11,8 @@ import pytest
 
 from data.streams.curriculum import Position
 from launcher.batches.datasets import open_curriculum
-from launcher.config.run_config import RestartConfig, RunConfig
+from launcher.config.run_config import RunConfig
+from launcher.config.sections import RestartConfig
 from launcher.core.heartbeat import Beat
 from launcher.preflight import preflight
 from launcher.supervision.watchdog import LEAST_SECONDS as LEAST_STEP

@@ -146,7 +146,7 @@ def test_a_run_and_its_plan_tell_of_captions_that_are_cut(talkative: tuple[Path,
 
 
 def test_long_prompts_are_told(talkative: tuple[Path, list[str]], tmp_path: Path) -> None:
-    from launcher.config.run_config import to_yaml
+    from launcher.config.loading import to_yaml
 
     settings = run_of(talkative[0], tmp_path)
     (tmp_path / "config.yaml").write_text(to_yaml(settings))
