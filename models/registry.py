@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from functools import partial
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, BeforeValidator
 
 from models.diffusion import video_dit
 from models.diffusion.video_dit import VideoDiT, VideoDiTConfig
@@ -19,50 +17,26 @@ from models.objectives.masked_token import MaskedToken, MaskedTokenConfig
 from models.objectives.next_token import NextToken, NextTokenConfig
 from models.objectives.rectified_flow import RectifiedFlow, RectifiedFlowConfig
 from parallel.errors import InputError
+from parallel.registry import OneOf, Registry
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}  # of models, by name
 AnyModelConfig = VideoDiTConfig | VideoLMConfig
 TalkObjectiveConfig = NextTokenConfig | MaskedTokenConfig | VideoTextConfig
 AnyObjectiveConfig = RectifiedFlowConfig | TalkObjectiveConfig
-MODELS: dict[str, type[AnyModelConfig]] = {"video_dit": VideoDiTConfig, "video_lm": VideoLMConfig}
-OBJECTIVES: dict[str, type[AnyObjectiveConfig]] = {
-    "rectified_flow": RectifiedFlowConfig,
-    "next_token": NextTokenConfig,
-    "masked_token": MaskedTokenConfig,
-    "video_text": VideoTextConfig,
-}
+MODELS: Registry[type[AnyModelConfig]] = Registry("model")
+MODELS.register("video_dit", VideoDiTConfig)
+MODELS.register("video_lm", VideoLMConfig)
+OBJECTIVES: Registry[type[AnyObjectiveConfig]] = Registry("objective")
+OBJECTIVES.register("rectified_flow", RectifiedFlowConfig)
+OBJECTIVES.register("next_token", NextTokenConfig)
+OBJECTIVES.register("masked_token", MaskedTokenConfig)
+OBJECTIVES.register("video_text", VideoTextConfig)
 LEARNS: dict[type[AnyModelConfig], tuple[type[AnyObjectiveConfig], ...]] = {  # what each model can learn
     VideoDiTConfig: (RectifiedFlowConfig,),
     VideoLMConfig: (NextTokenConfig, MaskedTokenConfig, VideoTextConfig),
 }
-
-
-def _known(noun: str, kinds: dict[str, Any]) -> BeforeValidator:
-    """Check `kind` before anything else, so that a typing error is named as such; no kind means the first one.
-
-    A name alone is a kind with its defaults: `objective: rectified_flow`.
-    """
-    of_it = f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-    def check(value: Any) -> Any:
-        if isinstance(value, BaseModel):
-            return value
-        if isinstance(value, str):
-            value = {"kind": value}
-        if not isinstance(value, dict):
-            remedy = f"{noun}={next(iter(kinds))}, or {noun}.kind and its other keys"
-            raise InputError(f"{of_it} is a kind, or a mapping with a kind", repr(value), remedy)
-        kind = value.get("kind", next(iter(kinds)))
-        if kind not in kinds:
-            near = get_close_matches(str(kind), kinds, n=1, cutoff=0.0)
-            raise InputError(f"{of_it} is one of: {', '.join(kinds)}", f"kind: {kind}", f"did you mean {near[0]}?")
-        return kinds[kind].model_validate(value)
-
-    return BeforeValidator(check)
-
-
-ModelConfig = Annotated[AnyModelConfig, _known("model", MODELS)]
-ObjectiveConfig = Annotated[AnyObjectiveConfig, _known("objective", OBJECTIVES)]
+ModelConfig = Annotated[AnyModelConfig, OneOf(MODELS, lambda config: config)]
+ObjectiveConfig = Annotated[AnyObjectiveConfig, OneOf(OBJECTIVES, lambda config: config)]
 
 
 def usual_objective(model: Any) -> str:
@@ -72,7 +46,7 @@ def usual_objective(model: Any) -> str:
         model: its settings as they were written: a mapping, a kind alone, or something that is refused later.
     """
     kind = model.get("kind") if isinstance(model, dict) else model if isinstance(model, str) else None
-    learned = LEARNS[MODELS.get(str(kind), next(iter(MODELS.values())))][0]
+    learned = LEARNS[MODELS[str(kind) if str(kind) in MODELS else next(iter(MODELS))]][0]
     return next(name for name, one in OBJECTIVES.items() if one is learned)
 
 

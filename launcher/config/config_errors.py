@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
+from launcher.config.config_schema import is_list, sections_of
 from launcher.config.foreign_keys import meaning_of, value_of
 from launcher.config.run_config import RunConfig
 from launcher.config.run_yaml import LONGEST_NAME
@@ -38,7 +39,7 @@ def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[s
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        for inner in _sections_of(field.annotation):
+        for inner in _sections_of(field):
             keys += [key for key in known_keys(inner, f"{prefix}{name}.") if key not in keys]
     return keys
 
@@ -143,7 +144,7 @@ def _kinds_with(key: str) -> list[str]:
     """Kinds of a section, such as of models, that have a key which the kind that was given has not."""
     section, _, name = key.partition(".")
     field = RunConfig.model_fields.get(section)
-    kinds = [each for each in (_sections_of(field.annotation) if field else []) if "kind" in each.model_fields]
+    kinds = [each for each in (_sections_of(field) if field else []) if "kind" in each.model_fields]
     return [str(kind.model_fields["kind"].default) for kind in kinds if name in kind.model_fields and len(kinds) > 1]
 
 
@@ -159,7 +160,7 @@ def _example(key: str) -> str:
     parts = key.split(".")
     last = parts[-1]
     for name, after in pairwise(parts):
-        having = [s for s in _sections_of(section.model_fields[name].annotation) if after in s.model_fields]
+        having = [s for s in _sections_of(section.model_fields[name]) if after in s.model_fields]
         if not having:
             return "VALUE"
         section = having[0]
@@ -171,18 +172,14 @@ def _example(key: str) -> str:
         return f"{choices[0]} (one of {', '.join(map(str, choices))})"
     if isinstance(field.default, bool | int | float | str):
         return str(field.default)
-    for inner in _sections_of(field.annotation):
+    for inner in _sections_of(field):
         return "{" + f"{next(iter(inner.model_fields))}: ..." + "}"
     return EXAMPLES.get(key, "VALUE")
 
 
-def _sections_of(annotation: Any) -> list[type[BaseModel]]:
-    """The settings classes inside `X`, `X | Y | None` or `Annotated[X, ...]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
-        return [section for a in typing.get_args(annotation) for section in _sections_of(a)]
-    return []
+def _sections_of(field: FieldInfo) -> list[type[BaseModel]]:
+    """Sections that have keys with dots: those in lists have none."""
+    return [] if is_list(field) else sections_of(field)
 
 
 def _keys(settings: Mapping[str, Any], prefix: str) -> Iterator[str]:

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from launcher.config.run_config import RunConfig
+from parallel.registry import OneOf
 from parallel.setting_effects import Effect
 
 
@@ -51,7 +52,7 @@ class Leaf:
 def keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Key]:
     """Every key below a section; those of each kind of model and objective."""
     for name, field in section.model_fields.items():
-        inner = sections_of(field.annotation)
+        inner = sections_of(field)
         if not inner:
             yield Key(prefix + name, section, field, _declared(field))
         for each in inner:
@@ -68,7 +69,7 @@ def leaves(settings: Mapping[str, Any], section: type[BaseModel] = RunConfig, pr
     """
     for name, field in section.model_fields.items():
         value = settings[name] if name in settings else _default(field)
-        inner = sections_of(field.annotation)
+        inner = sections_of(field)
         if inner and isinstance(value, Mapping):
             yield from leaves(value, _kind_of(inner, value), f"{prefix}{name}.")
         elif inner and isinstance(value, list):
@@ -80,11 +81,19 @@ def leaves(settings: Mapping[str, Any], section: type[BaseModel] = RunConfig, pr
             yield Leaf(prefix + name, effect, value)
 
 
-def sections_of(annotation: Any) -> list[type[BaseModel]]:
+def sections_of(field: FieldInfo) -> list[type[BaseModel]]:
+    """Classes of settings that a field may have: of each kind of a registry, or those inside its type."""
+    for mark in field.metadata:
+        if isinstance(mark, OneOf):
+            return mark.classes()
+    return _inside(field.annotation)
+
+
+def _inside(annotation: Any) -> list[type[BaseModel]]:
     """Classes of settings inside a type: X, X | Y | None, tuple[X, ...], Annotated[X, ...]."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [section for inside in typing.get_args(annotation) for section in sections_of(inside)]
+    return [section for inside in typing.get_args(annotation) for section in _inside(inside)]
 
 
 def is_list(field: FieldInfo) -> bool:
