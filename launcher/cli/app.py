@@ -296,7 +296,8 @@ def plan(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write one self-contained HTML page about a run: curves, samples, events."""
-    from launcher.reports.run_report import read_run, write_page
+    from launcher.reports.recorded_run import read_run
+    from launcher.reports.run_report import write_page
 
     told = read_run(run)
     page, losses = write_page(told), told.steps.known("loss")

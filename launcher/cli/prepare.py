@@ -140,7 +140,7 @@ def prepare(
 def _run(source: str, out: Path, options: PrepareOptions, console: Console, pools: Any) -> Summary:
     from data.prepare.pipeline import prepare as run
     from launcher.core.progress_bar import Bar
-    from launcher.core.terminal import printable
+    from launcher.core.text import printable
 
     lines = _Lines(console)
     try:

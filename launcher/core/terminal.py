@@ -17,7 +17,6 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, RenderableType
 from rich.errors import MarkupError
-from rich.markup import escape
 from rich.segment import Segment
 from rich.text import Text
 
@@ -63,11 +62,3 @@ def in_a_line(text: str) -> str:
 
 def _escaped(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape", "surrogatepass").decode("ascii")
-
-
-LONGEST = 300  # characters of a reason
-
-
-def printable(text: str) -> str:
-    """For a terminal: no markup, no control characters, not endless."""
-    return escape(in_a_line(text[:LONGEST]) + ("..." if len(text) > LONGEST else ""))

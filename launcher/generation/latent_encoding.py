@@ -17,7 +17,7 @@ from data.media.video import Frames
 from data.prepare.encode_stage import EncodeSummary
 from launcher.config.proposed_commands import setting
 from launcher.core.hardware import device_here
-from launcher.core.terminal import printable
+from launcher.core.text import printable
 from models.codecs.vae import CodecConfig, DiffusersCodec, open_codec
 from parallel import shell
 from parallel.errors import InputError

@@ -20,7 +20,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from data.planning.clip_sampling import Sampling
 from data.statistics.index_columns import FIGURES, Figure, Floats, edges_of, rounded, source_of
 from data.statistics.stats import tokens_of
 from launcher.core.run_folder import write_whole
+from launcher.reports.page_files import page_file
 from parallel.errors import InputError
 
 PAGE = "show.html"
@@ -140,7 +140,7 @@ def columns(index: Index, rows: Ints, page: Path, tokens: Tokens | None = None) 
 
 def render(columns: dict[str, Any], why: str) -> str:
     """The page."""
-    script = "".join(map(_part, SCRIPTS))
+    script = "".join(map(page_file, SCRIPTS))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
@@ -149,15 +149,11 @@ def render(columns: dict[str, Any], why: str) -> str:
     parts = {
         "policy": policy,
         "title": escape(columns["name"]),
-        "style": _part("style.css"),
+        "style": page_file("style.css"),
         "data": as_script({**columns, "why": why}),
         "script": script,
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _part("frame.html"))
-
-
-def _part(name: str) -> str:
-    return files("launcher.reports").joinpath("page", name).read_text("utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], page_file("frame.html"))
 
 
 def as_script(value: Any) -> str:

@@ -20,7 +20,7 @@ from data.dataset.shards import QUARANTINE
 from data.integrity.findings import Finding
 from data.integrity.repair import Repaired
 from launcher.core.terminal import visible
-from launcher.reports.run_report import duration, size_text
+from launcher.core.text import duration, size_text
 from parallel.errors import InputError
 
 LISTED = 40  # findings that are told one by one

@@ -13,7 +13,7 @@ from rich.table import Table
 from data.dataset.shards import QUARANTINE
 from data.prepare.import_webdataset import ImportSummary
 from launcher.config.proposed_commands import setting
-from launcher.reports.run_report import duration, size_text
+from launcher.core.text import duration, size_text
 from launcher.tables.check_tables import plain
 from parallel import shell
 

@@ -14,7 +14,7 @@ from data.dataset.shards import QUARANTINE
 from data.prepare.pipeline import Summary
 from data.prepare.rejection_remedies import remedy_of
 from launcher.config.proposed_commands import setting
-from launcher.core.terminal import printable
+from launcher.core.text import printable
 from launcher.reports.funnel import rows
 from parallel import shell
 

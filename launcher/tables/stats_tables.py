@@ -18,7 +18,7 @@ from rich.table import Table
 
 from data.statistics.index_columns import QUANTILES, Spread
 from data.statistics.stats import LengthRow, Stats
-from launcher.reports.run_report import duration, size_text
+from launcher.core.text import duration, size_text
 
 BARS = " ▁▂▃▄▅▆▇█"
 BAR_CELLS = 16

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from data.synthetic.shapes import synth
 from launcher.cli.app import app
-from launcher.core.terminal import printable
+from launcher.core.text import printable
 from parallel.errors import InputError
 
 RUNNER = CliRunner()

@@ -17,6 +17,7 @@ from PIL import Image
 from data.media.video import encode
 from launcher.core.run_folder import keep_steps
 from launcher.core.run_records import read_steps
+from launcher.core.text import duration, number, short, size_text
 from launcher.reports.charts import (
     Curve,
     Mark,
@@ -29,7 +30,8 @@ from launcher.reports.charts import (
     thin,
     thinning,
 )
-from launcher.reports.run_report import MOST_SAMPLES, MOST_SHEETS, duration, number, short, size_text, write_report
+from launcher.reports.run_report import write_report
+from launcher.reports.sample_gallery import MOST_SAMPLES, MOST_SHEETS
 from parallel.errors import InputError
 
 BEGIN = 1_790_000_000.0
@@ -317,7 +319,7 @@ def test_only_the_newest_samples_are_embedded(tmp_path: Path) -> None:
 
 def test_a_large_sample_is_named_and_not_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = with_samples(fake_run(tmp_path / "run", 2), 1)
-    monkeypatch.setattr("launcher.reports.run_report.MOST_BYTES", 100)
+    monkeypatch.setattr("launcher.reports.sample_gallery.MOST_BYTES", 100)
     page = report(root)
     assert not page.all("video")
     assert "what does not fit into 100 bytes or cannot be read (sample-00.mp4, sheet-step-400-seed-0.png)" in page.text
