@@ -15,11 +15,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from launcher.analysis.timeline import count_of
 from launcher.core.terminal import Console
 from parallel import shell
 
 if TYPE_CHECKING:
-    from launcher.analysis.incidents import Incident, Story
+    from launcher.analysis.incident import Incident
+    from launcher.analysis.incidents import Story
 
 SHOWN_EVENTS, SHOWN_INCIDENTS = 24, 5
 STATES = {
@@ -102,10 +104,10 @@ def _headline(story: Story) -> Text:
     colour, words = STATES[story.state]
     text = Text(f"{story.run} ", style="bold")
     text.append(words, style=f"bold {colour}")
-    text.append(f": step {story.step} of {story.steps}, {_count(story.attempts, 'start')} of its ranks")
+    text.append(f": step {story.step} of {story.steps}, {count_of(story.attempts, 'start')} of its ranks")
     if story.incidents:
         last = story.incidents[-1]
-        text.append(f", {_count(len(story.incidents), 'incident')}; the last: ")
+        text.append(f", {count_of(len(story.incidents), 'incident')}; the last: ")
         text.append(CAUSES.get(last.cause, last.cause), style=colour)
     return text
 
@@ -153,7 +155,3 @@ def _since(seconds: float) -> str:
     minutes, rest = divmod(max(0.0, seconds), 60)
     hours, minutes = divmod(int(minutes), 60)
     return f"+{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"+{minutes}:{rest:04.1f}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

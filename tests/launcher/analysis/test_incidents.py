@@ -23,7 +23,8 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from launcher.analysis.incidents import Incident, Story, why
+from launcher.analysis.incident import Incident
+from launcher.analysis.incidents import Story, why
 from launcher.cli.why import advice, render
 from launcher.core import address_space, hardware
 from launcher.core.hardware import memory_group, memory_kills, memory_limit
