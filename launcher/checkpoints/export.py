@@ -69,8 +69,9 @@ def export_folder(found: Checkpoint, out: Path, averaged: bool | None, dtype: st
         outside_of,
         refuse_other_outside,
     )
-    from launcher.checkpoints.pretrained import export as write
-    from launcher.checkpoints.pretrained import fill, folder_of_weights, stored_in
+    from launcher.checkpoints.pretrained import fill, folder_of_weights
+    from launcher.checkpoints.pretrained_writer import export as write
+    from launcher.checkpoints.safetensors_files import stored_in
     from launcher.config.loading import check
     from models.language.video_lm import VideoLM, VideoLMConfig
     from models.registry import build

@@ -30,8 +30,9 @@ from torch import nn
 
 from data.chat.chat_index import Talks
 from data.streams.curriculum import Curriculum
-from launcher.checkpoints.pretrained import CONFIG, Stored, folder_of_weights, frozen_in
+from launcher.checkpoints.pretrained import CONFIG, folder_of_weights, frozen_in
 from launcher.checkpoints.reading import Checkpoint
+from launcher.checkpoints.safetensors_files import Stored
 from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder, write_whole
 from models.codecs.vae import identity_of, weights_of

@@ -21,8 +21,8 @@ from launcher.checkpoints.compatibility import refuse_changes
 from launcher.checkpoints.export import export, export_folder
 from launcher.checkpoints.external_hashes import Hashes, hash_of_tokenizer, outside_of, refuse_other_outside
 from launcher.checkpoints.part import file_of, write_part
-from launcher.checkpoints.pretrained import SINGLE, stored_in
 from launcher.checkpoints.reading import Checkpoint
+from launcher.checkpoints.safetensors_files import SINGLE, stored_in
 from launcher.checkpoints.storage import LocalStorage
 from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from data.streams.curriculum import Position
 from launcher.checkpoints.checkpoint_manifest import Manifest, TrainState, Updates
 from launcher.checkpoints.part import file_of, write_part
-from launcher.checkpoints.pretrained import COMPUTED, INDEX, SINGLE, config_of, export, load, matched, save, split
+from launcher.checkpoints.pretrained import config_of, load, matched
+from launcher.checkpoints.pretrained_writer import export, save
 from launcher.checkpoints.reading import Checkpoint
+from launcher.checkpoints.safetensors_files import COMPUTED, INDEX, SINGLE, split
 from launcher.checkpoints.storage import open_storage
 from models.language import causal_lm, vision_tower
 from models.language.causal_lm import Backbone, masks_of
