@@ -33,14 +33,14 @@ PLACE := runs/quickstart
 CLIPS := 512
 LEARN := runs/learn
 NEEDLE := runs/needle
-WORKERS := 0
+WORKERS ?= 2
 
 .PHONY: help setup again quickstart learn test soak lint bench clean
 help:
 	@echo "make quickstart   the main job, end to end, on a laptop: clips, shards, training on 2 ranks, samples, report"
 	@echo "make learn        a model that sees and speaks, and one that finds needles, from scratch, in 20 minutes"
 	@echo "make setup        packages into .venv; TORCH=cpu, cu126, cu128, cu130 or keep chooses torch: docs/gpu.md"
-	@echo "make test         the tests; WORKERS=2 in two processes"
+	@echo "make test         the tests, in two processes; WORKERS=0 in one"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        benchmarks, side by side with a peer"
 	@echo "make soak         long tests, then half an hour of training under faults"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,23 @@ settings.register_profile("same", settings.get_profile("search"), derandomize=Tr
 settings.load_profile("same")
 
 
-RAY = ("test_connection", "test_submit", "test_ray_host", "test_train_faults", "test_kill_matrix", "test_ray_pool")
+NO_PLACE_FOR_RAY = "/dev/null/a test that starts Ray carries the mark ray"  # nothing can be made below a file
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes one runs a file, and makes what it shares once; all files of Ray are run by one."""
+    """Of several processes one runs a file, and makes what it shares once; all tests of Ray are run by one."""
     for item in items:
-        file = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("ray" if file in RAY else file))
+        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else item.path.stem))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Ray starts in tests that are marked for it, and in no other: two at once would take each other's cores."""
+    if item.get_closest_marker("ray"):
+        os.environ.pop("RAY_TMPDIR", None)
+    else:
+        os.environ["RAY_TMPDIR"] = NO_PLACE_FOR_RAY
 
 
 @pytest.fixture(scope="session")

@@ -63,11 +63,13 @@ OTHER_VERSION = re.compile("Version check returned|Ray version .* is running on 
 LOOPBACK = "; that it is reached by a loopback address, as through ssh, says nothing of who else reaches it"
 NO_RUN: dict[str, Any] = {"out": "-", "mesh": "", "ranks": 0, "steps": 0}  # of a job that somebody else submitted
 STEP = re.compile(r"(?:step +|resumed from step |stopped at step )(\d+)")
-# the raylet is the parent of our parent, and knows which Python its workers are started with
+# The raylet is the parent of our parent. It knows which Python its workers are started with, and of which cluster it
+# is: RAY_ADDRESS, which Ray gives a job, names the head that was started last on this machine, maybe another one.
 ENTRYPOINT = (
     r"node=$(sed -n 's/^PPid:[[:space:]]*//p' /proc/$PPID/status); "
-    r"python=$(tr '\0' '\n' < /proc/$node/cmdline | sed -n 's/^--python_worker_command=\([^ ]*\) .*/\1/p'); "
-    rf'exec "${{python:-python3}}" -m launcher train {RUN_FILE} --address auto'
+    r"""of() { tr '\0' '\n' < /proc/$node/cmdline | sed -n "s/^--$1=\([^ ]*\).*/\1/p"; }; """
+    r"python=$(of python_worker_command); head=$(of gcs-address); "
+    rf'exec "${{python:-python3}}" -m launcher train {RUN_FILE} --address "${{head:-auto}}"'
 )
 QUIET_LOGGERS = (  # they tell of uploads and sockets
     "ray.dashboard.modules.job.sdk",

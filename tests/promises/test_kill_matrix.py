@@ -30,7 +30,7 @@ STEPS, EVERY, SECONDS = 40, 4, 300
 TEARS, RANKS, COMMANDS, NODES = range(10), range(10, 23), range(23, 36), range(36, 40)
 Told = list[tuple[str, float, int]]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from launcher.core.run_folder import RunFolder, read_lines
 from tests.support.commands import Forked, Fresh, Started
 from tests.support.runs import config, events, lines, train
 
+pytestmark = pytest.mark.ray
 SLOW = pytest.mark.slow
 STEPS = 20
 SILENCE = "restart.silence_seconds=5"  # ten by default, as test_watchdog says

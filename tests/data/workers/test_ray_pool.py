@@ -14,7 +14,7 @@ from launcher.cluster.connection import connected
 from tests.data.prepare.test_pipeline import tree
 from tests.support.jobs import HANG, fail, kill_parent, process_id, work
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
 
 @pytest.fixture(scope="module")

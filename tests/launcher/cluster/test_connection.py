@@ -24,6 +24,8 @@ from launcher.supervision.local_ranks import free_port
 from parallel.errors import InputError
 from tests.support.runs import config
 
+pytestmark = pytest.mark.ray
+
 
 @pytest.fixture(scope="module")
 def environment_of_module() -> Iterator[pytest.MonkeyPatch]:

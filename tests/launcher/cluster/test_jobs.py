@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,7 +19,7 @@ import pytest
 
 from launcher.cli.app import app
 from launcher.cluster import jobs
-from launcher.cluster.jobs import Jobs
+from launcher.cluster.jobs import ENTRYPOINT, Jobs
 from launcher.config.loading import to_yaml
 from parallel.errors import InputError
 from tests.support.runs import config
@@ -226,3 +228,21 @@ def test_a_log_that_cannot_be_followed_is_told(head: Head) -> None:
     head.at["GET /api/jobs/"] = [(200, "[]")] * 3
     with pytest.raises(InputError, match="a job is named by its id"):
         list(Jobs(head.url, open_cluster=True).follow("j"))
+
+
+@pytest.mark.parametrize(("of_raylet", "head"), [(True, "10.0.0.9:6379"), (False, "auto")])
+def test_a_job_goes_to_the_cluster_that_it_was_submitted_to(tmp_path: Path, of_raylet: bool, head: str) -> None:
+    """Ray tells a job the head that was started last on the machine; the raylet above it knows its own."""
+    python = tmp_path / "bin" / "python3"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho "$5 $6"\n')
+    python.chmod(0o755)
+    supervisor = f"import subprocess; subprocess.run({ENTRYPOINT!r}, shell=True)"
+    arguments = [
+        f"--python_worker_command={python} -u worker.py --gcs-address=10.0.0.9:6379",
+        "--gcs-address=10.0.0.9:6379",
+    ]
+    raylet = ["sh", "-c", '"$0" -c "$1"; :', sys.executable, supervisor, *(arguments if of_raylet else [])]
+    environment = {**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}", "RAY_ADDRESS": "10.0.0.1:6379"}
+    done = subprocess.run(raylet, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.stdout.split() == ["--address", head]

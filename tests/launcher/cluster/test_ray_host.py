@@ -45,7 +45,7 @@ with network(Path(sys.argv[1]), "one") as hosts:
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
-pytestmark = pytest.mark.multinode
+pytestmark = [pytest.mark.multinode, pytest.mark.ray]
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from tests.support.runs import config, events, lines, train
 STEPS = 16
 LONGREEL = (sys.executable, "-m", "launcher")
 
-pytestmark = [pytest.mark.multinode, pytest.mark.slow]
+pytestmark = [pytest.mark.multinode, pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
