@@ -37,7 +37,8 @@ from data.prepare.shard_writer import Writer, converted, into_groups
 from data.remote import remote_files
 from data.remote.scratch import sweep
 from data.sources.caption_files import FILE_NAME
-from data.sources.listing import Listing, find
+from data.sources.find_files import find
+from data.sources.listing import Listing
 from data.workers.processes import LEAST_MEMORY, Limits, Pool, Workers, available_cores, fair_memory
 from parallel.errors import InputError
 

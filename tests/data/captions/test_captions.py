@@ -15,7 +15,7 @@ from data.captions.sidecars import Folder, Sides
 from data.captions.tables import read_table
 from data.sources.caption_files import find_captions, given_captions
 from data.sources.files import SourceFile
-from data.sources.listing import find
+from data.sources.find_files import find
 from parallel.errors import InputError
 from tests.support.stores import served
 

@@ -13,7 +13,7 @@ import pytest
 
 from data.sources.caption_files import given_captions
 from data.sources.files import SourceFile, Unusable
-from data.sources.listing import find
+from data.sources.find_files import find
 from parallel.errors import InputError
 
 SHARED = Path(__file__).parents[4] / "shared" / "cases" / "J1"

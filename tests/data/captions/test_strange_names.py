@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.sources.files import SourceFile
-from data.sources.listing import find
+from data.sources.find_files import find
 from tests.support.strange_names import KINDS
 
 CASES = 60  # of each kind

@@ -15,7 +15,7 @@ from data.chat.formats import Kind, Turn, Visual, conversation_of
 from data.chat.record_fields import HARMLESS
 from data.chat.records import records_of, refuse_unread
 from data.sources.files import SourceFile, Unusable
-from data.sources.listing import find
+from data.sources.find_files import find
 from parallel.errors import InputError
 
 Said = list[tuple[str, list[Any]]]  # turns, each of words and visuals

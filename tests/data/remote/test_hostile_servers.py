@@ -15,7 +15,7 @@ from data.remote import addresses, remote_files, web_client
 from data.remote.addresses import is_internal, leads_inside, may_follow
 from data.remote.remote_files import FetchError, fetch
 from data.sources.files import BAD_ROW, SourceFile, Unusable
-from data.sources.listing import find
+from data.sources.find_files import find
 from parallel.errors import InputError
 from tests.support import stores
 

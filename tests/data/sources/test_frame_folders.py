@@ -12,8 +12,8 @@ from data.dataset.index import Index
 from data.media import video
 from data.media.image_sequence import numbered
 from data.prepare.pipeline import PrepareOptions, prepare
+from data.sources.find_files import find
 from data.sources.frame_folders import frame_folders, hint
-from data.sources.listing import find
 from parallel.errors import InputError
 from tests.support.films import stamped, stamps
 

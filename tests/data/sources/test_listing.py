@@ -12,7 +12,7 @@ import pytest
 from data.captions.captions import Caption
 from data.containers.byte_ranges import digest_bytes
 from data.sources.files import ChangedError, SourceFile, Unusable, brought, digest, local_place
-from data.sources.listing import find
+from data.sources.find_files import find
 from parallel.errors import InputError
 from tests.support.stores import served
 
