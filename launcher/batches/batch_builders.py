@@ -11,7 +11,7 @@ from launcher.batches.language_batches import TalkMaker, refuse_other_vocabulary
 from launcher.batches.loader import Maker
 from launcher.batches.visual_codes import refuse_other_mask
 from launcher.config.run_config import RunConfig
-from models.codecs.vae import open_codec
+from models.codecs.open_codec import open_codec
 from models.language.video_lm import VideoLMConfig
 from models.registry import DTYPES, build_flow, build_talk_objective
 from parallel.attention.plan import Keep

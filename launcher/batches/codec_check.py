@@ -9,7 +9,7 @@ from __future__ import annotations
 from data.dataset.latents_file import makers
 from data.streams.clip_stream import Stream
 from data.streams.curriculum import Curriculum
-from models.codecs.vae import Codec
+from models.codecs.codec import Codec
 from parallel.errors import InputError
 
 

@@ -18,7 +18,7 @@ from data.dataset.latents_file import are_latents
 from launcher.config.run_config import RunConfig
 from launcher.config.sections import DataConfig
 from launcher.core.run_folder import write_whole
-from models.codecs.vae import CodecConfig
+from models.codecs.diffusers_vae import DiffusersCodecConfig
 from models.diffusion.video_dit import VideoDiTConfig
 from parallel.errors import InputError
 from parallel.parsing import parse_json
@@ -32,7 +32,7 @@ def note(dataset: Path, codec: Path, identity: str, tiling: bool) -> None:
     write_whole(dataset / NOTE, json.dumps(told, indent=1).encode())
 
 
-def noted(dataset: Path) -> CodecConfig | None:
+def noted(dataset: Path) -> DiffusersCodecConfig | None:
     """The codec of a dataset, if it was noted and its folder is still there."""
     try:
         told: Any = parse_json((dataset / NOTE).read_bytes())
@@ -40,7 +40,7 @@ def noted(dataset: Path) -> CodecConfig | None:
         tiling = bool(told["tiling"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return CodecConfig(kind="diffusers", path=path, tiling=tiling) if (path / "config.json").is_file() else None
+    return DiffusersCodecConfig(kind="diffusers", path=path, tiling=tiling) if (path / "config.json").is_file() else None
 
 
 def with_own_codec(config: RunConfig) -> RunConfig:

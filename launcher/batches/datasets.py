@@ -21,7 +21,7 @@ from data.streams.curriculum import Curriculum
 from launcher.batches.dataset_codec import refuse_pixels
 from launcher.config.run_config import RunConfig
 from launcher.config.sections import DataConfig
-from models.codecs.vae import open_codec
+from models.codecs.open_codec import open_codec
 from models.diffusion.attention_schedule import AttentionConfig, area_of
 from models.diffusion.video_dit import VideoDiTConfig
 from models.language.hf_config import refuse_rope

@@ -18,7 +18,7 @@ from data.streams.clip_stream import Pack, Piece, Stream
 from data.streams.curriculum import Curriculum
 from launcher.batches.codec_check import refuse_other_codec
 from launcher.batches.loader import MicroStep, checksum
-from models.codecs.vae import Codec
+from models.codecs.codec import Codec
 from models.diffusion.attention_schedule import AttentionConfig, area_of, masks_of
 from models.diffusion.video_dit import DiTBatch, batch_of
 from models.layers.patches import patchify

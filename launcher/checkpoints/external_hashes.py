@@ -35,7 +35,7 @@ from launcher.checkpoints.reading import Checkpoint
 from launcher.checkpoints.safetensors_files import Stored
 from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder, write_whole
-from models.codecs.vae import identity_of, weights_of
+from models.codecs.diffusers_vae import identity_of, weights_of
 from models.language.video_lm import VideoLMConfig
 from parallel.errors import InputError
 from parallel.parsing import parse_json
@@ -125,8 +125,8 @@ def outside_of(
             files = sorted({stored.path for stored in frozen.values()})
             name = f"frozen {digest_of(sorted(frozen))} of {folder}"
             found["model.path frozen"] = hashes.of(name, files, lambda: _of_tensors(frozen))
-    if config.codec.path is not None:
-        codec = config.codec.path
+    if config.codec.folder is not None:
+        codec = config.codec.folder
         try:
             files = [codec / CONFIG, *weights_of(codec)]
             found["codec.path"] = hashes.of(f"codec {codec}", files, lambda: identity_of(codec))

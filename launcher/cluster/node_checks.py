@@ -93,8 +93,8 @@ def paths_of(config: RunConfig) -> Paths:
     if config.checkpoint.to is not None and "://" not in config.checkpoint.to:
         written.append(Path(config.checkpoint.to))
     read = [folder for data in config.data.merged() for folder in data.folders]
-    if config.codec.path is not None:
-        read.append(Path(config.codec.path))
+    if config.codec.folder is not None:
+        read.append(config.codec.folder)
     return Paths(tuple(dict.fromkeys(written)), tuple(dict.fromkeys(read)))
 
 

@@ -24,7 +24,8 @@ from launcher.config.sections import (
     ZeroConfig,
 )
 from launcher.core.hardware import Device
-from models.codecs.vae import CodecConfig
+from models.codecs.open_codec import AnyCodecConfig
+from models.codecs.pixel import PixelCodecConfig
 from models.registry import ModelConfig, ObjectiveConfig, refuse_other_objective, usual_objective
 from parallel.errors import InputError
 from parallel.mesh import Mesh
@@ -55,7 +56,7 @@ class RunConfig(Section):
     attention: KernelConfig = KernelConfig()
     zero: ZeroConfig = ZeroConfig()
     data: DataConfig
-    codec: CodecConfig = CodecConfig()
+    codec: AnyCodecConfig = PixelCodecConfig()
     model: ModelConfig
     objective: ObjectiveConfig
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -161,7 +162,7 @@ def paths_of(config: RunConfig) -> Iterator[tuple[str, str]]:
     yield "out", str(config.out)
     for data in config.data.merged():
         yield from (("data.dataset", str(folder)) for folder in data.folders)
-    for key, path in (("codec.path", config.codec.path), ("model.path", getattr(config.model, "path", None))):
+    for key, path in (("codec.path", config.codec.folder), ("model.path", getattr(config.model, "path", None))):
         if path is not None:
             yield key, str(path)
     if config.checkpoint.to is not None and "://" not in config.checkpoint.to:

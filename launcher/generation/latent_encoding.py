@@ -18,7 +18,8 @@ from data.prepare.encode_stage import EncodeSummary
 from launcher.config.proposed_commands import setting
 from launcher.core.hardware import device_here
 from launcher.core.text import printable
-from models.codecs.vae import CodecConfig, DiffusersCodec, open_codec
+from models.codecs.diffusers_vae import DiffusersCodec, DiffusersCodecConfig
+from models.codecs.open_codec import open_codec
 from parallel import shell
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
@@ -66,7 +67,7 @@ def open_encoder(folder: Path, dtype: str = "float32", device: str | None = None
     if known is None:
         raise InputError("latents are float32 or bf16", f"--dtype {dtype}", "--dtype float32")
     place = _device(device)
-    codec = open_codec(CodecConfig(kind="diffusers", path=folder, tiling=tiling), (1, 1, 1), DTYPES[known], place)
+    codec = open_codec(DiffusersCodecConfig(path=folder, tiling=tiling), (1, 1, 1), DTYPES[known], place)
     assert isinstance(codec, DiffusersCodec), f"{codec}"
     return ClipEncoder(codec.geometry, codec.identity, known, {"tiling": tiling}, codec, place)
 

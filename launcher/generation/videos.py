@@ -33,7 +33,7 @@ from launcher.config.run_config import RunConfig
 from launcher.core.hardware import device_here
 from launcher.core.run_folder import RunFolder, keep
 from launcher.generation.sample_request import Request, settle
-from models.codecs.vae import open_codec
+from models.codecs.open_codec import open_codec
 from models.codecs.vq import Frames, enlarged
 from models.diffusion.sampler import sample
 from models.diffusion.video_dit import VideoDiT, VideoDiTConfig

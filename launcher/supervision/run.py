@@ -132,8 +132,8 @@ def absolute(config: RunConfig) -> RunConfig:
     config = with_own_codec(config)
     data = config.data.with_absolute(_absolute)
     codec = config.codec
-    if codec.path is not None:
-        codec = codec.model_copy(update={"path": _absolute(codec.path)})
+    if codec.folder is not None:
+        codec = codec.model_copy(update={"path": _absolute(codec.folder)})
     to, saving = config.checkpoint.to, config.checkpoint
     if to is not None and "://" not in to:
         saving = saving.model_copy(update={"to": _absolute(to)})

@@ -20,7 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.codecs.vae import PixelCodec, identity_of
+from models.codecs.diffusers_vae import identity_of
+from models.codecs.pixel import PixelCodec
 from parallel.errors import InputError
 from parallel.hf_folder import from_folder
 from parallel.parsing import parse_json
@@ -189,7 +190,9 @@ def _opened(folder: Path) -> Any:
         raise InputError(f"config.json of a {CLASS} is JSON with a _class_name", found, remedy) from None
     if name != CLASS:
         raise InputError(
-            f"codes are of a {CLASS}", f"{name} in {file}", "its latents are no codes: see models/codecs/vae.py"
+            f"codes are of a {CLASS}",
+            f"{name} in {file}",
+            "its latents are no codes: see models/codecs/diffusers_vae.py",
         )
     import diffusers  # seconds to import, and only this path needs it
 

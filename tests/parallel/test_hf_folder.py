@@ -10,7 +10,8 @@ import torch
 
 from data.chat.tokenizers import open_tokenizer
 from launcher.checkpoints.pretrained import config_of
-from models.codecs.vae import CodecConfig, open_codec, weights_of
+from models.codecs.diffusers_vae import DiffusersCodecConfig, weights_of
+from models.codecs.open_codec import open_codec
 from models.codecs.vq import open_codes
 from models.language.hf_config import read_config
 from parallel.errors import InputError
@@ -72,7 +73,7 @@ def test_weights_that_are_pickles_are_not_opened(tmp_path):
         with pytest.raises(FileNotFoundError):
             weights_of(folder)
     with pytest.raises(InputError):
-        open_codec(CodecConfig(kind="diffusers", path=tmp_path / "AutoencoderKL"), (1, 2, 2))
+        open_codec(DiffusersCodecConfig(path=tmp_path / "AutoencoderKL"), (1, 2, 2))
     with pytest.raises(InputError, match="as safetensors"):
         open_codes(str(tmp_path / "VQModel"))
     assert not mark.exists()

@@ -22,7 +22,7 @@ from launcher.core import progress_bar
 from launcher.core.progress_bar import Bar, line_of
 from launcher.preflight.preflight import check as preflight
 from launcher.supervision.run import absolute
-from models.codecs.vae import identity_of
+from models.codecs.diffusers_vae import identity_of
 from parallel.errors import InputError
 from tests.promises.test_wrong_input import longreel
 
@@ -62,7 +62,7 @@ def test_the_codec_of_the_dataset_is_taken(vae: Path, dataset: Path, tmp_path: P
     assert preflight(found).samples == 3
     file = tmp_path / "run.yaml"
     text = to_yaml(run(tmp_path / "out", dataset))
-    file.write_text(text.replace("codec:\n  kind: pixel\n  path: null\n  tiling: false\n", ""))
+    file.write_text(text.replace("codec:\n  kind: pixel\n", ""))
     for command in (["data", "simulate", file], ["plan", file], ["data", "stats", dataset, "--run", file]):
         longreel(*command, code=0)
     mixed = run(tmp_path, dataset, data={"dataset": {str(dataset.parent / "frames"): 1, str(dataset): 1}})

@@ -24,7 +24,7 @@ from launcher.cli.app import app
 from launcher.generation.latent_encoding import open_encoder
 from launcher.training.loop import build_feed
 from launcher.training.rendezvous import RankPlace
-from models.codecs.vae import identity_of
+from models.codecs.diffusers_vae import identity_of
 from models.layers.patches import patchify
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
@@ -214,7 +214,7 @@ def test_what_does_not_fit_the_latents_is_refused(source, vaes, encoded, monkeyp
     assert identity_of(other) == identity_of(vaes[CAUSAL])
     (other / "config.json").write_text(json.dumps({**settings, "latents_std": [1.0] * 4}))
     assert identity_of(other) != identity_of(vaes[CAUSAL])
-    monkeypatch.setattr("models.codecs.vae.NORMED_OVER_TIME", ("AutoencoderKLWan",))
+    monkeypatch.setattr("models.codecs.diffusers_vae.NORMED_OVER_TIME", ("AutoencoderKLWan",))
     assert "--frames 5" in refused("norms over time.*\n.*data.frames=5, the longest has 9", data={"frames": 5})
     assert feed_of(encoded[CAUSAL], vaes[CAUSAL], data={"frames": 9})
 

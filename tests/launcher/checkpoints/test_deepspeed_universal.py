@@ -17,7 +17,7 @@ from launcher.cli.app import app
 from launcher.config.loading import to_yaml
 from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder
-from models.codecs.vae import open_codec
+from models.codecs.open_codec import open_codec
 from models.registry import build
 from parallel.errors import InputError
 from parallel.zero.engine import STATE_NAMES, engine_for

@@ -3,14 +3,19 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from models.codecs.vae import Codec, CodecConfig, DiffusersCodec, PixelCodec, open_codec
+from models.codecs.codec import CODECS, Codec, CodecConfig, CodecSpec
+from models.codecs.diffusers_vae import DiffusersCodec, DiffusersCodecConfig
+from models.codecs.open_codec import AnyCodecConfig, open_codec
+from models.codecs.pixel import PixelCodec, PixelCodecConfig
 from models.layers.patches import patchify
 from parallel.errors import InputError
+from parallel.setting_effects import State
 
 FRAMES = torch.randint(0, 256, (5, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -41,11 +46,11 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 def opened(folders, name, **more) -> Codec:
-    return open_codec(CodecConfig(kind="diffusers", path=folders[name], **more), (1, 2, 2))
+    return open_codec(DiffusersCodecConfig(path=folders[name], **more), (1, 2, 2))
 
 
 def test_pixels_come_back_exactly():
-    codec = open_codec(CodecConfig(), (1, 4, 4))
+    codec = open_codec(PixelCodecConfig(), (1, 4, 4))
     latents = codec.encode(FRAMES)
     assert isinstance(codec, PixelCodec)
     assert latents.shape == (3, 5, 16, 16)
@@ -106,7 +111,7 @@ def test_latents_are_normalised_as_diffusers_states(folders):
 
 
 def test_weights_are_frozen_and_dtype_is_kept(folders):
-    codec = open_codec(CodecConfig(kind="diffusers", path=folders["kl"]), (1, 2, 2), torch.bfloat16)
+    codec = open_codec(DiffusersCodecConfig(path=folders["kl"]), (1, 2, 2), torch.bfloat16)
     assert isinstance(codec, DiffusersCodec)
     assert not any(p.requires_grad for p in codec.vae.parameters())
     assert codec.encode(FRAMES).dtype == torch.bfloat16
@@ -117,7 +122,7 @@ def test_weights_are_frozen_and_dtype_is_kept(folders):
 def test_a_wrong_path_is_named(folders, tmp_path):
     def refused(path, words):
         with pytest.raises(InputError, match=words):
-            open_codec(CodecConfig(kind="diffusers", path=path), (1, 2, 2))
+            open_codec(DiffusersCodecConfig(path=path), (1, 2, 2))
 
     refused(tmp_path / "nowhere", "nowhere")
     (tmp_path / "config.json").write_text("{}")
@@ -126,15 +131,15 @@ def test_a_wrong_path_is_named(folders, tmp_path):
     refused(tmp_path, "UNet in")
     (tmp_path / "config.json").write_text((folders["kl"] / "config.json").read_text())
     refused(tmp_path, "holds the weights of an AutoencoderKL")
-    with pytest.raises(ValidationError, match="kind: diffusers, path: None"):
-        CodecConfig(kind="diffusers")
+    with pytest.raises(ValidationError, match=r"(?s)path.*Field required"):
+        DiffusersCodecConfig()
     with pytest.raises(InputError, match=r"float32 \[3, 8, 8\]"):
         PixelCodec((1, 4, 4)).encode(torch.zeros(3, 8, 8))
 
 
 def test_importing_models_does_not_import_diffusers_or_distributed_code():
     code = (
-        "import sys, models.registry, models.codecs.vae, models.diffusion.sampler\n"
+        "import sys, models.registry, models.codecs.open_codec, models.diffusion.sampler\n"
         "assert not [m for m in ('diffusers', 'transformers', 'data', 'launcher') if m in sys.modules]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent.parent.parent)
@@ -145,3 +150,19 @@ def test_models_name_no_rank_and_no_group():
     for file in (Path(__file__).parent.parent.parent.parent / "models").rglob("*.py"):
         lines = [line for line in file.read_text().splitlines() if "import" in line]
         assert not [line for line in lines if "distributed" in line or "launcher" in line or "from data." in line], file
+
+
+def test_a_codec_that_was_registered_is_opened_by_its_kind():
+    class Half(CodecConfig):
+        kind: State[Literal["half"]] = "half"
+        by: State[float] = 2.0
+
+    CODECS.register("half", CodecSpec(Half, lambda config, patch, dtype, device: (config.by, patch, dtype)))
+    try:
+        config = TypeAdapter(AnyCodecConfig).validate_python({"kind": "half", "by": 4})
+        assert (config, config.folder) == (Half(by=4.0), None)
+        assert open_codec(config, (1, 2, 2)) == (4.0, (1, 2, 2), torch.float32)
+    finally:
+        del CODECS._entries["half"]
+    with pytest.raises(ValidationError, match="a codec is one of: pixel, diffusers"):
+        TypeAdapter(AnyCodecConfig).validate_python("half")

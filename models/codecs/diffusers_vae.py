@@ -1,12 +1,7 @@
-"""Codecs: frames to latents and back, frozen.
+"""A video autoencoder of `diffusers` as a codec, from a folder on this machine: nothing is ever downloaded.
 
-`PixelCodec` is the path with no download: a latent cell is a pixel. `DiffusersCodec` runs a video autoencoder from a
-`diffusers` folder on this machine (nothing is ever downloaded): per frame (Stable Diffusion's and kin) or causal in
-time (Wan, HunyuanVideo). It takes the mean of the posterior: a clip has one latent, whoever encodes it.
-
-    frames --posterior--> mean, log-variance        computed once and stored (`longreel data encode`)
-    frames ---------encode--------> latents         computed while training
-    mean ---normal----> latents                     the same bits
+Per frame (Stable Diffusion's and kin) or causal in time (Wan, HunyuanVideo). It takes the mean of the posterior: a clip
+has one latent, whoever encodes it.
 """
 
 from __future__ import annotations
@@ -14,13 +9,13 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 
+from models.codecs.codec import CodecConfig, refuse_frames, to_bytes, to_unit
 from parallel.errors import InputError
 from parallel.hf_folder import from_folder
 from parallel.parsing import parse_json
@@ -30,88 +25,20 @@ from parallel.setting_effects import Content, Numbers, State
 PER_FRAME = ("AutoencoderKL",)
 CAUSAL = ("AutoencoderKLWan", "AutoencoderKLHunyuanVideo")
 NORMED_OVER_TIME = ("AutoencoderKLHunyuanVideo",)  # group norms over all frames: later ones change earlier latents
-CHUNK_FRAMES = 16  # that are floats of four bytes at a time
 WEIGHTS = "diffusion_pytorch_model"  # as `diffusers` names them
 
 
-class Codec(Protocol):
-    """Frames to latents and back.
+class DiffusersCodecConfig(CodecConfig):
+    """An autoencoder of `diffusers`.
 
     Attributes:
-        geometry: its strides and the model's patch: how many tokens a clip has.
-        prefixes: whether the first latents of a clip are those of its first frames alone.
-        identity: of what stored latents were made by; "" for the pixel codec, which makes none.
-    """
-
-    geometry: Geometry
-    prefixes: bool
-
-    @property
-    def identity(self) -> str:
-        """See above; may take a second, the first time."""
-
-    def encode(self, frames: Tensor) -> Tensor:
-        """Latents [channels, t, h, w] of uint8 `frames` [frames, height, width, 3], near mean 0 and deviation 1."""
-
-    def normal(self, mean: Tensor) -> Tensor:
-        """Latents as of `encode`, of the mean of a posterior: [channels, t, h, w], float32."""
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Frames uint8 [frames, height, width, 3] of `latents` [channels, t, h, w]."""
-
-
-class CodecConfig(BaseModel):
-    """Which codec.
-
-    Attributes:
-        kind: "pixel", or "diffusers" for an autoencoder in a folder.
-        path: the folder with config.json and weights, for "diffusers".
+        path: the folder with config.json and weights.
         tiling: encode and decode in tiles of the picture, for less memory and slightly other values.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: State[Literal["pixel", "diffusers"]] = "pixel"
-    path: Content[Path | None] = None
+    kind: State[Literal["diffusers"]] = "diffusers"
+    path: Content[Path]
     tiling: Numbers[bool] = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _kind_alone(cls, settings: Any) -> Any:
-        """A name is a kind: `codec: pixel`."""
-        return {"kind": settings} if isinstance(settings, str) else settings
-
-    @model_validator(mode="after")
-    def _path_fits(self) -> CodecConfig:
-        if (self.kind == "diffusers") != (self.path is not None):
-            raise InputError(
-                "a diffusers codec has a path, the pixel codec has none",
-                f"kind: {self.kind}, path: {self.path}",
-                "kind: diffusers and path: FOLDER, or kind: pixel alone",
-            )
-        return self
-
-
-class PixelCodec:
-    """Colours scaled to -1 .. 1: exact, and each frame its own."""
-
-    identity = ""
-    prefixes = True
-
-    def __init__(self, patch: Grid, dtype: torch.dtype = torch.float32) -> None:
-        self.geometry, self.dtype = Geometry(channels=3, patch=patch), dtype
-
-    def encode(self, frames: Tensor) -> Tensor:
-        """See `Codec`."""
-        return _to_unit(frames, self.dtype)
-
-    def normal(self, mean: Tensor) -> Tensor:
-        """See `Codec`."""
-        return mean.to(self.dtype)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """See `Codec`."""
-        return _to_bytes(latents)
 
 
 class DiffusersCodec:
@@ -157,12 +84,12 @@ class DiffusersCodec:
     @torch.no_grad()
     def _posterior(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance [channels, t, h, w] in the autoencoder's dtype and on its device."""
-        _refuse_frames(frames)
+        refuse_frames(frames)
         frames = frames.to(self._device)  # as bytes, whatever the autoencoder computes in
         if self.causal:
-            found = self.vae.encode(_to_unit(frames, self._vae_dtype)[None]).latent_dist
+            found = self.vae.encode(to_unit(frames, self._vae_dtype)[None]).latent_dist
             return found.mean[0], found.logvar[0]
-        each = [self.vae.encode(_to_unit(f, self._vae_dtype).transpose(0, 1)).latent_dist for f in frames.split(1)]
+        each = [self.vae.encode(to_unit(f, self._vae_dtype).transpose(0, 1)).latent_dist for f in frames.split(1)]
         mean, logvar = torch.cat([d.mean for d in each]), torch.cat([d.logvar for d in each])
         return mean.transpose(0, 1), logvar.transpose(0, 1)
 
@@ -175,7 +102,7 @@ class DiffusersCodec:
             clip = self.vae.decode(cells[None]).sample[0]
         else:
             clip = torch.cat([self.vae.decode(c).sample for c in cells.transpose(0, 1).split(1)]).transpose(0, 1)
-        return _to_bytes(clip).to(latents.device)
+        return to_bytes(clip).to(latents.device)
 
     @property
     def _device(self) -> torch.device:
@@ -188,22 +115,14 @@ class DiffusersCodec:
         return dtype
 
 
-def open_codec(
-    config: CodecConfig, patch: Grid, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> Codec:
-    """The codec that `config` names, ready to use.
-
-    Args:
-        config: which one.
-        patch: of the model, for the geometry.
-        dtype: of latents, and of an autoencoder's weights.
-        device: of an autoencoder's weights.
+def open_folder(
+    config: DiffusersCodecConfig, patch: Grid, dtype: torch.dtype, device: torch.device | str
+) -> DiffusersCodec:
+    """The autoencoder of a folder, its weights in `dtype` on `device`.
 
     Raises:
         InputError: the path is not a folder with an autoencoder of a known class.
     """
-    if config.path is None:
-        return PixelCodec(patch, dtype)
     folder, file = config.path, config.path / "config.json"
     remedy = "name the folder that `save_pretrained` wrote (often MODEL/vae); nothing is downloaded"
     try:
@@ -259,7 +178,9 @@ def _check_class(name: str, where: str) -> None:
     if name not in PER_FRAME + CAUSAL:
         known = ", ".join(PER_FRAME + CAUSAL)
         raise InputError(
-            f"a codec is one of {known}", f"{name} in {where}", "convert it, or add it in models/codecs/vae.py"
+            f"a codec is one of {known}",
+            f"{name} in {where}",
+            "convert it, or add it in models/codecs/diffusers_vae.py",
         )
 
 
@@ -294,23 +215,3 @@ def _statistics(config: Any) -> tuple[Tensor, Tensor]:
         offset = torch.tensor(config.get("shift_factor") or 0.0)
         scale = 1.0 / torch.tensor(config.get("scaling_factor") or 1.0)
     return offset.reshape(-1, 1, 1, 1), scale.reshape(-1, 1, 1, 1)
-
-
-def _to_unit(frames: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 [frames, height, width, 3] -> [3, frames, height, width] in -1 .. 1, in float32, some at a time."""
-    _refuse_frames(frames)
-    out = torch.empty(frames.shape, dtype=dtype, device=frames.device).permute(3, 0, 1, 2)  # colours stay together
-    for part, into in zip(frames.split(CHUNK_FRAMES), out.split(CHUNK_FRAMES, dim=1), strict=True):
-        into.copy_(part.permute(3, 0, 1, 2).float().div_(127.5).sub_(1.0))
-    return out
-
-
-def _refuse_frames(frames: Tensor) -> None:
-    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-        found = f"{frames.dtype} {list(frames.shape)}"
-        raise InputError("frames are uint8 [frames, height, width, 3]", found, "decode to RGB bytes first")
-
-
-def _to_bytes(clip: Tensor) -> Tensor:
-    """[3, frames, height, width] in -1 .. 1 -> uint8 [frames, height, width, 3]."""
-    return ((clip.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous()
