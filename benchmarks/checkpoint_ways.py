@@ -22,8 +22,11 @@ from launcher.checkpoints.part import Part
 from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.saver import Keep, Saver
 from launcher.checkpoints.storage import LocalStorage
-from parallel.zero.engine import STATE_NAMES, AdamW, DeepSpeedEngine, engine_for
+from parallel.zero.deepspeed_engine import DeepSpeedEngine
+from parallel.zero.optimizers.adamw import AdamWConfig
+from parallel.zero.stages import engine_for
 
+TENSOR_NAMES = AdamWConfig().tensor_names
 DIM = 1024  # of square matrices: a layer has DIM^2 parameters
 BLOCK = 16 << 20
 
@@ -45,7 +48,7 @@ class Layers(nn.Module):
 def trained(layers: int, stage: int) -> DeepSpeedEngine:
     """An engine after one step, so that it has all of its state."""
     torch.manual_seed(0)
-    engine = engine_for(Layers(layers), AdamW(), stage, 1)
+    engine = engine_for(Layers(layers), AdamWConfig(), stage, 1)
     assert isinstance(engine, DeepSpeedEngine)
     step(engine, 64)
     return engine
@@ -177,7 +180,7 @@ def read_ours(engine: DeepSpeedEngine, place: Path) -> None:
     """Every byte to where it belongs in the engine's memory, which does not follow it yet."""
     found, _ = newest(LocalStorage(place), trusting)
     assert found is not None
-    found.fill(engine.held(), STATE_NAMES)
+    found.fill(engine.held(), TENSOR_NAMES)
 
 
 def load_ours(engine: DeepSpeedEngine, place: Path, verify: bool = False) -> None:
@@ -190,7 +193,7 @@ def load_ours(engine: DeepSpeedEngine, place: Path, verify: bool = False) -> Non
         assert (
             compare(found.storage, found.name, found.manifest.parts[dist.get_rank() :: dist.get_world_size()]) is None
         )
-    found.fill(engine.held(), STATE_NAMES)
+    found.fill(engine.held(), TENSOR_NAMES)
     engine.refresh(1)
 
 

@@ -19,6 +19,7 @@ import torch
 from benchmarks.gpu_first_rows import Case, Row, seconds_of, tflops
 from benchmarks.gpu_first_zero import meet
 from launcher.training.peak_flops import bf16_peak
+from parallel.zero.optimizers.adamw import AdamWConfig
 
 TOKENS = (1 << 15, 1 << 17, 1 << 19, 1 << 20)
 PICTURE = (30, 52)  # tokens of a frame of 480 x 832 pixels
@@ -161,12 +162,12 @@ def step_of(
     case: Case, module: torch.nn.Module, maker: Any, stream: Any, pack: Any
 ) -> tuple[Callable[[], None], float]:
     """Forward, backward and update on a batch that the feed's own maker makes once; and the pairs of its masks."""
-    from parallel.zero.engine import AdamW, engine_for
+    from parallel.zero.stages import engine_for
 
     micro = maker.micro_step(stream, pack)
     if case.kind == "cuda":
         torch.cuda.synchronize(case.device)
-    engine = engine_for(module, AdamW(), 0, 1, device=case.device)
+    engine = engine_for(module, AdamWConfig(), 0, 1, device=case.device)
 
     def step() -> None:
         prediction = engine.forward(micro.prepared.input, micro.plans)
@@ -179,7 +180,7 @@ def step_of(
 
 def filled(make: Callable[[], torch.nn.Module], device: torch.device) -> torch.nn.Module:
     """A module with small numbers, made on the device: billions of them take a CPU minutes."""
-    from parallel.zero.engine import give_memory, on_meta
+    from parallel.zero.meta_init import give_memory, on_meta
 
     with on_meta():
         module = make()

@@ -11,7 +11,9 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.gpu_first_rows import Case, Row
-from parallel.zero.engine import AdamW, Engine, engine_for
+from parallel.zero.engine import Engine
+from parallel.zero.optimizers.adamw import AdamWConfig
+from parallel.zero.stages import engine_for
 
 STEPS = 4
 RATE = 1e-2
@@ -37,7 +39,7 @@ def engine(stage: int, case: Case) -> Iterator[Row]:
     meet(case)
     dtype = torch.bfloat16
     x = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(1))
-    ours = engine_for(_net(dtype).to(case.device), AdamW(clip=0), stage, 1, device=case.device)
+    ours = engine_for(_net(dtype).to(case.device), AdamWConfig(clip=0), stage, 1, device=case.device)
     losses = _losses(ours, x.to(case.device, dtype))
     strange = {
         str(value.device)
@@ -76,7 +78,7 @@ def _losses(ours: Engine, x: torch.Tensor) -> list[float]:
 
 
 def _bare(net: torch.nn.Module, x: torch.Tensor) -> list[float]:
-    adam, found = AdamW(clip=0), []
+    adam, found = AdamWConfig(clip=0), []
     optimizer = torch.optim.AdamW(
         adam.groups(net.parameters()), lr=RATE / 10, betas=adam.betas, eps=adam.eps, weight_decay=0.0
     )

@@ -42,7 +42,7 @@ def main(recipe: Path, steps: int, overrides: list[str]) -> None:
         batches.append(feed.batch(position))
         position = batches[-1].position
     model = build(config.model, geometry_of(config).channels, config.seed, DTYPES[config.dtype])
-    adam = config.optimizer.adam()
+    adam = config.optimizer
     optimizer = adam.build(adam.groups(model.parameters()))
     seconds = []
     for step, batch in enumerate(batches):

@@ -40,7 +40,9 @@ def noted(dataset: Path) -> DiffusersCodecConfig | None:
         tiling = bool(told["tiling"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return DiffusersCodecConfig(kind="diffusers", path=path, tiling=tiling) if (path / "config.json").is_file() else None
+    return (
+        DiffusersCodecConfig(kind="diffusers", path=path, tiling=tiling) if (path / "config.json").is_file() else None
+    )
 
 
 def with_own_codec(config: RunConfig) -> RunConfig:

@@ -28,10 +28,12 @@ from launcher.config.config_schema import leaves
 from launcher.config.lr_schedule import learning_rate
 from launcher.config.proposed_commands import setting
 from launcher.config.run_config import RunConfig
-from launcher.config.sections import DataConfig, OptimizerConfig, SegmentConfig
+from launcher.config.sections import DataConfig, SegmentConfig
 from launcher.core.run_folder import RunFolder, known_id, read_lines
 from parallel.errors import InputError
 from parallel.setting_effects import Effect
+from parallel.zero.optimizers.optimizer import OptimizerConfig
+from parallel.zero.optimizers.optimizer_registry import OPTIMIZERS
 
 TOLD = (Effect.NUMBERS, Effect.UPDATE, Effect.RATE, Effect.ROUNDING, Effect.MEMORY)
 LABELS = {"weights": "dataset, its weights"}  # there is no setting of that name
@@ -209,7 +211,8 @@ def _shown(data: DataConfig) -> dict[str, Any]:
 
 
 def _optimizer(settings: Mapping[str, Any]) -> OptimizerConfig:
-    return OptimizerConfig.model_validate(settings.get("optimizer", {}))
+    found = settings.get("optimizer", {})
+    return OPTIMIZERS[found.get("kind", next(iter(OPTIMIZERS)))].model_validate(found)
 
 
 def _rate(settings: Mapping[str, Any], step: int) -> float:

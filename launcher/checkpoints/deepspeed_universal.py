@@ -1,6 +1,6 @@
-"""Weights and moments that DeepSpeed saved, as the first checkpoint of a run.
+"""Weights and optimizer state that DeepSpeed saved, as the first checkpoint of a run.
 
-    DeepSpeed's checkpoint --ds_to_universal--> zero/NAME/fp32.pt  exp_avg.pt  exp_avg_sq.pt  (step.pt)
+    DeepSpeed's checkpoint --ds_to_universal--> zero/NAME/fp32.pt  STATE.pt ...  (step.pt)
                                                       |
                               step-00000000/part-00000.safetensors, part-00001 ..., manifest.json
 
@@ -27,9 +27,9 @@ from launcher.checkpoints.storage import open_storage
 from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder, make_run_folder, run_id
 from parallel.errors import InputError
-from parallel.zero.engine import STATE_NAMES, Fragment
+from parallel.zero.fragments import MASTER, Fragment
 
-FILES = dict(zip(STATE_NAMES, ("fp32.pt", "exp_avg.pt", "exp_avg_sq.pt"), strict=True))
+MASTER_FILE = "fp32.pt"  # the others are named as the optimizer names them
 PART_BYTES = 1 << 30  # of a part: no more of the model is in memory
 REMEDY = "python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state --input_folder IN --output_folder OUT"
 
@@ -60,7 +60,7 @@ def import_universal(
         source: the universal checkpoint.
         config: of the run.
         shapes: of the parameters of its model, by name.
-        updates: that the moments have seen, which Adam's bias correction depends on; read from step.pt if not given.
+        updates: that the state has seen, which a bias correction depends on; read from step.pt if not given.
 
     Raises:
         InputError: it is none, it has other parameters than the model, the run has begun, or nobody knows the updates.
@@ -77,7 +77,8 @@ def import_universal(
     done = _updates(source, sorted(shapes)[0]) if updates is None else updates
     make_run_folder(folder)
     parts: list[Part] = []
-    for fragments in _groups(source, shapes):
+    files = {name: MASTER_FILE if name == MASTER else f"{name}.pt" for name in config.optimizer.tensor_names}
+    for fragments in _groups(source, shapes, files):
         parts.append(write_part(storage, name, file_of(len(parts)), fragments))
     settings = config.model_dump(mode="json")
     state = TrainState(Position(), (), Updates(done))
@@ -87,12 +88,12 @@ def import_universal(
     return Imported(storage.where(name), len(shapes), sum(f[2] - f[1] for p in parts for f in p.fragments), done)
 
 
-def _groups(source: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[list[Fragment]]:
+def _groups(source: Path, shapes: dict[str, tuple[int, ...]], files: dict[str, str]) -> Iterator[list[Fragment]]:
     """Parameters in the model's order, about a gigabyte at a time."""
     group: list[Fragment] = []
     size = 0
     for name, shape in shapes.items():
-        tensors = {key: _tensor(source / "zero" / name / file, shape) for key, file in FILES.items()}
+        tensors = {key: _tensor(source / "zero" / name / file, shape) for key, file in files.items()}
         group.append(Fragment(name, 0, tensors))
         size += sum(t.nbytes for t in tensors.values())
         if size >= PART_BYTES:
@@ -116,7 +117,7 @@ def _updates(source: Path, name: str) -> int:
     path = source / "zero" / name / "step.pt"
     if not path.exists():
         raise InputError(
-            "it is known how many updates the moments have seen", f"{path.parent} has no step.pt", "--updates N"
+            "it is known how many updates the state has seen", f"{path.parent} has no step.pt", "--updates N"
         )
     return int(_load(path))
 

@@ -124,7 +124,7 @@ def _frozen(found: Checkpoint) -> int:
     """Parameters of the model that are in no checkpoint; only a video_lm has any."""
     from launcher.config.loading import check
     from models.registry import build
-    from parallel.zero.engine import on_meta
+    from parallel.zero.meta_init import on_meta
 
     if found.manifest.config.get("model", {}).get("kind") != "video_lm":
         return 0

@@ -35,7 +35,8 @@ from launcher.config.run_config import RunConfig
 from models.language.video_lm import VideoLMConfig
 from parallel.errors import InputError
 from parallel.hf_folder import from_folder
-from parallel.zero.engine import Engine, shape_of
+from parallel.zero.engine import Engine
+from parallel.zero.fragments import shape_of
 
 CONFIG = "config.json"
 

@@ -13,7 +13,7 @@ from launcher.checkpoints.checkpoint_manifest import BrokenError, Manifest, Trai
 from launcher.checkpoints.part import DTYPES, Room, Stretch, read_part
 from launcher.checkpoints.storage import Storage
 from parallel.errors import InputError
-from parallel.zero.engine import Fragment
+from parallel.zero.fragments import Fragment
 
 DISTRUSTED = "distrusted: "  # a reason that is not about the files
 Verify = Callable[[Storage, str, Manifest], str | None]

@@ -197,10 +197,10 @@ def import_(
     source: Annotated[Path, typer.Argument(help="A universal checkpoint of DeepSpeed: a folder that has zero/.")],
     run: Annotated[Path, typer.Argument(help="The run that goes on from it, a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example out=runs/mine")] = None,
-    updates: Annotated[int | None, typer.Option(min=0, help="That its moments have seen; read if it tells.")] = None,
+    updates: Annotated[int | None, typer.Option(min=0, help="That its state has seen; read if it tells.")] = None,
     json_: Json = False,
 ) -> None:
-    """Weights and moments that DeepSpeed saved, as the first checkpoint of a run; then train as usual.
+    """Weights and optimizer state that DeepSpeed saved, as the first checkpoint of a run; then train as usual.
 
     Example: longreel checkpoint import converted/ run.yaml out=runs/mine
     """

@@ -96,7 +96,7 @@ ALIASES: dict[str, Meaning] = {
     **dict.fromkeys(("adam_eps", "adam_epsilon", "epsilon", "eps"), Meaning(("optimizer.eps",))),
     **dict.fromkeys(("ema", "ema_decay", "use_ema", "ema_rate"), Meaning(("optimizer.ema",), "its decay, such as "
                     "0.999; 0 for none")),
-    **dict.fromkeys(("optimizer_type", "optim", "optimizer_name"), Meaning((), "leave it out: the optimizer is AdamW")),
+    **dict.fromkeys(("optimizer_type", "optim", "optimizer_name"), Meaning(("optimizer.kind",))),
     **dict.fromkeys(("gradient_checkpointing", "activation_checkpointing", "grad_checkpointing", "recompute",
                      "enable_gradient_checkpointing", "recompute_granularity"), RECOMPUTE),
     **dict.fromkeys(("zero_stage", "stage", "deepspeed_stage", "zero_optimization"), Meaning(("zero.stage",))),

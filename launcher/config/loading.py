@@ -21,7 +21,7 @@ from launcher.config.run_yaml import DEEPEST, parse_yaml, read_run, refuse_odd_p
 from parallel.errors import InputError
 from parallel.parsing import shorter
 
-OF_A_KIND = ("model", "objective", "codec")  # sections whose kind alone may stand for them
+OF_A_KIND = ("model", "objective", "codec", "optimizer")  # sections whose kind alone may stand for them
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -16,7 +16,6 @@ from launcher.config.sections import (
     GuardConfig,
     KernelConfig,
     MeshConfig,
-    OptimizerConfig,
     RestartConfig,
     SampleConfig,
     Section,
@@ -30,6 +29,9 @@ from models.registry import ModelConfig, ObjectiveConfig, refuse_other_objective
 from parallel.errors import InputError
 from parallel.mesh import Mesh
 from parallel.setting_effects import Nothing, Numbers, Rate, Rounding, State
+from parallel.zero.optimizers.adamw import AdamWConfig
+from parallel.zero.optimizers.optimizer import refuse_stage
+from parallel.zero.optimizers.optimizer_registry import OptimizerChoice
 
 
 class RunConfig(Section):
@@ -59,7 +61,7 @@ class RunConfig(Section):
     codec: AnyCodecConfig = PixelCodecConfig()
     model: ModelConfig
     objective: ObjectiveConfig
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerChoice = AdamWConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()
     restart: RestartConfig = RestartConfig()
@@ -124,6 +126,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _learns(self) -> RunConfig:
         refuse_other_objective(self.model, self.objective)
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_runs(self) -> RunConfig:
+        refuse_stage(self.optimizer, self.zero.stage)
         return self
 
     @model_validator(mode="after")

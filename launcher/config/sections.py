@@ -14,8 +14,8 @@ from data.planning.mix import mix_of
 from parallel.errors import InputError
 from parallel.kernels.kernel_benchmark import Asked
 from parallel.mesh import Mesh
-from parallel.setting_effects import Content, Data, Nothing, Rate, Rounding, Update
-from parallel.zero.engine import AdamW, Offload, refuse_offload
+from parallel.setting_effects import Content, Data, Nothing, Rounding, Update
+from parallel.zero.deepspeed_config import Offload, refuse_offload
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Datasets = Path | dict[str, float]
@@ -60,7 +60,7 @@ class ZeroConfig(Section):
     """DeepSpeed ZeRO.
 
     Attributes:
-        stage: 0 keeps everything on every rank; 1 shares out optimiser state, 2 also gradients, 3 also parameters.
+        stage: 0 keeps everything on every rank; 1 shares out optimizer state, 2 also gradients, 3 also parameters.
         offload: what lies in the host's memory: nothing, the optimizer's state, or parameters too (stage 3).
     """
 
@@ -214,37 +214,6 @@ class DataConfig(Section):
         if dataset == {}:
             raise InputError("a mix has datasets", "data.dataset={}", "{FOLDER: 3, FOLDER: 1}")
         return dataset
-
-
-class OptimizerConfig(Section):
-    """AdamW and its schedule.
-
-    Attributes:
-        learning_rate: the highest.
-        warmup_steps: over which the rate rises in a straight line.
-        schedule: "constant"; "cosine" down to final_ratio x learning_rate at the last step; "wsd": constant, then
-            straight down to that over the last quarter (MiniCPM, arXiv:2404.06395).
-        final_ratio: see schedule.
-        betas: of AdamW.
-        eps: of AdamW.
-        weight_decay: on matrices only.
-        clip: largest global norm of the gradient; 0 never clips.
-        ema: decay of the moving average of the weights, which samples are drawn with, such as 0.999; 0 keeps none.
-    """
-
-    learning_rate: Rate[float] = Field(default=1e-4, gt=0)
-    warmup_steps: Rate[int] = Field(default=0, ge=0)
-    schedule: Rate[Literal["constant", "cosine", "wsd"]] = "constant"
-    final_ratio: Rate[float] = Field(default=0.1, ge=0, le=1)
-    betas: Update[tuple[Share, Share]] = (0.9, 0.95)
-    eps: Update[float] = Field(default=1e-8, gt=0)
-    weight_decay: Update[float] = Field(default=0.0, ge=0)
-    clip: Update[float] = Field(default=1.0, ge=0)
-    ema: Update[Share] = 0.0
-
-    def adam(self) -> AdamW:
-        """As the engine takes it."""
-        return AdamW(self.betas, self.eps, self.weight_decay, self.clip)
 
 
 class CheckpointConfig(Section):

@@ -32,7 +32,8 @@ from parallel.attention.ulysses import share_heads
 from parallel.errors import InputError
 from parallel.mesh import Groups, Mesh, join
 from parallel.zero.ema import Ema
-from parallel.zero.engine import STATE_NAMES, Engine, Fragment, trained
+from parallel.zero.engine import Engine
+from parallel.zero.fragments import Fragment, trained
 
 RATE = 1e-4  # of the update; any will do
 
@@ -166,7 +167,7 @@ class Dry:
             self.feed = DryFeed.of(config, segment, groups, self.device, kernels, len(packs))
         with counter.phase("engine"):
             self.engine: Engine = build_engine(config, self.feed, self.device, numbers=False)
-            held = self.engine.held()  # as the saver does: from then on there are moments
+            held = self.engine.held()  # as the saver does: from then on there is all state
         # DeepSpeed keeps meta tensors of all parameters, to lay them out: no memory, though our device is called so too
         laid_out = getattr(getattr(self.engine, "optimizer", None), "round_robin_bit16_meta", [])
         counter.forget(list(every_tensor(laid_out)))
@@ -243,7 +244,7 @@ class Dry:
         for parameter in self.engine.module.parameters():
             known.append((getattr(parameter, "ds_tensor", parameter).data, "parameters"))
         for fragment in held:
-            known += [(fragment.tensors[name], "optimizer") for name in STATE_NAMES]
+            known += [(fragment.tensors[name], "optimizer") for name in self.engine.tensor_names]
         for piece in self.counter.live.values():
             if piece.phase == "engine" and not piece.kind:
                 piece.kind = "gradients"  # what an engine holds beside them is where gradients are summed

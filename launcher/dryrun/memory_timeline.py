@@ -3,7 +3,7 @@
 kind            is
 parameters      the model's own, in its dtype; at ZeRO-3 this rank's part
 gradients       of parameters, and the buffers that they are summed in
-optimizer       masters and moments
+optimizer       masters, and what the optimizer keeps beside them
 average         of the weights
 batch           what the step is fed: one, where training has up to three more ready ahead
 activations     made by the forward pass and alive after it

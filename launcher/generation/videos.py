@@ -43,7 +43,7 @@ from models.registry import DTYPES, build, build_flow
 from parallel.errors import InputError
 from parallel.random import key_of
 from parallel.zero.ema import EMA
-from parallel.zero.engine import Fragment
+from parallel.zero.fragments import Fragment
 
 SHEET_FRAMES = 8
 

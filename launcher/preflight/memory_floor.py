@@ -101,7 +101,11 @@ def demand_of(config: RunConfig, mesh: Mesh, parameters: Parameters, tokens: flo
     whole, n = parameters.trained + parameters.frozen, parameters.trained
     weights = size * whole / (ranks if stage == 3 else 1)
     gradients = size * n / (ranks if stage >= 2 else 1)
-    optimizer = (2 * master + (master if size < master else 0)) * n / (ranks if stage >= 1 else 1)
+    optimizer = (
+        (len(config.optimizer.state_names) * master + (master if size < master else 0))
+        * n
+        / (ranks if stage >= 1 else 1)
+    )
     average = master * n / ranks if config.optimizer.ema else 0.0
     rows = tokens / mesh.sequence_ranks * model.depth * model.dim * size  # of one width in all layers
     if getattr(model, "recompute", False):

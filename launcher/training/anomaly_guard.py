@@ -50,7 +50,7 @@ class Guard:
     config: GuardConfig
     windows: tuple[Window, ...] = ()
 
-    def most(self, step: int, loss: float, updates: Updates) -> float:
+    def max_norm(self, step: int, loss: float, updates: Updates) -> float:
         """The gradient norm up to which a step makes an update."""
         if self.is_in_window(step) or not math.isfinite(loss):
             return NEVER
@@ -71,7 +71,7 @@ class Guard:
             norm: of its gradient.
             updates: before it.
         """
-        if self.is_in_window(step) or norm <= self.most(step, loss, updates):
+        if self.is_in_window(step) or norm <= self.max_norm(step, loss, updates):
             return ""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return f"is not finite: loss {loss:.4g}, gradient norm {norm:.4g}"

@@ -45,8 +45,9 @@ from parallel.errors import InputError
 from parallel.kernels.kernel import Kernel
 from parallel.mesh import Groups, join
 from parallel.zero.ema import Ema
-from parallel.zero.engine import Engine, engine_for, on_meta
-from parallel.zero.meta_init import Drawn
+from parallel.zero.engine import Engine
+from parallel.zero.meta_init import Drawn, on_meta
+from parallel.zero.stages import engine_for
 
 
 @dataclass(frozen=True)
@@ -171,11 +172,11 @@ def run(
             rate = learning_rate(config.optimizer, state.step, config.steps)
             saver.wait_copied()
             pulse.enter("update", state.step + 1)
-            most = guard.most(state.step + 1, loss, state.updates)
-            norm = engine.step(rate, most)
+            max_norm = guard.max_norm(state.step + 1, loss, state.updates)
+            norm = engine.step(rate, max_norm)
             trouble = guard.trouble(state.step + 1, loss, norm, state.updates)
-            updates = guard.after(state.updates, norm, norm <= most, bool(trouble))
-            if ema is not None and norm <= most:
+            updates = guard.after(state.updates, norm, norm <= max_norm, bool(trouble))
+            if ema is not None and norm <= max_norm:
                 ema.update(updates.done)
             state = TrainState(batch.position, feed.datasets(batch.position), updates)
             if trouble:
@@ -185,7 +186,7 @@ def run(
             journal.write(
                 state.step, batch, gauge.end(agreed.memories, work, seconds),
                 made.of(state.step, rate, without), loss=loss, grad_norm=norm,
-                updated=norm <= most, learning_rate=rate, seconds=seconds, data_seconds=waited, flops=work,
+                updated=norm <= max_norm, learning_rate=rate, seconds=seconds, data_seconds=waited, flops=work,
             )  # fmt: skip
             last = stopped or state.step == end
             if last or agreed.due or state.step % config.checkpoint.every == 0 or saver.keep.for_ever(state.step):
@@ -228,13 +229,13 @@ def build_engine(config: RunConfig, feed: Fed, device: torch.device, numbers: bo
     channels = geometry_of(config).channels
     if device.type == "cuda" and isinstance(config.model, VideoDiTConfig):
         config.model.refuse_odd_widths()
-    adam, zero, drawn = config.optimizer.adam(), config.zero, Drawn(dist.get_rank(), dist.get_world_size())
+    zero, drawn = config.zero, Drawn(dist.get_rank(), dist.get_world_size())
     in_parts = zero.stage == 3 and isinstance(config.model, VideoDiTConfig)
     with drawn.cutting() if in_parts else on_meta() if folder_of_weights(config) else nullcontext():
         model = build(config.model, channels, config.seed, DTYPES[config.dtype], config.objective)
     names = {parameter: name for name, parameter in model.named_parameters()}
     model = model if in_parts or folder_of_weights(config) else model.to(device)
-    engine = engine_for(model, adam, zero.stage, feed.micro_steps, zero.offload, device)
+    engine = engine_for(model, config.optimizer, zero.stage, feed.micro_steps, zero.offload, device)
     if in_parts and numbers:
         drawn.write(model, engine, names)
     return engine

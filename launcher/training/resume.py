@@ -23,7 +23,8 @@ from launcher.training.metrics_log import Journal
 from launcher.training.number_digests import Made, differences
 from launcher.training.resume_check import Proof, distrusted
 from parallel.zero.ema import EMA, Ema
-from parallel.zero.engine import STATE_NAMES, Engine, trained
+from parallel.zero.engine import Engine
+from parallel.zero.fragments import trained
 
 
 def find_checkpoint(config: RunConfig, folder: RunFolder, storage: Storage) -> Checkpoint | None:
@@ -76,7 +77,7 @@ def resume(
         return TrainState(Position(), ())
     state = found.state
     feed.curriculum.verify(state.position)
-    found.fill(engine.held(), STATE_NAMES)
+    found.fill(engine.held(), engine.tensor_names)
     engine.refresh(state.updates.done)
     if ema is not None and EMA in found.manifest.keys:
         found.fill(ema.fragments, (EMA,))
@@ -106,7 +107,7 @@ def proof_of(config: RunConfig, found: Checkpoint | None, device: torch.device, 
     stages = (config.zero.stage, found.manifest.config.get("zero", {}).get("stage", 0))
     masters = (
         "float32" if config.dtype == "float64" and any(stages) else config.dtype
-    )  # of DeepSpeed (parallel.zero.engine)
+    )  # of DeepSpeed (parallel.zero.deepspeed_engine)
     tf32 = device.type == "cuda" and config.dtype == "float32"
     return Proof(found.name, exact, masters, tf32, changed, found.manifest.recent)
 

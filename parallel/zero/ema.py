@@ -16,14 +16,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parallel.zero.engine import Engine, Fragment
+from parallel.zero.engine import Engine
+from parallel.zero.fragments import MASTER, Fragment
 
-EMA = "ema"  # its name beside the engine's own `STATE_NAMES`
+EMA = "ema"  # its name beside the engine's own `tensor_names`
 
 
-def decay_of(most: float, updates: int) -> float:
+def decay_of(max_decay: float, updates: int) -> float:
     """Decay of the average after so many updates of the weights, the one just made included."""
-    return min(most, (1 + updates) / (10 + updates))
+    return min(max_decay, (1 + updates) / (10 + updates))
 
 
 class Ema:
@@ -31,14 +32,14 @@ class Ema:
 
     Attributes:
         decay: of the average once it is warm, from 0 to 1.
-        fragments: the engine's, each with the average beside the state of the optimiser.
+        fragments: the engine's, each with the average beside the state of the optimizer.
     """
 
     def __init__(self, engine: Engine, decay: float) -> None:
         """Begins with the weights as they are."""
         self.decay = decay
         self.fragments = [
-            Fragment(f.name, f.start, {**f.tensors, EMA: f.tensors["master"].clone()}) for f in engine.owned()
+            Fragment(f.name, f.start, {**f.tensors, EMA: f.tensors[MASTER].clone()}) for f in engine.owned()
         ]
 
     @property
@@ -50,9 +51,9 @@ class Ema:
     def update(self, updates: int) -> None:
         """After a step of the engine; `updates` of the weights were made so far, this one included."""
         weight = 1 - decay_of(self.decay, updates)
-        torch._foreach_lerp_(self.averages, [f.tensors["master"] for f in self.fragments], weight)
+        torch._foreach_lerp_(self.averages, [f.tensors[MASTER] for f in self.fragments], weight)
 
     @torch.no_grad()
     def restart(self) -> None:
         """Begin again with the weights as they are."""
-        torch._foreach_copy_(self.averages, [f.tensors["master"] for f in self.fragments])
+        torch._foreach_copy_(self.averages, [f.tensors[MASTER] for f in self.fragments])

@@ -21,7 +21,7 @@ from models.objectives.next_token import NextTokenConfig
 from models.objectives.rectified_flow import RectifiedFlowConfig
 from models.registry import build
 from parallel.kernels.flash_cpu import FlashCPU
-from parallel.zero.engine import on_meta
+from parallel.zero.meta_init import on_meta
 
 SMALL = Case("cpu", True, math.inf)
 GIB = 1 << 30

@@ -30,11 +30,13 @@ from launcher.preflight import preflight
 from launcher.supervision.console_view import LINES
 from launcher.supervision.local_ranks import free_port
 from parallel.errors import InputError
-from parallel.zero.engine import STATE_NAMES, Fragment
+from parallel.zero.fragments import Fragment
+from parallel.zero.optimizers.adamw import AdamWConfig
 from tests.support.commands import Forked
 from tests.support.process_groups import run_world
 from tests.support.runs import config, events, run, train
 
+TENSOR_NAMES = AdamWConfig().tensor_names
 NUMEL = 50
 Break = Callable[[], Any]
 
@@ -56,7 +58,7 @@ class Stubborn(LocalStorage):
 
 def fragment_of(rank: int, world: int) -> Fragment:
     start, stop = NUMEL * rank // world, NUMEL * (rank + 1) // world
-    return Fragment("w", start, {key: torch.arange(float(start), float(stop)) for key in STATE_NAMES})
+    return Fragment("w", start, {key: torch.arange(float(start), float(stop)) for key in TENSOR_NAMES})
 
 
 def saver_on(storage: LocalStorage, rank: int, told: list[dict[str, Any]], keep: Keep | None = None) -> Saver:

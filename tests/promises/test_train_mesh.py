@@ -13,7 +13,7 @@ from data.streams.curriculum import Position
 from launcher.config.run_config import RunConfig
 from launcher.training.loop import Words, agree, build_engine, build_feed
 from launcher.training.rendezvous import RankPlace
-from parallel.zero.engine import PlainEngine
+from parallel.zero.plain import PlainEngine
 from tests.support.process_groups import run_world
 from tests.support.runs import config, train
 

@@ -17,12 +17,12 @@ from data.streams.clip_stream import Pack
 from data.streams.curriculum import Position
 from launcher.batches.loader import CHECKSUM, Feed, assign
 from launcher.config.lr_schedule import learning_rate
-from launcher.config.sections import OptimizerConfig
 from launcher.core.run_folder import append_line, keep_steps, read_lines
 from launcher.training.loop import build_feed
 from launcher.training.rendezvous import RankPlace
 from parallel.mesh import Groups, Mesh
 from parallel.sequence.packed import Document
+from parallel.zero.optimizers.adamw import AdamWConfig
 from tests.support.runs import config
 
 
@@ -105,14 +105,14 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_learning_rate() -> None:
-    cosine = OptimizerConfig(learning_rate=1.0, warmup_steps=4, schedule="cosine", final_ratio=0.1)
+    cosine = AdamWConfig(learning_rate=1.0, warmup_steps=4, schedule="cosine", final_ratio=0.1)
     rates = [learning_rate(cosine, done, 105) for done in range(105)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0
     assert rates[54] == pytest.approx(0.55)
     assert rates[-1] == pytest.approx(0.1)
     assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
-    constant = OptimizerConfig(learning_rate=0.5)
+    constant = AdamWConfig(learning_rate=0.5)
     assert {learning_rate(constant, done, 10) for done in range(10)} == {0.5}
 
 
@@ -120,7 +120,7 @@ def test_learning_rate() -> None:
 @pytest.mark.parametrize(("steps", "warmup"), [(2, 0), (3, 2), (8, 0), (100, 10)])
 def test_the_last_step_has_the_last_rate(schedule: str, steps: int, warmup: int) -> None:
     settings = {"learning_rate": 2.0, "warmup_steps": warmup, "schedule": schedule, "final_ratio": 0.25}
-    config = OptimizerConfig.model_validate(settings)
+    config = AdamWConfig.model_validate(settings)
     rates = [learning_rate(config, done, steps) for done in range(steps)]
     assert max(rates) == 2.0
     assert rates[-1] == pytest.approx(0.5)
@@ -129,4 +129,4 @@ def test_the_last_step_has_the_last_rate(schedule: str, steps: int, warmup: int)
 
 def test_a_run_of_one_step_has_the_highest_rate() -> None:
     for schedule in ("constant", "cosine", "wsd"):
-        assert learning_rate(OptimizerConfig(learning_rate=2.0, schedule=schedule), 0, 1) == 2.0
+        assert learning_rate(AdamWConfig(learning_rate=2.0, schedule=schedule), 0, 1) == 2.0

@@ -23,15 +23,17 @@ from launcher.checkpoints.reading import Checkpoint, newest, one, trusting
 from launcher.checkpoints.storage import LocalStorage, RemoteStorage, Storage, open_storage
 from launcher.core.run_folder import RunFolder, read_lines
 from parallel.errors import InputError
-from parallel.zero.engine import STATE_NAMES, Fragment
+from parallel.zero.fragments import Fragment
+from parallel.zero.optimizers.adamw import AdamWConfig
 from tests.support.runs import config, train
 
+TENSOR_NAMES = AdamWConfig().tensor_names
 SHAPES = {"first.weight": (7, 5), "first.bias": (7,), "last": (3,)}
 
 
 def tensors(name: str) -> dict[str, torch.Tensor]:
     numel = torch.Size(SHAPES[name]).numel()
-    return {key: torch.arange(numel) + 100.0 * n + len(name) / 8 for n, key in enumerate(STATE_NAMES)}
+    return {key: torch.arange(numel) + 100.0 * n + len(name) / 8 for n, key in enumerate(TENSOR_NAMES)}
 
 
 def fragments(cuts: list[int]) -> Iterator[list[Fragment]]:
@@ -80,11 +82,11 @@ def read_anywhere(tmp_path_factory: pytest.TempPathFactory, cuts: list[int], low
     assert (found and found.manifest, broken) == (manifest, [])
     assert found is not None
     for name in SHAPES:
-        for key in STATE_NAMES:
+        for key in TENSOR_NAMES:
             assert torch.equal(found.parameter(name, key).flatten(), tensors(name)[key])
     if low < high:
-        empty = Fragment("first.weight", low, {key: torch.full((high - low,), -1.0) for key in STATE_NAMES})
-        found.fill([empty], STATE_NAMES[1:])
+        empty = Fragment("first.weight", low, {key: torch.full((high - low,), -1.0) for key in TENSOR_NAMES})
+        found.fill([empty], TENSOR_NAMES[1:])
         assert torch.equal(empty.tensors["exp_avg"], tensors("first.weight")["exp_avg"][low:high])
         assert torch.equal(empty.tensors["master"], torch.full((high - low,), -1.0))
 
@@ -99,9 +101,9 @@ def test_only_the_needed_bytes_are_read(tmp_path: Path, monkeypatch: pytest.Monk
         read.append(len(view))
 
     monkeypatch.setattr(storage, "read_into", count)
-    wanted = Fragment("first.weight", 18, {key: torch.zeros(4) for key in STATE_NAMES})
-    Checkpoint(storage, "step-00000001", manifest).fill([wanted], STATE_NAMES)
-    assert sum(read) == 4 * len(STATE_NAMES) * 4
+    wanted = Fragment("first.weight", 18, {key: torch.zeros(4) for key in TENSOR_NAMES})
+    Checkpoint(storage, "step-00000001", manifest).fill([wanted], TENSOR_NAMES)
+    assert sum(read) == 4 * len(TENSOR_NAMES) * 4
 
 
 def test_other_programs_read_the_files(storage: Storage) -> None:
@@ -109,7 +111,7 @@ def test_other_programs_read_the_files(storage: Storage) -> None:
     for part in manifest.parts:
         found = safetensors.torch.load(bytes(storage.read("step-00000001", part.file)))
         for name, start, stop in part.fragments:
-            for key in STATE_NAMES:
+            for key in TENSOR_NAMES:
                 assert torch.equal(found[f"{name}[{start}:{stop}].{key}"], tensors(name)[key][start:stop])
 
 
@@ -304,7 +306,7 @@ def test_metrics_and_checkpoints_of_a_run(tmp_path: Path, dataset: Path) -> None
     assert broken == []
     assert found is not None
     assert found.manifest.layout == "1 x 2 x 1, ZeRO 0, float64"
-    assert found.manifest.keys == (*STATE_NAMES, "ema")
+    assert found.manifest.keys == (*TENSOR_NAMES, "ema")
     lines = list(read_lines(folder.metrics))
     assert [line["loss"] for line in found.manifest.recent] == [line["loss"] for line in lines[-3:]]
     saved = [event for event in read_lines(folder.events) if event["event"] == "checkpoint"]

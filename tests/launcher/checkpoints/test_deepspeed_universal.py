@@ -20,11 +20,13 @@ from launcher.core.run_folder import RunFolder
 from models.codecs.open_codec import open_codec
 from models.registry import build
 from parallel.errors import InputError
-from parallel.zero.engine import STATE_NAMES, engine_for
+from parallel.zero.optimizers.adamw import AdamWConfig
+from parallel.zero.stages import engine_for
 from tests.parallel.zero.test_engine import State, export
 from tests.support.process_groups import run_world
 from tests.support.runs import config, events, train
 
+TENSOR_NAMES = AdamWConfig().tensor_names
 UPDATES = 3
 
 
@@ -35,7 +37,7 @@ def settings(out: Path, dataset: Path) -> RunConfig:
 def saved(rank: int, run: RunConfig, place: str) -> State:
     """A few updates of the run's model, saved by DeepSpeed; gives all its state."""
     channels = open_codec(run.codec, run.model.patch).geometry.channels
-    engine: Any = engine_for(build(run.model, channels, 7, torch.float32), run.optimizer.adam(), 2, 1)
+    engine: Any = engine_for(build(run.model, channels, 7, torch.float32), run.optimizer, 2, 1)
     for _ in range(UPDATES):
         engine.backward(sum(p.square().sum() for p in engine.module.parameters()))
         engine.step(1e-2)
@@ -72,7 +74,7 @@ def test_all_state_arrives_and_trains_on(tmp_path: Path, dataset: Path, universa
     assert found is not None
     assert found.manifest.shapes.keys() == state.keys()
     for name, tensors in state.items():
-        for key in STATE_NAMES:
+        for key in TENSOR_NAMES:
             assert torch.equal(found.parameter(name, key).flatten(), tensors[key]), (name, key)
     assert [line["step"] for line in train(run)] == [1, 2]
     assert events(run.out, "resume")[0]["step"] == 0

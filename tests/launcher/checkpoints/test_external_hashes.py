@@ -29,7 +29,7 @@ from launcher.core.run_folder import RunFolder
 from models.language.video_lm import VideoLM, VideoLMConfig
 from models.registry import build
 from parallel.errors import InputError
-from parallel.zero.engine import Fragment, trained
+from parallel.zero.fragments import Fragment, trained
 from tests.support import conversations
 from tests.support.runs import config, events, lines, run, train
 

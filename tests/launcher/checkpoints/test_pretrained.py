@@ -34,12 +34,18 @@ from parallel.mesh import Mesh, join
 from parallel.sequence.packed import local_spans
 from parallel.sequence.relayout import next_tokens
 from parallel.sequence.sharding import balanced
-from parallel.zero import engine as zero
-from parallel.zero.engine import STATE_NAMES, AdamW, Engine, Fragment, PlainEngine, engine_for, on_meta
+from parallel.zero import deepspeed_engine
+from parallel.zero.engine import Engine
+from parallel.zero.fragments import Fragment
+from parallel.zero.meta_init import on_meta
+from parallel.zero.optimizers.adamw import AdamWConfig
+from parallel.zero.plain import PlainEngine
+from parallel.zero.stages import engine_for
 from tests.models.language.test_causal_lm import VOCABULARY
 from tests.models.language.test_causal_lm import config as words_config
 from tests.support.process_groups import run_world
 
+TENSOR_NAMES = AdamWConfig().tensor_names
 RANKS = 4
 KINDS = ("llama", "qwen3", "llava")  # of several files; tied; of older names
 CASES = [*((kind, torch.float32) for kind in KINDS), ("qwen3", torch.bfloat16), ("qwen3", torch.float64)]
@@ -164,7 +170,7 @@ def from_folder(rank: int, folder: Path, stage: int, dtype: torch.dtype, out: Pa
     """An engine made on the meta device and loaded from a folder; saved again under `out`; then trained."""
     with on_meta():
         module = Task(make(config_of(folder), dtype))
-    engine = engine_for(module, AdamW(weight_decay=0.1), stage, 1)
+    engine = engine_for(module, AdamWConfig(weight_decay=0.1), stage, 1)
     assert all(fragment.tensors["master"].isnan().all() for fragment in engine.held())
     load(folder, engine)
     expected = dict(opened(folder).named_parameters())
@@ -187,7 +193,7 @@ def from_whole(rank: int, folder: Path, stage: int, dtype: torch.dtype) -> Found
     """The same by a model that is whole on every rank."""
     module = Task(make(config_of(folder), dtype))
     module.model.model.load_state_dict(opened(folder, dtype).state_dict())
-    engine = engine_for(module, AdamW(weight_decay=0.1), stage, 1)
+    engine = engine_for(module, AdamWConfig(weight_decay=0.1), stage, 1)
     told = ([buffer.dtype for buffer in module.buffers()], followed(engine))
     return Found(stepped(engine, rank), state_of(engine), [], told)
 
@@ -223,7 +229,7 @@ def compare(made: Found, whole: Found, exact: bool) -> None:
     if exact:
         assert made.curve == whole.curve
         for (name, _, got), (_, _, want) in zip(made.state, whole.state, strict=True):
-            for key in STATE_NAMES:
+            for key in TENSOR_NAMES:
                 assert torch.equal(got[key], want[key]), (name, key)
 
 
@@ -404,7 +410,7 @@ def refused(rank: int, faulty: dict[Callable[[Path], None], Path]) -> list[tuple
         module = make(config(FAULTS[fault][0]), torch.float32)
         before = [parameter.detach().clone() for parameter in module.parameters()]
         try:
-            load(folder, PlainEngine(module, AdamW()))
+            load(folder, PlainEngine(module, AdamWConfig()))
         except InputError as error:
             same = all(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
             found.append((str(error), same))
@@ -470,7 +476,7 @@ def test_older_names_stay_as_they_are(folders: dict[str, Path], tmp_path: Path) 
 def with_offload(rank: int, folder: Path) -> tuple[list[str], bool]:
     with on_meta():
         module = make(config_of(folder), torch.bfloat16)
-    engine = engine_for(module, AdamW(), 3, 1, "parameters")
+    engine = engine_for(module, AdamWConfig(), 3, 1, "parameters")
     load(folder, engine)
     of_model: dict[str, Any] = dict(module.named_parameters())
     return [str(parameter.ds_tensor.device) for parameter in of_model.values()], followed(engine)
@@ -528,21 +534,21 @@ def now() -> float:
 def memory(rank: int, folder: Path, out: Path) -> dict[str, float]:
     """MB that each phase takes at most beyond what there was before it."""
     ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 16)  # what is freed is given back, and does not count
-    engine_for(nn.Linear(2, 2), AdamW(), 3, 1).destroy()  # imports, and what DeepSpeed makes once
+    engine_for(nn.Linear(2, 2), AdamWConfig(), 3, 1).destroy()  # imports, and what DeepSpeed makes once
     make(config("qwen3"), torch.float32)
     begin, found = now(), {}
     with on_meta():
         module = make(config_of(folder), torch.float32)
     found["on_meta"] = now() - begin
     with Watch(module) as engine_made:
-        give = zero.give_memory
+        give = deepspeed_engine.give_memory
 
         def given(*args: Any) -> None:
             give(*args)
             found["given"] = engine_made.memory
 
-        vars(zero)["give_memory"] = given  # in this process alone
-        engine = engine_for(module, AdamW(), 3, 1)
+        vars(deepspeed_engine)["give_memory"] = given  # in this process alone
+        engine = engine_for(module, AdamWConfig(), 3, 1)
     with Watch(module) as loaded:
         load(folder, engine)
     with Watch(module) as saved:

@@ -20,7 +20,7 @@ from launcher.training.loop import Words, agree, build_engine, build_feed, gradi
 from launcher.training.rendezvous import RankPlace
 from launcher.training.resume import resume
 from parallel.zero.ema import Ema
-from parallel.zero.engine import Fragment
+from parallel.zero.fragments import Fragment
 from tests.support.process_groups import run_world
 from tests.support.runs import config, train
 

@@ -50,11 +50,11 @@ KNOWN = Updates(20, (1.0, 2.0, 3.0) * 6)
 def test_what_is_wrong_with_a_step(step: int, loss: float, norm: float, updates: Updates, said: str) -> None:
     guard = Guard(GuardConfig(spike=3), ((7, 9),))
     assert guard.trouble(step, loss, norm, updates) == said
-    assert (norm <= guard.most(step, loss, updates)) == (not said and step != 8)
+    assert (norm <= guard.max_norm(step, loss, updates)) == (not said and step != 8)
 
 
 def test_without_a_spike_every_finite_norm_updates() -> None:
-    assert Guard(GuardConfig()).most(4, 1.0, KNOWN) == FINITE
+    assert Guard(GuardConfig()).max_norm(4, 1.0, KNOWN) == FINITE
 
 
 def test_what_is_known_after_a_step() -> None:

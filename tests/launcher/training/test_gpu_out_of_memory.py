@@ -17,7 +17,8 @@ from launcher.supervision.failure_causes import cause_of
 from launcher.supervision.rank_group import End, run_reporting
 from launcher.training.gpu_out_of_memory import Shortage
 from models.diffusion.video_dit import VideoDiTConfig
-from parallel.zero.engine import AdamW, engine_for
+from parallel.zero.optimizers.adamw import AdamWConfig
+from parallel.zero.stages import engine_for
 from tests.support.runs import config
 
 GIB = 1 << 30
@@ -116,10 +117,10 @@ def test_an_engine_is_counted_once(one_rank: None) -> None:
     """In float32 the masters are the parameters themselves; AdamW keeps two numbers for each."""
     from launcher.training.gpu_out_of_memory import kept_by
 
-    engine = engine_for(torch.nn.Linear(256, 128), AdamW(), 0, 1)
+    engine = engine_for(torch.nn.Linear(256, 128), AdamWConfig(), 0, 1)
     numbers = 256 * 128 + 128
     assert kept_by(engine, torch.device("cpu")) == {"parameters": 4 * numbers, "optimizer": 8 * numbers}
-    engine = engine_for(torch.nn.Linear(256, 128, dtype=torch.bfloat16), AdamW(), 0, 1)
+    engine = engine_for(torch.nn.Linear(256, 128, dtype=torch.bfloat16), AdamWConfig(), 0, 1)
     assert kept_by(engine, torch.device("cpu")) == {"parameters": 2 * numbers, "optimizer": 12 * numbers}
 
 

@@ -17,7 +17,8 @@ from parallel.mesh import Groups, Mesh, join
 from parallel.sequence.gather import total
 from parallel.sequence.packed import TEXT, VIDEO
 from parallel.sequence.sharding import zigzag
-from parallel.zero.engine import AdamW, engine_for
+from parallel.zero.optimizers.adamw import AdamWConfig
+from parallel.zero.stages import engine_for
 from tests.support.process_groups import run_world
 
 ALONE = Groups(Mesh(), Mesh().place(0))
@@ -135,7 +136,7 @@ def trained(rank: int, stage: int) -> list[float]:
     mesh = Mesh(1, 2, 1)
     groups = join(mesh, rank)
     torch.manual_seed(3)
-    engine = engine_for(Contrast(DIM, WIDTH, dtype=torch.float32), AdamW(clip=0.0), stage, 1)
+    engine = engine_for(Contrast(DIM, WIDTH, dtype=torch.float32), AdamWConfig(clip=0.0), stage, 1)
     losses = []
     hidden, kind, weight, document, _, _ = (torch.cat(r) for r in zip(*map(rows_of, range(rank, 7, 2)), strict=True))
     given = hidden.float(), document, kind, weight.float(), len(DOCUMENTS), partial(total, groups=groups), (rank, 2)

@@ -17,7 +17,8 @@ from parallel.masks import mask as masks
 from parallel.memory import activation_offload as offloading
 from parallel.memory.activation_checkpointing import recompute
 from parallel.memory.activation_offload import PLACES, HostStore, Places, Traffic, moves, offload
-from parallel.zero.engine import AdamW, engine_for
+from parallel.zero.optimizers.adamw import AdamWConfig
+from parallel.zero.stages import engine_for
 from tests.support.process_groups import run_world
 
 ROWS, DIM, WIDE = 64, 8, 32
@@ -172,7 +173,7 @@ def test_a_graph_without_backward_is_freed() -> None:
 
 def train(rank: int, stage: int, offloaded: bool) -> tuple[list[float], int]:
     """Losses of three steps, and how many tensors moved."""
-    engine, losses, moved = engine_for(mlp(torch.float32), AdamW(), stage, micro_steps=1), [], 0
+    engine, losses, moved = engine_for(mlp(torch.float32), AdamWConfig(), stage, micro_steps=1), [], 0
     for step in range(3):
         x = torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(2 * step + rank))
         if offloaded:

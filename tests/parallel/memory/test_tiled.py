@@ -18,7 +18,8 @@ from parallel.errors import InputError
 from parallel.memory.activation_checkpointing import recompute
 from parallel.memory.tiled import refuse_labels, tiled, tiled_cross_entropy
 from parallel.sequence.relayout import IGNORED
-from parallel.zero.engine import AdamW, engine_for
+from parallel.zero.optimizers.adamw import AdamWConfig
+from parallel.zero.stages import engine_for
 from tests.support.process_groups import run_world
 
 DIM, HIDDEN = 6, 48
@@ -123,7 +124,7 @@ class Model(nn.Module):
 
 def train(rank: int, world: int, stage: int, tiles: int, dtype: torch.dtype) -> list[tuple[float, float]]:
     """Losses and gradient norms of a few steps; the last of several ranks holds no token."""
-    engine = engine_for(Model(tiles).to(dtype), AdamW(), stage, micro_steps=2)
+    engine = engine_for(Model(tiles).to(dtype), AdamWConfig(), stage, micro_steps=2)
     curve, holders = [], max(1, world - 1)
     for step in range(4):
         generator, total = torch.Generator().manual_seed(step), torch.zeros((), dtype=torch.float64)

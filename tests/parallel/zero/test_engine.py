@@ -12,22 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from parallel.errors import InputError
+from parallel.zero.deepspeed_config import BUCKET, BUCKET_CPU, Offload, deepspeed_config
+from parallel.zero.deepspeed_engine import DeepSpeedEngine
 from parallel.zero.ema import EMA, Ema
-from parallel.zero.engine import (
-    BUCKET,
-    BUCKET_CPU,
-    STATE_NAMES,
-    AdamW,
-    DeepSpeedEngine,
-    Engine,
-    Fragment,
-    Offload,
-    PlainEngine,
-    _deepspeed_config,
-    engine_for,
-)
+from parallel.zero.engine import Engine
+from parallel.zero.fragments import Fragment
+from parallel.zero.optimizers.adamw import AdamWConfig
+from parallel.zero.plain import PlainEngine
+from parallel.zero.stages import engine_for
 from tests.support.process_groups import run_world
 
+TENSOR_NAMES = AdamWConfig().tensor_names
 State = dict[str, dict[str, Tensor]]
 ROWS, MICRO_STEPS = 12, 2
 
@@ -80,7 +75,7 @@ def load(engine: Engine, state: State) -> None:
 def run(
     rank: int, world: int, stage: int, dtype: torch.dtype, clip: float, offload: Offload = "nothing"
 ) -> tuple[list[tuple[float, float]], State]:
-    engine = engine_for(model(dtype), AdamW(clip=clip, weight_decay=0.1), stage, MICRO_STEPS, offload)
+    engine = engine_for(model(dtype), AdamWConfig(clip=clip, weight_decay=0.1), stage, MICRO_STEPS, offload)
     curve = train(engine, rank, world, range(20), dtype)
     return curve, export(engine)
 
@@ -125,7 +120,7 @@ def test_offload_changes_nothing(
 def test_what_a_stage_cannot_offload() -> None:
     for stage, offload in ((0, "optimizer"), (2, "parameters")):
         with pytest.raises(InputError, match="ZeRO offloads"):
-            engine_for(model(torch.float32), AdamW(), stage, 1, offload)
+            engine_for(model(torch.float32), AdamWConfig(), stage, 1, offload)
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
@@ -138,12 +133,12 @@ def hand_over(
     rank: int, world: int, stage: int, state: State | None, dtype: torch.dtype, offload: Offload = "nothing"
 ) -> tuple[list[float], State]:
     """Ten steps from the start, or from `state`; and the state afterwards."""
-    engine = engine_for(model(dtype), AdamW(weight_decay=0.1), stage, MICRO_STEPS, offload)
+    engine = engine_for(model(dtype), AdamWConfig(weight_decay=0.1), stage, MICRO_STEPS, offload)
     if state is not None:
         load(engine, state)
         back = export(engine)
         for name in state:
-            for key in STATE_NAMES:
+            for key in TENSOR_NAMES:
                 assert torch.equal(back[name][key], state[name][key]), f"{key} of {name} changed on the way"
     curve = train(engine, rank, world, range(10, 20) if state else range(10), dtype)
     return [loss for loss, _ in curve], export(engine)
@@ -170,7 +165,7 @@ def test_resume_on_the_same_world_is_bit_identical(stage: int, dtype: torch.dtyp
 def run_twenty(
     rank: int, world: int, stage: int, dtype: torch.dtype, offload: Offload = "nothing"
 ) -> tuple[list[float], State]:
-    engine = engine_for(model(dtype), AdamW(weight_decay=0.1), stage, MICRO_STEPS, offload)
+    engine = engine_for(model(dtype), AdamWConfig(weight_decay=0.1), stage, MICRO_STEPS, offload)
     curve = train(engine, rank, world, range(20), dtype)
     return [loss for loss, _ in curve], {}
 
@@ -188,7 +183,7 @@ def average(rank: int, world: int, stage: int, dtype: torch.dtype) -> tuple[Stat
 
     The average is warm after the third: (1 + 3) / (10 + 3) is above 0.3.
     """
-    engine = engine_for(model(dtype), AdamW(), stage, MICRO_STEPS)
+    engine = engine_for(model(dtype), AdamWConfig(), stage, MICRO_STEPS)
     ema = Ema(engine, 0.3)
     expected = {name: state["master"] for name, state in export(engine).items()}
     for step in range(10):
@@ -226,7 +221,7 @@ def run_guarded(rank: int, world: int) -> list[list[tuple[State, list[float]]]]:
 def guarded_steps(
     rank: int, world: int, stage: int, dtype: torch.dtype, offload: Offload, steps: tuple[int, ...]
 ) -> tuple[State, list[float]]:
-    engine = engine_for(model(dtype), AdamW(weight_decay=0.1), stage, MICRO_STEPS, offload)
+    engine = engine_for(model(dtype), AdamWConfig(weight_decay=0.1), stage, MICRO_STEPS, offload)
     norms = []
     for step in steps:
         for _ in range(MICRO_STEPS):
@@ -261,14 +256,14 @@ def on_gpu(dtype: torch.dtype) -> nn.Module:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_all_state_of_the_optimizer_is_where_the_parameter_is(dtype: torch.dtype) -> None:
     """The fused AdamW of a GPU refuses a counter of updates that is on the CPU."""
-    engine = PlainEngine(on_gpu(dtype), AdamW())
+    engine = PlainEngine(on_gpu(dtype), AdamWConfig())
     engine.held()
     for updates in (0, 7):
         states = engine.optimizer.state
         assert len(states) == len(engine.masters) == 2
         for master, state in states.items():
             assert master.device == GPU
-            assert {key: t.device for key, t in state.items()} == dict.fromkeys(("step", *STATE_NAMES[1:]), GPU)
+            assert {key: t.device for key, t in state.items()} == dict.fromkeys(("step", *TENSOR_NAMES[1:]), GPU)
             assert state["step"].dtype == torch.float32
         engine.refresh(updates)
     assert {t.device for f in engine.held() for t in f.tensors.values()} == {GPU}
@@ -276,17 +271,17 @@ def test_all_state_of_the_optimizer_is_where_the_parameter_is(dtype: torch.dtype
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("device", [GPU, torch.device("cpu")])  # offloaded state is on the CPU, and its counter too
-def test_moments_that_are_made_for_deepspeed_are_where_the_partition_is(stage: int, device: torch.device) -> None:
+def test_state_that_is_made_for_deepspeed_is_where_the_partition_is(stage: int, device: torch.device) -> None:
     names = {1: "fp32_groups_flat_partition", 2: "single_partition_of_fp32_groups", 3: "fp32_partitioned_groups_flat"}
     partition = torch.zeros(8, device=device)
     inner = SimpleNamespace(state={})
     engine = DeepSpeedEngine.__new__(DeepSpeedEngine)
-    engine.stage, engine.module = stage, nn.Module()
+    engine.stage, engine.module, engine.config = stage, nn.Module(), AdamWConfig()
     engine.optimizer = SimpleNamespace(optimizer=inner, update_lp_params=lambda: None, **{names[stage]: [partition]})
-    with patch.object(DeepSpeedEngine, "_link_moments"):
-        engine._make_moments()
+    with patch.object(DeepSpeedEngine, "_link_state"):
+        engine._make_state()
         devices = {key: t.device for key, t in inner.state[partition].items()}
-        assert devices == dict.fromkeys(("step", *STATE_NAMES[1:]), device)
+        assert devices == dict.fromkeys(("step", *TENSOR_NAMES[1:]), device)
         engine.refresh(7)
     assert inner.state[partition]["step"].device == device
 
@@ -295,7 +290,7 @@ def test_moments_that_are_made_for_deepspeed_are_where_the_partition_is(stage: i
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_settings_of_deepspeed_fit_model_and_device(elements: int, device: str) -> None:
     for stage in (1, 2, 3):
-        made = _deepspeed_config(torch.bfloat16, AdamW(), stage, 1, "optimizer", elements, device)
+        made = deepspeed_config(torch.bfloat16, 1.0, stage, 1, "optimizer", elements, device)
         zero = made["zero_optimization"]
         assert zero["reduce_bucket_size"] == min(elements, BUCKET if device == "cuda" else BUCKET_CPU)
         assert zero["overlap_comm"] == (stage == 3 and device == "cuda")
