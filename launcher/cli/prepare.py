@@ -13,29 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from launcher.cli.options import with_options
+from launcher.cli.prepare_options import PrepareArguments, WorkerArguments
 from launcher.core.terminal import Console
-from parallel.errors import InputError
 
 if TYPE_CHECKING:
     from data.prepare.pipeline import MakePool, PrepareOptions, Progress, Summary
 
 STOPPED = 75  # exit code, as of a run that was stopped: the same command goes on
 SECONDS_BETWEEN_LINES = 30.0
-CUTTING, FILTERS, RUNNING = "Cutting", "Filters: a clip that breaks one is left out and listed", "Running"
 
 
-def _cut(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=CUTTING)
-
-
-def _filter(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=FILTERS)
-
-
-def _running(text: str, *names: str) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=RUNNING)
-
-
+@with_options
 def prepare(
     source: Annotated[
         str,
@@ -45,43 +34,7 @@ def prepare(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The dataset folder; run again with more videos to add them.")],
-    captions: Annotated[
-        str | None, typer.Option(help="Captions, if not beside the videos: JSON, JSON lines, CSV, TSV, Parquet.")
-    ] = None,
-    allow_missing_captions: Annotated[bool, typer.Option(help="Keep videos that have no caption.")] = False,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many files.")] = None,
-    previews: Annotated[bool, typer.Option(help="Draw sheets of frames for `longreel data show`.")] = True,
-    min_frames: Annotated[int, _cut("Reject shots shorter than this.")] = 8,
-    max_frames: Annotated[int | None, _cut("Divide longer shots into equal parts.")] = None,
-    short_side: Annotated[int | None, _cut("Shrink to this many pixels on the shorter side.")] = None,
-    sizes: Annotated[str | None, _cut("Buckets HEIGHTxWIDTH,...: scale and crop each clip to the nearest.")] = None,
-    max_gop: Annotated[int, _cut("Encode clips with longer stretches between key frames.")] = 256,
-    frames_per_second: Annotated[
-        float | None, _cut("Read folders of numbered pictures (clip0/000001.jpg, ...) as films of this rate.")
-    ] = None,
-    min_seconds: Annotated[float | None, _filter("Length at least.")] = None,
-    max_seconds: Annotated[float | None, _filter("Length at most.")] = None,
-    min_side: Annotated[int | None, _filter("Shorter side of the source at least, in pixels.")] = None,
-    min_aspect: Annotated[float | None, _filter("Width over height at least.")] = None,
-    max_aspect: Annotated[float | None, _filter("Width over height at most.")] = None,
-    min_motion: Annotated[float | None, _filter("Mean change from frame to frame at least, 0 to 255.")] = None,
-    max_motion: Annotated[float | None, _filter("Mean change from frame to frame at most, 0 to 255.")] = None,
-    min_sharpness: Annotated[float | None, _filter("Sharpness at least; see longreel data stats.")] = None,
-    min_brightness: Annotated[float | None, _filter("Mean brightness at least, 0 to 255.")] = None,
-    max_black: Annotated[float | None, _filter("Share of black frames at most, 0 to 1.")] = None,
-    max_text: Annotated[float | None, _filter("Share of the picture with overlaid text at most, 0 to 1.")] = None,
-    min_caption_chars: Annotated[int | None, _filter("Length of the caption at least.")] = None,
-    max_caption_chars: Annotated[int | None, _filter("Length of the caption at most.")] = None,
-    near_duplicates: Annotated[
-        int | None, _filter("Leave out copies, to so many bits of a picture hash: 4 to 8.")
-    ] = None,
-    workers: Annotated[int | None, _running("Processes; by default as many as there is work for.")] = None,
-    timeout: Annotated[float, _running("Seconds that one file may take.")] = 600.0,
-    memory: Annotated[float | None, _running("GiB that one worker may take; by default a fair share.")] = None,
-    ray: Annotated[bool, _running("Work as Ray actors on this machine.", "--ray")] = False,
-    address: Annotated[
-        str | None, _running("host:port of a Ray cluster that works; sources are URLs, or paths that its nodes share.")
-    ] = None,
+    arguments: PrepareArguments,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text.")] = False,
 ) -> None:
     """Turn videos, images and captions into WebDataset shards with an index.
@@ -95,39 +48,9 @@ def prepare(
     Example: longreel prepare s3://bucket/films.csv --out datasets/films --max-frames 256 --sizes 480x832,832x480
     --min-motion 0.5 --near-duplicates 6
     """
-    from data.curation.clips import CutOptions
-    from data.curation.filters import Filters
-    from data.prepare.pipeline import PrepareOptions
-
-    filters = Filters(
-        min_seconds=min_seconds,
-        max_seconds=max_seconds,
-        min_side=min_side,
-        min_aspect=min_aspect,
-        max_aspect=max_aspect,
-        min_motion=min_motion,
-        max_motion=max_motion,
-        min_sharpness=min_sharpness,
-        min_brightness=min_brightness,
-        max_black=max_black,
-        max_text=max_text,
-        min_caption_chars=min_caption_chars,
-        max_caption_chars=max_caption_chars,
-        near_duplicates=near_duplicates,
-    )
-    options = PrepareOptions(
-        captions=captions,
-        allow_missing_captions=allow_missing_captions,
-        cut=CutOptions(min_frames, max_frames, short_side, _sizes(sizes), max_gop, frames_per_second),
-        filters=filters,
-        previews=previews,
-        limit=limit,
-        workers=workers,
-        timeout=timeout,
-        memory=None if memory is None else int(memory * 2**30),
-    )
+    options, working = arguments.options(), arguments.working
     console = Console(stderr=json_)
-    summary = _run(source, out, options, console, _pools(ray or address is not None, address, options))
+    summary = _run(source, out, options, console, _pools(working, options))
     funnel = _draw(summary, out)
     if json_:
         print(json.dumps({**summary.as_json(), "funnel": None if funnel is None else str(funnel)}))
@@ -160,9 +83,9 @@ def _run(source: str, out: Path, options: PrepareOptions, console: Console, pool
 
 
 @contextmanager
-def _pools(ray: bool, address: str | None, options: PrepareOptions) -> Iterator[MakePool]:
+def _pools(working: WorkerArguments, options: PrepareOptions) -> Iterator[MakePool]:
     """What makes workers of a Ray, connected meanwhile, or processes on this machine."""
-    if not ray:
+    if not working.ray and working.address is None:
         from data.prepare.pipeline import local_pool
 
         with local_pool(options) as workers:  # forked before a bar has a thread
@@ -172,7 +95,7 @@ def _pools(ray: bool, address: str | None, options: PrepareOptions) -> Iterator[
     from launcher.cluster.connection import connected
     from launcher.core.hardware import cores
 
-    with connected(address, cores()) as found:
+    with connected(working.address, cores()) as found:
         yield lambda workers, limits: RayWorkers(found, workers, limits)
 
 
@@ -219,15 +142,3 @@ def _draw(summary: Summary, out: Path) -> Path | None:
     draw(*summary.dataset.funnel(summary.limits), title=out.name).save(image, "png")
     write_bytes(out / "funnel.png", image.getvalue())
     return out / "funnel.png"
-
-
-def _sizes(text: str | None) -> tuple[tuple[int, int], ...] | None:
-    if text is None:
-        return None
-    found = []
-    for one in text.lower().split(","):
-        height, x, width = one.strip().partition("x")
-        if not (x and height.isdecimal() and width.isdecimal()):
-            raise InputError("sizes are HEIGHTxWIDTH,HEIGHTxWIDTH,...", f"--sizes {text}", "--sizes 480x832,832x480")
-        found.append((int(height), int(width)))
-    return tuple(found)
