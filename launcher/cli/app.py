@@ -23,6 +23,7 @@ from launcher.cli.drill import drill
 from launcher.cli.dryrun import dryrun
 from launcher.cli.eval import Averaged, evaluate, speaks, tell_answers
 from launcher.cli.needle import needle
+from launcher.cli.plan import plan
 from launcher.cli.prepare import prepare
 from launcher.cli.why import why
 from launcher.config.overrides import CONTEXT, RunCommand
@@ -226,71 +227,7 @@ def sample(
     console.print(f"{sheet}  all of them, frame by frame", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command(cls=RunCommand)
-def plan(
-    run: Annotated[
-        Path | None, typer.Argument(help="A run, whose first pack and mesh are taken; or give --mask.")
-    ] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example mesh.ring=2")] = None,
-    mask: Annotated[
-        str, typer.Option(help="full, causal, packed:5000,300, window:64, frame-window:16,2, ...")
-    ] = "full",
-    tokens: Annotated[int, typer.Option(help="Of the sequence; a packed mask has its own.")] = 65536,
-    ring: Annotated[int, typer.Option(min=1, help="Ranks along which keys travel.")] = 4,
-    ulysses: Annotated[int, typer.Option(min=1, help="Ranks that share out the heads.")] = 1,
-    split: Annotated[str, typer.Option(help="balanced, contiguous or zigzag.")] = "balanced",
-    transport: Annotated[str, typer.Option(help="Of keys: need (only what is needed) or ring.")] = "need",
-    heads: Annotated[int, typer.Option(min=1, help="Query heads.")] = 24,
-    kv_heads: Annotated[int | None, typer.Option(min=1, help="Key heads; as many as query heads if not given.")] = None,
-    head_dim: Annotated[int, typer.Option(min=1)] = 128,
-    picture: Annotated[Path | None, typer.Option(help="A PNG of who computes and fetches what.")] = None,
-    json_: Json = False,
-) -> None:
-    """Show what attention costs on a mesh: work, bytes and balance of each rank, of one layer, counted exactly.
-
-    Example: longreel plan --mask causal --tokens 1048576 --ring 8 --ulysses 8 --picture plan.png
-    """
-    from launcher.analysis.attention_plan import as_json, cheapest, explained, first_pack, mask_of, table, words_notes
-    from launcher.batches.batch_builders import keep_of
-    from launcher.batches.dataset_codec import with_own_codec
-    from launcher.batches.idle_replicas import idle_notes
-    from launcher.config.loading import load
-    from parallel.attention.cost import Heads
-    from parallel.attention.plan import Keep
-    from parallel.mesh import Mesh
-
-    keep: Keep = "exchanged"
-    notes: list[str] = []
-    if run is not None:
-        config = with_own_codec(load(run, overrides or []))
-        notes = [*idle_notes(config), *words_notes(config)]
-        what, shape = first_pack(config)
-        keep = keep_of(config)
-        mesh = Mesh(1, config.mesh.ring, config.mesh.ulysses)
-    else:
-        what, shape, mesh = mask_of(mask, tokens), Heads(heads, kv_heads or heads, head_dim), Mesh(1, ring, ulysses)
-    if picture is not None and (picture.suffix.lower() != ".png" or picture.is_dir()):
-        raise InputError("a picture is a PNG file", f"--picture {picture}", "--picture plan.png")
-    parts, said = explained(what, split, mesh, shape, transport, keep)
-    if picture is not None:
-        from launcher.reports.mask_picture import draw
-
-        title = f"{run or mask}: {what.queries:,} tokens, {mesh.ring} x {mesh.ulysses} ranks, {split}"
-        draw(what, parts, said, title).save(picture)
-    if json_:
-        print(as_json(said))
-        return
-    console = Console()
-    for note in notes:
-        console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
-    console.print(table(said))
-    console.print(f"{what.area:,} pairs of {what.queries:,}^2; busiest to mean {said.uneven:.3f}", highlight=False)
-    if mesh.sequence_ranks > 1:
-        ways = cheapest(what, mesh.sequence_ranks, shape, split, keep)
-        told = ", ".join(f"{m.ring} x {m.ulysses}: {sent / 2**20:,.1f} MiB" for m, sent, _ in ways[:4])
-        console.print(f"ring x ulysses by bytes of the busiest rank: {told}", highlight=False, soft_wrap=True)
-    if picture is not None:
-        console.print(f"{picture}", markup=False, highlight=False, soft_wrap=True)
+app.command(cls=RunCommand)(plan)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from launcher.cli.options import with_options
 from launcher.core.terminal import Console, visible
 from parallel import shell
 from parallel.errors import InputError
@@ -20,6 +21,7 @@ from parallel.errors import InputError
 if TYPE_CHECKING:
     from launcher.cluster.capacity import Node
     from launcher.cluster.jobs import Job
+    from launcher.cluster.templates import Machines
     from launcher.config.run_config import RunConfig
 
 Address = Annotated[str, typer.Option(help="http://HEAD:8265, the head of a Ray cluster.")]
@@ -153,19 +155,34 @@ def list_(address: Address, no_token: NoToken = False, json_: Json = False) -> N
         Console().print(_table(found) if found else "no jobs", highlight=False)
 
 
+@dataclass(frozen=True)
+class MachineOptions:
+    """What ranks run on."""
+
+    nodes: Annotated[int, typer.Option(min=1, help="That ranks run on.")] = 1
+    gpus: Annotated[int, typer.Option(min=0, help="Of each node.")] = 0
+    cpus: Annotated[int, typer.Option(min=1, help="Of each node.")] = 8
+    memory: Annotated[int | None, typer.Option(min=1, help="kuberay, slurm: of each node, in GiB; else 64.")] = None
+
+
+@dataclass(frozen=True)
+class KindOptions:
+    """What some kinds of cluster alone have a use for."""
+
+    image: Annotated[str | None, typer.Option(help="kuberay: with Ray and longreel.")] = None
+    storage: Annotated[str | None, typer.Option(help="kuberay: CLAIM:PATH of a volume that all pods see.")] = None
+    option: Annotated[list[str] | None, typer.Option(help="slurm: more of sbatch, such as --partition=gpu.")] = None
+
+
+@with_options
 def cluster(
     run: Annotated[Path, typer.Argument(help="The run, a YAML file; its paths lie on storage that all nodes see.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example steps=20 mesh.ring=2")] = None,
     kind: Annotated[
         Literal["kuberay", "slurm", "ray"], typer.Option(help="Kubernetes, Slurm, or machines without a scheduler.")
     ] = "ray",
-    nodes: Annotated[int, typer.Option(min=1, help="That ranks run on.")] = 1,
-    gpus: Annotated[int, typer.Option(min=0, help="Of each node.")] = 0,
-    cpus: Annotated[int, typer.Option(min=1, help="Of each node.")] = 8,
-    memory: Annotated[int | None, typer.Option(min=1, help="kuberay, slurm: of each node, in GiB; else 64.")] = None,
-    image: Annotated[str | None, typer.Option(help="kuberay: with Ray and longreel.")] = None,
-    storage: Annotated[str | None, typer.Option(help="kuberay: CLAIM:PATH of a volume that all pods see.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="slurm: more of sbatch, such as --partition=gpu.")] = None,
+    machines: MachineOptions = MachineOptions(),
+    own: KindOptions = KindOptions(),
     out: Annotated[Path | None, typer.Option(help="A file; printed if not given.")] = None,
 ) -> None:
     """Write what starts a Ray cluster for a run, with token authentication: a RayJob, a batch script, a shell script.
@@ -173,44 +190,51 @@ def cluster(
     Example: longreel cluster run.yaml --kind slurm --nodes 4 --gpus 8 --cpus 64 --option=--partition=gpu --out run.sh
     """
     from launcher.cluster import templates
-    from launcher.config.loading import load, to_yaml
-    from launcher.config.run_config import paths_of
+    from launcher.config.loading import load
     from launcher.supervision.run import absolute
 
-    of_kind = {"image": image, "storage": storage, "option": option or None, "memory": memory}
+    of_kind = {"image": own.image, "storage": own.storage, "option": own.option or None, "memory": machines.memory}
     templates.refuse_foreign_options(kind, of_kind)
     config = absolute(load(run, overrides or []))
-    machines = templates.Machines(nodes, gpus, cpus, memory or 64)
+    there = templates.Machines(machines.nodes, machines.gpus, machines.cpus, machines.memory or 64)
     for mesh in config.meshes:
-        machines.refuse_small(mesh)
-    machines.refuse_idle(config.meshes, config.device)
+        there.refuse_small(mesh)
+    there.refuse_idle(config.meshes, config.device)
     for note in _checked(config):
         Console(stderr=True).print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    name = templates.job_name(config.out.name)
-    binaries = str(Path(sys.executable).parent)
-    if kind == "kuberay":
-        claim, colon, path = (storage or "").partition(":")
-        if not (image and colon and claim and path.startswith("/")):
-            example = "--image registry/longreel:1 --storage shared:/mnt/shared"
-            found = f"--image {image or 'not given'} --storage {storage or 'not given'}"
-            raise InputError("pods have an image with longreel and a volume that all of them see", found, example)
-        import ray
-
-        from launcher.cluster.jobs import metadata_of
-
-        volume, version = templates.Storage(claim, path), str(ray.__version__)
-        volume.refuse_outside(paths_of(config))
-        text = templates.kuberay(name, to_yaml(config), machines, image, volume, version, metadata_of(config))
-    elif kind == "slurm":
-        folder, more = str(config.out.parent), tuple(option or ())
-        text = templates.slurm(name, to_yaml(config), machines, binaries, folder, more)
-    else:
-        text = templates.plain(binaries)
+    text = _text_of(kind, config, there, own)
     if out is None:
         sys.stdout.write(text)
         return
     out.write_text(text)
     Console().print(f"{out}: its first lines say how to use it", markup=False, highlight=False, soft_wrap=True)
+
+
+def _text_of(kind: str, config: RunConfig, machines: Machines, own: KindOptions) -> str:
+    """What starts a cluster of this kind."""
+    from launcher.cluster import templates
+    from launcher.config.loading import to_yaml
+    from launcher.config.run_config import paths_of
+
+    name, binaries = templates.job_name(config.out.name), str(Path(sys.executable).parent)
+    if kind == "ray":
+        return templates.plain(binaries)
+    if kind == "slurm":
+        folder, more = str(config.out.parent), tuple(own.option or ())
+        return templates.slurm(name, to_yaml(config), machines, binaries, folder, more)
+    image, storage = own.image, own.storage
+    claim, colon, path = (storage or "").partition(":")
+    if not (image and colon and claim and path.startswith("/")):
+        example = "--image registry/longreel:1 --storage shared:/mnt/shared"
+        found = f"--image {image or 'not given'} --storage {storage or 'not given'}"
+        raise InputError("pods have an image with longreel and a volume that all of them see", found, example)
+    import ray
+
+    from launcher.cluster.jobs import metadata_of
+
+    volume, version = templates.Storage(claim, path), str(ray.__version__)
+    volume.refuse_outside(paths_of(config))
+    return templates.kuberay(name, to_yaml(config), machines, image, volume, version, metadata_of(config))
 
 
 def _checked(config: RunConfig) -> list[str]:

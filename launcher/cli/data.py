@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launcher.cli.chat_data import talks
+from launcher.cli.options import frame_size, with_options
+from launcher.cli.synthetic import needles, questions, synth
 from launcher.config.overrides import RunCommand
 from launcher.core.terminal import Console
-from parallel import shell
 from parallel.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,77 +22,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Datasets: make, look into, check and repair them.", no_args_is_help=True)
 
 
-@app.command()
-def synth(
-    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
-    clips: Annotated[int, typer.Option(help="How many clips.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of everything random: the same seed gives the same bytes.")] = 0,
-    frames: Annotated[int, typer.Option(help="Of each clip.")] = 8,
-    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 32,
-) -> None:
-    """Make captioned H.264 clips of moving coloured shapes ("a red square moving right").
-
-    Example: longreel data synth --out clips --clips 256 --seed 0
-    """
-    from data.synthetic.shapes import synth as run
-    from launcher.core.progress_bar import Bar
-
-    console = Console()
-    with Bar(console, "clips") as bar:
-        run(out, clips, seed, frames, size, lambda done, total: bar.update(done, total, ""))
-    console.print(f"{clips} clips with captions.json in {out}", markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"next: longreel prepare {shell.quote(str(out))} --out DATASET", markup=False, highlight=False, soft_wrap=True
-    )
-
-
-@app.command()
-def questions(
-    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
-    clips: Annotated[int, typer.Option(help="How many clips.")] = 3072,
-    seed: Annotated[int, typer.Option(help="Of everything random: the same seed gives the same bytes.")] = 0,
-    frames: Annotated[int, typer.Option(help="Of each clip.")] = 8,
-    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 32,
-    glimpses: Annotated[bool, typer.Option("--glimpses", help="Clips that are plain but for one frame.")] = False,
-) -> None:
-    """Make clips with conversations whose answers can be judged: what colour, left or right, how many.
-
-    conversations.json is to train on (longreel data talks), questions.json to ask a model (longreel eval).
-
-    Example: longreel data questions --out clips --clips 3072
-    """
-    from data.synthetic.shape_questions import glimpses as show_once
-    from data.synthetic.shape_questions import questions as ask
-    from launcher.core.progress_bar import Bar
-
-    console = Console()
-    with Bar(console, "clips") as bar:
-        make = show_once if glimpses else ask
-        make(out, clips, seed, frames, size, on_progress=lambda done, total: bar.update(done, total, ""))
-    console.print(f"{clips} clips with conversations.json in {out}", markup=False, highlight=False, soft_wrap=True)
-
-
-@app.command()
-def needles(
-    out: Annotated[Path, typer.Option(help="The file, a conversation a line.")],
-    records: Annotated[int, typer.Option(help="How many haystacks.")] = 4096,
-    length: Annotated[int, typer.Option(help="Of a haystack, in bytes.")] = 256,
-    secrets: Annotated[int, typer.Option(help="In each; one of them is asked for.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of everything random: the same seed gives the same bytes.")] = 0,
-) -> None:
-    """Make haystacks of words with a secret in them and a question at the end, to learn to find it from.
-
-    Example: longreel data needles --out needles-1024.jsonl --length 1024
-    """
-    from data.synthetic.needle_in_haystack import needles as make
-    from launcher.core.progress_bar import Bar
-
-    console = Console()
-    with Bar(console, "haystacks") as bar:
-        make(out, records, seed, length, secrets, lambda done: bar.update(done, records, ""))
-    console.print(
-        f"{records} haystacks of up to {length:,} bytes in {out}", markup=False, highlight=False, soft_wrap=True
-    )
+for command in (synth, questions, needles):
+    app.command()(command)
 
 
 @app.command(cls=RunCommand)
@@ -250,68 +183,7 @@ def import_(
     print(as_json(summary)) if json_ else print_summary(console, summary, out)
 
 
-@app.command()
-def talks(
-    out: Annotated[Path, typer.Option(help="The folder of talks; what it holds is replaced.")],
-    conversations: Annotated[
-        list[Path] | None, typer.Argument(help="JSON lists, or files with a JSON object a line: LLaVA, messages ...")
-    ] = None,
-    clips: Annotated[Path | None, typer.Option(help="The dataset of their videos and images.")] = None,
-    tokenizer: Annotated[str, typer.Option(help="A folder as transformers saves it, or bytes.")] = "bytes",
-    captions: Annotated[
-        bool, typer.Option("--captions", help="Also a question about each clip, and its caption as the answer.")
-    ] = False,
-    video_token: Annotated[str, typer.Option(help="The tokenizer's word for a video.")] = "<video>",
-    image_token: Annotated[str, typer.Option(help="The tokenizer's word for an image.")] = "<image>",
-    codes: Annotated[
-        str | None, typer.Option(help="Visuals are tokens: colour:PATCH[:LEVELS], or a VQModel's folder.")
-    ] = None,
-    code_size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of frames that are coded; as stored.")] = None,
-    code_frames: Annotated[int | None, typer.Option(min=1, help="Of each clip, at most, from its first.")] = None,
-    code_stride: Annotated[int, typer.Option(min=1, help="Code every so many-th frame.")] = 1,
-    leave_out: Annotated[
-        bool, typer.Option("--leave-out/--strict", help="List unusable records and go on, or stop at the first.")
-    ] = True,
-    ignore: Annotated[
-        list[str] | None, typer.Option(help="A key of records to pass over, such as fps; give it again for another.")
-    ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of a table.")] = False,
-) -> None:
-    """Make conversations about clips into tokens, once for a tokenizer: what a video_lm trains on.
-
-    With --codes videos and images are words of the vocabulary, so that a model without eyes reads and draws them.
-
-    Example: longreel data talks llava.json --clips datasets/mine --tokenizer models/qwen2 --out talks/mine
-
-    Example: longreel data talks draw.json --clips datasets/mine --codes models/vqvae --code-size 256x256 --out talks/d
-    """
-    from data.chat.chat_builder import write
-    from data.chat.chat_index import Talks
-    from data.chat.formats import Kind
-    from data.chat.tokenizers import open_tokenizer
-    from launcher.batches.visual_codes import closing_lines, coder_for
-    from launcher.core.progress_bar import Bar
-    from launcher.tables.chat_tables import as_json, records, table_of
-
-    if not conversations and not captions:
-        raise InputError("talks are made of something", "no file, no --captions", "give CONVERSATIONS, or --captions")
-    if codes is None and (code_size or code_frames or code_stride > 1):
-        asked = "--code-size, --code-frames or --code-stride alone"
-        raise InputError("sizes of codes are for visuals that are coded", asked, "give --codes, too")
-    console, opened = Console(stderr=json_), open_tokenizer(tokenizer)
-    size = None if code_size is None else _size(code_size, clips)
-    coder = coder_for(codes, clips, size, code_frames, code_stride) if codes else None
-    with Bar(console, "records") as bar:
-        found, total = records(conversations or [], clips if captions else None)
-        places: dict[Kind, str] = {"video": video_token, "image": image_token}
-        tell = lambda done: bar.update(done, total, "")  # noqa: E731
-        told = write(found, opened, out, clips, places, leave_out, tell, coder, ignore or ())
-    if json_:
-        print(as_json(told))
-        return
-    more = closing_lines(told, Talks.open(out)) if coder else []
-    for said in (*table_of(told, out), *more):
-        console.print(said, highlight=False, markup=False, soft_wrap=isinstance(said, str))
+app.command()(talks)
 
 
 @app.command()
@@ -342,22 +214,37 @@ def audit(
     raise typer.Exit(0 if found.clean else 1)
 
 
+@dataclass(frozen=True)
+class CountOptions:
+    """Ranks and packs that are asked for in place of the run's."""
+
+    ranks: Annotated[int | None, typer.Option(min=1, help="In all; the run's own, or 64.")] = None
+    sequence: Annotated[
+        int | None, typer.Option(min=1, help="Ranks that share one sequence (ring x ulysses); the run's own, or 8.")
+    ] = None
+    packs: Annotated[
+        int | None, typer.Option(min=1, help="Packs of each replica in a step; the run's own packs_per_step, or 4.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class SyntheticOptions:
+    """Samples and a model to count with where no run is given."""
+
+    samples: Annotated[int, typer.Option(min=1, help="Synthetic ones, of log-normal lengths.")] = 10_000_000
+    mean: Annotated[float, typer.Option(min=1, help="Tokens of a synthetic sample.")] = 8192
+    sigma: Annotated[float, typer.Option(min=0, help="Spread of the logarithm of their lengths.")] = 1.0
+    pack_tokens: Annotated[int, typer.Option(min=1, help="Of a packed sequence.")] = 262_144
+    dim: Annotated[int, typer.Option(min=1, help="Of the model: attention against all else in the cost.")] = 3072
+
+
 @app.command(cls=RunCommand)
+@with_options
 def simulate(
     run: Annotated[Path | None, typer.Argument(help="A run, whose dataset and model count; or give --samples.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as for longreel train")] = None,
-    ranks: Annotated[int | None, typer.Option(min=1, help="In all; the run's own, or 64.")] = None,
-    sequence: Annotated[
-        int | None, typer.Option(min=1, help="Ranks that share one sequence (ring x ulysses); the run's own, or 8.")
-    ] = None,
-    packs: Annotated[
-        int | None, typer.Option(min=1, help="Packs of each replica in a step; the run's own packs_per_step, or 4.")
-    ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Synthetic ones, of log-normal lengths.")] = 10_000_000,
-    mean: Annotated[float, typer.Option(min=1, help="Tokens of a synthetic sample.")] = 8192,
-    sigma: Annotated[float, typer.Option(min=0, help="Spread of the logarithm of their lengths.")] = 1.0,
-    pack_tokens: Annotated[int, typer.Option(min=1, help="Of a packed sequence.")] = 262_144,
-    dim: Annotated[int, typer.Option(min=1, help="Of the model: attention against all else in the cost.")] = 3072,
+    asked: CountOptions = CountOptions(),
+    synthetic: SyntheticOptions = SyntheticOptions(),
     json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
     """Show how an epoch packs and balances on many ranks, with no GPU and without reading a clip.
@@ -367,26 +254,33 @@ def simulate(
     from launcher.analysis.packing_simulation import Asked, idle_in, simulated, table_of
     from launcher.core.progress_bar import Bar
 
-    synthetic = (samples, mean, sigma, pack_tokens, dim)
     console = Console(stderr=json_)
     with Bar(console, "windows") as bar:
-        asked = Asked(ranks, sequence, packs)
-        found = simulated(run, overrides or [], asked, synthetic, lambda d, t: bar.update(d, t, ""))
+        counts = Asked(asked.ranks, asked.sequence, asked.packs)
+        found = simulated(run, overrides or [], counts, astuple(synthetic), lambda d, t: bar.update(d, t, ""))
     for note in idle_in(found):
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     print(json.dumps(found)) if json_ else console.print(table_of(found))
 
 
+@dataclass(frozen=True)
+class EncodeArguments:
+    """What is encoded of each clip, and how it is computed."""
+
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH to scale and crop to; as stored if not given.")] = None
+    frames: Annotated[int | None, typer.Option(help="At most so many of each clip, from its first.")] = None
+    dtype: Annotated[str, typer.Option(help="Of what is computed and stored: float32 or bf16.")] = "float32"
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")] = None
+    tiling: Annotated[bool, typer.Option(help="In tiles of the picture: less memory, slightly other values.")] = False
+
+
 @app.command()
+@with_options
 def encode(
     dataset: Annotated[Path, typer.Argument(help="A folder that longreel prepare or import wrote.")],
     codec: Annotated[Path, typer.Option(help="An autoencoder's folder, as diffusers saves it (often MODEL/vae).")],
     out: Annotated[Path, typer.Option(help="The dataset of latents; run again to go on with it.")],
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH to scale and crop to; as stored if not given.")] = None,
-    frames: Annotated[int | None, typer.Option(help="At most so many of each clip, from its first.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of what is computed and stored: float32 or bf16.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")] = None,
-    tiling: Annotated[bool, typer.Option(help="In tiles of the picture: less memory, slightly other values.")] = False,
+    what: EncodeArguments = EncodeArguments(),
     part: Annotated[str, typer.Option(help="i/n: this process makes these shards alone.")] = "1/1",
     json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of tables.")] = False,
 ) -> None:
@@ -403,9 +297,9 @@ def encode(
     from launcher.core.progress_bar import Bar
     from launcher.generation.latent_encoding import open_encoder, part_of, tables
 
-    pixels = None if size is None else _size(size, dataset)
-    options = EncodeOptions(pixels, frames, *part_of(part))
-    encoder = open_encoder(codec, dtype, device, tiling)
+    pixels = None if what.size is None else frame_size(what.size, dataset)
+    options = EncodeOptions(pixels, what.frames, *part_of(part))
+    encoder = open_encoder(codec, what.dtype, what.device, what.tiling)
     console = Console(stderr=json_)
     with Bar(console, "clips") as bar:
 
@@ -413,21 +307,9 @@ def encode(
             bar.update(progress.done, progress.total, progress.shard)
 
         summary = run(dataset, out, encoder, options, show)
-    note(out, codec, encoder.identity, tiling)
+    note(out, codec, encoder.identity, what.tiling)
     if json_:
         print(json.dumps({**asdict(summary), "rejected": [one.as_json() for one in summary.rejected]}))
         return
     for said in tables(summary, out, codec):
         console.print(said, highlight=False, markup=False, soft_wrap=isinstance(said, str))
-
-
-def _size(text: str, dataset: Path | None = None) -> tuple[int, int]:
-    """Pixels; `dataset` has sizes that may be proposed."""
-    from data.dataset.index import Index
-
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        usual = Index.open(dataset).usual_size if dataset is not None else None
-        remedy = f"--size {usual[0]}x{usual[1]}" if usual else "--size 256x256"
-        raise InputError("a size is HEIGHTxWIDTH", f"--size {text}", remedy)
-    return int(height), int(width)

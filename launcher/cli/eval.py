@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
+from launcher.cli.options import with_options
 from launcher.core.terminal import Console
 
 if TYPE_CHECKING:
@@ -23,24 +25,46 @@ Averaged = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Which weights of a run."""
+
+    checkpoint: Checkpoint = None
+    averaged: Averaged = None
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are asked."""
+
+    shuffle_frames: Annotated[
+        bool, typer.Option("--shuffle-frames", help="A control: what depends on time should fall to chance.")
+    ] = False
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many questions.")] = None
+    most: Annotated[int, typer.Option(min=1, help="Words of an answer.")] = 64
+
+
+@dataclass(frozen=True)
+class Records:
+    """What becomes of records that are not as they should be."""
+
+    leave_out: Annotated[bool, typer.Option("--leave-out", help="List unusable questions, and go on.")] = False
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="A key of records to pass over; give it again for another.")
+    ] = None
+
+
+@with_options
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder of a video_lm.")],
     questions: Annotated[Path, typer.Argument(help="A JSON list, or a JSON object a line: question, answer, video.")],
     clips: Annotated[
         Path | None, typer.Option(help="The dataset of their videos; if not given, files beside the questions.")
     ] = None,
-    shuffle_frames: Annotated[
-        bool, typer.Option("--shuffle-frames", help="A control: what depends on time should fall to chance.")
-    ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first so many questions.")] = None,
-    most: Annotated[int, typer.Option(min=1, help="Words of an answer.")] = 64,
-    checkpoint: Checkpoint = None,
-    averaged: Averaged = None,
+    asking: Asking = Asking(),
+    weights: Weights = Weights(),
     out: Annotated[Path | None, typer.Option(help="A JSON file; in the run folder if not given.")] = None,
-    leave_out: Annotated[bool, typer.Option("--leave-out", help="List unusable questions, and go on.")] = False,
-    ignore: Annotated[
-        list[str] | None, typer.Option(help="A key of records to pass over; give it again for another.")
-    ] = None,
+    records: Records = Records(),
     json_: Json = False,
 ) -> None:
     """Count how many questions a run's model answers right, by kind: exact match, or the likeliest of the choices.
@@ -54,14 +78,15 @@ def evaluate(
     from launcher.generation.evaluation import evaluate as answer
 
     left_out: list[tuple[str, str]] = []
-    asked = questions_of(questions, limit, ignore or (), left_out if leave_out else None)
-    speaker = open_speaker(run, checkpoint, averaged)
+    limit, shuffled, most = asking.limit, asking.shuffle_frames, asking.most
+    asked = questions_of(questions, limit, records.ignore or (), left_out if records.leave_out else None)
+    speaker = open_speaker(run, weights.checkpoint, weights.averaged)
     looker = looker_for(speaker, clips, questions.parent)
     console = Console(stderr=json_)
     with Bar(console, "questions") as bar:
-        found = answer(speaker, asked, looker, shuffle_frames, most, lambda d, t: bar.update(d, t, ""))
+        found = answer(speaker, asked, looker, shuffled, most, lambda d, t: bar.update(d, t, ""))
     scores = scores_of(asked, found)
-    name = f"{questions.stem}-step-{speaker.step}{'-shuffled' if shuffle_frames else ''}{speaker.weights}"
+    name = f"{questions.stem}-step-{speaker.step}{'-shuffled' if shuffled else ''}{speaker.weights}"
     how = {"questions": str(questions), "clips": clips and str(clips), "limit": limit, "most": most}
     written = json.dumps({"asked": how, **as_record(scores, found, left_out)}, indent=1).encode()
     path = out or run / "eval" / f"{keep(run / 'eval', name, {'.json': written})}.json"
@@ -70,8 +95,8 @@ def evaluate(
     if json_:
         print(json.dumps({**as_record(scores, [], left_out), "file": str(path)}))
         return
-    shuffled = ", frames shuffled" if shuffle_frames else ""
-    table = Table(title=f"step {speaker.step}{shuffled}", title_justify="left")
+    note = ", frames shuffled" if shuffled else ""
+    table = Table(title=f"step {speaker.step}{note}", title_justify="left")
     table.add_column("kind")
     for column in ("questions", "right", "accuracy", "chance"):
         table.add_column(column, justify="right")

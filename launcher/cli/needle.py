@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from launcher.cli.eval import Averaged
+from launcher.cli.eval import Weights
+from launcher.cli.options import with_options
 from launcher.core.terminal import Console
 from parallel.errors import InputError
 
 
+@dataclass(frozen=True)
+class Haystacks:
+    """What is searched."""
+
+    lengths: Annotated[str, typer.Option(help="Of haystacks: bytes of words, or frames.")] = "256,1024,2048"
+    depths: Annotated[int, typer.Option(min=1, help="From the beginning to the end.")] = 5
+    each: Annotated[int, typer.Option(min=1, help="Needles of each length and depth.")] = 8
+    secrets: Annotated[int, typer.Option(min=1, help="In each haystack of words; one of them is asked for.")] = 1
+    frames: Annotated[bool, typer.Option("--frames", help="Haystacks of frames instead of words.")] = False
+    seed: Annotated[int, typer.Option(help="Of the haystacks; training data should have another.")] = 1
+
+
+@with_options
 def needle(
     run: Annotated[Path, typer.Argument(help="A run folder of a video_lm.")],
-    lengths: Annotated[str, typer.Option(help="Of haystacks: bytes of words, or frames.")] = "256,1024,2048",
-    depths: Annotated[int, typer.Option(min=1, help="From the beginning to the end.")] = 5,
-    each: Annotated[int, typer.Option(min=1, help="Needles of each length and depth.")] = 8,
-    secrets: Annotated[int, typer.Option(min=1, help="In each haystack of words; one of them is asked for.")] = 1,
-    frames: Annotated[bool, typer.Option("--frames", help="Haystacks of frames instead of words.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the haystacks; training data should have another.")] = 1,
-    checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; the newest if not given.")] = None,
-    averaged: Averaged = None,
+    haystacks: Haystacks = Haystacks(),
+    weights: Weights = Weights(),
     out: Annotated[Path | None, typer.Option(help="The picture, a PNG; in the run folder if not given.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of a table.")] = False,
 ) -> None:
@@ -38,12 +46,13 @@ def needle(
     from launcher.generation.answers import open_speaker
     from launcher.generation.needle_test import heat_map, of_length, search
 
-    asked = _lengths(lengths)
-    speaker = open_speaker(run, checkpoint, averaged)
+    h = haystacks
+    asked = _lengths(h.lengths)
+    speaker = open_speaker(run, weights.checkpoint, weights.averaged)
     console = Console(stderr=json_)
     with Bar(console, "needles") as bar:
-        cells = search(speaker, asked, depths, each, secrets, frames, seed, lambda d, t: bar.update(d, t, ""))
-    what = "frames" if frames else "words"
+        cells = search(speaker, asked, h.depths, h.each, h.secrets, h.frames, h.seed, lambda d, t: bar.update(d, t, ""))
+    what = "frames" if h.frames else "words"
     picture = io.BytesIO()
     heat_map(cells, f"needles found among {what}, step {speaker.step}").save(picture, "PNG")
     name = f"needle-{what}-step-{speaker.step}{speaker.weights}"

@@ -13,7 +13,10 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any, get_type_hints
+
+from parallel.errors import InputError
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -35,7 +38,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     def spelled(**given: Any) -> None:
         command(**{name: _made(hints[name], name, given) for name in inspect.signature(command).parameters})
 
-    del spelled.__wrapped__  # type: ignore[attr-defined]  # typer would look at its parameters
+    del spelled.__wrapped__  # typer would look at its parameters
     spelled.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
     spelled.__annotations__ = {one.name: one.annotation for one in shown}
     return spelled
@@ -61,3 +64,15 @@ def _made(kind: Any, name: str, given: Mapping[str, Any]) -> Any:
     inside = get_type_hints(kind, include_extras=True)
     assert isinstance(kind, type)
     return kind(**{field.name: _made(inside[field.name], field.name, given) for field in fields(kind)})
+
+
+def frame_size(text: str, dataset: Path | None = None) -> tuple[int, int]:
+    """Pixels; `dataset` has sizes that may be proposed."""
+    from data.dataset.index import Index
+
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        usual = Index.open(dataset).usual_size if dataset is not None else None
+        remedy = f"--size {usual[0]}x{usual[1]}" if usual else "--size 256x256"
+        raise InputError("a size is HEIGHTxWIDTH", f"--size {text}", remedy)
+    return int(height), int(width)

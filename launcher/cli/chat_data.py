@@ -1,0 +1,106 @@
+"""The command `longreel data talks`. Heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.cli.options import frame_size, with_options
+from launcher.core.terminal import Console
+from parallel.errors import InputError
+
+
+@dataclass(frozen=True)
+class WordOptions:
+    """How words and places of visuals become tokens, and whether captions become conversations."""
+
+    tokenizer: Annotated[str, typer.Option(help="A folder as transformers saves it, or bytes.")] = "bytes"
+    captions: Annotated[
+        bool, typer.Option("--captions", help="Also a question about each clip, and its caption as the answer.")
+    ] = False
+    video_token: Annotated[str, typer.Option(help="The tokenizer's word for a video.")] = "<video>"
+    image_token: Annotated[str, typer.Option(help="The tokenizer's word for an image.")] = "<image>"
+
+
+@dataclass(frozen=True)
+class CodeOptions:
+    """Visuals as tokens of the vocabulary."""
+
+    codes: Annotated[
+        str | None, typer.Option(help="Visuals are tokens: colour:PATCH[:LEVELS], or a VQModel's folder.")
+    ] = None
+    code_size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of frames that are coded; as stored.")] = None
+    code_frames: Annotated[int | None, typer.Option(min=1, help="Of each clip, at most, from its first.")] = None
+    code_stride: Annotated[int, typer.Option(min=1, help="Code every so many-th frame.")] = 1
+
+    def refuse_sizes_alone(self) -> None:
+        """Sizes are of visuals that are coded.
+
+        Raises:
+            InputError: some are given without codes.
+        """
+        if self.codes is None and (self.code_size or self.code_frames or self.code_stride > 1):
+            asked = "--code-size, --code-frames or --code-stride alone"
+            raise InputError("sizes of codes are for visuals that are coded", asked, "give --codes, too")
+
+
+@dataclass(frozen=True)
+class UnusableOptions:
+    """What becomes of records that cannot be used."""
+
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out/--strict", help="List unusable records and go on, or stop at the first.")
+    ] = True
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="A key of records to pass over, such as fps; give it again for another.")
+    ] = None
+
+
+@with_options
+def talks(
+    out: Annotated[Path, typer.Option(help="The folder of talks; what it holds is replaced.")],
+    conversations: Annotated[
+        list[Path] | None, typer.Argument(help="JSON lists, or files with a JSON object a line: LLaVA, messages ...")
+    ] = None,
+    clips: Annotated[Path | None, typer.Option(help="The dataset of their videos and images.")] = None,
+    words: WordOptions = WordOptions(),
+    coding: CodeOptions = CodeOptions(),
+    unusable: UnusableOptions = UnusableOptions(),
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of a table.")] = False,
+) -> None:
+    """Make conversations about clips into tokens, once for a tokenizer: what a video_lm trains on.
+
+    With --codes videos and images are words of the vocabulary, so that a model without eyes reads and draws them.
+
+    Example: longreel data talks llava.json --clips datasets/mine --tokenizer models/qwen2 --out talks/mine
+
+    Example: longreel data talks draw.json --clips datasets/mine --codes models/vqvae --code-size 256x256 --out talks/d
+    """
+    from data.chat.chat_builder import write
+    from data.chat.chat_index import Talks
+    from data.chat.formats import Kind
+    from data.chat.tokenizers import open_tokenizer
+    from launcher.batches.visual_codes import closing_lines, coder_for
+    from launcher.core.progress_bar import Bar
+    from launcher.tables.chat_tables import as_json, records, table_of
+
+    if not conversations and not words.captions:
+        raise InputError("talks are made of something", "no file, no --captions", "give CONVERSATIONS, or --captions")
+    coding.refuse_sizes_alone()
+    console, opened = Console(stderr=json_), open_tokenizer(words.tokenizer)
+    size = None if coding.code_size is None else frame_size(coding.code_size, clips)
+    coder = coder_for(coding.codes, clips, size, coding.code_frames, coding.code_stride) if coding.codes else None
+    with Bar(console, "records") as bar:
+        found, total = records(conversations or [], clips if words.captions else None)
+        places: dict[Kind, str] = {"video": words.video_token, "image": words.image_token}
+        tell = lambda done: bar.update(done, total, "")  # noqa: E731
+        told = write(found, opened, out, clips, places, unusable.leave_out, tell, coder, unusable.ignore or ())
+    if json_:
+        print(as_json(told))
+        return
+    more = closing_lines(told, Talks.open(out)) if coder else []
+    for said in (*table_of(told, out), *more):
+        console.print(said, highlight=False, markup=False, soft_wrap=isinstance(said, str))
