@@ -21,7 +21,7 @@ from parallel.errors import InputError
 if TYPE_CHECKING:
     from launcher.cluster.capacity import Node
     from launcher.cluster.jobs import Job
-    from launcher.cluster.templates import Machines
+    from launcher.cluster.machines import Machines
     from launcher.config.run_config import RunConfig
 
 Address = Annotated[str, typer.Option(help="http://HEAD:8265, the head of a Ray cluster.")]
@@ -189,14 +189,14 @@ def cluster(
 
     Example: longreel cluster run.yaml --kind slurm --nodes 4 --gpus 8 --cpus 64 --option=--partition=gpu --out run.sh
     """
-    from launcher.cluster import templates
+    from launcher.cluster.machines import Machines, refuse_other_options
     from launcher.config.loading import load
     from launcher.supervision.run import absolute
 
     of_kind = {"image": own.image, "storage": own.storage, "option": own.option or None, "memory": machines.memory}
-    templates.refuse_foreign_options(kind, of_kind)
+    refuse_other_options(kind, of_kind)
     config = absolute(load(run, overrides or []))
-    there = templates.Machines(machines.nodes, machines.gpus, machines.cpus, machines.memory or 64)
+    there = Machines(machines.nodes, machines.gpus, machines.cpus, machines.memory or 64)
     for mesh in config.meshes:
         there.refuse_small(mesh)
     there.refuse_idle(config.meshes, config.device)
@@ -213,6 +213,7 @@ def cluster(
 def _text_of(kind: str, config: RunConfig, machines: Machines, own: KindOptions) -> str:
     """What starts a cluster of this kind."""
     from launcher.cluster import templates
+    from launcher.cluster.machines import Storage
     from launcher.config.loading import to_yaml
     from launcher.config.run_config import paths_of
 
@@ -232,7 +233,7 @@ def _text_of(kind: str, config: RunConfig, machines: Machines, own: KindOptions)
 
     from launcher.cluster.jobs import metadata_of
 
-    volume, version = templates.Storage(claim, path), str(ray.__version__)
+    volume, version = Storage(claim, path), str(ray.__version__)
     volume.refuse_outside(paths_of(config))
     return templates.kuberay(name, to_yaml(config), machines, image, volume, version, metadata_of(config))
 

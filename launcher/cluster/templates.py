@@ -1,6 +1,6 @@
 """What starts a Ray cluster for a run: a RayJob for KubeRay, a batch script for Slurm, a script for plain machines.
 
-Pure text. In each of them
+Files of `job_templates/`, filled in. In each of them
 - Ray asks for a token: an open Ray port runs anybody's code (CVE-2023-48022, CVE-2025-62593);
 - the head has no CPUs of its own to give, so no rank runs on it, and workers may come and go;
 - a node that is cut off is called dead after 24 s, where Ray itself takes 65 s;
@@ -9,20 +9,17 @@ Pure text. In each of them
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from importlib.resources import files
+from string import Template
+from typing import Any
 
 import yaml
 
+from launcher.cluster.machines import Machines, Storage
 from parallel import shell
 from parallel.errors import InputError
-
-if TYPE_CHECKING:
-    from parallel.mesh import Mesh
 
 PORT, DASHBOARD = 6379, 8265
 STOP_SECONDS = 1800  # between being told to stop and being killed, for a last checkpoint
@@ -37,143 +34,6 @@ HEALTH = {  # of the head towards its nodes: 4 x (1 + 5) s; by itself Ray takes 
 SETTINGS = {**HEALTH, "GRPC_DNS_RESOLVER": "native"}
 LONGEST_NAME = 40  # of a job
 HEAD_CPUS, HEAD_GIB = 4, 16  # of a head that runs no ranks
-KINDS_OF = {  # of options of the command that not every kind of cluster has
-    "image": ("kuberay",), "storage": ("kuberay",), "option": ("slurm",), "memory": ("kuberay", "slurm"),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Machines:
-    """What ranks run on, beside the head.
-
-    Attributes:
-        nodes: how many.
-        gpus: of each; 0 for ranks on CPUs.
-        cpus: of each; at least one a rank.
-        gib: of memory of each.
-    """
-
-    nodes: int
-    gpus: int
-    cpus: int
-    gib: int
-
-    @property
-    def ranks(self) -> int:
-        """That one node has room for."""
-        return min(self.gpus, self.cpus) if self.gpus else self.cpus
-
-    def refuse_small(self, mesh: Mesh) -> None:
-        """A mesh fits on these machines, each ulysses group on one of them.
-
-        Raises:
-            InputError: it does not.
-        """
-        from launcher.preflight.elastic_mesh import mesh_for  # it loads torch
-
-        fits = mesh_for(mesh, mesh.ulysses, mesh.ranks, [self.ranks] * self.nodes)
-        if fits != mesh:
-            kind = "GPUs and CPUs" if self.gpus else "CPUs"
-            found = f"{mesh} = {mesh.ranks} ranks, {self.nodes} nodes with {kind} for {self.ranks} each"
-            remedy = f"--nodes {-(-mesh.ranks // max(1, self.ranks))} or more, or a smaller mesh"
-            if self.ranks < mesh.ulysses:
-                remedy = "nodes with more GPUs, or fewer mesh.ulysses and more mesh.ring"
-            raise InputError("a mesh fits on the machines, a ulysses group on one of them", found, remedy)
-
-    def refuse_idle(self, meshes: Sequence[Mesh], device: str) -> None:
-        """No GPU is paid for that no rank ever uses, and no node of CPUs.
-
-        Args:
-            meshes: of the run, of which the largest counts.
-            device: of the run.
-
-        Raises:
-            InputError: some stand idle.
-        """
-        mesh = max(meshes, key=lambda one: one.ranks)
-        if not self.gpus:
-            self._refuse_idle_nodes(mesh)
-            return
-        rule, have = "every GPU has a rank", f"--nodes {self.nodes} --gpus {self.gpus}"
-        if device == "cpu":
-            found = f"{have}, and the run has device: cpu"
-            raise InputError(rule, found, "device=auto, or --gpus 0")
-        if self.cpus < self.gpus:
-            found = f"{have} --cpus {self.cpus}: a rank takes a CPU beside its GPU"
-            raise InputError(rule, found, f"--cpus {self.gpus} or more, or --gpus {self.cpus}")
-        there = self.nodes * self.gpus
-        if mesh.ranks < there:
-            found = f"{have}: {there} GPUs; the run's mesh, {mesh}, has {mesh.ranks} ranks: {there - mesh.ranks} idle"
-            full, over = divmod(mesh.ranks, self.gpus)
-            fewer = f"--nodes {full}" if full and not over else f"--nodes 1 --gpus {mesh.ranks}" if not full else ""
-            more = (
-                f"mesh.replica={there // (mesh.ring * mesh.ulysses)}" if there % (mesh.ring * mesh.ulysses) == 0 else ""
-            )
-            remedy = ", or ".join(filter(None, (fewer, more))) or "fewer or smaller nodes, or a larger mesh"
-            raise InputError(rule, found, remedy)
-
-    def _refuse_idle_nodes(self, mesh: Mesh) -> None:
-        """Ranks fill one node after the other, a ulysses group on one; CPUs beside them help no rank of another."""
-        taken = -(-mesh.ranks // (self.cpus // mesh.ulysses * mesh.ulysses))
-        if taken < self.nodes:
-            found = f"--nodes {self.nodes} --cpus {self.cpus}; the run's mesh, {mesh}, has {mesh.ranks} ranks, which "
-            found += f"fill {taken}: {self.nodes - taken} idle"
-            each, over = divmod(mesh.ranks, self.nodes)
-            spread = f", or --cpus {each}" if not over and each % mesh.ulysses == 0 else ""
-            raise InputError("every node has a rank", found, f"--nodes {taken}{spread}, or a larger mesh")
-
-
-def refuse_foreign_options(kind: str, given: Mapping[str, Any]) -> None:
-    """Options that a kind of cluster has no use for are not passed over.
-
-    Args:
-        kind: of cluster.
-        given: options by name, with what they were given; None for those that were not.
-
-    Raises:
-        InputError: names the first, and the kinds that have it.
-    """
-    for name, value in given.items():
-        kinds = KINDS_OF[name]
-        if value is not None and kind not in kinds:
-            found = f"--kind {kind} and --{name} {shell.quote(str(value[0] if isinstance(value, list) else value))}"
-            remedy = f"leave --{name} out, or --kind {' or --kind '.join(kinds)}"
-            raise InputError(f"--{name} is of --kind {' and '.join(kinds)}", found, remedy)
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A volume that all pods see: a claim of Kubernetes, and where it is mounted."""
-
-    claim: str
-    path: str
-
-    def refuse_outside(self, paths: Iterable[tuple[str, str]]) -> None:
-        """Every path of a run lies on the volume: what a pod writes elsewhere is gone with it.
-
-        Args:
-            paths: (key of the run, absolute path).
-
-        Raises:
-            InputError: names those that do not, and the volume.
-        """
-        root = PurePosixPath(self.path)
-        if len(root.parts) < 2 or ".." in root.parts or root.is_relative_to("/etc/longreel"):
-            remedy = "a folder of its own, such as --storage shared:/mnt/shared"
-            raise InputError("the volume is mounted in a folder of the pods", f"--storage {self.claim}:{root}", remedy)
-        outside = [f"{key}={path}" for key, path in paths if not PurePosixPath(path).is_relative_to(root)]
-        if outside:
-            remedy = f"paths below {root}, or --storage {self.claim}:FOLDER that holds them all".replace(
-                "FOLDER", common(outside)
-            )
-            found = f"{'; '.join(outside)}; the volume is mounted at {root}"
-            raise InputError("every path of a run lies on the volume that all pods see", found, remedy)
-
-
-def common(settings: Sequence[str]) -> str:
-    """The folder that holds all paths of key=path."""
-    paths = [PurePosixPath(one.partition("=")[2]).parent for one in settings]
-    return os.path.commonpath([str(path) for path in paths])
 
 
 def job_name(folder: str) -> str:
@@ -202,75 +62,29 @@ def kuberay(
         ray_version: of the image.
         metadata: by which `longreel list` knows the job.
     """
-    files = {"name": "run", "configMap": {"name": f"{name}-run"}}
-    shared = {"name": "storage", "persistentVolumeClaim": {"claimName": storage.claim}}
-    quick = {"name": "shm", "emptyDir": {"medium": "Memory"}}
+    text, health = _template("kuberay.yaml"), [{"name": key, "value": value} for key, value in HEALTH.items()]
+    values: dict[str, Any] = {"name": name, "claim": storage.claim, "mount": storage.path}
+    values |= {"image": image, "environment": health}
 
-    def pod(cpus: int, gib: int, gpus: int) -> dict[str, Any]:
-        takes: dict[str, Any] = {"cpu": str(cpus), "memory": f"{gib}Gi"}
+    def pod(cpus: int, gib: int, gpus: int) -> Any:
+        takes = {"cpu": str(cpus), "memory": f"{gib}Gi"}
         if gpus:
             takes["nvidia.com/gpu"] = str(gpus)
-        container = {
-            "name": "ray",
-            "image": image,
-            "env": [{"name": key, "value": value} for key, value in HEALTH.items()],
-            "resources": {"requests": takes, "limits": takes},
-            "volumeMounts": [
-                {"name": "storage", "mountPath": storage.path},
-                {"name": "run", "mountPath": "/etc/longreel"},
-                {"name": "shm", "mountPath": "/dev/shm"},
-            ],
-        }
-        volumes = [shared, files, quick]
-        return {"spec": {"terminationGracePeriodSeconds": 60, "containers": [container], "volumes": volumes}}
+        return _filled(yaml.safe_load(_template("pod.yaml")), {**values, "takes": takes})
 
-    cluster = {
-        "rayVersion": ray_version,
-        "authOptions": {"mode": "token"},
-        "headGroupSpec": {
-            "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},
-            "template": pod(HEAD_CPUS, HEAD_GIB, 0),
-        },
-        "workerGroupSpecs": [
-            {
-                "groupName": "ranks",
-                "replicas": machines.nodes,
-                "minReplicas": machines.nodes,
-                "maxReplicas": machines.nodes,
-                "rayStartParams": {},
-                "template": pod(machines.cpus, machines.gib, machines.gpus),
-            }
-        ],
+    values |= {
+        "run": run,
+        "metadata": dict(metadata),
+        "stop_seconds": STOP_SECONDS,
+        "ray_version": ray_version,
+        "nodes": machines.nodes,
+        "head_pod": pod(HEAD_CPUS, HEAD_GIB, 0),
+        "worker_pod": pod(machines.cpus, machines.gib, machines.gpus),
     }
-    job = {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayJob",
-        "metadata": {"name": name},
-        "spec": {
-            "metadata": dict(metadata),
-            "entrypoint": "longreel train /etc/longreel/run.yaml --address auto",
-            "runtimeEnvYAML": yaml.safe_dump({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}),
-            "backoffLimit": 3,
-            "shutdownAfterJobFinishes": True,
-            "ttlSecondsAfterFinished": 3600,
-            "rayClusterSpec": cluster,
-        },
-    }
-    config = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": f"{name}-run"},
-        "data": {"run.yaml": run},
-    }
-    head = f"""\
-# longreel on KubeRay 1.6 or newer:  kubectl apply -f THIS.yaml
-# Follow it:  kubectl logs -f job/{name}
-# Stop it with a last checkpoint:  longreel stop, see docs/cluster.md
-# KubeRay makes the token that Ray asks for, as a Secret with the name of the RayCluster:
-#   kubectl get secret CLUSTER -o jsonpath='{{.data.auth_token}}' | base64 -d
-# A job that fails is started again on new pods, and goes on from its last checkpoint.
-"""
-    return head + yaml.dump_all([config, job], Dumper=_Plain, sort_keys=False, width=120)
+    head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    documents = [_filled(one, values) for one in yaml.safe_load_all(text)]
+    written = yaml.dump_all(documents, Dumper=_Plain, sort_keys=False, width=120)
+    return _Template(head).substitute(name=name) + written
 
 
 def slurm(name: str, run: str, machines: Machines, binaries: str, folder: str, more: tuple[str, ...] = ()) -> str:
@@ -292,64 +106,24 @@ def slurm(name: str, run: str, machines: Machines, binaries: str, folder: str, m
     ]  # fmt: skip
     sbatch = "\n".join(f"#SBATCH {option}" for option in options)
     settings = " ".join(f"{key}={value}" for key, value in SETTINGS.items())
-    quoted = shell.quote
     last = "END OF RUN"
     while last in run:  # a caption of the run may say so, too
         last += "."
     for line in more:
         if not line.strip() or set(line) & set("\n\r\0"):
             raise InputError("an option of sbatch is one line", f"--option={line!r}", "--option=--partition=gpu")
-    return f"""\
-#!/usr/bin/env bash
-{sbatch}
-# longreel on Slurm:  sbatch THIS.sh
-# Before the time is up, or when the job is preempted, it saves a checkpoint and puts itself into the queue again.
-# Stop it with a last checkpoint:  scancel --batch --signal=TERM JOB
-set -euo pipefail
-export PATH={quoted(binaries)}:"$PATH"
-export STATE={quoted(folder)}/"slurm-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
-export {settings} RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT={JOIN_SECONDS}
-
-# Ray asks for a token, which is this job's alone
-(umask 077 && mkdir -p "$STATE" && od -An -N32 -tx1 /dev/urandom | tr -d ' \\n' > "$STATE/token")
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$STATE/token"
-
-cat > "$STATE/run.yaml" << '{last}'
-{run.rstrip()}
-{last}
-
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# on a machine itself its name often means 127.0.1.1
-ADDRESS=$(srun --nodes=1 --ntasks=1 --nodelist="$HEAD" hostname -I | cut -d " " -f 1)
-export HEAD ADDRESS
-export NODES="$SLURM_JOB_NUM_NODES" RESOURCES="--num-cpus={machines.cpus} --num-gpus={machines.gpus}"
-export TRAIN='echo $$ > "$STATE/pid"; exec longreel train "$STATE/run.yaml" --address auto'
-
-# on every node: the first starts the head and the run; the others join, and join again if their Ray ends
-task='
-cluster() {{ ray symmetric-run --address "$ADDRESS:{PORT}" --min-nodes "$NODES" $RESOURCES -- "$@"; }}
-if [ "$SLURM_PROCID" = 0 ]; then
-  code=0
-  cluster bash -c "$TRAIN" || code=$?
-  echo "$code" > "$STATE/code.new"; mv "$STATE/code.new" "$STATE/code"
-  exit "$code"
-fi
-until [ -e "$STATE/code" ]; do cluster true || true; sleep 5; done
-'
-again=no
-stop() {{ srun --overlap --nodes=1 --ntasks=1 --nodelist="$HEAD" kill -TERM "$(cat "$STATE/pid")" || true; }}
-trap 'again=yes; stop' USR1
-trap 'stop' TERM
-
-srun --no-kill bash -c "$task" &
-step=$!
-until [ -e "$STATE/code" ] || ! kill -0 "$step" 2> /dev/null; do sleep 1; done
-code=$(cat "$STATE/code" 2> /dev/null || echo 1)
-kill "$step" 2> /dev/null || true  # workers would notice the end of their head only after a minute
-rm -rf "$STATE"
-if [ "$code" = 75 ] && [ "$again" = yes ]; then scontrol requeue "$SLURM_JOB_ID"; fi
-exit "$code"
-"""
+    return _Template(_template("slurm.sh")).substitute(
+        sbatch=sbatch,
+        binaries=shell.quote(binaries),
+        folder=shell.quote(folder),
+        settings=settings,
+        join_seconds=JOIN_SECONDS,
+        run=run.rstrip(),
+        end=last,
+        cpus=machines.cpus,
+        gpus=machines.gpus,
+        port=PORT,
+    )
 
 
 def plain(binaries: str) -> str:
@@ -359,44 +133,31 @@ def plain(binaries: str) -> str:
         binaries: folder with `python` and `ray`, the same on every machine.
     """
     settings = " ".join(f"{key}={value}" for key, value in SETTINGS.items())
-    return f"""\
-#!/usr/bin/env bash
-# Ray on plain machines, for longreel. Every machine has the same packages, and storage that all see.
-#   on one:         bash THIS.sh head
-#   token:          copy ~/.ray/auth_token from there to the others and to where you submit from, mode 0600
-#   on the others:  bash THIS.sh worker HEAD          they may come and go
-#   from anywhere:  longreel submit RUN.yaml --address http://HEAD:{DASHBOARD}
-# What follows is passed on to `ray start`: bash THIS.sh head --num-cpus=64 --num-gpus=8 lets ranks run on the head too.
-set -euo pipefail
-export PATH={shell.quote(binaries)}:"$PATH"
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="${{RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}}"
-export {settings}
+    return _Template(_template("plain.sh")).substitute(
+        binaries=shell.quote(binaries), settings=settings, port=PORT, dashboard=DASHBOARD
+    )
 
-case "${{1:-}}" in
-head)
-  if [ ! -s "$RAY_AUTH_TOKEN_PATH" ]; then
-    (umask 077 && mkdir -p "$(dirname "$RAY_AUTH_TOKEN_PATH")" &&
-      od -An -N32 -tx1 /dev/urandom | tr -d ' \\n' > "$RAY_AUTH_TOKEN_PATH")
-  fi
-  chmod 600 "$RAY_AUTH_TOKEN_PATH"
-  exec ray start --head --block --disable-usage-stats --port={PORT} \\
-    --dashboard-host=0.0.0.0 --dashboard-port={DASHBOARD} --num-cpus=0 --num-gpus=0 "${{@:2}}"
-  ;;
-worker)
-  : "${{2:?the head: bash $0 worker HEAD}}"
-  if [ ! -s "$RAY_AUTH_TOKEN_PATH" ]; then
-    echo "no token: copy $RAY_AUTH_TOKEN_PATH from $2, mode 0600" >&2
-    exit 2
-  fi
-  # a node that was cut off ends its Ray when it hears that it was given up: it joins again
-  until ray start --address="$2:{PORT}" --block --disable-usage-stats "${{@:3}}"; do sleep 2; done
-  ;;
-*)
-  echo "bash $0 head | worker HEAD" >&2
-  exit 2
-  ;;
-esac
-"""
+
+class _Template(Template):
+    """With %{name} for what is filled in, because $ is the shell's."""
+
+    delimiter = "%"
+
+
+def _template(name: str) -> str:
+    return files("launcher.cluster").joinpath("job_templates", name).read_text("utf-8")
+
+
+def _filled(node: Any, values: Mapping[str, Any]) -> Any:
+    """A tree of YAML with values in place of %{name}: in a text as text, alone as what they are."""
+    if isinstance(node, dict):
+        return {key: _filled(value, values) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_filled(value, values) for value in node]
+    if not isinstance(node, str):
+        return node
+    alone = re.fullmatch(r"%\{(\w+)\}", node)
+    return values[alone[1]] if alone else _Template(node).substitute(values)
 
 
 class _Plain(yaml.SafeDumper):

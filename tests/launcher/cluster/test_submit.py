@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from launcher.cluster.templates import Machines, slurm
+from launcher.cluster.machines import Machines
+from launcher.cluster.templates import slurm
 from launcher.config.loading import to_yaml
 from launcher.core.run_folder import RunFolder
 from launcher.core.versions import CODE

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from launcher.cli.app import app
 from launcher.cluster.jobs import OURS, metadata_of
-from launcher.cluster.templates import STOP_SECONDS, Machines, Storage, job_name, kuberay, plain, slurm
+from launcher.cluster.machines import Machines, Storage
+from launcher.cluster.templates import STOP_SECONDS, job_name, kuberay, plain, slurm
 from launcher.config.loading import check, to_yaml
 from parallel.errors import InputError
 from parallel.mesh import Mesh
