@@ -20,7 +20,7 @@ from parallel.errors import InputError
 
 if TYPE_CHECKING:
     from launcher.cluster.capacity import Node
-    from launcher.cluster.jobs import Job
+    from launcher.cluster.job import Job
     from launcher.cluster.machines import Machines
     from launcher.config.run_config import RunConfig
 
@@ -231,7 +231,7 @@ def _text_of(kind: str, config: RunConfig, machines: Machines, own: KindOptions)
         raise InputError("pods have an image with longreel and a volume that all of them see", found, example)
     import ray
 
-    from launcher.cluster.jobs import metadata_of
+    from launcher.cluster.job import metadata_of
 
     volume, version = Storage(claim, path), str(ray.__version__)
     volume.refuse_outside(paths_of(config))

@@ -12,99 +12,51 @@ the ranks do: it is asked of the node, because PATH need not have it.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import queue
 import re
 import secrets
-import shutil
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher.cluster.capacity import Node, Room, refuse_too_large, room_for
 from launcher.cluster.connection import HEAD_SECONDS, head_gone, no_token, use_token
+from launcher.cluster.head_probe import KNOCK_SECONDS, answers, is_loopback, knock, url_of
+from launcher.cluster.job import Job, is_ours, job_of, metadata_of, quiet
+from launcher.cluster.job_package import ENTRYPOINT, stage
 from launcher.cluster.ray_token import ASK_FOR_IT, OPEN_CLUSTER, close_token
-from launcher.cluster.templates import DASHBOARD, STOP_SECONDS
+from launcher.cluster.templates import STOP_SECONDS
 from launcher.core.terminal import visible
-from launcher.core.versions import CODE, HOME
 from parallel import shell
 from parallel.errors import InputError
-from parallel.parsing import ParseError, parse_json
 
 if TYPE_CHECKING:
     from launcher.config.run_config import RunConfig  # it loads torch, for which nobody who asks for a list should wait
 
 AnswerT = TypeVar("AnswerT")
-ANSWER = 1 << 16  # bytes of an answer of Ray, which is one line
-KNOCK_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
 READY_SECONDS = 60.0  # for the services of a head that was just started: they come up one after the other
 RETRY_SECONDS = 1.0
 MOST_TAILS = 5  # tries in a row to follow a log, of which none brings a line
-OURS = "longreel"  # in the metadata of a job: that it is ours
 ENDED = ("done", "stopped", "refused", "failed")
-RUN_FILE = "run.yaml"
-NOISE = re.compile(r"^(?:[\d\s,:-]+INFO job_manager\.py|Running entrypoint for job )")
 NOT_YET = re.compile("No available agent|Cannot connect to host|TimeoutError")  # nothing was done then
 REFUSED = re.compile(r"Request failed with status code (\d+): (.*)\.", re.DOTALL)
 OTHER_VERSION = re.compile("Version check returned|Ray version .* is running on the cluster")
 LOOPBACK = "; that it is reached by a loopback address, as through ssh, says nothing of who else reaches it"
-NO_RUN: dict[str, Any] = {"out": "-", "mesh": "", "ranks": 0, "steps": 0}  # of a job that somebody else submitted
-STEP = re.compile(r"(?:step +|resumed from step |stopped at step )(\d+)")
-# The raylet is the parent of our parent. It knows which Python its workers are started with, and of which cluster it
-# is: RAY_ADDRESS, which Ray gives a job, names the head that was started last on this machine, maybe another one.
-ENTRYPOINT = (
-    r"node=$(sed -n 's/^PPid:[[:space:]]*//p' /proc/$PPID/status); "
-    r"""of() { tr '\0' '\n' < /proc/$node/cmdline | sed -n "s/^--$1=\([^ ]*\).*/\1/p"; }; """
-    r"python=$(of python_worker_command); head=$(of gcs-address); "
-    rf'exec "${{python:-python3}}" -m launcher train {RUN_FILE} --address "${{head:-auto}}"'
-)
 QUIET_LOGGERS = (  # they tell of uploads and sockets
     "ray.dashboard.modules.job.sdk",
     "ray.dashboard.modules.dashboard_sdk",
     "ray._private.runtime_env.packaging",
 )
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run on a cluster.
-
-    Attributes:
-        id: by which it is asked for.
-        state: "starting", "waiting" for room, "running", "done", "stopped" with a checkpoint, "refused", "failed".
-        out: its run folder.
-        mesh: that it asked for.
-        ranks: of that mesh.
-        step: the last that it printed; 0 for none.
-        steps: of the whole run.
-        started: seconds since 1970.
-        ended: the same, none while it goes on.
-        said: its last line.
-    """
-
-    id: str
-    state: str
-    out: str
-    mesh: str
-    ranks: int
-    step: int
-    steps: int
-    started: float
-    ended: float | None
-    said: str
 
 
 @dataclass(frozen=True)
@@ -133,7 +85,7 @@ class Jobs:
             if not open_cluster:
                 raise InputError(
                     "a cluster asks for a token: else whoever reaches a port of it runs code there",
-                    f"{self.url} answers everybody{LOOPBACK if _loopback(self.url) else ''}",
+                    f"{self.url} answers everybody{LOOPBACK if is_loopback(self.url) else ''}",
                     f"{ASK_FOR_IT}\n    or, on a network that nobody else is on: the same command with --no-token",
                 )
             self.say(f"{self.url} asks nobody for a token: {OPEN_CLUSTER}")
@@ -320,7 +272,7 @@ class Jobs:
                 yield fresh
                 continue
             broken = broken or isinstance(piece, Exception)
-            if _answers(self.url):
+            if answers(self.url):
                 heard = time.monotonic()
                 if broken:  # only the connection was: from the beginning again, without what was passed on
                     with self._told():
@@ -389,94 +341,6 @@ class Jobs:
         return InputError(rule, f"{self.url}: {said}", remedy)
 
 
-def url_of(address: str) -> str:
-    """http://HOST:PORT of what a person typed."""
-    scheme, there, place = address.rstrip("/").rpartition("://")
-    host, _, port = place.rpartition(":") if re.search(r":\w*$", place) else (place, "", str(DASHBOARD))
-    scheme = scheme if there else "http"
-    if scheme not in ("http", "https") or not host or not port.isdigit():
-        rule = f"jobs are submitted to http://HEAD:{DASHBOARD}"
-        raise InputError(rule, f"--address {address}", f"--address http://HEAD:{DASHBOARD}")
-    return f"{scheme}://{host}:{port}"
-
-
-def knock(url: str) -> bool:
-    """Whether the Ray head there asks for a token.
-
-    Raises:
-        InputError: nobody answers within a few seconds, or not as Ray does.
-    """
-    rule, remedy = (
-        "a Ray head answers at --address",
-        f"--address http://HEAD:{DASHBOARD}, HEAD where its head runs, with its dashboard: pip install 'ray[default]'",
-    )
-    try:
-        with urllib.request.urlopen(f"{url}/api/version", timeout=KNOCK_SECONDS) as answer:
-            found = parse_json(answer.read(ANSWER))
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            return True
-        raise InputError(rule, f"{url}: HTTP {error.code}", remedy) from None
-    except HTTPException:
-        raise InputError(rule, f"{url}: something else answers", remedy) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise InputError(rule, f"{url}: {reason}", remedy) from None
-    if not isinstance(found, dict) or "ray_version" not in found:
-        raise InputError(rule, f"{url}: something else answers", remedy)
-    return False
-
-
-def metadata_of(config: RunConfig) -> dict[str, str]:
-    """What a job is told to remember of its run, by which it is known for ours."""
-    mesh = config.mesh.mesh()
-    about = {"out": str(config.out), "mesh": str(mesh), "ranks": mesh.ranks, "steps": config.steps}
-    return {OURS: json.dumps(about)}
-
-
-def is_ours(info: Any) -> bool:
-    """Whether a job is a run of ours, and tells of it in the words that we know."""
-    try:
-        about = parse_json(str((info.metadata or {}).get(OURS, "")))
-    except ParseError:
-        return False
-    kinds = {"out": str, "mesh": str, "ranks": int, "steps": int}
-    known = isinstance(about, dict) and all(type(about.get(name)) is kind for name, kind in kinds.items())
-    return known and bool(info.submission_id)
-
-
-def stage(config: RunConfig, folder: Path) -> None:
-    """Our packages and the run, as they are shipped."""
-    from launcher.config.loading import to_yaml
-
-    for package in CODE:
-        shutil.copytree(HOME / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / RUN_FILE).write_text(to_yaml(config))
-
-
-def job_of(info: Any, log: str) -> Job:
-    """What Ray tells of a job, and its log, in our words."""
-    about = json.loads(info.metadata[OURS]) if is_ours(info) else NO_RUN
-    lines = list(quiet(log.splitlines()))
-    steps = [int(found[1]) for line in lines if (found := STEP.match(line))]
-    state = {"PENDING": "starting", "RUNNING": "running", "SUCCEEDED": "done", "STOPPED": "stopped"}.get(
-        str(info.status.value), {75: "stopped", 2: "refused"}.get(info.driver_exit_code, "failed")
-    )
-    if state == "running" and lines and lines[-1].startswith("waiting for room"):
-        state = "waiting"
-    said = lines[-1].strip() if lines else (info.message or "").strip().partition("\n")[0]
-    return Job(
-        info.submission_id, state, about["out"], about["mesh"], about["ranks"],
-        about["steps"] if state == "done" else steps[-1] if steps else 0, about["steps"],
-        (info.start_time or 0) / 1000, info.end_time and info.end_time / 1000, said,
-    )  # fmt: skip
-
-
-def quiet(lines: Iterator[str] | list[str]) -> Iterator[str]:
-    """Without the lines that Ray writes into a job's log."""
-    return (line for line in lines if not NOISE.match(line))
-
-
 def _not_yet(answer: Any) -> str:
     """What a head says that cannot do yet what it was asked; empty if it could, or never will."""
     if answer.status_code == 503 or (answer.status_code == 500 and NOT_YET.search(answer.text)):
@@ -490,15 +354,3 @@ def _last_line(text: str) -> str:
 
 def _to_stderr(line: str) -> None:
     print(visible(line), file=sys.stderr, flush=True)
-
-
-def _answers(url: str) -> bool:
-    try:
-        knock(url)
-    except InputError:
-        return False
-    return True
-
-
-def _loopback(url: str) -> bool:
-    return url.partition("://")[2].rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]")

@@ -10,7 +10,9 @@ import pytest
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from launcher.cluster.capacity import Node, Room, refuse_too_large, room_for
-from launcher.cluster.jobs import OURS, job_of, quiet, stage, url_of
+from launcher.cluster.head_probe import url_of
+from launcher.cluster.job import OURS, job_of, quiet
+from launcher.cluster.job_package import stage
 from launcher.core.versions import (
     CODE,
     HOME,

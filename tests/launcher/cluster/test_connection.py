@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cluster.connection import HeadWatch, check_address, head_gone, resolved
-from launcher.cluster.jobs import knock
+from launcher.cluster.head_probe import knock
 from launcher.config.loading import to_yaml
 from launcher.core.network import interface_towards
 from launcher.core.run_folder import RunFolder, read_lines

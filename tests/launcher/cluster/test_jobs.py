@@ -19,7 +19,8 @@ import pytest
 
 from launcher.cli.app import app
 from launcher.cluster import jobs
-from launcher.cluster.jobs import ENTRYPOINT, Jobs
+from launcher.cluster.job_package import ENTRYPOINT
+from launcher.cluster.jobs import Jobs
 from launcher.config.loading import to_yaml
 from parallel.errors import InputError
 from tests.support.runs import config

@@ -15,7 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from launcher.cli.app import app
-from launcher.cluster.jobs import OURS, metadata_of
+from launcher.cluster.job import OURS, metadata_of
 from launcher.cluster.machines import Machines, Storage
 from launcher.cluster.templates import STOP_SECONDS, job_name, kuberay, plain, slurm
 from launcher.config.loading import check, to_yaml
