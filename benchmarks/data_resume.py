@@ -27,8 +27,10 @@ from data.dataset.index import Index
 from data.media.h264 import encode
 from data.planning.clip_sampling import Sampling
 from data.planning.packing import assign
-from data.streams.clip_stream import Stream
+from data.streams.clip_reader import ClipReader
+from data.streams.clip_source import ClipSource
 from data.streams.curriculum import Curriculum, Position
+from data.streams.pack_stream import PackOptions, PackStream
 from parallel.sequence.geometry import Geometry
 
 HOME = Path(__file__).resolve().parent.parent
@@ -59,7 +61,8 @@ class Longreel:
         """A loader of one epoch; each rank is a replica."""
         sampling = Sampling(Geometry(patch=PATCH))
         pack_tokens = STEP_SAMPLES // PACKS * TOKENS
-        stream = Stream(Index.open(Path(folder)), sampling, pack_tokens, seed=1, packs_per_step=PACKS)
+        source = ClipSource(ClipReader(Index.open(Path(folder)), sampling, seed=1))
+        stream = PackStream(source, PackOptions(pack_tokens, PACKS))
         curriculum = Curriculum((0,), (stream,), PACKS)
         at = [Position() if state is None else Position.from_json(state)]
         curriculum.verify(at[0])
@@ -72,7 +75,7 @@ class Longreel:
             ids = []
             for number in assign([pack.cost for pack in packs], ranks)[rank]:
                 pack = packs[number]
-                pieces = stream.read(pack, ((0, pack.tokens),))
+                pieces = stream.source.read(pack, ((0, pack.tokens),))
                 assert all(len(piece.frames) == FRAMES for piece in pieces)
                 got = [piece.document for piece in pieces if pack.epochs[piece.document] == 0]
                 ids += [int(stream.index.file(pack.rows[document]).removesuffix(".mp4")) for document in got]

@@ -27,7 +27,7 @@ from data.dataset.index import Index
 from data.dataset.publish import publish
 from data.dataset.shards import Sample, digest_of
 from data.planning.clip_sampling import Sampling
-from data.streams.reader import Reader
+from data.streams.shard_reader import ShardReader
 from parallel.sequence.geometry import Geometry
 
 SIZES = {100_000: 1600, 1_000_000: 240}  # bytes of a media part: samples
@@ -90,7 +90,7 @@ def _compare(index: Index, size: int, rounds: int) -> list[Row]:
 
 def _verified(index: Index, order: Sequence[int], mapped: Callable[..., Iterable[int]]) -> int:
     """As training reads: index, pread, BLAKE3."""
-    reader = Reader(index, Sampling(Geometry()))
+    reader = ShardReader(index, Sampling(Geometry()))
 
     def read(row: int) -> int:
         part = index.part(row)

@@ -216,7 +216,8 @@ def language_config(model: Model, layers: int, words: int, way: str) -> Any:
 
 def dit(case: Case, model: Model, tokens: int, layers: int, way: str) -> tuple[torch.nn.Module, Any, Any, Any]:
     """Module, maker, and a pack of one clip of latents with where it is read from."""
-    from data.streams.clip_stream import Pack, Piece
+    from data.streams.clip_reader import Piece
+    from data.streams.pack_stream import Pack
     from launcher.batches.diffusion_batches import ClipMaker
     from models.objectives.rectified_flow import RectifiedFlow, RectifiedFlowConfig
     from models.registry import build
@@ -232,8 +233,8 @@ def dit(case: Case, model: Model, tokens: int, layers: int, way: str) -> tuple[t
     document = Document("drawn", 1, "x" * 255, (frames, y, x))
     latents = np.zeros((frames * PATCH[0], CHANNELS, y * PATCH[1], x * PATCH[2]), np.float32)
     piece = Piece(0, 0, document.tokens, 0, None, latents)
-    pack = Pack((0,), (document,), (0,), (0,), float(document.tokens))
-    stream = SimpleNamespace(read=lambda pack, ranges, told: [piece])
+    pack = Pack((0,), (document,), (0,), float(document.tokens))
+    stream = SimpleNamespace(source=SimpleNamespace(read=lambda pack, ranges, told: [piece]))
     objective = RectifiedFlow(RectifiedFlowConfig())
     groups = Groups(Mesh(), Mesh().place(0))
     maker = ClipMaker(codec, objective, config.attention, groups, case.device)
@@ -243,8 +244,8 @@ def dit(case: Case, model: Model, tokens: int, layers: int, way: str) -> tuple[t
 
 def language(case: Case, model: Model, tokens: int, layers: int, way: str) -> tuple[torch.nn.Module, Any, Any, Any]:
     """The same of a Llama and one text."""
-    from data.streams.chat_layout import lay
-    from data.streams.clip_stream import Pack
+    from data.streams.chat_layout import layout_of
+    from data.streams.pack_stream import Pack
     from launcher.batches.language_batches import TalkMaker
     from models.objectives.next_token import NextTokenConfig
     from models.registry import build, build_talk_objective
@@ -254,10 +255,10 @@ def language(case: Case, model: Model, tokens: int, layers: int, way: str) -> tu
     size = case.scaled(WORDS, 263)
     config = language_config(model, layers, size, way)
     words = np.arange(tokens, dtype=np.int64) % size
-    laid = lay(words, np.full(tokens, ANSWERED), np.zeros(0, np.int64), [], None, None)
+    layout = layout_of(words, np.full(tokens, ANSWERED), np.zeros(0, np.int64), [], None, None)
     document = Document("drawn", 1, "", (tokens, 1, 1))
-    pack = Pack((0,), (document,), (0,), (0,), float(tokens))
-    stream = SimpleNamespace(laid=lambda row: laid, rope=())
+    pack = Pack((0,), (document,), (0,), float(tokens))
+    stream = SimpleNamespace(source=SimpleNamespace(layout=lambda row: layout, options=SimpleNamespace(rope=())))
     objective = NextTokenConfig()
     groups = Groups(Mesh(), Mesh().place(0))
     maker = TalkMaker(config, build_talk_objective(objective), groups, torch.bfloat16, case.device)

@@ -7,7 +7,7 @@
       codes/                with `--codes FOLDER`, a copy of that, too
       left-out.jsonl        records that were left out, and why
 
-A visual is one token here; how many rows a model makes of it is arithmetic on frames (`data.streams.chat_stream`),
+A visual is one token here; how many rows a model makes of it is arithmetic on frames (`data.streams.visual_spans`),
 so one folder serves every model of a tokenizer. Rows are read where they lie on the disk (Arrow, memory-mapped): ranks
 of a machine share them.
 
@@ -18,7 +18,7 @@ With `--codes` a visual is its codes instead, tokens like others: the talks then
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -135,19 +135,10 @@ class Talks:
         lengths = pa.compute.subtract(count(self.table["tokens"]), count(self.table["spots"]))
         return np.asarray(lengths.to_numpy(), dtype=np.int64)
 
-    @property
-    def frames(self) -> Ints:
-        """[rows] for reports: a conversation has no frames of its own."""
-        return np.ones(len(self), np.int64)
-
     def shards(self) -> dict[Path, int]:
         """The bytes of each file of rows."""
         pairs = zip(self.folders, self.manifests, strict=True)
         return {folder / part["path"]: int(part["size"]) for folder, manifest in pairs for part in manifest["parts"]}
-
-    def newer(self) -> Iterator[tuple[Path, int]]:
-        """Talks are written once."""
-        return iter(())
 
     @classmethod
     def open(cls, folder: Path, digest: str | None = None) -> Talks:

@@ -26,7 +26,7 @@ from data.integrity.rebuild_index import Row, json_of
 from data.media.video import Frames
 from data.planning.clip_sampling import Sampling
 from data.statistics.stats import tokens_of
-from data.streams.reader import Reader
+from data.streams.shard_reader import ShardReader
 from data.workers.prefetch import ahead
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
@@ -73,9 +73,9 @@ class Source:
     sampling: Sampling
 
     @cached_property
-    def reader(self) -> Reader:
+    def reader(self) -> ShardReader:
         """Of its frames."""
-        return Reader(self.index, self.sampling)
+        return ShardReader(self.index, self.sampling)
 
     @cached_property
     def fills(self) -> npt.NDArray[np.bool_]:

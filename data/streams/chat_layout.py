@@ -32,7 +32,7 @@ ROW = -1  # the kind of a row of a visual, which nobody says
 
 
 @dataclass(frozen=True)
-class Sight:
+class VisualSpan:
     """A stretch of a clip that a conversation sees.
 
     Attributes:
@@ -57,7 +57,7 @@ class Sight:
 
 
 @dataclass(frozen=True, eq=False)
-class Laid:
+class ChatLayout:
     """A conversation as a model sees it.
 
     Attributes:
@@ -67,7 +67,7 @@ class Laid:
         visual: [tokens], whether it is a row of a visual.
         starts: [views] of the rows of each view.
         rows: [views] of each.
-        sights: of the visuals, in order; their views are those of `starts`, in order.
+        spans: of the visuals, in order; their views are those of `starts`, in order.
     """
 
     tokens: Ints
@@ -76,17 +76,17 @@ class Laid:
     visual: npt.NDArray[np.bool_]
     starts: Ints
     rows: Ints
-    sights: tuple[Sight, ...]
+    spans: tuple[VisualSpan, ...]
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def before(self, stop: int) -> Laid:
-        """The layout of its first tokens; the sights are those of the whole."""
+    def before(self, stop: int) -> ChatLayout:
+        """The layout of its first tokens; the spans are those of the whole."""
         views = int(np.searchsorted(self.starts, stop))
-        return Laid(
+        return ChatLayout(
             self.tokens[:stop], self.labels[:stop], self.kinds[:stop], self.visual[:stop], self.starts[:views],
-            self.rows[:views], self.sights,
+            self.rows[:views], self.spans,
         )  # fmt: skip
 
     @property
@@ -101,21 +101,21 @@ class Laid:
         return tuple(found + ([("words", len(self) - at)] if at < len(self) else []))
 
 
-def lay(
+def layout_of(
     tokens: Ints,
     kinds: Ints,
     spots: Ints,
-    sights: Sequence[Sequence[Sight]],
+    spans: Sequence[Sequence[VisualSpan]],
     views: Views | None,
     silence: int | None,
     times: Times | None = None,
-) -> Laid:
+) -> ChatLayout:
     """The layout of a conversation.
 
     Args:
         tokens, kinds: [row], of each token.
         spots: which of them stand for visuals.
-        sights: of each visual, at least one.
+        spans: of each visual, at least one.
         views: of the model; None if there are no visuals.
         silence: the token that says nothing; None if there is none.
         times: the words of a time, which stand before the rows of each view; None for no times.
@@ -127,18 +127,18 @@ def lay(
     first, stops = bounds[0], bounds[1:]
     pieces, said, at = [tokens[:first]], [kinds[:first]], first
     starts, rows, silent, speaks = ([np.zeros(0, np.int64)] for _ in range(4))
-    for spot, stop, of_visual in zip(spots.tolist(), stops, sights, strict=True):
-        for sight in of_visual:
+    for spot, stop, of_visual in zip(spots.tolist(), stops, spans, strict=True):
+        for span in of_visual:
             assert views is not None, "talks with visuals were refused"
-            of_sight, stamps = views.rows(sight.frames), stamps_of(sight, views, times)
-            sizes = of_sight + np.array([len(stamp) for stamp in stamps], np.int64)
+            of_span, stamps = views.rows(span.frames), stamps_of(span, views, times)
+            sizes = of_span + np.array([len(stamp) for stamp in stamps], np.int64)
             ends = at + sizes.cumsum()
-            starts.append(ends - of_sight)
-            rows.append(of_sight)
-            for stamp, count in zip(stamps, of_sight.tolist(), strict=True):
+            starts.append(ends - of_span)
+            rows.append(of_span)
+            for stamp, count in zip(stamps, of_span.tolist(), strict=True):
                 pieces += [stamp, np.full(count, tokens[spot])]
                 said += [np.full(len(stamp), ASKED), np.full(count, ROW)]
-            silent.append(ends[: len(ends) * sight.watched] - 1)
+            silent.append(ends[: len(ends) * span.watched] - 1)
             at += int(sizes.sum())
         if of_visual[-1].watched and ANSWERED in kinds[spot + 1 : stop]:
             of_all = np.concatenate(silent[-len(of_visual) :])  # its last clips may show nothing of this stretch
@@ -155,17 +155,17 @@ def lay(
     if len(quiet):
         labels[quiet], of_label[quiet] = _silence(silence), SILENT
     of_label[begins] = ANSWERED
-    flat = tuple(sight for of_visual in sights for sight in of_visual)
-    return Laid(laid, labels, of_label, kind == ROW, np.concatenate(starts), np.concatenate(rows), flat)
+    flat = tuple(span for of_visual in spans for span in of_visual)
+    return ChatLayout(laid, labels, of_label, kind == ROW, np.concatenate(starts), np.concatenate(rows), flat)
 
 
-def stamps_of(sight: Sight, views: Views, times: Times | None) -> list[Ints]:
+def stamps_of(span: VisualSpan, views: Views, times: Times | None) -> list[Ints]:
     """The words of the time of each view's first frame; none, if there are no times."""
-    count = len(views.rows(sight.frames))
+    count = len(views.rows(span.frames))
     if times is None:
         return [np.zeros(0, np.int64)] * count
-    frames = (sight.first + view * views.merge for view in range(count))
-    return [times(sight.timeline.second(frame * sight.stride)) for frame in frames]
+    frames = (span.first + view * views.merge for view in range(count))
+    return [times(span.timeline.second(frame * span.stride)) for frame in frames]
 
 
 def times_of(tokenizer: Any) -> Times:

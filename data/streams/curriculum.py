@@ -19,13 +19,12 @@ from dataclasses import asdict, dataclass
 
 from data.containers.byte_ranges import digest_bytes
 from data.planning.data_plan import Cursor
-from data.streams.chat_stream import TalkStream
-from data.streams.clip_stream import Pack, Stream
+from data.streams.pack_stream import Pack, PackStream, SampleSource
 from parallel.errors import InputError
 from parallel.parsing import parse_json
 
 START = Cursor()
-AnyStream = Stream | TalkStream
+AnyStream = PackStream[SampleSource]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from data.media import image, video
 from data.media.timeline import STILL, Timeline
 from data.media.video import Frames
 from data.planning.clip_sampling import Sampling
-from data.streams.clip_stream import Stream
+from data.streams.clip_reader import ClipReader
 from parallel.errors import InputError
 
 
@@ -28,7 +28,7 @@ class Looker:
         folder: that names of files are relative to.
     """
 
-    def __init__(self, sampling: Sampling, clips: Stream | None = None, folder: Path = Path()) -> None:
+    def __init__(self, sampling: Sampling, clips: ClipReader | None = None, folder: Path = Path()) -> None:
         self.sampling, self.clips, self.folder = sampling, clips, folder
         self.names = Names(clips.index if clips else None)
         self.rows = {uid: row for row, uid in enumerate(clips.index.table["uid"].to_pylist())} if clips else {}
@@ -41,12 +41,7 @@ class Looker:
         """
         if self.clips is None:
             return [frames_of(self.folder / name, self.sampling)]
-        found = []
-        for clip in self.names.clips(name, uid):
-            pack = self.clips.pack_of([self.rows[clip]], [0])
-            pieces = self.clips.read(pack, ((0, pack.tokens),))
-            found.append(np.concatenate([piece.frames for piece in pieces if piece.frames is not None]))
-        return found
+        return [self.clips.frames(self.rows[clip]) for clip in self.names.clips(name, uid)]
 
     def timelines(self, name: str, uid: str = "") -> list[Timeline]:
         """Of each clip that the name stands for, from its first frame that `frames` gives on; raises as it."""

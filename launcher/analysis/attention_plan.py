@@ -9,7 +9,7 @@ from typing import get_args
 
 from rich.table import Table
 
-from data.streams.clip_stream import Stream
+from data.streams.clip_source import ClipSource
 from data.streams.curriculum import Position
 from launcher.batches.datasets import notes_on_words, open_curriculum
 from launcher.config.run_config import RunConfig
@@ -105,7 +105,8 @@ def words_notes(config: RunConfig) -> list[str]:
     curriculum = open_curriculum(config)
     stream, (pack, *_), _ = curriculum.next_step(Position())
     notes = notes_on_words(config, curriculum)
-    share = float(stream.of_words[list(pack.rows)].sum()) / pack.cost if isinstance(stream, Stream) else 0.0
+    source, rows = stream.source, list(pack.rows)
+    share = float(source.caption_costs[rows].sum()) / pack.cost if isinstance(source, ClipSource) else 0.0
     if share >= LEAST_SHARE:
         notes.append(f"{share:.0%} of the cost of the first pack are long captions, which the table does not show")
     return notes

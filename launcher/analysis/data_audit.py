@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from data.planning.data_plan import Cursor
-from data.streams.clip_stream import Pack
 from data.streams.curriculum import AnyStream, Curriculum, Position
+from data.streams.pack_stream import Pack
 from launcher.batches.datasets import open_curriculum
 from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.storage import open_storage

@@ -15,7 +15,7 @@ from rich.table import Table
 from data.planning.data_plan import DataPlan, window_for
 from data.planning.mix import Mix
 from data.planning.simulate import log_normal_lengths, simulate
-from data.streams.clip_stream import Stream
+from data.streams.clip_source import ClipSource
 from data.streams.curriculum import Curriculum, Position
 from launcher.batches.dataset_codec import with_own_codec
 from launcher.batches.datasets import open_curriculum
@@ -131,11 +131,11 @@ def told(replicas: int, sequence: int, step: int) -> dict[str, int]:
 
 def words_of(config: RunConfig, curriculum: Curriculum) -> dict[str, float]:
     """What captions cost, beside their first sentence or two, and how many are longer than the model reads."""
-    stream = curriculum.streams[0]
-    if not isinstance(stream, Stream) or not isinstance(config.model, VideoDiTConfig):
+    source, plan = curriculum.streams[0].source, curriculum.streams[0].plan
+    if not isinstance(source, ClipSource) or not isinstance(config.model, VideoDiTConfig):
         return {}  # words of talks are tokens of their packs
-    sizes = stream.index.caption_bytes(config.data.merged()[0].caption)
-    share = float(stream.of_words.sum() / stream.plan.costs.sum())
+    sizes = source.index.caption_bytes(config.data.merged()[0].caption)
+    share = float(source.caption_costs.sum() / plan.costs.sum())
     return {"share_of_words": share, "cut_captions": int((sizes > config.model.text.max_bytes).sum())}
 
 
@@ -147,11 +147,12 @@ def reading(config: RunConfig, curriculum: Curriculum, replicas: int, sequence: 
     per_rank, whole, steps = [], 0, 0
     for steps in range(1, STEPS_READ + 1):  # noqa: B007
         stream, packs, position = curriculum.next_step(position)
-        assert isinstance(stream, Stream), "clips are for models that draw"
+        source = stream.source
+        assert isinstance(source, ClipSource), "clips are for models that draw"
         for pack in packs:
             mask = max(masks_of(config.model.attention, [d.grid for d in pack.documents]), key=lambda m: m.area)
-            per_rank.append([stream.bytes_of(pack, ranges) for ranges in balanced(mask, mesh).ranges])
-            whole += stream.bytes_of(pack, ((0, pack.tokens),))
+            per_rank.append([source.bytes_of(pack, ranges) for ranges in balanced(mask, mesh).ranges])
+            whole += source.bytes_of(pack, ((0, pack.tokens),))
     table = np.array(per_rank, np.float64)  # [packs, ranks of a replica]
     packs_of_a_replica = len(table) / steps / replicas
     return {

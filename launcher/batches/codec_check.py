@@ -7,7 +7,7 @@ in them would show it.
 from __future__ import annotations
 
 from data.dataset.latents_file import makers
-from data.streams.clip_stream import Stream
+from data.streams.clip_source import ClipSource
 from data.streams.curriculum import Curriculum
 from models.codecs.codec import Codec
 from parallel.errors import InputError
@@ -24,14 +24,15 @@ def refuse_other_codec(curriculum: Curriculum, codec: Codec) -> None:
         InputError: a dataset was made by another, or clips would be shortened that have other latents then.
     """
     for stream in curriculum.streams:
-        assert isinstance(stream, Stream), "talks have no latents"
-        for folder, made in makers(stream.index, stream.latents):
+        assert isinstance(stream.source, ClipSource), "conversations have no latents"
+        index, latents = stream.source.index, stream.source.reader.latents
+        for folder, made in makers(index, latents):
             if made != codec.identity:
                 found = f"{folder}: made by {made or 'nobody knows'}, the run has {codec.identity or 'the pixel codec'}"
                 remedy = "codec.kind=diffusers codec.path=FOLDER with that folder, or encode the clips with this codec"
                 raise InputError("latents are trained on with the codec that made them", found, remedy)
-        longest = int(stream.index.frames[stream.latents].max(initial=0))
-        most = stream.sampling.frames
+        longest = int(index.frames[latents].max(initial=0))
+        most = stream.source.sampling.frames
         if most is not None and longest > most and not codec.prefixes:
             rule = "this codec norms over time: clips cannot be shortened once they are latents"
             remedy = f"leave data.frames out, or longreel data encode --frames {most} and train on that"

@@ -15,9 +15,11 @@ from data.dataset.index import Index, Ints
 from data.planning.clip_sampling import Sampling
 from data.planning.packing import Floats
 from data.streams.chat_layout import times_of
-from data.streams.chat_stream import TalkStream
-from data.streams.clip_stream import Stream
-from data.streams.curriculum import Curriculum
+from data.streams.chat_source import ChatOptions, ChatSource
+from data.streams.clip_reader import ClipReader
+from data.streams.clip_source import ClipSource
+from data.streams.curriculum import AnyStream, Curriculum
+from data.streams.pack_stream import PackOptions, PackStream
 from launcher.batches.dataset_codec import refuse_pixels
 from launcher.config.run_config import RunConfig
 from launcher.config.sections import DataConfig
@@ -49,7 +51,7 @@ def open_curriculum(
     opened: dict[tuple[tuple[Path, ...], tuple[str, ...]], Any] = {}
     kind: Any = Talks if isinstance(config.model, VideoLMConfig) else Index
     geometry = geometry or geometry_of(config)
-    streams: list[Any] = []
+    streams: list[AnyStream] = []
     for number, data in enumerate(config.data.merged()):
         folders = tuple(data.folders)
         pinned = digests[number] if number < len(digests) else ()
@@ -59,8 +61,10 @@ def open_curriculum(
         if (folders, pinned) not in opened:
             newest = [kind.open(f, d) for f, d in zip(folders, pinned or [None] * len(folders), strict=True)]
             opened[folders, pinned] = kind.join(newest)
-        make = _talk_stream if kind is Talks else partial(_stream, geometry=geometry)
-        streams.append(make(config, data, _seed(config, number), opened[folders, pinned]))
+        make = _chat_source if kind is Talks else partial(_clip_source, geometry=geometry)
+        source = make(config, data, _seed(config, number), opened[folders, pinned])
+        options = PackOptions(data.pack_tokens, data.packs_per_step, data.window, data.weights)
+        streams.append(PackStream(source, options))
     return Curriculum(config.data.starts, tuple(streams), config.data.packs_per_step)
 
 
@@ -107,9 +111,9 @@ def notes_on_words(config: RunConfig, curriculum: Curriculum, first: int = 0) ->
     """What a person should know of captions that are longer than the model reads, in segments from `first` on."""
     notes: dict[str, None] = {}
     for stream, data in zip(curriculum.streams[first:], config.data.merged()[first:], strict=True):
-        if not isinstance(config.model, VideoDiTConfig) or not isinstance(stream, Stream):
+        if not isinstance(config.model, VideoDiTConfig) or not isinstance(stream.source, ClipSource):
             continue  # words of talks are tokens of their packs
-        sizes, most = stream.index.caption_bytes(data.caption), config.model.text.max_bytes
+        sizes, most = stream.source.index.caption_bytes(data.caption), config.model.text.max_bytes
         longer, row = int((sizes > most).sum()), int(sizes.argmax())
         if longer:
             notes[
@@ -119,46 +123,27 @@ def notes_on_words(config: RunConfig, curriculum: Curriculum, first: int = 0) ->
     return list(notes)
 
 
-def _stream(config: RunConfig, data: DataConfig, seed: int, index: Index, geometry: Geometry) -> Stream:
+def _clip_source(config: RunConfig, data: DataConfig, seed: int, index: Index, geometry: Geometry) -> ClipSource:
     assert isinstance(config.model, VideoDiTConfig), "clips are for models that draw"
     refuse_pixels(config, data, index)
-    return Stream(
-        index,
-        Sampling(geometry, data.frames, data.size, data.stride),
-        data.pack_tokens,
-        seed,
-        data.window,
-        data.packs_per_step,
-        data.weights,
-        partial(_cost, config.model.attention, config.model.dim),
-        data.caption,
-        data.workers,
-        partial(words_cost, config.model),
-    )
+    sampling = Sampling(geometry, data.frames, data.size, data.stride)
+    cost = partial(_cost, config.model.attention, config.model.dim)
+    reader = ClipReader(index, sampling, seed, data.workers)
+    return ClipSource(reader, cost, data.caption, partial(words_cost, config.model))
 
 
-def _talk_stream(config: RunConfig, data: DataConfig, seed: int, talks: Talks) -> TalkStream:
+def _chat_source(config: RunConfig, data: DataConfig, seed: int, talks: Talks) -> ChatSource:
     model = config.model
     assert isinstance(model, VideoLMConfig), "talks are for models that speak"
     attention, dim = model.attention, model.dim
     refuse_rope({**model.text.rope_parameters, **(data.rope or {})})
-    return TalkStream(
-        talks,
-        frames_of(config, data, seed, talks),
-        model.views,
-        data.pack_tokens,
-        seed,
-        data.window,
-        data.packs_per_step,
-        data.weights,
-        lambda tokens: _cost(attention, dim, (tokens, 1, 1)),
-        data.positions or model.positions,
-        data.turning,
-        times_of(open_tokenizer(str(talks.tokenizer_folder))) if data.times else None,
-    )
+    clips = clips_of(config, data, seed, talks)
+    times = times_of(open_tokenizer(str(talks.tokenizer_folder))) if data.times else None
+    options = ChatOptions(model.views, data.positions or model.positions, data.turning, times)
+    return ChatSource(talks, clips, options, seed, lambda tokens: _cost(attention, dim, (tokens, 1, 1)))
 
 
-def frames_of(config: RunConfig, data: DataConfig, seed: int, talks: Talks) -> Stream | None:
+def clips_of(config: RunConfig, data: DataConfig, seed: int, talks: Talks) -> ClipReader | None:
     """The clips of talks, a frame a token, scaled to what the model sees; None if it sees nothing, or there are none.
 
     Raises:
@@ -174,4 +159,4 @@ def frames_of(config: RunConfig, data: DataConfig, seed: int, talks: Talks) -> S
         raise InputError("frames have the size that the model sees", found, "leave data.size out")
     clips = Index.join([Index.open(folder, digest) for folder, digest in talks.clips])
     sampling = Sampling(geometry_of(config), data.frames, side, data.stride)
-    return Stream(clips, sampling, int(clips.frames.max()), seed, workers=data.workers)
+    return ClipReader(clips, sampling, seed, data.workers)

@@ -14,8 +14,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from data.streams.clip_stream import Pack, Piece, Stream
+from data.streams.clip_reader import Piece
+from data.streams.clip_source import ClipSource
 from data.streams.curriculum import Curriculum
+from data.streams.pack_stream import Pack, PackStream
 from launcher.batches.codec_check import refuse_other_codec
 from launcher.batches.loader import MicroStep, checksum
 from models.codecs.codec import Codec
@@ -80,17 +82,19 @@ class ClipMaker:
         """Latents were made by this codec."""
         refuse_other_codec(curriculum, self.codec)
 
-    def area(self, stream: Stream, pack: Pack) -> float:
+    def area(self, stream: PackStream[ClipSource], pack: Pack) -> float:
         """See `Maker`."""
         return sum(area_of(self.attention, document.grid) for document in pack.documents)
 
-    def micro_step(self, stream: Stream, pack: Pack) -> MicroStep:
+    def micro_step(self, stream: PackStream[ClipSource], pack: Pack) -> MicroStep:
         """See `Maker`."""
         problems: dict[int, str] = {}
         pieces: list[Piece] = []
 
         def read(ranges: Ranges) -> Tensor:
-            pieces.extend(stream.read(pack, ranges, lambda number, error: problems.update({number: error.value})))
+            pieces.extend(
+                stream.source.read(pack, ranges, lambda number, error: problems.update({number: error.value}))
+            )
             return torch.cat([self.values(0), *(self._values(pack, piece) for piece in pieces)])
 
         prepared, plans = self.lay(pack.documents, read)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from data.media.video import Frames
-from data.streams.chat_layout import Laid
-from data.streams.chat_stream import TalkStream
-from data.streams.clip_stream import Pack
+from data.streams.chat_layout import ChatLayout
+from data.streams.chat_source import ChatSource
 from data.streams.curriculum import Curriculum
+from data.streams.pack_stream import Pack, PackStream
 from launcher.batches.loader import MicroStep, checksum
 from models.diffusion.attention_schedule import area_of
 from models.language.attention_mask import MaskConfig, masks_of
@@ -72,25 +72,31 @@ class TalkMaker:
         """The model has a row for every token of the tokenizer."""
         refuse_other_vocabulary(curriculum, self.model.vocabulary)
 
-    def area(self, stream: TalkStream, pack: Pack) -> float:
+    def area(self, stream: PackStream[ChatSource], pack: Pack) -> float:
         """See `Maker`."""
         if self.objective.sees == "past" and self.model.mask == MaskConfig():
             return sum(area_of(self.model.attention, document.grid) for document in pack.documents)
         made = masks_of(
-            self.model.windows, self.model.mask, [stream.laid(row).runs for row in pack.rows], self.objective.sees
+            self.model.windows,
+            self.model.mask,
+            [stream.source.layout(row).runs for row in pack.rows],
+            self.objective.sees,
         )
         layers = windows_of(self.model.text)
         return sum(made[window].area for window in layers) / len(layers)
 
-    def micro_step(self, stream: TalkStream, pack: Pack) -> MicroStep:
+    def micro_step(self, stream: PackStream[ChatSource], pack: Pack) -> MicroStep:
         """See `Maker`."""
-        laid = [stream.laid(row) for row in pack.rows]
+        laid = [stream.source.layout(row) for row in pack.rows]
         problems: dict[int, str] = {}
 
         def shown(begin: int, end: int) -> Frames:
-            return np.concatenate(stream.frames(pack, laid, begin, end, problems))
+            pieces = stream.source.read(
+                pack, ((begin, end),), lambda number, error: problems.update({number: error.value})
+            )
+            return np.concatenate([piece.frames for piece in pieces if piece.frames is not None])
 
-        heard, plans = self.hear(pack.documents, laid, shown, stream.rope)
+        heard, plans = self.hear(pack.documents, laid, shown, stream.source.options.rope)
         received = sum(
             checksum(pack.documents[number].uid, stop - start)
             for number, start, stop in local_spans([len(one) for one in laid], heard.packed.ranges)
@@ -101,7 +107,7 @@ class TalkMaker:
     def hear(
         self,
         documents: Sequence[Document],
-        laid: Sequence[Laid],
+        laid: Sequence[ChatLayout],
         shown: Callable[[int, int], Frames],
         rope: Rope = (),
     ) -> tuple[Heard, dict[Window, Plan]]:
@@ -154,11 +160,11 @@ class TalkMaker:
         return heard, plans
 
     def _seen(
-        self, views: Views, laid: Sequence[Laid], rows: Ints, places: Places, shown: Callable[[int, int], Frames]
+        self, views: Views, laid: Sequence[ChatLayout], rows: Ints, places: Places, shown: Callable[[int, int], Frames]
     ) -> Seen:
         """The frames of the views that this rank was dealt."""
-        by_sight = (views.frames(sight.frames) for one in laid for sight in one.sights)
-        frames = np.concatenate([np.zeros(0, np.int64), *by_sight])
+        by_span = (views.frames(span.frames) for one in laid for span in one.spans)
+        frames = np.concatenate([np.zeros(0, np.int64), *by_span])
         first, stop = places.views
         begin, end = int(frames[:first].sum()), int(frames[:stop].sum())
         none = np.zeros((0, views.pixels, views.pixels, 3), np.uint8)
@@ -189,8 +195,8 @@ def refuse_other_vocabulary(curriculum: Curriculum, vocabulary: int) -> None:
         InputError: it has fewer.
     """
     for stream in curriculum.streams:
-        assert isinstance(stream, TalkStream), "talks are for models that speak"
-        tokens = int(stream.index.tokenizer["tokens"])
+        assert isinstance(stream.source, ChatSource), "talks are for models that speak"
+        tokens = int(stream.source.index.tokenizer["tokens"])
         if tokens > vocabulary:
             raise InputError(
                 "a model has a row of its vocabulary for every token of its tokenizer",

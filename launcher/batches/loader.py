@@ -27,8 +27,8 @@ from typing import Any, Protocol
 import torch
 
 from data.planning import packing
-from data.streams.clip_stream import Pack
 from data.streams.curriculum import Curriculum, Position
+from data.streams.pack_stream import Pack
 from parallel.attention.plan import Plan
 from parallel.device_stream import Handover, Stream
 from parallel.mesh import Groups
@@ -307,7 +307,7 @@ def ghost_of(packs: Sequence[Pack]) -> Pack:
     pack, at = min(((p, n) for p in packs for n in range(len(p.rows))), key=lambda x: x[0].documents[x[1]].tokens)
     alone = slice(at, at + 1)
     quiet = replace(pack.documents[at], weight=0.0)
-    return Pack(pack.rows[alone], (quiet,), pack.starts[alone], pack.epochs[alone], 0.0)
+    return Pack(pack.rows[alone], (quiet,), pack.epochs[alone], 0.0)
 
 
 def plans_of(step: MicroStep) -> list[Plan]:
@@ -334,9 +334,9 @@ def checksum(uid: str, tokens: int) -> int:
 
 
 def digest_of(steps: Sequence[MicroStep], packs: Sequence[Pack]) -> int:
-    """63 bits of the plans of this replica and of what the step trains on: samples, captions, noise and frames."""
+    """63 bits of the plans of this replica and of what the step trains on: samples, captions, random keys."""
     plans = [plan.digest for step in steps for plan in plans_of(step)]
-    text = repr((plans, [(pack.rows, pack.starts, pack.documents) for pack in packs]))
+    text = repr((plans, [(pack.rows, pack.documents) for pack in packs]))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 

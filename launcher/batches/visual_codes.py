@@ -31,8 +31,8 @@ from data.chat.chat_index import Talks
 from data.dataset.index import Index
 from data.media.video import Frames, encode
 from data.planning.clip_sampling import Sampling, Size
-from data.streams.chat_stream import TalkStream
-from data.streams.clip_stream import Stream
+from data.streams.chat_source import ChatSource
+from data.streams.clip_reader import ClipReader
 from data.streams.curriculum import Curriculum
 from launcher.core.hardware import device_here
 from launcher.core.run_folder import keep
@@ -178,8 +178,8 @@ def refuse_other_mask(curriculum: Curriculum, objective: Any) -> None:
     if not isinstance(objective, MaskedTokenConfig):
         return
     for stream in curriculum.streams:
-        assert isinstance(stream, TalkStream), "talks are for models that speak"
-        mask, folder = stream.index.tokenizer.get("mask"), stream.index.folders[0]
+        assert isinstance(stream.source, ChatSource), "talks are for models that speak"
+        mask, folder = stream.source.index.tokenizer.get("mask"), stream.index.folders[0]
         if mask is None:
             rule = "masked_token hides codes of talks"
             raise InputError(rule, f"{folder}: visuals are no codes", "longreel data talks --codes, or next_token")
@@ -222,18 +222,16 @@ def _code_of(coding: Coding, index: Index | None) -> Callable[[Sequence[str]], I
     """Codes [n] of clips by uid; those of the last ones are remembered."""
     if index is None:
         return lambda uids: np.zeros(0, np.int64)  # `Names` of no dataset knows no clip
-    stream = Stream(index, coding.sampling, int(index.frames.max()), 0)
+    reader = ClipReader(index, coding.sampling, 0)
     rows = {uid: row for row, uid in enumerate(index.table["uid"].to_pylist())}
 
     @lru_cache(maxsize=KEPT)
     def of_clip(uid: str) -> Ints:
         row = rows[uid]
-        if not stream.lengths[row] or stream.latents[row]:
-            found = f"{uid} of {index.file(row)}: {'latents' if stream.latents[row] else 'no frames'}"
+        if not reader.lengths[row] or reader.latents[row]:
+            found = f"{uid} of {index.file(row)}: {'latents' if reader.latents[row] else 'no frames'}"
             raise InputError("codes are made of frames", found, "--clips: the dataset that holds frames")
-        pack = stream.pack_of([row], [0])
-        pieces = stream.read(pack, ((0, min(coding.frames, pack.tokens)),))
-        return coding.tokens(np.concatenate([piece.frames for piece in pieces if piece.frames is not None]))
+        return coding.tokens(reader.frames(row, coding.frames))
 
     return lambda uids: np.concatenate([of_clip(uid) for uid in uids])
 

@@ -155,7 +155,7 @@ def tell_answers(
     for prompt, seen in ((one.prompt, one.clips) for one in asked):
         conversation = conversation_about([Path(name) for name in seen], prompt)
         words = speaker.said(
-            speaker.asked(*speaker.lay(conversation, looker.frames, None, looker.timelines)),
+            speaker.asked(*speaker.layout(conversation, looker.frames, None, looker.timelines)),
             MOST_WORDS + (coding.most if coding else 0),
         )
         said, drawn = speaker.text(words), coding.drawn(words) if coding else Drawn((), 0)

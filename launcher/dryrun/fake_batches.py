@@ -56,7 +56,7 @@ class DryFeed:
     def _micro_step(self, pack: DrawnPack) -> MicroStep:
         maker = self.maker
         if isinstance(maker, TalkMaker):
-            heard, windows = maker.hear(pack.documents, pack.laid, self._shown, self.rope)
+            heard, windows = maker.hear(pack.documents, pack.layouts, self._shown, self.rope)
             return MicroStep(heard, windows, 0, {})
         assert isinstance(maker, ClipMaker), "clips or talks"
         clips, plans = maker.lay(

@@ -11,14 +11,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from data.streams.chat_layout import Laid, Sight, lay
-from data.streams.chat_stream import TalkStream
-from data.streams.clip_stream import Pack, Stream
-from data.streams.curriculum import Curriculum, Position
+from data.streams.chat_layout import ChatLayout, VisualSpan, layout_of
+from data.streams.chat_source import ChatSource
+from data.streams.clip_source import ClipSource
+from data.streams.curriculum import AnyStream, Curriculum, Position
+from data.streams.pack_stream import Pack
 from launcher.batches.datasets import geometry_of, open_curriculum
 from launcher.batches.loader import assign
 from launcher.config.run_config import RunConfig
@@ -42,12 +42,12 @@ class DrawnPack:
 
     Attributes:
         documents: of it.
-        laid: of a language model, their layouts.
+        layouts: of a language model.
         words: how it came about, for a person.
     """
 
     documents: tuple[Document, ...]
-    laid: tuple[Laid, ...]
+    layouts: tuple[ChatLayout, ...]
     words: str
 
     @property
@@ -115,10 +115,11 @@ def _first_packs(curriculum: Curriculum, segment: int) -> list[Pack]:
     return packs
 
 
-def _own(stream: Any, pack: Pack) -> DrawnPack:
-    laid = tuple(stream.laid(row) for row in pack.rows) if isinstance(stream, TalkStream) else ()
+def _own(stream: AnyStream, pack: Pack) -> DrawnPack:
+    source = stream.source
+    layouts = tuple(source.layout(row) for row in pack.rows) if isinstance(source, ChatSource) else ()
     tokens = sum(d.tokens for d in pack.documents)
-    return DrawnPack(pack.documents, laid, f"the run's first pack, {len(pack.documents)} samples, {tokens:,} tokens")
+    return DrawnPack(pack.documents, layouts, f"the run's first pack, {len(pack.documents)} samples, {tokens:,} tokens")
 
 
 def _drawn(
@@ -140,8 +141,8 @@ def _drawn(
         raise InputError("a pack holds a frame of each of its clips", found, "a larger pack, or fewer --documents")
     grid: Grid = (frames, y, x)
     caption = CAPTION
-    if curriculum is not None and isinstance(stream := curriculum.streams[segment], Stream):
-        caption = "x" * max(len(CAPTION), int(stream.index.caption_bytes(data.caption).max()))
+    if curriculum is not None and isinstance(source := curriculum.streams[segment].source, ClipSource):
+        caption = "x" * max(len(CAPTION), int(source.index.caption_bytes(data.caption).max()))
     made = tuple(Document(f"drawn-{n}", key_of("drawn", n), caption, grid) for n in range(count))
     filled = f"{count * frames * y * x:,} of {data.pack_tokens:,} tokens"
     return DrawnPack(made, (), f"drawn: {_times(count, 'clip')} of {frames:,} x {y} x {x} tokens, {filled}")
@@ -171,13 +172,15 @@ def _conversations(model: VideoLMConfig, data: DataConfig, documents: int | None
         rows = views.total(frames)
     words = np.zeros(tokens - rows, np.int64)
     kinds = np.where(np.arange(len(words)) < QUESTION, ASKED, ANSWERED)
-    sights: Sequence[Sequence[Sight]] = [[Sight(0, 0, frames)]] if frames else []
+    spans: Sequence[Sequence[VisualSpan]] = [[VisualSpan(0, 0, frames)]] if frames else []
     if frames:  # the place of the video, which its rows replace
         words, kinds = np.append(words, 0), np.append(kinds, ANSWERED)
-    laid = lay(words, kinds, np.array([1] if frames else [], np.int64), sights, views, None)
-    made = tuple(Document(f"drawn-{n}", key_of("drawn", n), "", (len(laid), 1, 1)) for n in range(count))
+    layout = layout_of(words, kinds, np.array([1] if frames else [], np.int64), spans, views, None)
+    made = tuple(Document(f"drawn-{n}", key_of("drawn", n), "", (len(layout), 1, 1)) for n in range(count))
     about = f" about a video of {frames:,} frames, {rows:,} rows" if frames else ""
-    return DrawnPack(made, (laid,) * count, f"drawn: {_times(count, 'conversation')} of {len(laid):,} tokens{about}")
+    return DrawnPack(
+        made, (layout,) * count, f"drawn: {_times(count, 'conversation')} of {len(layout):,} tokens{about}"
+    )
 
 
 def _times(count: int, noun: str) -> str:

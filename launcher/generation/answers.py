@@ -24,7 +24,7 @@ from data.chat.tokenizers import open_tokenizer
 from data.media.timeline import STILL, Timeline
 from data.media.video import Frames
 from data.planning.clip_sampling import Sampling
-from data.streams.chat_layout import Laid, Sight, Times, lay, times_of
+from data.streams.chat_layout import ChatLayout, Times, VisualSpan, layout_of, times_of
 from launcher.batches.datasets import geometry_of
 from launcher.batches.language_batches import TalkMaker
 from launcher.batches.visual_codes import Coding, coding_of
@@ -102,13 +102,13 @@ class Speaker:
     talks: Talks | None = None
     weights: str = ""
 
-    def lay(
+    def layout(
         self,
         conversation: Conversation,
         look: Look,
         order: Callable[[int], Ints] | None = None,
         timelines: Callable[[str], Sequence[Timeline]] | None = None,
-    ) -> tuple[Laid, Frames]:
+    ) -> tuple[ChatLayout, Frames]:
         """The layout of a conversation and all frames that it sees.
 
         Args:
@@ -125,21 +125,24 @@ class Speaker:
             coding, none = self.coding, np.zeros((0, 1, 1, 3), np.uint8)
             codes = [np.concatenate([coding.tokens(frames, order) for frames in clips]) for clips in shown]
             tokens, kinds = with_codes(encoded.tokens, kinds, spots, codes)
-            return lay(tokens, kinds, spots[:0], [], None, self.silence), none
+            return layout_of(tokens, kinds, spots[:0], [], None, self.silence), none
         when = [
             timelines(visual.name) if self.times and timelines else [STILL] * len(clips)
             for visual, clips in zip(conversation.visuals, shown, strict=True)
         ]
-        sights = [
-            [Sight(0, 0, len(frames), False, at, self.sampling.stride) for frames, at in zip(clips, times, strict=True)]
+        spans = [
+            [
+                VisualSpan(0, 0, len(frames), False, at, self.sampling.stride)
+                for frames, at in zip(clips, times, strict=True)
+            ]
             for clips, times in zip(shown, when, strict=True)
         ]
-        laid = lay(encoded.tokens, kinds, spots, sights, self.maker.model.views, self.silence, self.times)
+        laid = layout_of(encoded.tokens, kinds, spots, spans, self.maker.model.views, self.silence, self.times)
         flat = [frames if order is None else frames[order(len(frames))] for clips in shown for frames in clips]
         return laid, np.concatenate(flat) if flat else np.zeros((0, 1, 1, 3), np.uint8)
 
     @torch.no_grad()
-    def asked(self, laid: Laid, frames: Frames) -> Asked:
+    def asked(self, laid: ChatLayout, frames: Frames) -> Asked:
         """Everything before the last words of the assistant, and these.
 
         Raises:

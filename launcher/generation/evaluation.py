@@ -22,7 +22,7 @@ from data.chat.formats import Conversation, Kind, Turn, Visual, conversation_of
 from data.chat.record_fields import HARMLESS, Fields
 from data.chat.records import records_of, refuse_unread
 from data.dataset.index import Index
-from data.streams.clip_stream import Stream
+from data.streams.clip_reader import ClipReader
 from data.streams.visual_lookup import Looker
 from launcher.generation.answers import Speaker
 from parallel.errors import InputError
@@ -161,7 +161,7 @@ def evaluate(
     for number, question in enumerate(questions, 1):
         order = _order(question.uid) if shuffle else None
         asked = speaker.asked(
-            *speaker.lay(question.conversation, _look(looker, question.uid), order, _timelines(looker, question.uid))
+            *speaker.layout(question.conversation, _look(looker, question.uid), order, _timelines(looker, question.uid))
         )
         if question.choices:
             scores = [speaker.likelihood(asked, choice) for choice in question.choices]
@@ -230,8 +230,7 @@ def looker_for(speaker: Speaker, clips: Path | None, folder: Path) -> Looker:
     """Finds videos in a dataset, or as files in a folder."""
     if clips is None:
         return Looker(speaker.sampling, None, folder)
-    index = Index.open(clips)
-    return Looker(speaker.sampling, Stream(index, speaker.sampling, int(index.frames.max()), 0))
+    return Looker(speaker.sampling, ClipReader(Index.open(clips), speaker.sampling, 0))
 
 
 def as_record(

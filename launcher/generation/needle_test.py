@@ -88,7 +88,7 @@ def search(
             for number in range(each):
                 key = key_of(seed, length, depths, str(depth), number)
                 conversation, shown = _haystack(speaker, key, length, float(depth), secrets, frames)
-                laid, seen = speaker.lay(conversation, lambda _, shown=shown: shown)  # type: ignore[misc]
+                laid, seen = speaker.layout(conversation, lambda _, shown=shown: shown)  # type: ignore[misc]
                 said = speaker.answer(speaker.asked(laid, seen), most=8)
                 found, most = found + (plain(said) == plain(_expected(conversation))), max(most, len(laid))
                 done += 1

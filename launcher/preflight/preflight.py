@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data.planning.fitting import fullest
-from data.streams.chat_stream import TalkStream
-from data.streams.clip_stream import Stream, to_fill
+from data.streams.curriculum import AnyStream
 from launcher.batches.batch_builders import check_data
 from launcher.batches.datasets import notes_on_words, open_curriculum
 from launcher.batches.idle_replicas import as_begun, idle_notes
@@ -26,7 +25,6 @@ from parallel import shell
 from parallel.errors import InputError
 from parallel.mesh import Mesh
 
-LEFT_OUT_SHOWN = 3
 LEAST_FILL = 0.8  # of a pack, below which the person is told
 
 
@@ -123,21 +121,12 @@ def notes_on_time(config: RunConfig, flops: float, kind: Kind) -> Iterator[str]:
             )
 
 
-def notes_on(stream: Stream | TalkStream, ranks: int = 1) -> Iterator[str]:
+def notes_on(stream: AnyStream, ranks: int = 1) -> Iterator[str]:
     """What a person should know of a stream: what is left out, what is shorter than asked, packs that stay empty.
 
     `ranks` share a pack.
     """
-    index, clips = stream.index, stream.clips if isinstance(stream, TalkStream) else stream
-    left_out = stream.left_out
-    if left_out and isinstance(stream, Stream):
-        shown = "; ".join(f"{file}: {reason}" for file, reason in left_out[:LEFT_OUT_SHOWN])
-        shown += f"; and {len(left_out) - LEFT_OUT_SHOWN:,} more" if len(left_out) > LEFT_OUT_SHOWN else ""
-        yield f"{len(left_out):,} of {len(index):,} samples are left out: {shown}. To take more: {to_fill(stream)}"
-    longest, sampling = (int(clips.index.frames.max()), clips.sampling) if clips is not None else (0, None)
-    if sampling is not None and (sampling.frames or 0) * sampling.stride > longest:
-        asked = f"data.frames={sampling.frames} at data.stride={sampling.stride}"
-        yield f"{asked} is more than any clip has: clips are taken whole, the longest has {longest} frames"
+    yield from stream.source.notes()
     window = stream.plan.window_at(0, 0, 0)
     fill = float(stream.plan.lengths[window.samples].sum()) / (len(window) * stream.pack_tokens)
     if fill < LEAST_FILL:
@@ -148,18 +137,15 @@ def notes_on(stream: Stream | TalkStream, ranks: int = 1) -> Iterator[str]:
             f"packs of data.pack_tokens={stream.pack_tokens} are {fill:.0%} full: an epoch has {tokens:,} tokens in "
             f"{len(stream.plan.lengths):,} samples; {fewer}, or more samples, waste less"
         )
-    for folder, newer in index.newer():
-        yield f"{folder} has newer samples: this run goes on with generation {newer}; add data.segments to use them"
 
 
-def refuse_missing_shards(stream: Stream | TalkStream) -> None:
+def refuse_missing_shards(stream: AnyStream) -> None:
     """Each shard is there and as long as its samples reach: two calls of the system a shard, no reading.
 
     Raises:
         InputError: names the first that is not.
     """
-    clips = stream.clips if isinstance(stream, TalkStream) else None
-    for shard, least in {**stream.index.shards(), **(clips.index.shards() if clips else {})}.items():
+    for shard, least in stream.source.shards().items():
         size = shard.stat().st_size if shard.is_file() else -1
         if size < least:
             found = "is missing" if size < 0 else f"has {size:,} bytes, its samples reach to {least:,}"

@@ -98,8 +98,9 @@ def datasets_of(curriculum: Curriculum) -> list[list[str]]:
     """Digests of the datasets of each segment, and of the clips that its talks are about."""
     found = []
     for stream in curriculum.streams:
-        clips = [digest for _, digest in stream.index.clips] if isinstance(stream.index, Talks) else []
-        found.append([*stream.index.digests, *clips])
+        index = stream.index
+        clips = [digest for _, digest in index.clips] if isinstance(index, Talks) else []
+        found.append([*index.digests, *clips])
     return found
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from data.chat.chat_builder import write
 from data.chat.tokenizers import byte_tokenizer
 from data.dataset.index import Index
-from data.streams.chat_stream import TalkStream
+from data.streams.chat_source import ChatSource
 from data.streams.curriculum import Position
 from launcher.config.lr_schedule import learning_rate
 from launcher.config.run_config import RunConfig
@@ -127,9 +127,9 @@ def test_ways_differ(alone: dict[str, Steps]) -> None:
 def test_streams_learn_to_be_silent(tmp_path: Path, watched: Path) -> None:
     """And the first frame of each begins to speak: what the test of the stream is worth."""
     settings = run_of(tmp_path, watched, **WAYS["stream"])
-    stream = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu")).curriculum.streams[0]
-    assert isinstance(stream, TalkStream)
-    laid = [stream.laid(row) for row in range(len(stream.index))]
+    source = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu")).curriculum.streams[0].source
+    assert isinstance(source, ChatSource)
+    laid = [source.layout(row) for row in range(len(source.index))]
     assert [int((one.kinds == SILENT).sum()) for one in laid] == [2] * (len(laid) - 1) + [0]
     batch = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu")).batch(Position())
     assert all(bool((micro.prepared.packed.kind == VIDEO).any()) for micro in batch.micro_steps)

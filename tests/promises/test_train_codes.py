@@ -20,8 +20,8 @@ from data.chat.records import records_of
 from data.chat.tokenizers import byte_tokenizer
 from data.dataset.index import Index
 from data.media.video import Frames, decode, probe
-from data.streams.chat_layout import Laid
-from data.streams.chat_stream import TalkStream
+from data.streams.chat_layout import ChatLayout
+from data.streams.chat_source import ChatSource
 from data.streams.curriculum import Position
 from launcher.batches.datasets import open_curriculum
 from launcher.batches.visual_codes import Coding, Drawn, coder_for, coding_of, refuse_other_mask, write_drawn
@@ -139,10 +139,10 @@ def test_packing_does_not_matter(tmp_path: Path, coded: Path, objective: dict[st
             assert (grad - other[name]).abs().max() <= 1e-12 * max(1.0, float(grad.abs().max())), name
 
 
-def hidden(stream: TalkStream, laid: Laid, row: int, seed: int, epoch: int) -> list[int]:
+def hidden(source: ChatSource, laid: ChatLayout, row: int, seed: int, epoch: int) -> list[int]:
     """Which tokens of a conversation are hidden; checks all else that is said of them."""
     objective = MaskedToken(MaskedTokenConfig(token=MASK))
-    key = key_of(seed, epoch, stream.uid(row))
+    key = key_of(seed, epoch, source.index.uid(row))
     learned = objective.learned(laid.tokens, laid.labels, laid.kinds, laid.visual, key)
     where = np.flatnonzero(learned.tokens != laid.tokens)
     codes = np.flatnonzero(laid.tokens >= FIRST)
@@ -173,10 +173,10 @@ def test_what_is_hidden_depends_on_seed_epoch_and_sample(tmp_path: Path, coded: 
                     seen.setdefault(document.uid, here.nonzero().flatten().tolist())
         by_uid.append(seen)
     assert by_uid[0] == by_uid[1]
-    of_clips = stream
-    assert isinstance(of_clips, TalkStream)
+    source = stream.source
+    assert isinstance(source, ChatSource)
     draws = {
-        (seed, epoch): [hidden(of_clips, of_clips.laid(row), row, seed, epoch) for row in range(len(of_clips.index))]
+        (seed, epoch): [hidden(source, source.layout(row), row, seed, epoch) for row in range(len(source.index))]
         for seed in (0, 1)
         for epoch in (0, 1)
     }

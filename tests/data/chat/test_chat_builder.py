@@ -22,9 +22,10 @@ from data.dataset.index import Index
 from data.media.timeline import Timeline
 from data.media.video import Frames
 from data.planning.clip_sampling import Sampling
-from data.streams.chat_layout import Laid, Sight, lay, times_of
-from data.streams.chat_stream import TalkStream
-from data.streams.clip_stream import Stream
+from data.streams.chat_layout import ChatLayout, VisualSpan, layout_of, times_of
+from data.streams.chat_source import ChatOptions, ChatSource
+from data.streams.clip_reader import ClipReader
+from data.streams.pack_stream import pack_of
 from models.objectives.next_token import NextTokenConfig
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
@@ -77,12 +78,12 @@ def words(text: str) -> dict[str, Any]:
     return {"conversations": said("?", text)}
 
 
-def stream_of(folder: Path, stride: int = 1, views: Views = Views(16, 2), frames: int | None = None) -> TalkStream:
-    """The stream of talks as a model with such views has it."""
+def source_of(folder: Path, stride: int = 1, views: Views = Views(16, 2), frames: int | None = None) -> ChatSource:
+    """Talks as a model with such views has them."""
     talks = Talks.open(folder)
     sampling = Sampling(Geometry(stride=(1, 16, 16), patch=(1, 1, 1)), frames, (16, 16), stride)
-    seen = Stream(Index.open(talks.clips[0][0]), sampling, 100, 0) if talks.clips else None
-    return TalkStream(talks, seen, views, 1 << 20, 0)
+    seen = ClipReader(Index.open(talks.clips[0][0]), sampling, 0) if talks.clips else None
+    return ChatSource(talks, seen, ChatOptions(views), 0)
 
 
 def names_of(folder: Path) -> dict[str, list[list[str]]]:
@@ -180,11 +181,11 @@ def test_a_moment_is_all_that_is_seen(
     answer = {"role": "assistant", "content": "It."}
     beside = {"id": "a", "messages": [{"role": "user", "content": "<video>What?"}, answer], "videos": ["film.mp4"]}
     talk([{**beside, **moment}, {"id": "b", "messages": [asked, answer]}], tmp_path / "talks", clips)
-    stream = stream_of(tmp_path / "talks")
+    source = source_of(tmp_path / "talks")
     for row in (0, 1):
-        (sights,) = stream.sights_of.by_visual(row)
-        seen = [sight for sight in sights if sight.frames]
-        ends = [sight.timeline.second(at) for sight in seen for at in (sight.first, sight.last - 1)]
+        (spans,) = source.spans.by_visual(row)
+        seen = [span for span in spans if span.frames]
+        ends = [span.timeline.second(at) for span in seen for at in (span.first, span.last - 1)]
         assert ends == pytest.approx(seconds)
 
 
@@ -380,8 +381,8 @@ def test_a_layout_by_hand() -> None:
     """Two visuals, the second in two clips; 5 frames in views of 2 are 3 views, of 4, 1 and 4 rows."""
     tokens = np.array([U, V, 5, V, 6, B, 7, E])
     kinds = np.array([ASKED] * 6 + [ANSWERED] * 2)
-    sights = [[Sight(0, 0, 5)], [Sight(1, 2, 3), Sight(2, 0, 3)]]
-    laid = lay(tokens, kinds, np.array([1, 3]), sights, Views(16, side=2, merge=2, slow=2), None)
+    spans = [[VisualSpan(0, 0, 5)], [VisualSpan(1, 2, 3), VisualSpan(2, 0, 3)]]
+    laid = layout_of(tokens, kinds, np.array([1, 3]), spans, Views(16, side=2, merge=2, slow=2), None)
     assert laid.tokens.tolist() == [U, *[V] * 9, 5, *[V] * 4, *[V] * 5, 6, B, 7, E]
     no = IGNORED
     assert laid.labels.tolist() == [no, *[no] * 8, 5, no, *[no] * 8, 6, B, 7, E, no]
@@ -394,15 +395,15 @@ def test_a_layout_by_hand() -> None:
     )  # fmt: skip
     before = laid.before(11)
     assert (len(before), before.runs) == (11, laid.runs[:5])
-    assert laid.sights == (Sight(0, 0, 5), Sight(1, 2, 3), Sight(2, 0, 3))
+    assert laid.spans == (VisualSpan(0, 0, 5), VisualSpan(1, 2, 3), VisualSpan(2, 0, 3))
 
 
 def test_a_watched_layout_by_hand() -> None:
     """Silence after each view but the last before an answer; after that the model begins to speak."""
     tokens, kinds = np.array([U, V, 5, B, 7, E, U, V, E]), np.array([ASKED] * 4 + [ANSWERED] * 2 + [ASKED] * 3)
-    sights = [[Sight(0, 0, 3, True)], [Sight(0, 3, 5, True)]]
+    spans = [[VisualSpan(0, 0, 3, True)], [VisualSpan(0, 3, 5, True)]]
     quiet = 8
-    laid = lay(tokens, kinds, np.array([1, 7]), sights, Views(16, side=1), quiet)
+    laid = layout_of(tokens, kinds, np.array([1, 7]), spans, Views(16, side=1), quiet)
     assert laid.tokens.tolist() == [U, V, V, V, 5, B, 7, E, U, V, V, E]
     no = IGNORED
     assert laid.labels.tolist() == [no, quiet, quiet, 5, B, 7, E, U, no, quiet, quiet, no]
@@ -411,23 +412,23 @@ def test_a_watched_layout_by_hand() -> None:
     weights = NextTokenConfig(answered=2, asked=0.5, silent=0.25).weigh(laid.kinds, laid.labels >= 0)
     assert weights.tolist() == [0, 0.25, 0.25, 2, 0.5, 2, 2, 0.5, 0, 0.25, 0.25, 0]
     with pytest.raises(InputError, match="a token that says nothing"):
-        lay(tokens, kinds, np.array([1, 7]), sights, Views(16, side=1), None)
+        layout_of(tokens, kinds, np.array([1, 7]), spans, Views(16, side=1), None)
 
 
 def test_words_alone_are_laid_out_without_views() -> None:
-    none: list[list[Sight]] = []
-    laid = lay(np.array([3, 4]), np.array([ANSWERED, ANSWERED]), np.zeros(0, np.int64), none, None, None)
+    none: list[list[VisualSpan]] = []
+    laid = layout_of(np.array([3, 4]), np.array([ANSWERED, ANSWERED]), np.zeros(0, np.int64), none, None, None)
     assert (laid.labels.tolist(), laid.runs) == ([4, IGNORED], (("words", 2),))
 
 
 @pytest.mark.parametrize("views", [Views(16, 2), Views(16, 2, merge=2, slow=2), Views(16, 1, merge=3)], ids=str)
 @pytest.mark.parametrize("stride", [1, 4])
 def test_lengths_are_those_of_layouts(made: Path, views: Views, stride: int) -> None:
-    stream = stream_of(made, stride, views)
-    laid = [stream.laid(row) for row in range(len(stream.index))]
-    assert stream.lengths.tolist() == [len(one) for one in laid]
+    source = source_of(made, stride, views)
+    laid = [source.layout(row) for row in range(len(source.index))]
+    assert source.lengths.tolist() == [len(one) for one in laid]
     frames = -(-FRAMES // stride)
-    seen = [sum(sight.frames for sight in one.sights) for one in laid]
+    seen = [sum(span.frames for span in one.spans) for one in laid]
     assert seen == [3 * frames, frames, 2 * frames, 0]
     for one in laid:
         assert one.visual.sum() == one.rows.sum()
@@ -436,28 +437,27 @@ def test_lengths_are_those_of_layouts(made: Path, views: Views, stride: int) -> 
 
 def test_the_shots_of_a_film_are_seen_in_order(made: Path, clips: Path) -> None:
     """Any stretch of the frames of a pack is that stretch of its clips, laid end to end."""
-    stream = stream_of(made, 4)
-    assert stream.clips is not None
-    pack = stream._pack((0, 3, 2, 1), (0, 0, 0, 0))
-    laid, problems = [stream.laid(row) for row in pack.rows], dict[int, str]()
+    source = source_of(made, 4)
+    assert source.clips is not None
+    pack = pack_of(source, (0, 3, 2, 1), (0, 0, 0, 0))
+    problems = dict[int, str]()
 
     def shown(begin: int, end: int) -> Frames:
-        return np.concatenate(stream.frames(pack, laid, begin, end, problems))
+        pieces = source.read(pack, ((begin, end),), lambda number, error: problems.update({number: error.value}))
+        return np.concatenate([piece.frames for piece in pieces if piece.frames is not None])
 
-    uid, rows = by_file(clips), {stream.clips.index.uid(row): row for row in range(4)}
+    uid, rows = by_file(clips), {source.clips.index.uid(row): row for row in range(4)}
     film = [rows[uid["film.mp4", 0]], rows[uid["film.mp4", FRAMES]]]
     order = [*film, rows[uid["a/x.mp4", 0]], *film, rows[uid["b/x.mp4", 0]]]
-    whole = stream.clips.pack_of(order, [0] * 6)
-    pieces = stream.clips.read(whole, ((0, whole.tokens),))
-    expected = np.concatenate([piece.frames for piece in pieces if piece.frames is not None])
+    expected = np.concatenate([source.clips.frames(row) for row in order])
     assert len(expected) == 6 * 8
     assert not problems
     for begin, end in ((0, 48), (3, 11), (22, 40), (47, 48)):
         assert np.array_equal(shown(begin, end), expected[begin:end])
-    stream.close()
+    source.close()
 
 
-def heard(laid: Laid) -> list[int]:
+def heard(laid: ChatLayout) -> list[int]:
     """What is learned after each view."""
     last = laid.starts + laid.rows - 1
     assert not (laid.kinds == SILENT)[np.setdiff1d(np.arange(len(laid)), last)].any()
@@ -482,7 +482,7 @@ def test_a_stream_is_silent_and_speaks_as_annotations_say(clips: Path, tmp_path:
     talk([record], tmp_path / "talks", clips)
     for stride in (1, 3, 7, 29):
         at = np.concatenate([np.arange(0, FRAMES, stride), FRAMES + np.arange(0, FRAMES, stride)]) / FPS
-        laid = stream_of(tmp_path / "talks", stride).laid(0)
+        laid = source_of(tmp_path / "talks", stride).layout(0)
         assert len(laid.starts) == len(at)
         spoken = speaks(at, record)
         assert heard(laid) == [ANSWERED if spoken[n] else SILENT for n in range(len(at))], stride
@@ -494,7 +494,7 @@ def test_views_of_several_frames_are_watched(clips: Path, tmp_path: Path) -> Non
     """A view ends where a stretch does; the row that learns is the last of the view."""
     record = {**FILM, "duration": 7.5, "stream": [{"time": 1.0, "text": "A."}]}
     talk([record], tmp_path / "talks", clips)
-    laid = stream_of(tmp_path / "talks", 3, Views(16, 2, merge=2, slow=2)).laid(0)
+    laid = source_of(tmp_path / "talks", 3, Views(16, 2, merge=2, slow=2)).layout(0)
     # frames at 0, 3/8, 6/8 | 9/8 ...: views of 2 and 1 frames, then of the first shot 7 frames, then 10 of the second
     assert laid.rows.tolist() == [4, 1, *[4, 1, 4, 1], *[4, 1, 4, 1, 4]]
     assert heard(laid) == [SILENT, ANSWERED, *[SILENT] * 9]
@@ -503,19 +503,19 @@ def test_views_of_several_frames_are_watched(clips: Path, tmp_path: Path) -> Non
 def test_a_query_is_asked_before_the_video(clips: Path, tmp_path: Path) -> None:
     record = {**FILM, "query": "When?", "start": 1.0, "end": 2.0}
     talk([record], tmp_path / "talks", clips)
-    laid = stream_of(tmp_path / "talks", 2).laid(0)
+    laid = source_of(tmp_path / "talks", 2).layout(0)
     assert heard(laid) == [*[SILENT] * 8, ANSWERED, *[SILENT] * 21]
     assert byte_tokenizer().decode(laid.tokens[: laid.starts[0]]) == "<|user|>When?"
 
 
-def chance(folder: Path) -> TalkStream:
+def chance(folder: Path) -> ChatSource:
     """A stretch from a random start."""
-    return stream_of(folder, 1, frames=5)
+    return source_of(folder, 1, frames=5)
 
 
-def blind(folder: Path) -> TalkStream:
+def blind(folder: Path) -> ChatSource:
     """No eyes."""
-    return TalkStream(Talks.open(folder), None, None, 1 << 20, 0)
+    return ChatSource(Talks.open(folder), None, ChatOptions(), 0)
 
 
 @pytest.mark.parametrize(
@@ -523,7 +523,7 @@ def blind(folder: Path) -> TalkStream:
     [(chance, r"see clips whole\n.*data.frames=5"), (blind, r"has a vision tower\n.*film.mp4")],
 )
 def test_streams_that_are_refused(
-    clips: Path, tmp_path: Path, opened: Callable[[Path], TalkStream], match: str
+    clips: Path, tmp_path: Path, opened: Callable[[Path], ChatSource], match: str
 ) -> None:
     talk([{**FILM, "stream": [{"time": 1.0, "text": "A."}]}], tmp_path / "talks", clips)
     with pytest.raises(InputError, match=match):
@@ -537,17 +537,16 @@ def test_an_image_beside_a_stream(clips: Path, made: Path) -> None:
     rates = [0.0 if index.file(row) == "b/x.mp4" else FPS for row in range(4)]
     table = index.table.set_column(column, "fps", pa.array(rates, pa.float64()))
     sampling = Sampling(Geometry(stride=(1, 16, 16), patch=(1, 1, 1)), None, (16, 16))
-    stream = TalkStream(
-        Talks.open(made), Stream(replace(index, table=table), sampling, 100, 0), Views(16, 2), 1 << 20, 0
-    )
-    assert stream.lengths.tolist() == stream_of(made).lengths.tolist()
+    reader = ClipReader(replace(index, table=table), sampling, 0)
+    source = ChatSource(Talks.open(made), reader, ChatOptions(Views(16, 2)), 0)
+    assert source.lengths.tolist() == source_of(made).lengths.tolist()
 
 
 def test_talks_of_other_clips_are_refused(clips: Path, made: Path, tmp_path: Path) -> None:
     sampling = Sampling(Geometry(stride=(1, 16, 16), patch=(1, 1, 1)), None, (16, 16))
-    other = Stream(Index.open(datasets.make(tmp_path / "other", ((7,),))), sampling, 100, 0)
+    other = ClipReader(Index.open(datasets.make(tmp_path / "other", ((7,),))), sampling, 0)
     with pytest.raises(InputError, match=r"are in their dataset\n.*are not, the first is"):
-        TalkStream(Talks.open(made), other, Views(16, 2), 1 << 20, 0)
+        ChatSource(Talks.open(made), other, ChatOptions(Views(16, 2)), 0)
 
 
 def test_times_stand_before_views() -> None:
@@ -560,7 +559,9 @@ def test_times_stand_before_views() -> None:
     times = times_of(Letters())
     tokens, kinds = np.array([1, 9, 2, 3]), np.array([ASKED, ASKED, ASKED, ANSWERED])
     views = Views(pixels=4, side=1, merge=2)
-    laid = lay(tokens, kinds, np.array([1]), [[Sight(0, 2, 5, False, Timeline((0,), (3.0,), 4.0))]], views, None, times)
+    laid = layout_of(
+        tokens, kinds, np.array([1]), [[VisualSpan(0, 2, 5, False, Timeline((0,), (3.0,), 4.0))]], views, None, times
+    )
     stamps = [[ord(letter) for letter in text] for text in ("3.5s", "4.0s")]
     assert laid.tokens.tolist() == [1, *stamps[0], 9, *stamps[1], 9, 2, 3]
     assert laid.starts.tolist() == [5, 10]

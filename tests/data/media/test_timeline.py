@@ -26,8 +26,8 @@ from data.planning.clip_sampling import Sampling
 from data.prepare.import_webdataset import import_tars
 from data.prepare.pipeline import PrepareOptions, prepare
 from data.statistics.stats import stats
-from data.streams.chat_stream import TalkStream
-from data.streams.clip_stream import Stream
+from data.streams.chat_source import ChatOptions, ChatSource
+from data.streams.clip_reader import ClipReader
 from data.streams.visual_lookup import Looker
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
@@ -70,23 +70,23 @@ def name_of(index: Index, stem: str) -> str:
     return next(index.file(row) for row in range(len(index)) if stem in index.file(row))
 
 
-def talk(dataset: Path, tmp_path: Path, record: dict, stride: int = 1) -> tuple[Talks, TalkStream]:
+def talk(dataset: Path, tmp_path: Path, record: dict, stride: int = 1) -> tuple[Talks, ChatSource]:
     index = Index.open(dataset)
     record = {**record, "video": name_of(index, record["video"])}
     write_talks([("a record", record)], byte_tokenizer(), tmp_path / "talks", dataset)
     talks = Talks.open(tmp_path / "talks")
     sampling = Sampling(WIDE.geometry, None, WIDE.size, stride)
-    return talks, TalkStream(talks, Stream(index, sampling, 2000, 0), Views(16, 2), 1 << 20, 0)
+    return talks, ChatSource(talks, ClipReader(index, sampling, 0), ChatOptions(Views(16, 2)), 0)
 
 
-def seen(stream: TalkStream) -> list[list[int]]:
+def seen(source: ChatSource) -> list[list[int]]:
     """The numbers of the frames of each visual."""
     shown = []
-    for sights in stream.sights_of.by_visual(0):
+    for spans in source.spans.by_visual(0):
         numbers: list[int] = []
-        for sight in sights:
-            frames = stream.clips.reader.frames(sight.row, 0, int(stream.clips.index.frames[sight.row]))
-            numbers += stamps(frames)[sight.first : sight.last]
+        for span in spans:
+            frames = source.clips.shard_reader.frames(span.row, 0, int(source.clips.index.frames[span.row]))
+            numbers += stamps(frames)[span.first : span.last]
         shown.append(numbers)
     return shown
 
@@ -94,12 +94,12 @@ def seen(stream: TalkStream) -> list[list[int]]:
 @pytest.mark.parametrize("second", [0.05, 1.0, 3.95, 4.01, 4.4, 5.5])
 def test_what_is_seen_before_a_moment_was_shown_before_it(dataset, tmp_path, second):
     record = {"video": "uneven", "stream": [{"time": second, "text": "Now."}]}
-    _, stream = talk(dataset, tmp_path, record)
-    first = seen(stream)[0]
+    _, source = talk(dataset, tmp_path, record)
+    first = seen(source)[0]
     assert sorted(set(first)) == np.flatnonzero(second + 1e-6 >= BEGAN).tolist()
-    _, stream = talk(dataset, tmp_path, record, stride=3)
-    (sight, *_) = stream.sights_of.by_visual(0)[0]
-    taken = [sight.timeline.second(frame * 3) for frame in range(sight.first, sight.last)]
+    _, source = talk(dataset, tmp_path, record, stride=3)
+    (span, *_) = source.spans.by_visual(0)[0]
+    taken = [span.timeline.second(frame * 3) for frame in range(span.first, span.last)]
     assert max(taken) <= second + 0.01
 
 
@@ -113,8 +113,8 @@ def test_a_moment_that_shows_no_stored_frame_is_told_by_who_makes_talks(dataset,
 
 def test_a_moment_after_a_pause_is_in_the_film(dataset, tmp_path):
     record = {"video": "paused", "stream": [{"time": 30.9, "text": "Now."}, {"time": 31.3, "text": "And now."}]}
-    _, stream = talk(dataset, tmp_path, record)
-    visuals = seen(stream)
+    _, source = talk(dataset, tmp_path, record)
+    visuals = seen(source)
     assert visuals == [[*range(24)], [*range(24, 34)], [*range(34, 40)]]
     with pytest.raises(InputError, match=r"a moment lies within its video\n.*which has 31\.6 s"):
         talk(dataset, tmp_path, {**record, "stream": [{"time": 40.0, "text": "Too late."}]})
@@ -122,7 +122,7 @@ def test_a_moment_after_a_pause_is_in_the_film(dataset, tmp_path):
 
 def test_times_are_told_as_they_are(dataset):
     index = Index.open(dataset)
-    clips = Stream(index, WIDE, 2000, 0)
+    clips = ClipReader(index, WIDE, 0)
     looker = Looker(WIDE, clips)
     for stem, steps in (("uneven", STEPS), ("paused", PAUSED)):
         name, began = name_of(index, stem), np.cumsum([0, *steps[:-1]]) / 1000

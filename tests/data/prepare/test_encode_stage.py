@@ -20,7 +20,7 @@ from data.planning.clip_sampling import Sampling
 from data.prepare.encode_stage import EncodeOptions, encode
 from data.prepare.import_webdataset import import_tars
 from data.prepare.pipeline import PrepareOptions, prepare
-from data.streams.reader import Reader
+from data.streams.shard_reader import ShardReader
 from data.synthetic.shapes import synth
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
@@ -50,7 +50,7 @@ def encoded(source, tmp_path_factory) -> Path:
 
 def frames_of(dataset: Path, row: int) -> np.ndarray:
     index = Index.open(dataset)
-    return Reader(index, Sampling(Geometry())).frames(row, 0, int(index.frames[row]))
+    return ShardReader(index, Sampling(Geometry())).frames(row, 0, int(index.frames[row]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bf16"])

@@ -79,7 +79,7 @@ SEGMENTS: list[dict[str, Any]] = [{"until": 3, "frames": 4}, {"until": 5, "frame
 def test_segments_follow_each_other(tmp_path: Path, dataset: Path, other: Path) -> None:
     segments = [SEGMENTS[0], {**SEGMENTS[1], "dataset": str(other)}, SEGMENTS[2]]
     curriculum = feed_of(config(tmp_path, dataset, data__segments=segments)).curriculum
-    assert (curriculum.starts, [s.sampling.frames for s in curriculum.streams]) == ((0, 3, 5), [4, 7, 2])
+    assert (curriculum.starts, [s.source.sampling.frames for s in curriculum.streams]) == ((0, 3, 5), [4, 7, 2])
     seen, _ = walk(curriculum, 8)
     assert all(set(step) <= uids(dataset) for step in seen[:3] + seen[5:])
     assert all(set(step) <= uids(other) for step in seen[3:5])

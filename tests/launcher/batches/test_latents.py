@@ -16,8 +16,9 @@ from data.planning.clip_sampling import Sampling
 from data.planning.data_plan import Cursor
 from data.prepare.encode_stage import EncodeOptions, encode
 from data.prepare.pipeline import PrepareOptions, prepare
-from data.streams.clip_stream import Pack, Stream
-from data.streams.reader import Reader
+from data.streams.clip_source import ClipSource
+from data.streams.pack_stream import Pack, PackStream
+from data.streams.shard_reader import ShardReader
 from data.synthetic.shapes import synth
 from launcher.batches.loader import Feed
 from launcher.cli.app import app
@@ -87,13 +88,17 @@ def feed_of(dataset: Path, vae: Path | None, patch: tuple[int, ...] = (1, 2, 2),
     return build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
 
 
-def stream_of(feed: Feed) -> Stream:
+def stream_of(feed: Feed) -> PackStream[ClipSource]:
     return feed.curriculum.streams[0]
+
+
+def source_of(feed: Feed) -> ClipSource:
+    return stream_of(feed).source
 
 
 def values(feed: Feed, pack: Pack, ranges: Ranges) -> torch.Tensor:
     """As the feed lays them out."""
-    pieces = stream_of(feed).read(pack, ranges)
+    pieces = source_of(feed).read(pack, ranges)
     return torch.cat([feed.maker.values(0), *(feed.maker._values(pack, piece) for piece in pieces)])
 
 
@@ -102,10 +107,11 @@ def values(feed: Feed, pack: Pack, ranges: Ranges) -> torch.Tensor:
 def test_whole_clips_are_those_on_the_fly_on_every_cut(source, vaes, encoded, name, patch):
     now = feed_of(source, vaes[name], patch=patch)
     stored = feed_of(encoded[name], vaes[name], patch=patch)
-    assert stream_of(stored).lengths.tolist() == stream_of(now).lengths.tolist()
+    assert source_of(stored).lengths.tolist() == source_of(now).lengths.tolist()
     (pack,), _ = stream_of(stored).packs(Cursor(), 1)
     (twin,), _ = stream_of(now).packs(Cursor(), 1)
-    assert (pack.rows, pack.starts) == (twin.rows, twin.starts)
+    seen, wanted = source_of(stored).clips(pack), source_of(now).clips(twin)
+    assert [(clip.row, clip.start) for clip in seen] == [(clip.row, clip.start) for clip in wanted]
     whole = values(now, twin, ((0, twin.tokens),))
     assert whole.std() > 0.05
     for ranks in (1, 2, 5):
@@ -133,13 +139,13 @@ def test_windows_in_time(source, vaes, encoded):
         now = feed_of(source, vaes[name])
         stored = feed_of(encoded[name], vaes[name], data={"frames": few})
         packs, _ = stream_of(stored).packs(Cursor(), 12)
-        starts = {start for pack in packs for start in pack.starts}
+        starts = {clip.start for pack in packs for clip in source_of(stored).clips(pack)}
         assert starts == ({0} if name == CAUSAL else starts | {1, 5})
         assert max(starts) <= 9 - few
         for pack in packs[:2]:
             whole = values(stored, pack, ((0, pack.tokens),)).split([d.tokens for d in pack.documents])
-            for row, start, found in zip(pack.rows, pack.starts, whole, strict=True):
-                frames = stream_of(now).reader.frames(row, start, start + few)
+            for clip, found in zip(source_of(stored).clips(pack), whole, strict=True):
+                frames = source_of(now).reader.shard_reader.frames(clip.row, clip.start, clip.start + few)
                 latents = now.maker.codec.encode(torch.from_numpy(frames))
                 # not bit for bit: convolutions of other numbers of frames are summed in another order on some CPUs
                 torch.testing.assert_close(found, patchify(latents, (1, 2, 2)), rtol=1e-5, atol=1e-5)
@@ -150,26 +156,27 @@ def test_cells_that_fill_no_token_are_cut_off_evenly(source, vaes, encoded):
     (pack,), _ = stream_of(stored).packs(Cursor(), 1)
     assert {document.grid for document in pack.documents} == {(9, 2, 4)}
     whole = values(stored, pack, ((0, pack.tokens),)).split([d.tokens for d in pack.documents])
-    frames = Reader(stream_of(now).index, Sampling(Geometry())).frames(pack.rows[0], 0, 9)
+    frames = ShardReader(source_of(now).index, Sampling(Geometry())).frames(pack.rows[0], 0, 9)
     latents = now.maker.codec.encode(torch.from_numpy(frames))[:, :, 1:7]
     assert torch.equal(whole[0], patchify(latents, (1, 3, 2)))
 
 
 def test_a_rank_reads_only_its_latents_and_checks_them(vaes, encoded, tmp_path):
-    stored = stream_of(feed_of(encoded[PER_FRAME], vaes[PER_FRAME]))
-    (pack,), _ = stored.packs(Cursor(), 1)
+    stream = stream_of(feed_of(encoded[PER_FRAME], vaes[PER_FRAME]))
+    (pack,), _ = stream.packs(Cursor(), 1)
+    stored, shards = stream.source, stream.source.reader.shard_reader
     index, each = stored.index, 4 * 8 * 8 * 4
     tokens = pack.documents[0].tokens // 9  # of a frame
     assert stored.bytes_of(pack, ((0, pack.documents[0].tokens),)) == 128 + 9 * each
     assert index.part(pack.rows[0]).size == 128 + 18 * each
-    before = stored.reader.bytes_read
+    before = shards.bytes_read
     (piece,) = stored.read(pack, ((2 * tokens, 4 * tokens),))
-    assert stored.reader.bytes_read - before == stored.bytes_of(pack, ((2 * tokens, 4 * tokens),)) == 128 + 2 * each
+    assert shards.bytes_read - before == stored.bytes_of(pack, ((2 * tokens, 4 * tokens),)) == 128 + 2 * each
     assert (piece.first_frame, piece.latents.shape, piece.frames) == (2, (2, 4, 8, 8), None)
 
     ill = Path(shutil.copytree(encoded[PER_FRAME], tmp_path / "ill"))
     feed = feed_of(ill, vaes[PER_FRAME])
-    found = stream_of(feed)
+    found = source_of(feed)
     part, shard = found.index.part(pack.rows[0]), found.index.shard(pack.rows[0])
     data = bytearray(shard.read_bytes())
     data[part.offset + 128 + 5 * each] ^= 1
@@ -187,10 +194,12 @@ def test_a_rank_reads_only_its_latents_and_checks_them(vaes, encoded, tmp_path):
 def test_latents_and_frames_may_be_mixed(source, vaes, encoded):
     mix = {"dataset": {str(source): 1, str(encoded[CAUSAL]): 1}}
     stream = stream_of(feed_of(source, vaes[CAUSAL], data=mix))
-    assert stream.latents.tolist() == [False] * 6 + [True] * 6
+    assert stream.source.reader.latents.tolist() == [False] * 6 + [True] * 6
     packs, _ = stream.packs(Cursor(), 1)
-    pieces = stream.read(packs[0], ((0, packs[0].tokens),))
-    kinds = {(piece.frames is None, bool(stream.latents[packs[0].rows[piece.document]])) for piece in pieces}
+    pieces = stream.source.read(packs[0], ((0, packs[0].tokens),))
+    kinds = {
+        (piece.frames is None, bool(stream.source.reader.latents[packs[0].rows[piece.document]])) for piece in pieces
+    }
     assert kinds == {(True, True), (False, False)}
 
 
@@ -206,7 +215,7 @@ def test_what_does_not_fit_the_latents_is_refused(source, vaes, encoded, monkeyp
     refused("the run has the pixel codec", vae="", patch=(1, 4, 4))
     refused(r"stride 1\n.*data.stride=2", data={"stride": 2})
     assert "--size 32x32" in refused(r"6 clips in .* do not, one is 16 x 16", data={"size": [32, 32]})
-    assert stream_of(feed_of(encoded[CAUSAL], vaes[CAUSAL], data={"size": [16, 16]})).lengths.min() > 0
+    assert source_of(feed_of(encoded[CAUSAL], vaes[CAUSAL], data={"size": [16, 16]})).lengths.min() > 0
     other = tmp_path / "vae"
     shutil.copytree(vaes[CAUSAL], other)
     settings = json.loads((other / "config.json").read_text())
@@ -226,7 +235,7 @@ def test_latents_of_another_shape_are_no_values(source, tmp_path, vaes):
     feed = feed_of(tmp_path / "out", vaes[CAUSAL])
     (pack,), _ = stream_of(feed).packs(Cursor(), 1)
     with pytest.raises(InputError, match=r"latents \[3, 2, 2\], this codec gives \[4, 2, 2\]"):
-        stream_of(feed).read(pack, ((0, pack.tokens),))
+        source_of(feed).read(pack, ((0, pack.tokens),))
 
 
 def test_the_command(source, vaes, encoded, tmp_path):

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.planning.data_plan import Cursor
-from data.streams.clip_stream import Pack
 from data.streams.curriculum import Position
+from data.streams.pack_stream import Pack
 from launcher.batches.loader import CHECKSUM, Feed, assign
 from launcher.config.lr_schedule import learning_rate
 from launcher.core.run_folder import append_line, keep_steps, read_lines
@@ -83,7 +83,7 @@ def test_an_error_in_the_thread_reaches_the_rank(dataset: Path) -> None:
 
 @given(st.integers(1, 9), st.integers(1, 6))
 def test_packs_are_dealt_out_once(packs: int, replicas: int) -> None:
-    made = [Pack((i,), (Document(str(i), i, "", (1, 1, 1)),), (0,), (0,), 1.0) for i in range(packs)]
+    made = [Pack((i,), (Document(str(i), i, "", (1, 1, 1)),), (0,), 1.0) for i in range(packs)]
     shares = [assign(made, replicas, r) for r in range(replicas)]
     assert len({len(s) for s in shares}) == 1
     real = [p.rows[0] for share in shares for p in share if p.documents[0].weight]

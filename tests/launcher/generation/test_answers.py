@@ -19,8 +19,9 @@ from data.chat.formats import Conversation, Turn, Visual
 from data.chat.tokenizers import TEMPLATE
 from data.dataset.index import Index
 from data.media import video
-from data.streams.chat_layout import Laid
-from data.streams.chat_stream import TalkStream
+from data.streams.chat_layout import ChatLayout
+from data.streams.chat_source import ChatSource
+from data.streams.pack_stream import pack_of
 from data.streams.visual_lookup import Looker
 from launcher.batches.datasets import open_curriculum
 from launcher.cli.app import app
@@ -74,8 +75,8 @@ def with_mask(speaker: Speaker, **mask: Any) -> Speaker:
     return replace(speaker, maker=replace(speaker.maker, model=model))
 
 
-def asked_about(speaker: Speaker, *videos: Path, prompt: str = "What is it?") -> tuple[Laid, Asked]:
-    laid, frames = speaker.lay(conversation_about(videos, prompt), Looker(speaker.sampling).frames)
+def asked_about(speaker: Speaker, *videos: Path, prompt: str = "What is it?") -> tuple[ChatLayout, Asked]:
+    laid, frames = speaker.layout(conversation_about(videos, prompt), Looker(speaker.sampling).frames)
     return laid, speaker.asked(laid, frames)
 
 
@@ -170,9 +171,11 @@ def test_an_answer_is_as_likely_as_training_says(run: Path, speaker: Speaker, ch
     model = speaker.maker.model.model_copy(update=changes)
     maker = replace(speaker.maker, model=model)
     (stream,) = open_curriculum(open_run(run)[0].model_copy(update={"model": model})).streams
-    assert isinstance(stream, TalkStream)
-    pack, laid = stream._pack((0,), (0,)), stream.laid(0)
-    frames = np.concatenate(stream.frames(pack, [laid], 0, FRAMES, {}))
+    source = stream.source
+    assert isinstance(source, ChatSource)
+    pack, laid = pack_of(source, [0], [0]), source.layout(0)
+    (frames,) = (piece.frames for piece in source.read(pack, ((0, FRAMES),)))
+    assert frames is not None
     heard, plans = maker.hear(pack.documents, [laid], lambda begin, end: frames[begin:end])
     loss = speaker.model(heard, plans) / heard.packed.weight.sum()
     asked = replace(speaker, maker=maker).asked(laid, frames)
@@ -185,7 +188,7 @@ def test_an_answer_is_as_likely_as_training_says(run: Path, speaker: Speaker, ch
 def test_what_comes_before_the_answer(speaker: Speaker) -> None:
     """Earlier answers are heard, the last one is not."""
     turns = (Turn("user", ("A?",)), Turn("assistant", ("B.",)), Turn("user", ("C?",)), Turn("assistant", ("D.",)))
-    laid, frames = speaker.lay(Conversation("", turns), lambda name: [])
+    laid, frames = speaker.layout(Conversation("", turns), lambda name: [])
     asked, decode = speaker.asked(laid, frames), speaker.tokenizer.decode
     heard = decode(laid.tokens[: len(asked.embeddings)])
     assert heard == "<|user|>A?<|end|><|assistant|>B.<|end|><|user|>C?<|end|><|assistant|>"
@@ -269,7 +272,7 @@ class Recorder:
     def __init__(self) -> None:
         self.orders: list[list[int] | None] = []
 
-    def lay(
+    def layout(
         self, conversation: Conversation, look: Any, order: Callable[[int], Any] | None, seconds: Any
     ) -> tuple[None, None]:
         self.orders.append(None if order is None else order(9).tolist())
@@ -293,8 +296,8 @@ def test_shuffled_frames(speaker: Speaker, files: list[Path]) -> None:
     evaluate(recorder, questions[:1], looker)
     assert recorder.orders[3] is None
     conversation = conversation_about(files[:2], "What?")
-    _, plainly = speaker.lay(conversation, looker.frames)
-    _, shuffled = speaker.lay(conversation, looker.frames, lambda n: np.arange(n)[::-1])
+    _, plainly = speaker.layout(conversation, looker.frames)
+    _, shuffled = speaker.layout(conversation, looker.frames, lambda n: np.arange(n)[::-1])
     assert np.array_equal(shuffled, np.concatenate([plainly[FRAMES - 1 :: -1], plainly[: FRAMES - 1 : -1]]))
 
 
@@ -325,7 +328,7 @@ def test_an_image_is_a_video_of_one_frame(speaker: Speaker, tmp_path: Path) -> N
     assert isinstance(speaker.answer(asked, 2), str)
     picture = Conversation("", (Turn("user", (Visual("image", "a.png"), "?")), Turn("assistant", ("",))))
     only_videos = replace(speaker, places={"video": "<video>"})
-    laid, shown = only_videos.lay(picture, Looker(speaker.sampling, None, tmp_path).frames)
+    laid, shown = only_videos.layout(picture, Looker(speaker.sampling, None, tmp_path).frames)
     assert (laid.rows.tolist(), np.array_equal(shown, frames)) == ([16], True)
 
 

@@ -1,4 +1,4 @@
-"""`Reader`: the frames of a sample, or its latents, from only those bytes of its shard that hold them.
+"""`ShardReader`: the frames of a sample, or its latents, from only those bytes of its shard that hold them.
 
     row --index--> shard, offset, slice table --pread--> header + slices --hash--> decode --> scale --> crop
 
@@ -36,7 +36,7 @@ CACHE_BYTES = 128 << 20  # of decoded frames and of latents, in each rank
 Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 
-class Reader:
+class ShardReader:
     """Frames and latents by row of an index. Threads may share one.
 
     Attributes:

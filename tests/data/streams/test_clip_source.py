@@ -18,7 +18,9 @@ from data.media import video
 from data.planning.clip_sampling import Sampling
 from data.planning.data_plan import Cursor
 from data.prepare.pipeline import PrepareOptions, prepare
-from data.streams.clip_stream import Pack, Stream
+from data.streams.clip_reader import ClipReader
+from data.streams.clip_source import ClipSource
+from data.streams.pack_stream import Pack, PackOptions, PackStream
 from data.synthetic.shapes import recognise, synth
 from launcher.preflight.preflight import notes_on
 from parallel.errors import InputError
@@ -51,9 +53,17 @@ def real(tmp_path_factory) -> Index:
     return Index.open(folder / "out")
 
 
+Stream = PackStream[ClipSource]
+
+
+def stream_of(index: Index, sampling: Sampling, pack_tokens: int, seed: int, window: int | None = None) -> Stream:
+    source = ClipSource(ClipReader(index, sampling, seed))
+    return PackStream(source, PackOptions(pack_tokens, window=window))
+
+
 def whole(stream: Stream, pack: Pack):
     """The frames of each document of a pack."""
-    return [piece.frames for piece in stream.read(pack, ((0, pack.tokens),))]
+    return [piece.frames for piece in stream.source.read(pack, ((0, pack.tokens),))]
 
 
 def assert_parts_are_parts_of_the_whole(stream: Stream, pack: Pack, splits):
@@ -61,11 +71,11 @@ def assert_parts_are_parts_of_the_whole(stream: Stream, pack: Pack, splits):
     lengths = [document.tokens for document in pack.documents]
     for split in splits:
         for ranges in split.ranges:
-            pieces = stream.read(pack, ranges)
+            pieces = stream.source.read(pack, ranges)
             assert [(p.document, p.start, p.stop) for p in pieces] == local_spans(lengths, ranges)
             for piece in pieces:
                 grid = pack.documents[piece.document].grid
-                first, last = stream.sampling.frame_range(grid, piece.start, piece.stop)
+                first, last = stream.source.sampling.frame_range(grid, piece.start, piece.stop)
                 assert (piece.first_frame, len(piece.frames)) == (first, last - first)
                 np.testing.assert_array_equal(piece.frames, full[piece.document][first:last])
 
@@ -81,7 +91,7 @@ def assert_parts_are_parts_of_the_whole(stream: Stream, pack: Pack, splits):
     ],
 )
 def test_parts_of_small_clips(shapes, sampling):
-    stream = Stream(shapes, sampling, pack_tokens=2000, seed=5)
+    stream = stream_of(shapes, sampling, pack_tokens=2000, seed=5)
     packs, _ = stream.packs(Cursor(), 2)
     for pack in packs:
         assert_parts_are_parts_of_the_whole(
@@ -93,7 +103,7 @@ def test_parts_of_small_clips(shapes, sampling):
     "sampling", [Sampling(PIXELS, frames=48), Sampling(PIXELS, frames=20, size=(40, 64), stride=3)]
 )
 def test_parts_of_real_clips(real, sampling):
-    stream = Stream(real, sampling, pack_tokens=60_000, seed=1)
+    stream = stream_of(real, sampling, pack_tokens=60_000, seed=1)
     pack = stream.packs(Cursor(), 1)[0][0]
     assert_parts_are_parts_of_the_whole(stream, pack, [contiguous(pack.tokens, ranks) for ranks in (1, 2, 3, 5, 8)])
 
@@ -101,20 +111,20 @@ def test_parts_of_real_clips(real, sampling):
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_ranges_in_any_order(shapes, data):
-    stream = Stream(shapes, Sampling(PIXELS), pack_tokens=2400, seed=0)
+    stream = stream_of(shapes, Sampling(PIXELS), pack_tokens=2400, seed=0)
     pack = stream.packs(Cursor(), 1)[0][0]
     cuts = sorted(data.draw(st.sets(st.integers(0, pack.tokens), min_size=1, max_size=6)) | {0, pack.tokens})
     ranges = data.draw(st.permutations(list(pairwise(cuts))))
     full = whole(stream, pack)
-    for piece in stream.read(pack, tuple(ranges)):
+    for piece in stream.source.read(pack, tuple(ranges)):
         np.testing.assert_array_equal(
             piece.frames, full[piece.document][piece.first_frame : piece.first_frame + len(piece.frames)]
         )
 
 
 def test_a_pack_is_what_the_index_says(shapes):
-    stream = Stream(shapes, Sampling(PIXELS), pack_tokens=2000, seed=3)
-    assert stream.lengths.tolist() == [9 * 8 * 8] * 24
+    stream = stream_of(shapes, Sampling(PIXELS), pack_tokens=2000, seed=3)
+    assert stream.source.lengths.tolist() == [9 * 8 * 8] * 24
     packs, cursor = stream.packs(Cursor(), 8)
     assert cursor == Cursor(1, 0, 0)
     assert sorted(row for pack in packs for row in pack.rows) == list(range(24))
@@ -132,24 +142,28 @@ def test_a_pack_is_what_the_index_says(shapes):
 
 
 def test_packs_do_not_depend_on_when_they_are_asked_for(shapes):
-    one = Stream(shapes, Sampling(PIXELS, frames=4), pack_tokens=1000, seed=3, window=7)
+    one = stream_of(shapes, Sampling(PIXELS, frames=4), pack_tokens=1000, seed=3, window=7)
     expected, end = one.packs(Cursor(), 40)
-    other, cursor, found = Stream(shapes, Sampling(PIXELS, frames=4), pack_tokens=1000, seed=3, window=7), Cursor(), []
+    other, cursor, found = (
+        stream_of(shapes, Sampling(PIXELS, frames=4), pack_tokens=1000, seed=3, window=7),
+        Cursor(),
+        [],
+    )
     for count in (1, 0, 13, 26):
         more, cursor = other.packs(Cursor.from_json(cursor.to_json()), count)
         found += more
     assert (found, cursor) == (expected, end)
-    assert Stream(shapes, Sampling(PIXELS, frames=4), 1000, seed=4, window=7).packs(Cursor(), 40)[0] != expected
+    assert stream_of(shapes, Sampling(PIXELS, frames=4), 1000, seed=4, window=7).packs(Cursor(), 40)[0] != expected
 
 
 def test_windows_in_time_differ_by_epoch_and_stay_inside(shapes):
-    stream = Stream(shapes, Sampling(PIXELS, frames=3, stride=2), pack_tokens=192, seed=0)
+    stream = stream_of(shapes, Sampling(PIXELS, frames=3, stride=2), pack_tokens=192, seed=0)
     packs, _ = stream.packs(Cursor(), 24 * 12)
-    starts = {row: [p.starts[0] for p in packs if p.rows == (row,)] for row in range(24)}
+    starts = {row: [stream.source.clips(p)[0].start for p in packs if p.rows == (row,)] for row in range(24)}
     assert all(len(of_row) == 12 for of_row in starts.values())
     assert {start for of_row in starts.values() for start in of_row} == set(range(5)), "9 frames hold 0,2,4 to 4,6,8"
     for pack in packs[:6]:
-        row, start = pack.rows[0], pack.starts[0]
+        row, start = pack.rows[0], stream.source.clips(pack)[0].start
         part = shapes.part(row)
         stored = shapes.shard(row).read_bytes()[part.offset : part.offset + part.size]
         np.testing.assert_array_equal(whole(stream, pack)[0], video.decode(stored)[start : start + 5 : 2])
@@ -202,7 +216,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_read(shapes):
     ]
     for change, message in cases:
         with pytest.raises(InputError, match=message):
-            Stream(**{"index": shapes, "sampling": Sampling(PIXELS), "pack_tokens": 600, "seed": 0, **change})
+            stream_of(**{"index": shapes, "sampling": Sampling(PIXELS), "pack_tokens": 600, "seed": 0, **change})
 
 
 def test_samples_that_are_too_long_are_counted_and_those_too_short_are_left_out(tmp_path):
@@ -213,11 +227,11 @@ def test_samples_that_are_too_long_are_counted_and_those_too_short_are_left_out(
     prepare(tmp_path / "in", tmp_path / "out", PrepareOptions(allow_missing_captions=True))
     index = Index.open(tmp_path / "out")
     with pytest.raises(InputError, match="2 of 4 samples are longer, the longest has 1536 tokens") as error:
-        Stream(index, Sampling(PIXELS), pack_tokens=640, seed=0)
+        stream_of(index, Sampling(PIXELS), pack_tokens=640, seed=0)
     assert error.value.remedy == "data.pack_tokens=1536, or data.frames=10"
-    assert Stream(index, Sampling(PIXELS, frames=10), pack_tokens=640, seed=0).left_out == []
-    stream = Stream(index, Sampling(Geometry(patch=(9, 4, 4))), pack_tokens=640, seed=0)
-    assert stream.left_out == [("8.mp4", "8 frames at a stride of 1 do not fill a token of 9 frames")]
+    assert stream_of(index, Sampling(PIXELS, frames=10), pack_tokens=640, seed=0).source.left_out == []
+    stream = stream_of(index, Sampling(Geometry(patch=(9, 4, 4))), pack_tokens=640, seed=0)
+    assert stream.source.left_out == [("8.mp4", "8 frames at a stride of 1 do not fill a token of 9 frames")]
     note = next(iter(notes_on(stream)))
     assert note.startswith("1 of 4 samples are left out: 8.mp4: 8 frames at a stride of 1 do not fill a token of 9")
     assert "To take more: model.patch=" in note
@@ -229,7 +243,7 @@ def test_samples_that_are_too_long_are_counted_and_those_too_short_are_left_out(
 def test_a_changed_shard_is_named(shapes, tmp_path):
     shutil.copytree(shapes.folders[0], tmp_path / "out")
     index = Index.open(tmp_path / "out")
-    stream = Stream(index, Sampling(PIXELS), pack_tokens=600, seed=0)
+    stream = stream_of(index, Sampling(PIXELS), pack_tokens=600, seed=0)
     pack = stream.packs(Cursor(), 1)[0][0]
     shard, part = index.shard(pack.rows[0]), index.part(pack.rows[0])
     data = shard.read_bytes()
@@ -249,7 +263,7 @@ def test_a_changed_shard_is_named(shapes, tmp_path):
 
 
 def test_threads_may_read_one_stream(shapes):
-    stream = Stream(shapes, Sampling(PIXELS), pack_tokens=600, seed=0)
+    stream = stream_of(shapes, Sampling(PIXELS), pack_tokens=600, seed=0)
     packs, _ = stream.packs(Cursor(), 24)
     expected, found = [whole(stream, pack) for pack in packs], {}
 
@@ -268,7 +282,7 @@ def test_threads_may_read_one_stream(shapes):
 
 
 def test_reading_is_cheap(shapes):
-    stream = Stream(shapes, Sampling(PIXELS), pack_tokens=600 * 24, seed=0)
+    stream = stream_of(shapes, Sampling(PIXELS), pack_tokens=600 * 24, seed=0)
     pack = stream.packs(Cursor(), 1)[0][0]
     whole(stream, pack)
     assert calls(partial(whole, stream, pack)) < 100 * len(pack.documents), "38 for a clip, in 0.7 ms"
@@ -276,18 +290,18 @@ def test_reading_is_cheap(shapes):
 
 
 def test_a_part_of_a_long_clip_reads_only_what_it_needs(real):
-    stream = Stream(real, Sampling(PIXELS, size=(8, 8)), pack_tokens=240 * 4, seed=0)
+    stream = stream_of(real, Sampling(PIXELS, size=(8, 8)), pack_tokens=240 * 4, seed=0)
     packs, _ = stream.packs(Cursor(), 5)
     pack = next(p for p in packs if 240 in [d.grid[0] for d in p.documents])
     number = [d.grid[0] for d in pack.documents].index(240)
     before = sum(d.tokens for d in pack.documents[:number])
     ranges = ((before + 4 * 100, before + 4 * 110),)
-    (piece,) = stream.read(pack, ranges)
+    (piece,) = stream.source.read(pack, ranges)
     assert (piece.first_frame, len(piece.frames)) == (100, 10)
     row = pack.rows[number]
     slices, part = real.slices(row), real.part(row)
     assert slices is not None
     header, needed = slices.offsets[0], [s for s, first in enumerate(slices.rows) if 89 < first < 110]
     least = sum(slices.offsets[s + 1] - slices.offsets[s] for s in needed)
-    assert stream.bytes_of(pack, ranges) == stream.reader.bytes_read == header + least
-    assert stream.reader.bytes_read < part.size / 5
+    assert stream.source.bytes_of(pack, ranges) == stream.source.reader.shard_reader.bytes_read == header + least
+    assert stream.source.reader.shard_reader.bytes_read < part.size / 5
