@@ -15,13 +15,14 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from launcher.cluster.connection import HEAD_SECONDS, HeadWatch, connect, head_gone, resolved
+from launcher.cluster.host_places import AWAY, LATE_SECONDS, HostPlace, stacks_of, words_of
 from launcher.cluster.node_checks import alive, check_nodes
 from launcher.cluster.placement import Nodes
-from launcher.cluster.ray_host import Host, Look, slay, spy
+from launcher.cluster.rank_reports import RankReports
+from launcher.cluster.ray_host import Host, Look, slay
 from launcher.config.run_config import RunConfig
 from launcher.core.hardware import Device, cores, gpus
 from launcher.core.heartbeat import Beat
@@ -46,34 +47,10 @@ OBJECT_BYTES = 128 << 20  # ranks send each other nothing by Ray's object store
 START_SECONDS = 120.0  # for a host to start, which loads torch
 ANSWER_SECONDS = 5.0  # for a host that is there already
 LOOK_SECONDS = 1.0
-LATE_SECONDS = 3.0  # after which a host that gave no look is asked after
 KILL_SECONDS = 3.0
-STACK_SECONDS = 20.0
 LEAST_LEASE = 30.0  # seconds after which a rank that is cut off from the launcher leaves
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-AWAY = "its machine does not answer: it died, or the link to it is cut"
 DEAF = "the Ray worker on its machine does not answer"
-
-
-@dataclass
-class _Place:
-    """A host, and what was last heard of it.
-
-    Attributes:
-        pids: of its ranks.
-        pending: the look that was asked for.
-        heard: when it last gave one.
-        lost: it will give no more.
-    """
-
-    actor: Any
-    node: str
-    name: str
-    ranks: list[int]
-    pids: dict[int, int]
-    pending: Any = None
-    heard: float = 0.0
-    lost: bool = False
 
 
 class ActorRanks:
@@ -90,7 +67,7 @@ class ActorRanks:
         self.address, self.cpus = address, max(ranks, cores())
         self.ray: Any = None
         self.nodes: Nodes
-        self.places: list[_Place] = []
+        self.places: list[HostPlace] = []
         self.mesh: Mesh | None = None
         self.handles: list[int] = []  # of the ranks of an embedded Ray, for the day when Ray is gone
         self.known: set[str] = set()  # nodes that were looked at
@@ -132,52 +109,31 @@ class ActorRanks:
             time.sleep(seconds)
         self._look_after_ray()
         running = sum(len(place.ranks) for place in self.places)
-        if not settled(self.ends, running, time.monotonic() - self.first_failure):
+        ends = self.reports.ends
+        if not settled(ends, running, time.monotonic() - self.reports.first_failure):
             return None
-        if all(is_echo(end) for end in self.ends if is_bad(end)):
+        if all(is_echo(end) for end in ends if is_bad(end)):
             self._find_lost()
-        return self.ends
+        return ends
 
     def beats(self) -> dict[int, Beat | None]:
         """See `Ranks`."""
-        taken = dict(self.heard)
-        self.heard.clear()
-        ended = {end.rank for end in self.ends}
-        return {rank: taken.get(rank) for place in self.places for rank in place.ranks if rank not in ended}
+        return self.reports.new_beats([rank for place in self.places for rank in place.ranks])
 
     def last(self, rank: int) -> Beat | None:
         """See `Ranks`."""
-        return self.seen.get(rank)
+        return self.reports.last.get(rank)
 
     def state(self, rank: int) -> str:
         """See `Ranks`."""
         place = self._place_of(rank)
         if not place.lost and time.monotonic() - place.heard < LATE_SECONDS:
-            return self.states.get(rank, "unknown")
+            return self.reports.states.get(rank, "unknown")
         return AWAY if self._away(place) else DEAF
 
     def stacks(self, ranks: Sequence[int]) -> dict[int, str]:
         """See `Ranks`."""
-        asked: dict[Any, tuple[_Place, list[int]]] = {}
-        told: dict[int, str] = {}
-        for place in self.places:
-            mine = [rank for rank in place.ranks if rank in ranks]
-            if self._away(place):
-                told.update(dict.fromkeys(mine, AWAY))
-            elif time.monotonic() - place.heard < LATE_SECONDS:
-                asked[place.actor.stacks.remote(mine)] = place, mine
-            else:
-                pids = {rank: place.pids[rank] for rank in mine}
-                asked[self.ray.remote(spy).options(**self.nodes.beside(place.node)).remote(pids)] = place, mine
-        ready, late = self.ray.wait(list(asked), num_returns=len(asked), timeout=STACK_SECONDS) if asked else ([], [])
-        for answer in ready:
-            place, mine = asked[answer]
-            try:
-                told.update(self.ray.get(answer))
-            except self.ray.exceptions.RayError as error:
-                told.update(dict.fromkeys(mine, _words(error)))
-        told.update({rank: f"no answer in {STACK_SECONDS:g} s" for answer in late for rank in asked[answer][1]})
-        return told
+        return stacks_of(self.ray, self.nodes, self.places, ranks, self._away)
 
     def rooms(self, in_all: bool = False) -> tuple[int, ...] | None:
         """See `Ranks`."""
@@ -229,11 +185,7 @@ class ActorRanks:
 
     def _forget(self) -> None:
         """What the last attempt said."""
-        self.ends: list[End] = []
-        self.heard: dict[int, Beat | None] = {}
-        self.seen: dict[int, Beat] = {}
-        self.states: dict[int, str] = {}
-        self.first_failure = float("inf")
+        self.reports = RankReports()
         for handle in self.handles:
             os.close(handle)
         self.handles = []
@@ -276,7 +228,7 @@ class ActorRanks:
         told = self._answers([actor.where.remote() for actor in actors], [node for node, _ in homes])
         for actor, bundles, (node, name) in zip(actors, homes.values(), told, strict=True):
             ranks = [b * mesh.ulysses + i for b in bundles for i in range(mesh.ulysses)]
-            self.places.append(_Place(actor, node, name, ranks, {}))
+            self.places.append(HostPlace(actor, node, name, ranks, {}))
         self.mesh = mesh
 
     def _seat(self, config: RunConfig, mesh: Mesh) -> list[Where]:
@@ -322,17 +274,17 @@ class ActorRanks:
         except self.ray.exceptions.RayError as error:
             self._dismiss()
             raised = isinstance(error, self.ray.exceptions.RayTaskError) or "creation task" in str(error)
-            raise LostError(_words(error), COLOURS.sub("", str(error)) if raised else "") from None
+            raise LostError(words_of(error), COLOURS.sub("", str(error)) if raised else "") from None
 
-    def _ask(self) -> dict[Any, _Place]:
+    def _ask(self) -> dict[Any, HostPlace]:
         """Looks that are pending; hosts that gave theirs are asked again."""
-        ended = {end.rank for end in self.ends}
+        ended = self.reports.ended()
         for place in self.places:
             if place.pending is None and not place.lost and not ended.issuperset(place.ranks):
                 place.pending = place.actor.look.remote(LOOK_SECONDS)
         return {place.pending: place for place in self.places if place.pending is not None}
 
-    def _take(self, place: _Place) -> None:
+    def _take(self, place: HostPlace) -> None:
         answer, place.pending = place.pending, None
         try:
             look: Look = self.ray.get(answer)
@@ -343,32 +295,18 @@ class ActorRanks:
             self._lose(place, error)
             return
         place.heard = time.monotonic()
-        self.heard.update({rank: beat for rank, beat in look.beats.items() if beat is not None})
-        self.seen.update(look.last)
-        self.states.update(look.states)
-        self._note(look.ends)
+        self.reports.take(look)
 
-    def _note(self, ends: Sequence[End]) -> None:
-        self.ends += ends
-        if any(is_bad(end) for end in ends):
-            self.first_failure = min(self.first_failure, time.monotonic())
-
-    def _lose(self, place: _Place, error: Exception | None) -> None:
+    def _lose(self, place: HostPlace, error: Exception | None) -> None:
         """A host is gone, and its ranks with it."""
         place.lost = True
         for_memory = isinstance(error, self.ray.exceptions.OutOfMemoryError)
         sign = HOST if for_memory or self.address is None else self.nodes.trouble(place.node) or HOST
         if isinstance(error, self.ray.exceptions.NodeDiedError) or (error and "node has died" in str(error)):
             sign = LINK if sign == LINK else NODE
-        said = f"the Ray worker on {place.name}: {_words(error)}" if error is not None else "Ray itself died"
+        said = f"the Ray worker on {place.name}: {words_of(error)}" if error is not None else "Ray itself died"
         message = {NODE: f"its machine {place.name} went away", LINK: f"{place.name} does not answer"}.get(sign, said)
-        ended, ends = {end.rank for end in self.ends}, []
-        for rank in place.ranks:
-            if rank not in ended:
-                at = self.seen.get(rank)
-                step, phase = (at.step, at.phase) if at else (0, None)
-                ends.append(End(rank, "died", step, message, phase=phase, sign=sign, for_memory=for_memory))
-        self._note(ends)
+        self.reports.lose(place.ranks, message, sign, for_memory)
 
     def _find_lost(self) -> None:
         """Ranks only say that they lost their peers: which machines do not answer?"""
@@ -377,7 +315,7 @@ class ActorRanks:
             if late and not place.lost and self._away(place):
                 self._lose(place, None)
 
-    def _away(self, place: _Place) -> bool:
+    def _away(self, place: HostPlace) -> bool:
         return self._gone(place.node)
 
     def _gone(self, node: str) -> bool:
@@ -399,7 +337,7 @@ class ActorRanks:
             for place in self.places:
                 self._lose(place, None)
 
-    def _place_of(self, rank: int) -> _Place:
+    def _place_of(self, rank: int) -> HostPlace:
         return next(place for place in self.places if rank in place.ranks)
 
     def _leave(self) -> None:
@@ -430,9 +368,3 @@ class ActorRanks:
             self.ray.kill(place.actor, no_restart=True)
         self.nodes.give_back()
         self.places, self.mesh = [], None
-
-
-def _words(error: Exception) -> str:
-    """What Ray says, without the many causes that it thinks of."""
-    said = " ".join(str(error).split())
-    return said.rpartition("Worker exit detail: ")[2].partition(" Some common causes")[0][:500]

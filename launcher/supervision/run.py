@@ -19,10 +19,11 @@ from launcher.config.run_config import RunConfig
 from launcher.core.hardware import cores, gpus
 from launcher.core.run_folder import RunFolder, in_use, make_run_folder, write_whole
 from launcher.preflight import preflight
+from launcher.supervision.attempt import Asked
 from launcher.supervision.console_view import Screen
 from launcher.supervision.orphans import end_leftovers
 from launcher.supervision.rank_group import Ranks
-from launcher.supervision.supervisor import DONE, FAILED, REFUSED, STOPPED, Asked, Supervisor
+from launcher.supervision.supervisor import DONE, FAILED, REFUSED, STOPPED, Supervisor
 from parallel import shell
 
 __all__ = ["DONE", "FAILED", "REFUSED", "STOPPED", "absolute", "only_launcher", "stop_signals", "train"]

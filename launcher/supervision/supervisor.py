@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich.console import Console
@@ -25,8 +25,9 @@ from launcher.config.run_config import RunConfig
 from launcher.config.sections import MeshConfig
 from launcher.core import stacks
 from launcher.core.run_folder import RunFolder
+from launcher.supervision.attempt import Asked, Failure, Verdict, is_same
 from launcher.supervision.console_view import Screen, describe
-from launcher.supervision.failure_causes import Cause, cause_of, last_line
+from launcher.supervision.failure_causes import cause_of, last_line
 from launcher.supervision.rank_group import (
     NODE,
     End,
@@ -51,43 +52,6 @@ POLL_SECONDS = 0.2
 BEAT_SECONDS = 1.0
 GROW_SECONDS = 5.0  # between two looks for nodes that came back; two in a row must find them
 EMPTY_SECONDS = 600.0  # to wait for any node at all
-
-
-@dataclass
-class Asked:
-    """How often a person or the system asked to stop."""
-
-    times: int = 0
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How an attempt went.
-
-    Attributes:
-        ends: of the ranks, if they ended by themselves.
-        hang: if one stands still.
-        state: what its machine says of it.
-        cut_short: a person asked to stop at once.
-    """
-
-    ends: Sequence[End] = ()
-    hang: Hang | None = None
-    state: str = ""
-    cut_short: bool = False
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What went wrong in an attempt.
-
-    Attributes:
-        end: of the rank to blame; made up for one that hangs.
-        cause: why.
-    """
-
-    end: End
-    cause: Cause
 
 
 class Supervisor:
@@ -430,9 +394,3 @@ class Supervisor:
         except OSError as error:
             told = describe({"event": event, **fields})
             self.console.print(f"{told} [yellow](not recorded: {error.strerror})[/]", highlight=False, soft_wrap=True)
-
-
-def is_same(end: End, blamed: End) -> bool:
-    """Whether another rank failed in the same way, as all do where all compute the same."""
-    alike = end.how == blamed.how and end.sign == blamed.sign and last_line(end) == last_line(blamed)
-    return end.rank != blamed.rank and end.how in ("failed", "refused") and alike

@@ -14,9 +14,10 @@ import launcher.supervision.supervisor
 from launcher.config.run_config import RunConfig
 from launcher.core.heartbeat import Beat
 from launcher.core.run_folder import RunFolder, append_line, make_run_folder
+from launcher.supervision.attempt import Asked
 from launcher.supervision.console_view import Screen
 from launcher.supervision.rank_group import End, NoRoomError, Wait, Where
-from launcher.supervision.supervisor import DONE, FAILED, STOPPED, Asked, Supervisor
+from launcher.supervision.supervisor import DONE, FAILED, STOPPED, Supervisor
 from parallel.mesh import Mesh
 from tests.support.runs import config, events
 
