@@ -59,12 +59,13 @@ for _tag, _pattern, _first in (
 
 
 def read_run(path: Path) -> str:
-    """The text of a run file.
+    """The text of a run file; `recipes/NAME.yaml` is ours where there is none of that name.
 
     Raises:
         InputError: there is no such file, it is none of text, or too large.
     """
     try:
+        path = installed_recipe(path) or path
         if not path.is_file():
             found = "no such file" if not path.exists() else "it is no file"
             raise InputError(RULE, f"{shorter(str(path), 300)}: {found}", EXAMPLES)
@@ -77,6 +78,22 @@ def read_run(path: Path) -> str:
     except (OSError, ValueError) as error:  # also of a path with a NUL in it
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(RULE, f"{shorter(str(path), 300)}: {reason}", EXAMPLES) from None
+
+
+def installed_recipe(path: Path) -> Path | None:
+    """The recipe that was installed with us, of the path under which the documents name it; None if there is a file.
+
+    Who works in a copy of the sources has the folder `recipes`; a wheel lays it beside the environment's programs.
+    """
+    if path.parent != Path("recipes") or path.exists():
+        return None
+    from importlib import metadata  # a tenth of a second that only this way costs
+
+    try:
+        files = metadata.files("longreel") or []
+    except metadata.PackageNotFoundError:
+        return None
+    return next((Path(str(f.locate())) for f in files if f.parts[-3:] == ("longreel", *path.parts)), None)
 
 
 def parse_yaml(text: str, where: str, rule: str = RULE) -> tuple[Any, dict[str, int]]:

@@ -85,7 +85,7 @@ def test_the_image_copies_what_is_there_and_is_not_ignored() -> None:
         last = [line for line in ignored if fnmatch(source, line.removeprefix("!"))][-1]
         assert last == f"!{source}"
     project = tomllib.loads((HOME / "pyproject.toml").read_text())
-    packages = {name.split(".")[0] for name in project["tool"]["setuptools"]["packages"]}
+    packages = {name.split(".")[0] for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
     needed = packages | {project["project"]["readme"], *project["project"]["license-files"], "constraints.txt"}
     assert needed <= sources
 

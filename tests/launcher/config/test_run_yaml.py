@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tracemalloc
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from launcher.config.loading import load, parse_override, to_yaml
-from launcher.config.run_yaml import LARGEST, parse_yaml
+from launcher.config.run_yaml import LARGEST, parse_yaml, read_run
 from parallel.errors import InputError
 from tests.support.runs import config
 
@@ -180,3 +181,22 @@ def test_a_run_file_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
     said = subprocess.run([sys.executable, "-c", code, "train", str(file)], capture_output=True, text=True)
     assert said.stdout.splitlines()[-1] == "2 False", said.stderr
     assert "a run has at most 20,000 values" in said.stderr
+
+
+def test_a_recipe_is_found_where_it_was_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of that name that lies here wins; no other path is looked for elsewhere."""
+    installed = tmp_path / "share" / "longreel" / "recipes" / "quickstart.yaml"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("installed")
+    entry = metadata.PackagePath("../../share/longreel/recipes/quickstart.yaml")
+    entry.dist = metadata.PathDistribution(tmp_path / "lib" / "packages" / "longreel.dist-info")
+    monkeypatch.setattr(metadata, "files", lambda name: [metadata.PackagePath("launcher/worker.py"), entry])
+    (tmp_path / "lib" / "packages").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "lib")
+    assert read_run(Path("recipes/quickstart.yaml")) == "installed"
+    for path in ("quickstart.yaml", "recipes/other.yaml", "mine/recipes/quickstart.yaml"):
+        with pytest.raises(InputError, match="no such file"):
+            read_run(Path(path))
+    Path("recipes").mkdir()
+    Path("recipes/quickstart.yaml").write_text("mine")
+    assert read_run(Path("recipes/quickstart.yaml")) == "mine"
