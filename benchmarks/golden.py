@@ -30,7 +30,7 @@ DIT = """
 steps: 20
 data: {pack_tokens: 256, packs_per_step: 2, frames: 7, size: [32, 32]}
 model: {kind: video_dit, dim: 48, depth: 2, heads: 4, patch: [1, 8, 8], text: {dim: 32, depth: 1, heads: 2}}
-objective: {kind: rectified_flow, first_frame: 0.3}
+objective: {kind: rectified_flow, CONDITIONING}
 optimizer: {learning_rate: 1.0e-3, warmup_steps: 2, weight_decay: 0.01}
 checkpoint: {every: 20}
 """
@@ -71,7 +71,10 @@ class Tree:
 
     def data(self) -> None:
         """Clips, and conversations about others, as this commit's datasets."""
-        (self.work / "dit.yaml").write_text(DIT)
+        shares = "first_frame: 0.3"
+        if (self.home / "models" / "objectives" / "conditioning.py").exists():
+            shares = f"conditioning: {{{shares}}}"
+        (self.work / "dit.yaml").write_text(DIT.replace("CONDITIONING", shares))
         (self.work / "language.yaml").write_text(LANGUAGE)
         chat = "talks" if (self.home / "launcher" / "cli_data.py").exists() or self._says("talks") else "chat"
         self.longreel("data", "synth", "--out", "clips", "--clips", "24", "--seed", "0")

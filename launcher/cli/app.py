@@ -6,10 +6,8 @@ Exit codes: 0 done, 2 the input is wrong, 75 stopped by request with a checkpoin
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -21,10 +19,11 @@ from launcher.cli.cluster import cluster, list_, logs, status, stop, submit
 from launcher.cli.data import app as data_app
 from launcher.cli.drill import drill
 from launcher.cli.dryrun import dryrun
-from launcher.cli.eval import Averaged, evaluate, speaks, tell_answers
+from launcher.cli.eval import evaluate
 from launcher.cli.needle import needle
 from launcher.cli.plan import plan
 from launcher.cli.prepare import prepare
+from launcher.cli.sample import sample
 from launcher.cli.why import why
 from launcher.config.overrides import CONTEXT, RunCommand
 from launcher.core.terminal import Console
@@ -170,63 +169,12 @@ def train(
         console.print(f"run folder: {config.out}", markup=False, highlight=False, soft_wrap=True)
         out = shell.quote(str(config.out))
         draws = config.objective.kind in ("rectified_flow", "next_token")  # others are learned to go on from
-        sample = f"longreel sample {out}   " if draws else ""
-        console.print(f"next: {sample}longreel report {out}", markup=False, highlight=False, soft_wrap=True)
+        first = f"longreel sample {out}   " if draws else ""
+        console.print(f"next: {first}longreel report {out}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 
 
-@app.command()
-def sample(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(help="May be given several times; else sample.prompts, else captions of the dataset."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise: the same seed and prompt give the same bytes.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Steps of the solver.")] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", "--cfg", help="Guidance scale; 1 for none.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Of each video; as trained if not given.")] = None,
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; as trained if not given.")] = None,
-    checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; the newest if not given.")] = None,
-    averaged: Averaged = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the files; samples/ of the run if not given.")] = None,
-    video: Annotated[list[Path] | None, typer.Option(help="Of a video_lm: what is asked about.")] = None,
-    json_: Json = False,
-) -> None:
-    """Draw videos from a run's checkpoint: mp4 files and one contact sheet. Of a video_lm: answer prompts.
-
-    Settings that are not given are those that the checkpoint was trained with. Files are named by all settings, and
-    none is ever overwritten.
-
-    Example: longreel sample runs/quickstart --prompt "a red square moving right" --guidance 4 --steps 50
-
-    Example: longreel sample runs/mine --video clip.mp4 --prompt "What colour?"
-    """
-    from launcher.core.progress_bar import Bar
-    from launcher.generation.sample_request import Request
-    from launcher.generation.videos import draw, long_prompts, open_run
-
-    if speaks(open_run(run, checkpoint)[0]):
-        tell_answers(run, tuple(prompt or ()), video or [], checkpoint, json_, averaged)
-        return
-    request = Request(tuple(prompt or ()), seed, steps, guidance, frames, _size(size, run), checkpoint, averaged)
-    console = Console(stderr=json_)
-    for note in long_prompts(run, request):
-        console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
-
-    def tell(note: str) -> None:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
-
-    with Bar(console, "videos") as bar:
-        made, sheet = draw(run, request, out, lambda done, total: bar.update(done, total, ""), tell)
-    if json_:
-        print(json.dumps({"samples": [asdict(m) for m in made], "sheet": str(sheet)}))
-        return
-    for one in made:
-        console.print(f"{sheet.parent / one.file}  {one.prompt}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{sheet}  all of them, frame by frame", markup=False, highlight=False, soft_wrap=True)
-
-
+app.command()(sample)
 app.command(cls=RunCommand)(plan)
 
 
@@ -246,21 +194,6 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
         if count:
             console.print(f"{name}: {count:,} lines are no record and were left out", style="yellow", highlight=False)
     console.print(f"{page}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _size(text: str | None, run: Path) -> tuple[int, int] | None:
-    from launcher.generation.sample_prompts import shape_of_run
-    from launcher.generation.videos import open_run
-
-    if text is None:
-        return None
-    height, x, width = text.lower().partition("x")
-    if not (x and height.isdigit() and width.isdigit()):
-        config, found = open_run(run)
-        usual = shape_of_run(config, config.data_of(found.state.step))
-        remedy = f"--size {usual.size[0]}x{usual.size[1]}" if usual else "leave it out"
-        raise InputError("a size is HEIGHTxWIDTH", f"--size {text}", remedy)
-    return int(height), int(width)
 
 
 for command in (dryrun, why, drill, submit, status, logs, stop, cluster):

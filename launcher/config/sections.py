@@ -305,8 +305,9 @@ class SampleConfig(Section):
     """Defaults of `longreel sample`.
 
     Attributes:
-        prompts: what to draw.
-        steps: of the solver.
+        prompts: what to sample.
+        steps: of the sampler.
+        sampler: how noise becomes a video: "euler", or "heun" with two evaluations a step.
         guidance: classifier-free guidance scale; 1 for none.
         frames: of a sample; the training length if not given.
         size: [height, width] of a sample; the training size if not given.
@@ -315,6 +316,7 @@ class SampleConfig(Section):
 
     prompts: Nothing[tuple[str, ...]] = ()
     steps: Nothing[int] = Field(default=50, ge=1)
+    sampler: Nothing[str] = "euler"
     guidance: Nothing[float] = Field(default=4.0, ge=0)
     frames: Nothing[int | None] = Field(default=None, ge=1)
     size: Nothing[tuple[int, int] | None] = None

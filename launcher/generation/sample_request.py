@@ -3,18 +3,21 @@
     --frames 8    else sample.frames    else the usual length of what the checkpoint's segment was trained on
     --prompt      else sample.prompts   else captions of its dataset
 
-The defaults are those of the segment of the checkpoint: in a curriculum from 16 frames to 64, step 5000 draws 64.
+The defaults are those of the segment of the checkpoint: in a curriculum from 16 frames to 64, step 5000 samples 64.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from data.planning.clip_sampling import Size
 from launcher.config.run_config import RunConfig
 from launcher.core.hardware import memory
+from launcher.generation.given_frames import GivenFiles, files_of
 from launcher.generation.sample_prompts import Shape, captions_of, shape_of_run
+from models.diffusion.sampler import SAMPLERS
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
 
@@ -23,7 +26,7 @@ BYTES_PER_PIXEL = 30  # the least: noise, velocity and result in float32, and th
 
 @dataclass(frozen=True)
 class Request:
-    """What to draw; None takes the run's own setting.
+    """What to sample; None takes the run's own setting.
 
     Attributes:
         prompts: one video each.
@@ -34,6 +37,8 @@ class Request:
         size: (height, width).
         checkpoint_step: which checkpoint; the newest if None.
         averaged: with the moving average of the weights; None if the run kept one.
+        sampler: one of `SAMPLERS`.
+        given: (conditioning task, file) of what is given clean: one for all prompts, or one for each.
     """
 
     prompts: tuple[str, ...] = ()
@@ -44,6 +49,8 @@ class Request:
     size: tuple[int, int] | None = None
     checkpoint_step: int | None = None
     averaged: bool | None = None
+    sampler: str | None = None
+    given: tuple[tuple[str, Path], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class Settled:
     guidance: float
     frames: int
     size: Size
+    sampler: str = "euler"
+    given: GivenFiles | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -69,7 +78,7 @@ def settle(request: Request, config: RunConfig, step: int, geometry: Geometry) -
         geometry: of the run's codec and model.
 
     Raises:
-        InputError: nothing to draw, or a video that cannot be.
+        InputError: nothing to sample, or a video that cannot be.
     """
     data = config.data_of(step)
     usual = shape_of_run(config, data, geometry)
@@ -91,8 +100,13 @@ def settle(request: Request, config: RunConfig, step: int, geometry: Geometry) -
         example = usual or Shape(geometry.frames_per_token, _cells(geometry))
         raise InputError("a video has frames and pixels", f"{frames} of {size[0]}x{size[1]}", str(example))
     _refuse_large(frames, size, geometry)
-    settled = Settled(request.prompts or config.sample.prompts, request.seed, steps, guidance, frames, size)
-    return settled if settled.prompts else _with_captions(settled, config, step)
+    sampler = config.sample.sampler if request.sampler is None else request.sampler
+    SAMPLERS[sampler]  # refuses one that is not there
+    settled = Settled(request.prompts or config.sample.prompts, request.seed, steps, guidance, frames, size, sampler)
+    if not settled.prompts:
+        settled = _with_captions(settled, config, step)
+    given = files_of(request.given, len(settled.prompts), getattr(config.objective, "conditioning", {}))
+    return replace(settled, given=given)
 
 
 def _with_captions(settled: Settled, config: RunConfig, step: int) -> Settled:
@@ -116,7 +130,7 @@ def _refuse_large(frames: int, size: Size, geometry: Geometry) -> None:
     scale = math.sqrt(free / need)
     smaller = (int(size[0] * scale) // cell_y * cell_y, int(size[1] * scale) // cell_x * cell_x)
     remedies = [f"--frames {fewer}"] * bool(fewer) + [f"--size {smaller[0]}x{smaller[1]}"] * bool(min(smaller))
-    raise InputError("a video fits into memory while it is drawn", found, " or ".join(remedies) or "a larger machine")
+    raise InputError("a video fits into memory while it is sampled", found, " or ".join(remedies) or "a larger machine")
 
 
 def _cells(geometry: Geometry) -> Size:

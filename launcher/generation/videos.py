@@ -1,11 +1,12 @@
 """`longreel sample`: videos from a run's checkpoint, as mp4, one contact sheet, and what they were made from.
 
-A sample depends on (weights, prompt, seed, steps, guidance, size) alone: each is drawn by itself, so that the same
-request gives the same bytes whatever else is asked for with it. Its name says all of these, and what is there already
-is never overwritten (`folder.keep`): to compare checkpoints or scales is what samples are for.
+A sample depends on (weights, prompt, what is given, seed, steps, guidance, size) alone: each is sampled by itself, so
+that the same request gives the same bytes whatever else is asked for with it. Its name says all of these, and what is
+there already is never overwritten (`folder.keep`): to compare checkpoints or scales is what samples are for.
 
     a-red-square-step-200-seed-0-guidance-4-solver-50-16x32x32.mp4    of the moving average, if the run keeps one
     a-red-square-step-200-seed-0-guidance-4-solver-50-16x32x32-no-ema.mp4
+    a-red-square-step-200-seed-0-guidance-4-heun-25-16x32x32-first_frame-1f0c93ab.mp4   with --sampler and --first-frame
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from math import prod
 from pathlib import Path
 
 import torch
@@ -32,10 +32,12 @@ from launcher.config.loading import load
 from launcher.config.run_config import RunConfig
 from launcher.core.hardware import device_here
 from launcher.core.run_folder import RunFolder, keep
-from launcher.generation.sample_request import Request, settle
+from launcher.generation.given_frames import GivenClip, given_clip
+from launcher.generation.sample_request import Request, Settled, settle
+from models.codecs.codec import Codec
 from models.codecs.open_codec import open_codec
 from models.codecs.vq import Frames, enlarged
-from models.diffusion.sampler import sample
+from models.diffusion.sampler import Clip, Solver, sample
 from models.diffusion.video_dit import VideoDiT, VideoDiTConfig
 from models.language.video_lm import VideoLM
 from models.layers.patches import unpatchify
@@ -50,7 +52,7 @@ SHEET_FRAMES = 8
 
 @dataclass(frozen=True)
 class Sampled:
-    """One video that was written, and how it was made."""
+    """One video that was written, and how it was made; `given` has the file of what was given, by its task."""
 
     file: str
     prompt: str
@@ -62,56 +64,56 @@ class Sampled:
     width: int
     checkpoint_step: int
     averaged: bool
+    sampler: str
+    given: dict[str, str]
+    given_digest: str
 
 
-def draw(
+def sample_videos(
     run: Path,
     request: Request,
     out: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> tuple[list[Sampled], Path]:
-    """Draw videos; returns what was written, and the contact sheet.
+    """Sample videos; returns what was written, and the contact sheet.
 
     Args:
         run: the run folder.
-        request: what to draw.
+        request: what to sample.
         out: folder for the files; `samples/` of the run if not given.
         on_progress: called with (done, total).
-        on_note: called with what a person should know before anything is drawn.
+        on_note: called with what a person should know before anything is sampled.
 
     Raises:
-        InputError: no run, no checkpoint, no prompt, or a size that does not fill whole tokens.
+        InputError: no run, no checkpoint, no prompt, a size that does not fill whole tokens, or something given that
+            the model was not trained to be given.
     """
     config, found = open_run(run, request.checkpoint_step)
     if not isinstance(config.model, VideoDiTConfig):
         found_there, remedy = f"model.kind: {config.model.kind}", '--video FILE --prompt "What is it?", to ask'
-        raise InputError("videos are drawn by a model that draws", found_there, remedy)
+        raise InputError("videos are sampled from a diffusion model", found_there, remedy)
     device = device_here(config.device)
     codec = open_codec(config.codec, config.model.patch, DTYPES[config.dtype], device)
     asked = settle(request, config, found.state.step, codec.geometry)
-    grid = codec.geometry.grid(asked.frames, *asked.size)
+    given = _given(asked, codec, device)
     averaged = is_averaged(found, request.averaged)
     if on_note is not None:
         of = "moving average of the weights; --no-ema for the weights" if averaged else "weights"
-        for note in (*asked.notes, f"step {found.state.step}, {of}"):
+        notes = dict.fromkeys(clip.note for clip in given if clip is not None and clip.note)
+        for note in (*asked.notes, *notes, f"step {found.state.step}, {of}"):
             on_note(note)
     model = load_model(config, found, codec.geometry.channels, device, averaged)
-    assert isinstance(model, VideoDiT), "a model that speaks was refused"
-    objective = build_flow(config.objective)
+    assert isinstance(model, VideoDiT), "a language model was refused"
     folder = out or RunFolder(run).samples
     folder.mkdir(parents=True, exist_ok=True)
     written, rows = [], []
-    for number, prompt in enumerate(asked.prompts):
-        (tokens,) = sample(
-            model, objective, [grid], [prompt], [key_of(asked.seed, prompt)], steps=asked.steps,
-            guidance=asked.guidance, shift=objective.shift_of(prod(grid)), dtype=DTYPES[config.dtype],
-        )  # fmt: skip
-        latents = unpatchify(tokens, grid, config.model.patch, codec.geometry.channels)
-        frames: Frames = codec.decode(latents).cpu().numpy()
+    for number, (prompt, clip) in enumerate(zip(asked.prompts, given, strict=True)):
+        frames = _frames(config, model, codec, asked, (prompt, clip))
+        task, file = (asked.given.task, str(asked.given.files[number])) if asked.given else ("", "")
         made = Sampled(
-            "", prompt, asked.seed, asked.steps, asked.guidance,
-            len(frames), frames.shape[1], frames.shape[2], found.state.step, averaged,
+            "", prompt, asked.seed, asked.steps, asked.guidance, len(frames), frames.shape[1], frames.shape[2],
+            found.state.step, averaged, asked.sampler, {task: file} if task else {}, clip.digest if clip else "",
         )  # fmt: skip
         video = encode(enlarged(frames), Fraction(config.sample.fps))
         written.append(_write(folder, f"{slug(prompt)}-{_setting(made, found)}", made, video))
@@ -124,12 +126,39 @@ def draw(
     return written, folder / f"{sheet}.png"
 
 
+def _given(asked: Settled, codec: Codec, device: torch.device) -> list[GivenClip | None]:
+    """What is given of the video of each prompt."""
+    if asked.given is None:
+        return [None] * len(asked.prompts)
+    grid, task = codec.geometry.grid(asked.frames, *asked.size), asked.given.task
+    return [
+        given_clip((task, file), grid, key_of(asked.seed, prompt), asked.size, codec, device)
+        for prompt, file in zip(asked.prompts, asked.given.files, strict=True)
+    ]
+
+
+def _frames(
+    config: RunConfig, model: VideoDiT, codec: Codec, asked: Settled, clip: tuple[str, GivenClip | None]
+) -> Frames:
+    """The video of a prompt, and of what is given of it."""
+    prompt, given = clip
+    grid = codec.geometry.grid(asked.frames, *asked.size)
+    one = Clip(grid, prompt, key_of(asked.seed, prompt), given.given if given else None)
+    solver = Solver(asked.steps, asked.guidance, asked.sampler)
+    (tokens,) = sample(model, build_flow(config.objective), [one], solver, DTYPES[config.dtype])
+    latents = unpatchify(tokens, grid, codec.geometry.patch, codec.geometry.channels)
+    frames: Frames = codec.decode(latents).cpu().numpy()
+    return frames
+
+
 def _setting(made: Sampled, found: Checkpoint) -> str:
     """All that a sample depends on but its prompt, as a part of a file name."""
     guidance = f"{made.guidance:g}" if float(f"{made.guidance:g}") == made.guidance else repr(made.guidance)
-    shape = f"{made.frames}x{made.height}x{made.width}"
     weights = "" if made.averaged == is_averaged(found) else "-no-ema"
-    return f"step-{made.checkpoint_step}-seed-{made.seed}-guidance-{guidance}-solver-{made.steps}-{shape}{weights}"
+    solver = "solver" if made.sampler == "euler" else made.sampler
+    given = "".join(f"-{task}-{made.given_digest}" for task in made.given)
+    shape = f"{made.frames}x{made.height}x{made.width}{given}{weights}"
+    return f"step-{made.checkpoint_step}-seed-{made.seed}-guidance-{guidance}-{solver}-{made.steps}-{shape}"
 
 
 def _write(folder: Path, stem: str, made: Sampled, video: bytes) -> Sampled:
@@ -167,7 +196,7 @@ def is_averaged(found: Checkpoint, asked: bool | None = None) -> bool:
     """
     has = EMA in found.manifest.keys
     if asked and not has:
-        raise InputError("a moving average is drawn with if the run kept one", f"{found.where} has none", "--no-ema")
+        raise InputError("a moving average is sampled from if the run kept one", f"{found.where} has none", "--no-ema")
     return has if asked is None else asked
 
 

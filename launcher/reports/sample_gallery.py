@@ -76,7 +76,9 @@ def _video(path: Path, capacity: _Capacity) -> str:
     made = json_of(path.with_suffix(".json"))
     prompt = escape_html(str(made.get("prompt", path.name)))
     words = (("seed", "seed"), ("steps", "steps"), ("guidance", "guidance"), ("checkpoint_step", "from step"))
-    how = escape_html(", ".join(f"{word} {made[key]}" for key, word in words if key in made))
+    given: dict[str, object] = made["given"] if isinstance(made.get("given"), dict) else {}
+    told = [f"{word} {made[key]}" for key, word in words if key in made]
+    how = escape_html(", ".join([*told, *(f"{task} {Path(str(file)).name}" for task, file in given.items())]))
     return (
         f'<figure class=card><video autoplay loop muted playsinline src="data:video/mp4;base64,{data}"></video>'
         f"<figcaption>{prompt}<br><span class=soft>{how or 'no .json beside it'}</span></figcaption></figure>"

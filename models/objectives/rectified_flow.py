@@ -21,9 +21,10 @@ from typing import Annotated, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
+from models.objectives.conditioning import check_shares, given_in_training
 from parallel.device_stream import Send, here
 from parallel.random import key_of, normal, uniform
 from parallel.sequence.packed import Document, Packed, local_spans
@@ -42,7 +43,8 @@ class RectifiedFlowConfig(BaseModel):
         base_tokens: of a clip whose levels are not shifted.
         predict: what the network's output means.
         caption_drop: share of clips that are trained without their caption, for guidance.
-        first_frame: share of clips whose first frame (of tokens) is given clean: image to video.
+        conditioning: share of clips of each conditioning task (`models.objectives.conditioning`), such as
+            {first_frame: 0.3} for image to video; the others are trained by their words alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,7 +56,13 @@ class RectifiedFlowConfig(BaseModel):
     base_tokens: Numbers[int] = Field(default=4096, gt=0)
     predict: State[Literal["velocity", "clean"]] = "velocity"
     caption_drop: Numbers[float] = Field(default=0.1, ge=0, le=1)
-    first_frame: Numbers[float] = Field(default=0.0, ge=0, le=1)
+    conditioning: Numbers[dict[str, float]] = {}
+
+    @field_validator("conditioning")
+    @classmethod
+    def _tasks_are_there(cls, shares: dict[str, float]) -> dict[str, float]:
+        check_shares(shares)
+        return shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,18 +113,18 @@ class RectifiedFlow:
             send: puts a tensor of the host there.
         """
         wide = torch.promote_types(packed.values.dtype, torch.float32)
-        clean, weight = packed.values.to(wide), packed.weight.to(wide, copy=True)
-        noise, levels = torch.empty_like(clean), np.empty(len(clean))
+        clean, weight = packed.values.to(wide), packed.weight.to(wide)
+        noise, levels, learned = torch.empty_like(clean), np.empty(len(clean)), np.ones(len(clean))
         row = 0
         for index, start, stop in local_spans(packed.lengths, packed.ranges):
             document, rows = packed.documents[index], slice(row, row + stop - start)
             noise[rows] = send(torch.from_numpy(normal(key_of(document.key, "noise"), start, stop, clean.shape[1])))
             levels[rows] = self.level(document)
-            if document.grid[0] > 1 and uniform(key_of(document.key, "first_frame")) < self.config.first_frame:
-                given = slice(row, row + max(0, min(stop, document.grid[1] * document.grid[2]) - start))
-                levels[given], weight[given] = 0.0, 0.0
+            if (task := given_in_training(self.config.conditioning, document.grid, document.key)) is not None:
+                given, counted = (tokens.reshape(-1)[start:stop] for tokens in task)
+                levels[rows][given], learned[rows] = 0.0, counted
             row = rows.stop
-        level = send(torch.from_numpy(levels).to(wide))
+        level, weight = send(torch.from_numpy(levels).to(wide)), weight * send(torch.from_numpy(learned).to(wide))
         noisy = (1 - level)[:, None] * clean + level[:, None] * noise
         noisy_packed = replace(
             packed,
@@ -135,6 +143,16 @@ class RectifiedFlow:
             # Li and He, table 1: predict x, loss on v
             error = error / packed.noise_level.clamp_min(LEAST_LEVEL)[:, None]
         return (packed.weight * error.square().mean(dim=1)).sum(), packed.weight.sum()
+
+    def levels(self, steps: int, tokens: int) -> npt.NDArray[np.float64]:
+        """[steps + 1] noise levels from 1 down to 0 for a sampler: evenly spaced, then shifted as in training.
+
+        Args:
+            steps: of the sampler.
+            tokens: of the clip.
+        """
+        even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        return shifted(even, self.shift_of(tokens)).numpy()
 
     def velocity(self, prediction: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
         """What the network's output says about dz/ds, for samplers.

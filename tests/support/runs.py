@@ -44,7 +44,7 @@ def config(out: Path, dataset: Path, **changes: Any) -> RunConfig:
         # 5 clips of 7 x 4 x 4 or 8 x 4 x 4 tokens are no multiple of anything; two packs a step
         "data": {"dataset": str(dataset), "pack_tokens": 700, "packs_per_step": 2, "frames": 7, "size": [32, 32]},
         "model": deepcopy(MODEL),
-        "objective": {"kind": "rectified_flow", "first_frame": 0.3},
+        "objective": {"kind": "rectified_flow", "conditioning": {"first_frame": 0.3}},
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2, "weight_decay": 0.01},
         "checkpoint": {"every": 100},
     }

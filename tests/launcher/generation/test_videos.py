@@ -20,7 +20,7 @@ from launcher.checkpoints.storage import open_storage
 from launcher.core.run_folder import RunFolder
 from launcher.generation.sample_prompts import captions_of, usual_shape
 from launcher.generation.sample_request import Request, settle
-from launcher.generation.videos import draw, is_averaged, load_model, open_run, slug
+from launcher.generation.videos import is_averaged, load_model, open_run, sample_videos, slug
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
 from tests.support.runs import config, train
@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
 
 def drawn(run: Path, out: Path, **asked: object) -> bytes:
     request = Request(**{"prompts": ("a red square moving right",), "steps": 3, "guidance": 2.0, **asked})  # type: ignore[arg-type]
-    made, sheet = draw(run, request, out)
+    made, sheet = sample_videos(run, request, out)
     assert sheet.exists()
     return (out / made[0].file).read_bytes()
 
@@ -61,7 +61,7 @@ def test_each_flag_matters(run: Path, tmp_path: Path, change: dict[str, object])
 
 
 def test_what_is_written(run: Path, tmp_path: Path) -> None:
-    made, sheet = draw(
+    made, sheet = sample_videos(
         run, Request(("Hello, <World>!",), seed=3, steps=2, guidance=1.0, frames=5, size=(40, 24)), tmp_path
     )
     (one,) = made
@@ -77,17 +77,17 @@ def test_what_is_written(run: Path, tmp_path: Path) -> None:
 
 def test_wrong_requests(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there are: step-00000002, step-00000004"):
-        draw(run, Request(("x",), checkpoint_step=3), tmp_path)
+        sample_videos(run, Request(("x",), checkpoint_step=3), tmp_path)
     with pytest.raises(InputError, match="use 5 frames of 32 x 32"):
-        draw(run, Request(("x",), frames=5, size=(33, 32)), tmp_path)
+        sample_videos(run, Request(("x",), frames=5, size=(33, 32)), tmp_path)
     with pytest.raises(InputError, match="steps is at least 1"):
-        draw(run, Request(("x",), steps=0), tmp_path)
+        sample_videos(run, Request(("x",), steps=0), tmp_path)
     with pytest.raises(InputError, match="fits into memory"):
-        draw(run, Request(("x",), size=(999992, 999992)), tmp_path)
+        sample_videos(run, Request(("x",), size=(999992, 999992)), tmp_path)
     with pytest.raises(InputError, match="a seed is from 0"):
-        draw(run, Request(("x",), seed=-1), tmp_path)
+        sample_videos(run, Request(("x",), seed=-1), tmp_path)
     with pytest.raises(InputError, match="has frames and pixels"):
-        draw(run, Request(("x",), size=(0, 8)), tmp_path)
+        sample_videos(run, Request(("x",), size=(0, 8)), tmp_path)
 
 
 CHANGES: list[dict[str, Any]] = [
@@ -101,7 +101,7 @@ def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:
     usual: dict[str, Any] = {"prompts": ("a red",), "steps": 1, "guidance": 1.0, "frames": 2, "size": (16, 16)}
     before: dict[str, bytes] = {}
     for change in [{}, *CHANGES]:
-        made, sheet = draw(run, Request(**{**usual, **change}), tmp_path)
+        made, sheet = sample_videos(run, Request(**{**usual, **change}), tmp_path)
         there = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         assert {name: there[name] for name in before} == before, change
         assert len(there) >= len(before) + 2, change  # a video with its facts, or a sheet of more prompts
@@ -111,13 +111,13 @@ def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:
             assert facts["file"] == one.file
             assert [facts[key] for key in ("prompt", "seed", "guidance")] == [one.prompt, one.seed, one.guidance]
         before = there
-    draw(run, Request(**usual), tmp_path)
+    sample_videos(run, Request(**usual), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before  # the same again is the same files
     other = tmp_path.parent / "other"
     shutil.copytree(run, other)
     settings = RunFolder(other).config
     settings.write_text(settings.read_text().replace("fps: 8", "fps: 4"))
-    made, _ = draw(other, Request(**usual), tmp_path)
+    made, _ = sample_videos(other, Request(**usual), tmp_path)
     assert made[0].file.endswith("-2.mp4")
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
 
@@ -139,7 +139,7 @@ def test_without_the_moving_average(run: Path) -> None:
 
 def test_a_run_without_prompts_draws_captions_of_its_dataset(run: Path, dataset: Path, tmp_path: Path) -> None:
     index, told = Index.open(dataset), list[str]()
-    made, _ = draw(run, Request(steps=1, guidance=1.0), tmp_path, on_note=told.append)
+    made, _ = sample_videos(run, Request(steps=1, guidance=1.0), tmp_path, on_note=told.append)
     captions = {index.caption(row) for row in range(len(index))}
     assert len({one.prompt for one in made}) == len(made) == 4
     assert {one.prompt for one in made} <= captions
@@ -212,5 +212,5 @@ def test_real_clips_train_and_sample(real_clips: Path, tmp_path: Path) -> None:
     assert set(seen) == {index.uid(row) for row in range(len(index))}
     assert all(0 < line["loss"] < 3 and line["grad_norm"] > 0 for line in lines)  # that it learns is tested elsewhere
     RunFolder(out).config.write_text(to_yaml(settings))
-    made, _ = draw(out, Request(("a montage of city traffic and bicycles",), steps=2), tmp_path / "samples")
+    made, _ = sample_videos(out, Request(("a montage of city traffic and bicycles",), steps=2), tmp_path / "samples")
     assert made[0].frames == 8

@@ -49,7 +49,7 @@ def read(packed: Packed) -> DiTBatch:
 
 
 def loss_and_grads(model: VideoDiT, packed: Packed) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    objective = RectifiedFlow(RectifiedFlowConfig(first_frame=0.5))
+    objective = RectifiedFlow(RectifiedFlowConfig(conditioning={"first_frame": 0.5}))
     prepared = objective.prepare(packed)
     model.zero_grad()
     loss, _ = objective.loss(model(read(prepared.packed), [local_plan(packed_mask(packed.lengths))]), prepared)
