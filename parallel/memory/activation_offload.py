@@ -65,18 +65,18 @@ class Traffic:
 
 
 @contextmanager
-def offload(limit_bytes: int = LIMIT_BYTES) -> Iterator[Traffic]:
+def offload(limit_bytes: int | None = None) -> Iterator[Traffic]:
     """Keep in the host's memory what operators called meanwhile, and attention under `recompute`, keep for backward.
 
     The backward pass itself may run later, also outside of the context.
 
     Args:
-        limit_bytes: tensors of fewer bytes stay where they are.
+        limit_bytes: tensors of fewer bytes stay where they are; `LIMIT_BYTES` if not given.
 
     Yields:
         Counts, that grow in forward and in backward.
     """
-    store = HostStore(limit_bytes, PLACES.get())
+    store = HostStore(LIMIT_BYTES if limit_bytes is None else limit_bytes, PLACES.get())
     token = _IN_USE.set(store)
     try:
         with torch.autograd.graph.saved_tensors_hooks(store.put, lambda handle: handle.tensor()):
