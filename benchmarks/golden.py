@@ -43,7 +43,7 @@ model:
              num_attention_heads: 4, num_key_value_heads: 2, initializer_range: 0.2}
   vision: {model_type: siglip_vision_model, hidden_size: 16, intermediate_size: 24, num_hidden_layers: 2,
            num_attention_heads: 2, image_size: 16, patch_size: 4}
-  pool: 2
+  spatial_pool: 2
 objective: {kind: next_token}
 optimizer: {learning_rate: 1.0e-3, warmup_steps: 2, weight_decay: 0.01}
 checkpoint: {every: 20}
@@ -75,7 +75,9 @@ class Tree:
         if (self.home / "models" / "objectives" / "conditioning.py").exists():
             shares = f"conditioning: {{{shares}}}"
         (self.work / "dit.yaml").write_text(DIT.replace("CONDITIONING", shares))
-        (self.work / "language.yaml").write_text(LANGUAGE)
+        sources = (file.read_text() for file in (self.home / "models").rglob("*.py"))
+        named = any("spatial_pool" in text for text in sources)  # `pool` in commits before
+        (self.work / "language.yaml").write_text(LANGUAGE if named else LANGUAGE.replace("spatial_pool", "pool"))
         chat = "talks" if (self.home / "launcher" / "cli_data.py").exists() or self._says("talks") else "chat"
         self.longreel("data", "synth", "--out", "clips", "--clips", "24", "--seed", "0")
         self.longreel("prepare", "clips", "--out", "dit")

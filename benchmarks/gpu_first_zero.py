@@ -39,7 +39,7 @@ def engine(stage: int, case: Case) -> Iterator[Row]:
     meet(case)
     dtype = torch.bfloat16
     x = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(1))
-    ours = engine_for(_net(dtype).to(case.device), AdamWConfig(clip=0), stage, 1, device=case.device)
+    ours = engine_for(_net(dtype).to(case.device), AdamWConfig(max_grad_norm=0), stage, 1, device=case.device)
     losses = _losses(ours, x.to(case.device, dtype))
     strange = {
         str(value.device)
@@ -78,7 +78,7 @@ def _losses(ours: Engine, x: torch.Tensor) -> list[float]:
 
 
 def _bare(net: torch.nn.Module, x: torch.Tensor) -> list[float]:
-    adam, found = AdamWConfig(clip=0), []
+    adam, found = AdamWConfig(max_grad_norm=0), []
     optimizer = torch.optim.AdamW(
         adam.groups(net.parameters()), lr=RATE / 10, betas=adam.betas, eps=adam.eps, weight_decay=0.0
     )

@@ -57,7 +57,7 @@ def main(recipe: Path, steps: int, overrides: list[str]) -> None:
             loss = feed.maker.objective.loss(prediction, prepared)[0] / batch.weight
             loss.backward()
             total += float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
         optimizer.step()
         seconds.append(time.perf_counter() - begin)
     print(json.dumps(seconds))

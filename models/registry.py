@@ -85,7 +85,7 @@ def build(
     if isinstance(config, VideoLMConfig):
         contrast = None
         if isinstance(objective, VideoTextConfig):
-            contrast = partial(Contrast, width=objective.width, temperature=objective.temperature)
+            contrast = partial(Contrast, width=objective.embedding_dim, temperature=objective.temperature)
         return video_lm.build(config, dtype, seed, contrast)
     return video_dit.build(config, channels, seed, dtype)
 

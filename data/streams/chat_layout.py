@@ -164,7 +164,7 @@ def stamps_of(span: VisualSpan, views: Views, times: Times | None) -> list[Ints]
     count = len(views.rows(span.frames))
     if times is None:
         return [np.zeros(0, np.int64)] * count
-    frames = (span.first + view * views.merge for view in range(count))
+    frames = (span.first + view * views.temporal_pool for view in range(count))
     return [times(span.timeline.second(frame * span.stride)) for frame in frames]
 
 

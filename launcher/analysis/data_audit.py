@@ -19,7 +19,7 @@ from data.streams.pack_stream import Pack
 from launcher.batches.datasets import open_curriculum
 from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.storage import open_storage
-from launcher.config.loading import load
+from launcher.config.loading import load_stored
 from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder, events_of, steps_of
 from launcher.training.metrics_log import record_of
@@ -206,12 +206,12 @@ def _opened(run: Path) -> tuple[RunConfig, RunFolder]:
     folder = RunFolder(Path(run))
     if not folder.config.is_file():
         raise InputError("an audit is of a run folder", f"{run} has no {folder.config.name}", "give the run's out")
-    return load(folder.config), folder
+    return load_stored(folder.config), folder
 
 
 def _curriculum(config: RunConfig, folder: RunFolder) -> Curriculum:
     """With the datasets as the run knows them."""
-    found, _ = newest(open_storage(folder.checkpoints, config.checkpoint.to), trusting)
+    found, _ = newest(open_storage(folder.checkpoints, config.checkpoint.location), trusting)
     return open_curriculum(config, found.state.datasets if found else ())
 
 

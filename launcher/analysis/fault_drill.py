@@ -249,7 +249,7 @@ def _tell(config: RunConfig, kind: str, fault: FaultConfig) -> None:
 
 def _config(drill: Drill, kind: str, faults: tuple[FaultConfig, ...]) -> RunConfig:
     """Of one exercise; checkpoints that do not lie in the run folder get a folder of their own too."""
-    to = drill.config.checkpoint.to
+    to = drill.config.checkpoint.location
     checkpoint = drill.config.checkpoint.model_copy(
         update={"to": None if to is None else f"{to.rstrip('/')}-drill/{kind}"}
     )
@@ -258,7 +258,7 @@ def _config(drill: Drill, kind: str, faults: tuple[FaultConfig, ...]) -> RunConf
 
 
 def _storage(config: RunConfig) -> Storage:
-    return open_storage(RunFolder(config.out).checkpoints, config.checkpoint.to)
+    return open_storage(RunFolder(config.out).checkpoints, config.checkpoint.location)
 
 
 def _forget_checkpoints(storage: Storage) -> None:

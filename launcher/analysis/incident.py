@@ -64,7 +64,7 @@ def _same(one: Incident) -> tuple[Any, ...] | None:
     """What incidents of one cause have in common; None for one that stands for itself."""
     if one.cause == "nonsense":
         return ("nonsense", one.on_purpose)
-    if one.cause == "data" and ("at most data.tolerate" in one.what or "could not be read" in one.what):
+    if one.cause == "data" and ("at most data.max_unreadable_samples" in one.what or "could not be read" in one.what):
         return ("data",)
     if one.cause == "full":
         return ("full", one.on_purpose)

@@ -136,10 +136,10 @@ def _chat_source(config: RunConfig, data: DataConfig, seed: int, talks: Talks) -
     model = config.model
     assert isinstance(model, VideoLMConfig), "talks are for models that speak"
     attention, dim = model.attention, model.dim
-    refuse_rope({**model.text.rope_parameters, **(data.rope or {})})
+    refuse_rope({**model.text.rope_parameters, **(data.rope_scaling or {})})
     clips = clips_of(config, data, seed, talks)
-    times = times_of(open_tokenizer(str(talks.tokenizer_folder))) if data.times else None
-    options = ChatOptions(model.views, data.positions or model.positions, data.turning, times)
+    times = times_of(open_tokenizer(str(talks.tokenizer_folder))) if data.timestamps else None
+    options = ChatOptions(model.views, data.max_positions or model.positions, data.rope_items, times)
     return ChatSource(talks, clips, options, seed, lambda tokens: _cost(attention, dim, (tokens, 1, 1)))
 
 

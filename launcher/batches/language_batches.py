@@ -172,7 +172,7 @@ class TalkMaker:
         return Seen(
             normalised(pixels, *self.model.normal, self.dtype),
             Averages.of(frames[first:stop], rows[first:stop], self.model.frame_tokens, self.stream.send),
-            places.most * views.merge,
+            places.most * views.temporal_pool,
         )
 
     def _tensor(self, values: np.ndarray[Any, Any]) -> Tensor:

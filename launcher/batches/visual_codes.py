@@ -183,10 +183,12 @@ def refuse_other_mask(curriculum: Curriculum, objective: Any) -> None:
         if mask is None:
             rule = "masked_token hides codes of talks"
             raise InputError(rule, f"{folder}: visuals are no codes", "longreel data talks --codes, or next_token")
-        if objective.token != mask:
+        if objective.mask_token != mask:
             rule = "a token that talks keep for it stands where a code is hidden"
             raise InputError(
-                rule, f"objective.token={objective.token}, {folder} keeps {mask}", f"objective.token={mask}"
+                rule,
+                f"objective.mask_token={objective.mask_token}, {folder} keeps {mask}",
+                f"objective.mask_token={mask}",
             )
 
 
@@ -214,7 +216,8 @@ def closing_lines(told: Told, talks: Talks) -> list[str]:
     y, x = about["grid"]
     return [
         f"{told.codes:,} codes, {y} x {x} a frame, of {about['words']:,} words: {about['identity']}",
-        f"model.language.vocab_size={tokens} or more; to draw, objective.coded=1; masked_token: objective.token={mask}",
+        f"model.language.vocab_size={tokens} or more; to draw, objective.visual_code=1; "
+        f"masked_token: objective.mask_token={mask}",
     ]
 
 

@@ -16,8 +16,9 @@ from launcher.checkpoints.part import Part, hash_of
 from launcher.checkpoints.storage import MANIFEST, PREFIX, Storage
 from parallel.parsing import ParseError, parse_json
 
-FORMAT = 3
+FORMAT = 4  # raise it when a key of its config gets another name, or a tensor another place
 SEAL = "seal"
+OTHER_FORMAT = "format"
 
 
 class BrokenError(ValueError):
@@ -131,7 +132,7 @@ class Manifest:
             seal = record.pop(SEAL, None)
             found = record["format"]
             if found != FORMAT:
-                raise BrokenError(f"{MANIFEST}: format {found}, this version reads {FORMAT}")
+                raise BrokenError(f"{MANIFEST}: {OTHER_FORMAT} {found}, this version reads {FORMAT}")
             if seal != _seal(record):
                 raise BrokenError(f"{MANIFEST}: its content is not what was written")
             position = Position.from_json(json.dumps(record["position"]))

@@ -121,17 +121,17 @@ def refuse_foreign(checkpoint: Checkpoint, config: RunConfig) -> None:
         InputError: they are of another run folder, and `checkpoint.adopt` does not say that they shall be ours.
     """
     of, ours = checkpoint.manifest.run, known_id(RunFolder(config.out))
-    if config.checkpoint.to is None or config.checkpoint.adopt or not of or of == ours:
+    if config.checkpoint.location is None or config.checkpoint.adopt or not of or of == ours:
         return
     raise InputError(
-        "checkpoint.to holds checkpoints of this run alone",
+        "checkpoint.location holds checkpoints of this run alone",
         f"{checkpoint.where} is of another run folder than {config.out}",
-        "another checkpoint.to, or out= of that run; if its folder is gone, checkpoint.adopt=true to go on for it",
+        "another checkpoint.location, or out= of that run; if its folder is gone, checkpoint.adopt=true",
     )
 
 
 def refuse_left_behind(folder: RunFolder, storage: Storage, found: Checkpoint | None) -> None:
-    """A run whose `checkpoint.to` was changed does not begin anew while its checkpoints still lie where they were.
+    """A run whose `checkpoint.location` changed does not begin anew while its checkpoints lie where they were.
 
     Args:
         folder: of the run, whose events tell of every checkpoint and its place.
@@ -152,7 +152,7 @@ def refuse_left_behind(folder: RunFolder, storage: Storage, found: Checkpoint | 
     except Exception:  # drivers of stores raise what they like; nobody knows that it is gone
         names = [name_of(int(saved[-1]["step"]))]
     if names and names[-1] > name_of(found.state.step if found else 0):
-        back = setting("checkpoint.to", None if place == str(folder.checkpoints) else place)
+        back = setting("checkpoint.location", None if place == str(folder.checkpoints) else place)
         raise InputError(
             "a run goes on from its newest checkpoint",
             f"{storage.where('')} has {found.name if found else 'none'}; {names[-1]} was saved to {place}",

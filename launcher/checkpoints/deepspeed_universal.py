@@ -67,7 +67,7 @@ def import_universal(
     """
     _refuse_others(source, shapes)
     folder = RunFolder(config.out)
-    storage, name = open_storage(folder.checkpoints, config.checkpoint.to), name_of(0)
+    storage, name = open_storage(folder.checkpoints, config.checkpoint.location), name_of(0)
     if storage.names():
         raise InputError(
             "weights are imported into a run that has not begun",

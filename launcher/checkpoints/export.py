@@ -90,7 +90,7 @@ def export_folder(found: Checkpoint, out: Path, averaged: bool | None, dtype: st
         refuse_other_outside(found, config, outside_of(config, module, None, Hashes()))
         fill(like, module)  # what is frozen is in no checkpoint
     assert isinstance(module, VideoLM), "a video_lm is built as one"
-    module.lm.describe(data.turning, data.positions)
+    module.lm.describe(data.rope_items, data.max_positions)
     write(out, found, module, key, kind, like=like)
     if (data.folders[0] / MANIFEST).is_file():
         talks, segment = Talks.open(data.folders[0]), config.data.merged().index(data)

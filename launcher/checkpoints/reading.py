@@ -9,9 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from launcher.checkpoints.checkpoint_manifest import BrokenError, Manifest, TrainState, open_manifest, verify
+from launcher.checkpoints.checkpoint_manifest import (
+    OTHER_FORMAT,
+    BrokenError,
+    Manifest,
+    TrainState,
+    open_manifest,
+    verify,
+)
 from launcher.checkpoints.part import DTYPES, Room, Stretch, read_part
-from launcher.checkpoints.storage import Storage
+from launcher.checkpoints.storage import MANIFEST, Storage
 from parallel.errors import InputError
 from parallel.zero.fragments import Fragment
 
@@ -111,11 +118,18 @@ def newest(storage: Storage, check: Verify = by_hash) -> tuple[Checkpoint | None
         raise InputError(
             "a run resumes from a whole checkpoint",
             f"{storage.where('')}: none of {len(broken)} is; {broken[0][0]}: {broken[0][1]}",
-            "restart.verify=false, to go on with other numbers"
-            if broken[0][1].startswith(DISTRUSTED)
-            else "bring one back from a copy, or remove the folder to train from the start",
+            _remedy(broken[0][1]),
         )
     return None, broken
+
+
+def _remedy(reason: str) -> str:
+    """What to do about a run none of whose checkpoints is whole, the newest for this reason."""
+    if reason.startswith(DISTRUSTED):
+        return "restart.verify=false, to go on with other numbers"
+    if reason.startswith(f"{MANIFEST}: {OTHER_FORMAT}"):
+        return "train it anew: longreel train RUN.yaml out=ANOTHER_FOLDER"
+    return "bring one back from a copy, or remove the folder to train from the start"
 
 
 def one(storage: Storage, name: str, check: Verify = by_hash) -> Checkpoint:

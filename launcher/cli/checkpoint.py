@@ -225,14 +225,14 @@ def import_(
 def _storage(run: str) -> Storage:
     """The checkpoints of a run folder, or those that lie in this folder or at this URL themselves."""
     from launcher.checkpoints.storage import open_storage
-    from launcher.config.loading import load
+    from launcher.config.loading import load_stored
     from launcher.core.run_folder import RunFolder
 
     if "://" in run:
         return open_storage(Path(), run)
     path = Path(run)
     if RunFolder(path).config.is_file():
-        return open_storage(RunFolder(path).checkpoints, load(RunFolder(path).config).checkpoint.to)
+        return open_storage(RunFolder(path).checkpoints, load_stored(RunFolder(path).config).checkpoint.location)
     storage = open_storage(path)
     if not path.is_dir() or not storage.names():
         found = f"{run} is no {'run folder, and holds no checkpoints' if path.is_dir() else 'folder'}"

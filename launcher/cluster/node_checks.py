@@ -90,8 +90,8 @@ def alive(ray: Any) -> dict[str, str]:
 def paths_of(config: RunConfig) -> Paths:
     """Of a run: its folder, a folder of checkpoints elsewhere, its datasets, its codec."""
     written = [config.out]
-    if config.checkpoint.to is not None and "://" not in config.checkpoint.to:
-        written.append(Path(config.checkpoint.to))
+    if config.checkpoint.location is not None and "://" not in config.checkpoint.location:
+        written.append(Path(config.checkpoint.location))
     read = [folder for data in config.data.merged() for folder in data.folders]
     if config.codec.folder is not None:
         read.append(config.codec.folder)

@@ -238,7 +238,7 @@ class ActorRanks:
         node_of = {rank: place.node for place in self.places for rank in place.ranks}
         nodes = [node_of[rank] for rank in range(mesh.ranks)]
         seats = [Seat(r, mesh.ranks, nodes[:r].count(nodes[r]), nodes.count(nodes[r]), address) for r in node_of]
-        lease = None if embedded else max(LEAST_LEASE, 3 * config.restart.silence_seconds)
+        lease = None if embedded else max(LEAST_LEASE, 3 * config.restart.heartbeat_timeout_seconds)
         started = [p.actor.start.remote(config, [s for s in seats if s.rank in p.ranks], lease) for p in self.places]
         for place, pids in zip(self.places, self._answers(started, [p.node for p in self.places]), strict=True):
             place.pids, place.heard = pids, time.monotonic()

@@ -31,6 +31,7 @@ EXAMPLES = {  # of keys without a default that shows their kind
 }
 
 
+KNOWN = "every key of a run is known"
 MOST_TOLD = 4  # keys of a section that is none
 
 
@@ -56,7 +57,7 @@ def refuse_unknown(settings: Mapping[str, Any], lines: Mapping[str, str]) -> Non
         inner = _value(settings, key)
         told = _meant_section(key, inner, known) if is_word and isinstance(inner, Mapping) else None
         remedy = told or (_meant(key, known) if is_word else "see docs/ for the keys of a run")
-        raise InputError("every key of a run is known", found, remedy)
+        raise InputError(KNOWN, found, remedy)
 
 
 def _value(settings: Mapping[str, Any], key: str) -> Any:

@@ -43,7 +43,7 @@ LENGTH = Meaning(("data.pack_tokens",), "clips are packed end to end into sequen
 DATA = Meaning(("data.dataset",), "a folder that longreel prepare wrote")
 SAVE = Meaning(("checkpoint.every",))
 KEEP = Meaning(("checkpoint.keep",))
-CLIP = Meaning(("optimizer.clip",))
+CLIP = Meaning(("optimizer.max_grad_norm",))
 SCHEDULE = Meaning(("optimizer.schedule",))
 RECOMPUTE = Meaning(("model.recompute",))
 FOLDER = Meaning(("out",))
@@ -89,7 +89,7 @@ ALIASES: dict[str, Meaning] = {
     **dict.fromkeys(("save_total_limit", "checkpoints_total_limit", "keep_last", "keep_latest_k", "save_top_k"), KEEP),
     **dict.fromkeys(("resume", "resume_from_checkpoint", "resume_from", "ckpt_path"), RESUME),
     **dict.fromkeys(("grad_clip", "max_grad_norm", "gradient_clipping", "clip_grad", "gradient_clip_val",
-                     "clip_grad_norm", "max_norm", "clip_norm"), CLIP),
+                     "clip_grad_norm", "max_norm", "clip_norm", "clip"), CLIP),
     **dict.fromkeys(("wd", "weight_decay"), Meaning(("optimizer.weight_decay",))),
     **dict.fromkeys(("beta1", "beta2", "adam_beta1", "adam_beta2", "betas"),
                     Meaning(("optimizer.betas",), "both, such as [0.9, 0.95]")),
@@ -121,7 +121,7 @@ ALIASES: dict[str, Meaning] = {
     **dict.fromkeys(("num_inference_steps", "sampling_steps", "num_sampling_steps"), Meaning(("sample.steps",))),
     **dict.fromkeys(("validation_prompt", "validation_prompts", "prompt", "prompts"), Meaning(("sample.prompts",))),
     **dict.fromkeys(("cfg_dropout", "caption_dropout", "cond_dropout", "class_dropout_prob", "uncond_prob"),
-                    Meaning(("objective.caption_drop",))),
+                    Meaning(("objective.caption_dropout",))),
     **dict.fromkeys(("loss", "loss_type", "prediction_type"), Meaning(("objective.kind",))),
     **dict.fromkeys(("logging_steps", "log_every", "log_interval", "report_to", "use_wandb", "wandb", "log_freq",
                      "tensorboard"), LOGS),
@@ -129,9 +129,27 @@ ALIASES: dict[str, Meaning] = {
                     Meaning(("attention.kernel",))),
     **dict.fromkeys(("compile", "torch_compile", "use_compile"), Meaning(("model.compile",))),
     **dict.fromkeys(("deterministic", "use_deterministic_algorithms"), Meaning(("determinism",), "strict")),
-    **dict.fromkeys(("timeout", "nccl_timeout", "ddp_timeout"), Meaning(("restart.timeout_seconds",))),
-    **dict.fromkeys(("max_restarts", "max_failures"), Meaning(("restart.limit",))),
+    **dict.fromkeys(("timeout", "nccl_timeout", "ddp_timeout"), Meaning(("restart.collective_timeout_seconds",))),
+    **dict.fromkeys(("max_restarts", "max_failures"), Meaning(("restart.max_restarts",))),
 }  # fmt: skip
+
+BY_SECTION: dict[str, Meaning] = {  # words whose section says what they mean
+    "data.tolerate": Meaning(("data.max_unreadable_samples",)),
+    "data.rope": Meaning(("data.rope_scaling",)),
+    "restart.timeout_seconds": Meaning(("restart.collective_timeout_seconds",)),
+    "restart.silence_seconds": Meaning(("restart.heartbeat_timeout_seconds",)),
+    "restart.patience_seconds": Meaning(("restart.rejoin_timeout_seconds",)),
+    "restart.limit": Meaning(("restart.max_restarts",)),
+    "guard.limit": Meaning(("guard.max_consecutive",)),
+    "checkpoint.to": Meaning(("checkpoint.location",)),
+    "checkpoint.wait": Meaning(("checkpoint.blocking",)),
+    "model.merge": Meaning(("model.temporal_pool",)),
+    "objective.answered": Meaning(("objective.assistant",)),
+    "objective.asked": Meaning(("objective.user",)),
+    "objective.per": Meaning(("objective.normalize_by",)),
+    "objective.share": Meaning(("objective.mask_ratio",)),
+    "objective.width": Meaning(("objective.embedding_dim",)),
+}
 
 VALUES: dict[str, dict[str, str]] = {  # of a key: what others write, and what to write here
     "dtype": {
@@ -163,12 +181,13 @@ VALUES: dict[str, dict[str, str]] = {  # of a key: what others write, and what t
 
 
 def meaning_of(key: str) -> Meaning | None:
-    """What a key of another system is here, by its last name; None if nobody knows it.
+    """What a key of another system is here, by its section or else its last name; None if nobody knows it.
 
     Args:
         key: dotted, in any spelling of capitals, with `-` or `_`.
     """
-    return ALIASES.get(key.rpartition(".")[2].strip().lower().replace("-", "_"))
+    name = key.strip().lower().replace("-", "_")
+    return BY_SECTION.get(name) or ALIASES.get(name.rpartition(".")[2].strip())
 
 
 def value_of(key: str, value: object) -> str | None:

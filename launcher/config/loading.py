@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from launcher.config.config_errors import first_mistake, refuse_unknown, written_at
+from launcher.config.config_errors import KNOWN, first_mistake, refuse_unknown, written_at
 from launcher.config.run_config import RunConfig, paths_of
 from launcher.config.run_yaml import DEEPEST, parse_yaml, read_run, refuse_odd_path
 from parallel.errors import InputError
@@ -40,6 +40,21 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         _set(settings, key, value)
         lines[key] = f"command line, {override}"
     return check(settings, lines)
+
+
+def load_stored(path: Path) -> RunConfig:
+    """The resolved run that a run folder holds.
+
+    Raises:
+        InputError: it is damaged, or an earlier version wrote it with other keys.
+    """
+    try:
+        return load(path)
+    except InputError as error:
+        if error.rule != KNOWN:
+            raise
+        remedy = f"train it anew: longreel train RUN.yaml out=ANOTHER_FOLDER ({error.remedy})"
+        raise InputError("a run folder must be of this version", error.value, remedy) from None
 
 
 def parse_override(override: str) -> tuple[str, Any]:

@@ -172,5 +172,5 @@ def paths_of(config: RunConfig) -> Iterator[tuple[str, str]]:
     for key, path in (("codec.path", config.codec.folder), ("model.path", getattr(config.model, "path", None))):
         if path is not None:
             yield key, str(path)
-    if config.checkpoint.to is not None and "://" not in config.checkpoint.to:
-        yield "checkpoint.to", config.checkpoint.to
+    if config.checkpoint.location is not None and "://" not in config.checkpoint.location:
+        yield "checkpoint.location", config.checkpoint.location

@@ -135,7 +135,7 @@ def refuse_odd_path(key: str, path: str, where: str) -> None:
     found = f"{key}: {shorter(path)} ({where})"
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?=[^/])", path)
     if scheme is not None:
-        remedy = "a folder of this machine; checkpoint.to takes the addresses of stores"
+        remedy = "a folder of this machine; checkpoint.location takes the addresses of stores"
         raise InputError(f"{key} is a path, and no address", found, remedy)
     raw = path.encode("utf-8", "surrogateescape")
     if b"\0" in raw:

@@ -28,12 +28,12 @@ class Section(BaseModel):
 
 
 class MeshConfig(Section):
-    """The grid of ranks.
+    """The mesh of ranks: replica x ring x ulysses processes, one per GPU.
 
     Attributes:
-        replica: groups of ranks that train on different packs.
-        ring: ranks along which keys travel, across nodes.
-        ulysses: ranks that share out attention heads, inside a node; at most as many as heads.
+        replica: data-parallel groups, which train on different packs.
+        ring: ring attention (context parallel) size: ranks that pass keys and values around, across nodes.
+        ulysses: Ulysses (head parallel) size: ranks that divide the heads, inside a node; at most model.heads.
     """
 
     replica: Rounding[int] = Field(default=1, ge=1)
@@ -46,11 +46,12 @@ class MeshConfig(Section):
 
 
 class KernelConfig(Section):
-    """What computes attention; who sees whom is `model.attention`.
+    """The attention kernel; which tokens see which is `model.attention`.
 
     Attributes:
-        kernel: on CUDA: "aten" (torch's own), "fa2" (the flash-attn package), "fa3", "fa4" (FlashAttention 3 and 4),
-            "cudnn"; "auto" measures those that can be had when a run starts, and takes the fastest that is right.
+        kernel: implementation on CUDA: "aten" (torch's own), "fa2" (the flash-attn package), "fa3", "fa4"
+            (FlashAttention 3 and 4), "cudnn"; "auto" measures the available ones at the start and takes the fastest
+            that is right.
     """
 
     kernel: Rounding[Asked] = "auto"
@@ -60,8 +61,9 @@ class ZeroConfig(Section):
     """DeepSpeed ZeRO.
 
     Attributes:
-        stage: 0 keeps everything on every rank; 1 shares out optimizer state, 2 also gradients, 3 also parameters.
-        offload: what lies in the host's memory: nothing, the optimizer's state, or parameters too (stage 3).
+        stage: 0 keeps everything on every rank (plain engine); 1 shards the optimizer state, 2 also the gradients, 3
+            also the parameters.
+        offload: what is kept in host memory: "nothing", the "optimizer" state, or the "parameters" too (stage 3).
     """
 
     stage: Rounding[int] = Field(default=2, ge=0, le=3)
@@ -74,12 +76,21 @@ class ZeroConfig(Section):
 
 
 class SegmentConfig(Section):
-    """A part of a curriculum: settings that differ from those of `data` for some steps.
+    """A segment of a curriculum: settings that replace those of `data` up to a step.
 
     Attributes:
-        until: the step with which it ends; the last segment has none.
-        mesh: of these steps; the run's own if not given. Ranks stop with a checkpoint, and others go on from it.
-        dataset, pack_tokens, frames, size, stride, window, caption, positions, rope, times: as in `data`.
+        until: last step of the segment [steps]; the last segment has none.
+        mesh: mesh of the segment; the run's own if not given. Ranks stop with a checkpoint, others resume from it.
+        dataset: replaces data.dataset.
+        pack_tokens: replaces data.pack_tokens [tokens].
+        frames: replaces data.frames [frames].
+        size: replaces data.size [pixels].
+        stride: replaces data.stride [frames].
+        window: replaces data.window [samples].
+        caption: replaces data.caption.
+        max_positions: replaces data.max_positions [tokens].
+        rope_scaling: replaces data.rope_scaling.
+        timestamps: replaces data.timestamps.
     """
 
     until: Data[int | None] = Field(default=None, ge=1)
@@ -91,30 +102,32 @@ class SegmentConfig(Section):
     stride: Data[int | None] = Field(default=None, ge=1)
     window: Data[int | None] = Field(default=None, ge=1)
     caption: Data[Choice | None] = None
-    positions: Data[int | None] = Field(default=None, ge=1)
-    rope: Data[dict[str, Any] | None] = None
-    times: Data[bool | None] = None
+    max_positions: Data[int | None] = Field(default=None, ge=1)
+    rope_scaling: Data[dict[str, Any] | None] = None
+    timestamps: Data[bool | None] = None
 
 
 class DataConfig(Section):
-    """What is trained on, and in what portions.
+    """Training data, and how it is sampled and packed.
 
     Attributes:
-        dataset: folder that `longreel prepare` wrote, or several with their weights, {FOLDER: 3, FOLDER: 1}.
-        pack_tokens: length of one packed sequence, in tokens; the ranks of a replica share it.
-        packs_per_step: packed sequences of one step, over all replicas and micro-steps; one a replica, if not given.
-        frames: at most this many frames per sample, from a random start; none for whole clips.
-        size: [height, width] to scale and crop to; none for clips as they are stored.
-        stride: take every stride-th frame.
-        window: samples among which packs are put together; none chooses.
-        caption: the short or the long one, where a sample has both.
-        workers: threads of each rank that decode.
-        tolerate: samples that may turn out unreadable before the run stops; each counts as weight zero.
-        positions: of a video_lm: the longest document it is trained on; none for what its config says.
-        rope: of a video_lm: rotary frequencies in the words of its config, such as {rope_theta: 1000000}; none for its
-            own. A curriculum raises them as documents get longer.
-        times: of a video_lm: the second of each view stands before its rows, as words such as 1.5s.
-        segments: a curriculum, such as [{until: 1000, frames: 8}, {frames: 64, pack_tokens: 65536}].
+        dataset: folder that `longreel prepare` or `longreel data chat` wrote, or several with weights, such as
+            {FOLDER: 3, FOLDER: 1}.
+        pack_tokens: length of one packed sequence, shared by the ranks of a replica [tokens].
+        packs_per_step: packed sequences per step, over all replicas and micro-steps; mesh.replica if not given.
+        frames: maximum frames per sample, from a random start [frames]; null for whole clips.
+        size: [height, width] to scale and crop frames to [pixels]; null for the stored size.
+        stride: distance of the frames that are taken [frames]: 2 takes every second frame.
+        window: number of samples among which packs are filled [samples]; null chooses it.
+        caption: "short" or "long" caption, where a sample has both.
+        workers: decoding threads per rank; 0 decodes in the training thread's own loader.
+        max_unreadable_samples: samples that may prove unreadable before the run stops [samples]; each weighs 0.
+        max_positions: video_lm only: longest document to train on [tokens]; null for max_position_embeddings of its
+            config.
+        rope_scaling: video_lm only: rotary parameters that replace those of its config, such as {rope_theta: 1000000};
+            null for its own. A curriculum raises them as documents get longer.
+        timestamps: video_lm only: whether the time of each view stands before its tokens, as text such as 1.5s.
+        segments: curriculum, such as [{until: 1000, frames: 8}, {frames: 64, pack_tokens: 65536}].
     """
 
     dataset: Content[Datasets]
@@ -126,10 +139,10 @@ class DataConfig(Section):
     window: Data[int | None] = Field(default=None, ge=1)
     caption: Data[Choice] = "short"
     workers: Nothing[int] = Field(default=0, ge=0, le=256)
-    tolerate: Nothing[int] = Field(default=16, ge=0)
-    positions: Data[int | None] = Field(default=None, ge=1)
-    rope: Data[dict[str, Any] | None] = None
-    times: Data[bool] = False
+    max_unreadable_samples: Nothing[int] = Field(default=16, ge=0)
+    max_positions: Data[int | None] = Field(default=None, ge=1)
+    rope_scaling: Data[dict[str, Any] | None] = None
+    timestamps: Data[bool] = False
     segments: tuple[SegmentConfig, ...] = ()
 
     @property
@@ -144,9 +157,9 @@ class DataConfig(Section):
         return found
 
     @property
-    def turning(self) -> tuple[tuple[str, Any], ...]:
-        """`rope`, as a model takes it."""
-        return tuple(sorted((self.rope or {}).items()))
+    def rope_items(self) -> tuple[tuple[str, Any], ...]:
+        """`rope_scaling`, as a model takes it."""
+        return tuple(sorted((self.rope_scaling or {}).items()))
 
     @property
     def folders(self) -> list[Path]:
@@ -217,81 +230,81 @@ class DataConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When to save.
+    """When and where checkpoints are saved.
 
     Attributes:
-        every: steps between two checkpoints; the last step is always saved.
-        keep: newest checkpoints to keep.
-        keep_every: also save those of every so many steps, and keep them for ever; none keeps the newest alone.
-        to: where checkpoints lie: a folder that all machines see, or an object store such as s3://bucket/runs/mine;
-            none: checkpoints/ in the run folder.
-        adopt: if `to` holds checkpoints of another run folder, go on from them, and keep or remove them as ours.
-        wait: write while training waits, instead of behind its back.
-        retry_seconds: after which a save that failed is tried again; twice as long after each failure, to 300 s.
+        every: steps between two checkpoints [steps]; the last step is always saved.
+        keep: number of newest checkpoints to keep.
+        keep_every: also save every N-th step, and keep those checkpoints for ever [steps]; null keeps the newest alone.
+        location: folder that all machines see, or URL of an object store such as s3://bucket/runs/mine; null for
+            checkpoints/ in the run folder.
+        adopt: whether to resume from, keep and prune the checkpoints of another run folder at `location`.
+        blocking: whether training waits until a checkpoint is written, instead of writing in the background.
+        retry_seconds: delay before a failed save is tried again [s]; doubles with each failure, up to 300 s.
     """
 
     every: Nothing[int] = Field(default=100, ge=1)
     keep: Nothing[int] = Field(default=3, ge=1)
     keep_every: Nothing[int | None] = Field(default=None, ge=1)
-    to: Nothing[str | None] = None
+    location: Nothing[str | None] = None
     adopt: Nothing[bool] = False
-    wait: Nothing[bool] = False
+    blocking: Nothing[bool] = False
     retry_seconds: Nothing[float] = Field(default=5, gt=0)
 
 
 class GuardConfig(Section):
-    """What to do with a step whose loss or gradient is not finite, or whose gradient norm spikes.
+    """The loss-anomaly guard: a step whose loss or gradient is not finite, or whose gradient norm spikes.
 
     Attributes:
-        policy: "skip" makes no update from it; "rewind" goes back to the newest checkpoint, and makes none from the
-            steps between it and this one either; "end" ends the run.
-        spike: a norm of more than so many times the median of the last 32 updates spikes; none: no norm does.
-        limit: such steps in a row after which the run ends.
+        policy: "skip" drops the update; "rewind" resumes from the newest checkpoint and drops the updates from there
+            to this step; "end" ends the run.
+        spike_factor: gradient norm that counts as a spike / median norm of the last 32 updates; null for no limit.
+        max_consecutive: anomalous steps in a row after which the run ends [steps].
     """
 
     policy: Nothing[Literal["skip", "rewind", "end"]] = "skip"
-    spike: Update[float | None] = Field(default=None, gt=1)
-    limit: Nothing[int] = Field(default=3, ge=1)
+    spike_factor: Update[float | None] = Field(default=None, gt=1)
+    max_consecutive: Nothing[int] = Field(default=3, ge=1)
 
 
 class RestartConfig(Section):
-    """What to do when a rank dies or hangs, or a node goes away.
+    """What happens when a rank dies or hangs, or a node goes away.
 
     Attributes:
-        limit: restarts in a row without a new checkpoint before the run is given up.
-        timeout_seconds: how long ranks wait for each other within a step before they give up by themselves; none: what
-            the dearest step takes on a poor device, three times, and at least ten minutes.
-        silence_seconds: a rank whose process does not answer for so long is taken for stopped or cut off.
-        hang_seconds: so long no rank may get on before the one that is behind is named and all are restarted; none: ten
-            times the slowest of the last steps, at least 20 s; ten minutes for start and first step; and never less
-            than three times what the dearest step takes on a poor device.
-        elastic: on a cluster, go on with the largest mesh that fits when nodes are lost, and grow back; else wait for
-            them, for ten minutes at most.
-        verify: compare the first steps after a resume with what they were before.
-        patience_seconds: how long to wait for lost nodes to come back before going on with fewer.
+        max_restarts: restarts in a row without a new checkpoint before the run is given up.
+        collective_timeout_seconds: longest wait of a rank for the others within a step before it gives up [s]; null
+            for three times the most expensive step on a slow device, and at least 600.
+        heartbeat_timeout_seconds: silence after which a rank's process is taken for stopped or disconnected [s].
+        hang_timeout_seconds: time without progress of any rank after which the rank that is behind is named and all are
+            restarted [s]; null for ten times the slowest recent step, at least 20; 600 for start and first step; and
+            never less than three times the most expensive step on a slow device.
+        elastic: whether a run on a cluster resumes on the largest mesh that fits when nodes are lost, and grows back;
+            else it waits for them, for 600 s at most.
+        verify: whether the first steps after a resume are compared with their earlier results.
+        rejoin_timeout_seconds: wait for lost nodes to come back before resuming with fewer [s].
     """
 
-    limit: Nothing[int] = Field(default=3, ge=0)
-    timeout_seconds: Nothing[float | None] = Field(default=None, gt=0)
-    silence_seconds: Nothing[float] = Field(default=10, gt=0)
-    hang_seconds: Nothing[float | None] = Field(default=None, gt=0)
+    max_restarts: Nothing[int] = Field(default=3, ge=0)
+    collective_timeout_seconds: Nothing[float | None] = Field(default=None, gt=0)
+    heartbeat_timeout_seconds: Nothing[float] = Field(default=10, gt=0)
+    hang_timeout_seconds: Nothing[float | None] = Field(default=None, gt=0)
     elastic: Nothing[bool] = True
     verify: Nothing[bool] = True
-    patience_seconds: Nothing[float] = Field(default=5, ge=0)
+    rejoin_timeout_seconds: Nothing[float] = Field(default=5, ge=0)
 
 
 class FaultConfig(Section):
-    """A fault that a rank does to itself, for `longreel drill` and tests: once in the life of a run.
+    """A fault that a rank injects into itself, for `longreel drill` and tests: once in the life of a run.
 
     Attributes:
-        kind: "kill" (SIGKILL), "pause" (SIGSTOP), "raise" (an exception), "memory" (provokes the memory killer), "cut"
-            (its connections to the other ranks are shut down), "slow" (sleeps), "nan" (a loss that is not finite),
-            "terminate" (SIGTERM to the launcher), "full" (writes of checkpoints fail as on a full disk), "tear" (killed
+        kind: "kill" (SIGKILL), "pause" (SIGSTOP), "raise" (an exception), "memory" (provokes the out-of-memory killer),
+            "cut" (shuts down its connections to the other ranks), "slow" (sleeps), "nan" (a loss that is not finite),
+            "terminate" (SIGTERM to the launcher), "full" (checkpoint writes fail as on a full disk), "tear" (is killed
             while it writes a checkpoint).
-        rank: that it strikes.
-        step: in which.
-        phase: at the beginning of which.
-        seconds: how long it lasts, where that has a meaning.
+        rank: rank that fails, from 0.
+        step: step in which it fails, from 1.
+        phase: phase of the step at whose beginning it fails.
+        seconds: duration of "pause", "slow" and "full" [s].
     """
 
     kind: Nothing[Literal["kill", "pause", "raise", "memory", "cut", "slow", "nan", "terminate", "full", "tear"]]
@@ -305,13 +318,13 @@ class SampleConfig(Section):
     """Defaults of `longreel sample`.
 
     Attributes:
-        prompts: what to sample.
-        steps: of the sampler.
-        sampler: how noise becomes a video: "euler", or "heun" with two evaluations a step.
+        prompts: texts to make videos of; captions of the dataset if empty.
+        steps: sampler steps.
+        sampler: integrator of the noise ODE: "euler", or "heun" with two evaluations per step.
         guidance: classifier-free guidance scale; 1 for none.
-        frames: of a sample; the training length if not given.
-        size: [height, width] of a sample; the training size if not given.
-        fps: frames a second of the written file.
+        frames: length of a sample [frames]; the training length if not given.
+        size: [height, width] of a sample [pixels]; the training size if not given.
+        fps: frame rate of the written file [frames/s].
     """
 
     prompts: Nothing[tuple[str, ...]] = ()

@@ -41,7 +41,7 @@ class DryFeed:
         """That of a segment of a run, with the kernels of "cuda" or "cpu"."""
         kernel = gpu_kernel(config) if kernels == "cuda" else None
         maker = maker_of(config, groups, device, kernel)
-        return cls(maker, micro_steps, config.data.merged()[segment].turning)
+        return cls(maker, micro_steps, config.data.merged()[segment].rope_items)
 
     def batch(self, packs: list[DrawnPack]) -> Batch:
         """A step of these packs."""

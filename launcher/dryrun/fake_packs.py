@@ -161,13 +161,13 @@ def _picture(config: RunConfig, data: DataConfig, curriculum: Curriculum | None,
 
 
 def _conversations(model: VideoLMConfig, data: DataConfig, documents: int | None) -> DrawnPack:
-    count, tokens = _count(data.pack_tokens, data.positions or model.positions, documents)
+    count, tokens = _count(data.pack_tokens, data.max_positions or model.positions, documents)
     if tokens < 2:
         found = f"{_times(count, 'conversation')} in {data.pack_tokens:,} tokens"
         raise InputError("a conversation has two tokens", found, "a larger data.pack_tokens, fewer --documents")
     views, frames, rows = model.views, 0, 0
     if views is not None:
-        most = range(tokens * views.merge + 1)  # a view has a row at least
+        most = range(tokens * views.temporal_pool + 1)  # a view has a row at least
         frames = max(0, bisect_right(most, tokens - 2 * QUESTION, key=views.total) - 1)
         rows = views.total(frames)
     words = np.zeros(tokens - rows, np.int64)

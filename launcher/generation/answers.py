@@ -150,7 +150,7 @@ class Speaker:
         """
         if len(laid) > self.positions:
             found = f"{len(laid):,} tokens, {self.positions:,} positions"
-            remedy = "fewer frames or words, or a run whose data.positions are more"
+            remedy = "fewer frames or words, or a run whose data.max_positions are more"
             raise InputError("a conversation is no longer than the positions that the model knows", found, remedy)
         said = np.flatnonzero((laid.kinds == ANSWERED) | (laid.kinds == CODED))
         if not len(said):  # a template that ends no turn, and nothing is said: it is to be said last
@@ -251,9 +251,9 @@ def speaker_of(config: RunConfig, found: Checkpoint, averaged: bool | None = Non
     sampling = Sampling(geometry_of(config), data.frames, size, data.stride)
     coding, silence, asks = coding_of(talks), talks.tokenizer["silence"], config.sample
     return Speaker(
-        model, tokenizer, places, silence, maker, data.turning, found.state.step,
+        model, tokenizer, places, silence, maker, data.rope_items, found.state.step,
         coding.sampling if coding else sampling, asks.prompts, asks.fps, coding,
-        times_of(tokenizer) if data.times else None, data.positions or config.model.positions, talks,
+        times_of(tokenizer) if data.timestamps else None, data.max_positions or config.model.positions, talks,
         "-no-ema" if averaged is False and is_averaged(found) else "",
     )  # fmt: skip
 

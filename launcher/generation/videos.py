@@ -28,7 +28,7 @@ from launcher.checkpoints.external_hashes import Hashes, outside_of, refuse_othe
 from launcher.checkpoints.pretrained import fill, folder_of_weights
 from launcher.checkpoints.reading import Checkpoint, newest, one
 from launcher.checkpoints.storage import open_storage
-from launcher.config.loading import load
+from launcher.config.loading import load_stored
 from launcher.config.run_config import RunConfig
 from launcher.core.hardware import device_here
 from launcher.core.run_folder import RunFolder, keep
@@ -176,8 +176,8 @@ def open_run(run: Path, step: int | None = None) -> tuple[RunConfig, Checkpoint]
     folder = RunFolder(run)
     if not folder.config.exists():
         raise InputError("a run folder holds config.yaml", f"{run} does not", "give the `out` folder of a run")
-    config = load(folder.config)
-    storage = open_storage(folder.checkpoints, config.checkpoint.to)
+    config = load_stored(folder.config)
+    storage = open_storage(folder.checkpoints, config.checkpoint.location)
     if step is None:
         found, _ = newest(storage)
         if found is None:
@@ -202,7 +202,7 @@ def is_averaged(found: Checkpoint, asked: bool | None = None) -> bool:
 
 def long_prompts(run: Path, request: Request) -> list[str]:
     """What to tell of prompts that are longer than the model reads."""
-    config = load(RunFolder(run).config)
+    config = load_stored(RunFolder(run).config)
     if not isinstance(config.model, VideoDiTConfig):
         return []
     most = config.model.text.max_bytes

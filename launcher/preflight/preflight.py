@@ -71,7 +71,7 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
     _check_mesh(config, available)
     if config.device == "cpu" or gpus() or ranks_available is None:  # else a cluster may have GPUs: its ranks say it
         refuse_kernels(config, "cuda" if gpus(config.device) else "cpu")
-    storage = open_storage(RunFolder(config.out).checkpoints, config.checkpoint.to)
+    storage = open_storage(RunFolder(config.out).checkpoints, config.checkpoint.location)
     found, broken = newest(storage, trusting)
     refuse_left_behind(RunFolder(config.out), storage, found)
     state = found.state if found else None
@@ -111,7 +111,7 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
 def notes_on_time(config: RunConfig, flops: float, kind: Kind) -> Iterator[str]:
     """What a person who chose how long a step may take should know of how long it will."""
     seconds = max(step_seconds(flops, config, mesh, kind) for mesh in config.meshes)
-    for name in ("timeout_seconds", "hang_seconds"):
+    for name in ("collective_timeout_seconds", "hang_timeout_seconds"):
         chosen = getattr(config.restart, name)
         if chosen is not None and chosen < seconds:
             rate = RATES[kind][config.dtype]

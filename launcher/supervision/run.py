@@ -135,9 +135,9 @@ def absolute(config: RunConfig) -> RunConfig:
     codec = config.codec
     if codec.folder is not None:
         codec = codec.model_copy(update={"path": _absolute(codec.folder)})
-    to, saving = config.checkpoint.to, config.checkpoint
+    to, saving = config.checkpoint.location, config.checkpoint
     if to is not None and "://" not in to:
-        saving = saving.model_copy(update={"to": _absolute(to)})
+        saving = saving.model_copy(update={"location": _absolute(to)})
     return config.model_copy(update={"out": _absolute(config.out), "data": data, "codec": codec, "checkpoint": saving})
 
 

@@ -167,7 +167,7 @@ class Supervisor:
         began = time.monotonic()
         while rooms is not None:
             mesh, waited = self._largest(rooms), time.monotonic() - began
-            smaller_will_do = self.config.restart.elastic and waited >= self.config.restart.patience_seconds
+            smaller_will_do = self.config.restart.elastic and waited >= self.config.restart.rejoin_timeout_seconds
             if mesh == self.wanted or (mesh is not None and smaller_will_do):
                 return mesh
             if self.asked.times:
@@ -241,7 +241,7 @@ class Supervisor:
 
     def _look(self, watchdog: Watchdog, now: float) -> Hang | None:
         beats = self.ranks.beats()
-        quiet = watchdog.quiet(self.config.restart.silence_seconds / 2)
+        quiet = watchdog.quiet(self.config.restart.heartbeat_timeout_seconds / 2)
         running = [r for r in quiet if beats.get(r, True) is None and stacks.runs(self.ranks.state(r))]
         return watchdog.see(now, beats, running)
 
@@ -340,7 +340,7 @@ class Supervisor:
         self.before = fault
         self.attempt = 1 if saved not in ("", self.saved) else self.attempt + 1
         self.saved = saved or self.saved
-        limit = self.config.restart.limit
+        limit = self.config.restart.max_restarts
         if self.attempt > limit:
             return self._give_up(failure, f"given up after {limit} restarts without a new checkpoint")
         self._record("restart", attempt=self.attempt, limit=limit, mesh=str(self.mesh))
@@ -383,7 +383,7 @@ class Supervisor:
 
     def _checkpoint(self) -> Checkpoint | None:
         try:
-            return newest(open_storage(self.folder.checkpoints, self.config.checkpoint.to), trusting)[0]
+            return newest(open_storage(self.folder.checkpoints, self.config.checkpoint.location), trusting)[0]
         except Exception:  # drivers of stores raise what they like; without an answer it counts as no new checkpoint
             return None
 

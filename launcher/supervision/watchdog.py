@@ -107,7 +107,7 @@ class Watchdog:
 
     def deadline(self, beat: Beat) -> float:
         """How long nobody may get on while the last of them is here."""
-        chosen = self.settings.hang_seconds
+        chosen = self.settings.hang_timeout_seconds
         if beat.phase in SLOW_PHASES or self._pace.in_first_step:
             return max(SLOW_SECONDS, self.patience if chosen is None else chosen)
         if chosen is not None:
@@ -117,7 +117,7 @@ class Watchdog:
 
     def _silence(self, ranks: Iterable[int], running: Collection[int]) -> Hang | None:
         """A rank that never answered is still starting: it is no silence yet."""
-        limit, known = self.settings.silence_seconds, [rank for rank in ranks if rank in self._seen]
+        limit, known = self.settings.heartbeat_timeout_seconds, [rank for rank in ranks if rank in self._seen]
         silent = [rank for rank in self.quiet(limit) if rank in known]
         if len(silent) == len(known) > 1:
             limit *= ALL_SILENT

@@ -2,7 +2,7 @@
 
     norm of the last 32 updates --median--> most --engine.step--> update, or none --> Updates of the checkpoint
                                                                         |
-    skip     no update from this step; the run goes on, to at most guard.limit such steps in a row
+    skip     no update from this step; the run goes on, to at most guard.max_consecutive such steps in a row
     rewind   back to the newest checkpoint; from there to this step nothing updates (Chowdhery et al.,
              arXiv:2204.02311, sec. 5.1): the window lies in windows.json of the run folder
     end      the run ends before anything is saved
@@ -54,9 +54,9 @@ class Guard:
         """The gradient norm up to which a step makes an update."""
         if self.is_in_window(step) or not math.isfinite(loss):
             return NEVER
-        if self.config.spike is None or len(updates.norms) < LEAST_NORMS:
+        if self.config.spike_factor is None or len(updates.norms) < LEAST_NORMS:
             return FINITE
-        return min(FINITE, self.config.spike * statistics.median(updates.norms))
+        return min(FINITE, self.config.spike_factor * statistics.median(updates.norms))
 
     def is_in_window(self, step: int) -> bool:
         """Whether a step makes no update because the run was rewound."""

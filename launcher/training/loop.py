@@ -111,7 +111,7 @@ def run(
         pulse: told how far this rank is.
     """
     folder, pulse = RunFolder(config.out), pulse or Pulse()
-    chosen, mesh = config.restart.timeout_seconds, config.mesh.mesh()
+    chosen, mesh = config.restart.collective_timeout_seconds, config.mesh.mesh()
     be_deterministic(config)
     with (
         meet(place, timedelta(seconds=group_seconds(chosen)), config.device, folder.root) as device,
@@ -120,7 +120,7 @@ def run(
     ):
         pulse.enter("load", 0)
         use_tensor_cores(device, config.dtype)
-        storage = inject.storage(config, place.rank, open_storage(folder.checkpoints, config.checkpoint.to))
+        storage = inject.storage(config, place.rank, open_storage(folder.checkpoints, config.checkpoint.location))
         found = find_checkpoint(config, folder, storage)
         config = as_begun(config, found)
         attention = kernel_of(config, device, folder)
@@ -164,7 +164,7 @@ def run(
             without = {problem.uid for problem in agreed.problems}
             if agreed.problems:
                 unreadable |= without
-                refuse_many(unreadable, agreed.problems, config.data.tolerate)
+                refuse_many(unreadable, agreed.problems, config.data.max_unreadable_samples)
                 journal.problems(state.step + 1, agreed.problems)
                 batch = feed.without(batch, agreed.problems)
                 agreed = agree(batch, replace(words, stop=agreed.stop, due=agreed.due), feed.groups)
@@ -191,7 +191,7 @@ def run(
             last = stopped or state.step == end
             if last or agreed.due or state.step % config.checkpoint.every == 0 or saver.keep.for_ever(state.step):
                 pulse.enter("save", state.step)
-                save(saver, state, journal, last, config.checkpoint.wait)
+                save(saver, state, journal, last, config.checkpoint.blocking)
         pulse.enter("end", state.step)
         batches.close()
         saver.close()
@@ -216,7 +216,9 @@ def build_feed(
 ) -> Feed:
     """Data and objective of this rank; `state` is that of the checkpoint to go on from, `kernel` computes attention."""
     curriculum = open_curriculum(config, state.datasets if state else ())
-    groups = join(config.mesh.mesh(), place.rank, timedelta(seconds=group_seconds(config.restart.timeout_seconds)))
+    groups = join(
+        config.mesh.mesh(), place.rank, timedelta(seconds=group_seconds(config.restart.collective_timeout_seconds))
+    )
     return Feed(curriculum, maker_of(config, groups, device, kernel))
 
 
@@ -301,9 +303,9 @@ def refuse_many(unreadable: Collection[str], problems: Sequence[Problem], most: 
     if len(unreadable) > most:
         last = problems[-1]
         raise InputError(
-            f"at most data.tolerate={most} samples of a run cannot be read",
+            f"at most data.max_unreadable_samples={most} samples of a run cannot be read",
             f"{len(unreadable)} cannot; the last, {last.file} (sample {last.uid}): {last.reason}",
-            "longreel data check DATASET --repair, or a larger data.tolerate",
+            "longreel data check DATASET --repair, or a larger data.max_unreadable_samples",
         )
 
 
@@ -340,7 +342,7 @@ def answer_trouble(
         RewindError: the run goes back.
         FloatingPointError: it ends.
     """
-    ends = config.policy == "end" or (config.policy == "skip" and state.updates.skipped >= config.limit)
+    ends = config.policy == "end" or (config.policy == "skip" and state.updates.skipped >= config.max_consecutive)
     does = "end" if ends else config.policy
     journal.event("nonsense", step=state.step, reason=trouble, policy=does, samples=list(batch.samples))
     told = f"step {state.step} {trouble}"

@@ -69,9 +69,9 @@ class VideoDiTConfig(BaseModel):
         mlp_tiles: of the MLP with its norm and gate, whose wide rows exist for one tile of tokens at a time.
         patch: latent cells per token along (t, y, x).
         text: the built-in text encoder.
-        rope_theta: base of the rotary frequencies, and of the sinusoids of `absolute`.
-        absolute: tell each token where it lies, beside the rotary embedding that compares two tokens (both: Li and He,
-            arXiv:2511.13720); short trainings on small clips need it to see that a word means a direction.
+        rope_theta: base of the rotary frequencies, and of the sinusoids of `absolute_positions`.
+        absolute_positions: add an embedding of each token's own position, besides the rotary embedding (both: Li and
+            He, arXiv:2511.13720); short trainings on small clips need it to learn that a word means a direction.
         recompute: keep only the input of each block and its attention for the backward pass, and compute the rest
             again.
         offload: what is kept for the backward pass waits in pinned memory of the host; best with recompute.
@@ -92,7 +92,7 @@ class VideoDiTConfig(BaseModel):
     patch: State[Grid] = (1, 2, 2)
     text: TextConfig = TextConfig()
     rope_theta: State[float] = Field(default=10_000.0, gt=1)
-    absolute: State[bool] = False
+    absolute_positions: State[bool] = False
     recompute: Memory[bool] = False
     offload: Memory[bool] = False
     compile: Rounding[Compile] = "none"
@@ -259,7 +259,7 @@ class VideoDiT(nn.Module):
         self.pool = MLP(config.text.dim, config.dim, config.dim)
         self.level = NoiseLevel(config.dim)
         self.embed = Linear(self.token_dim, config.dim)
-        self.place = Place(config.dim, config.rope_theta) if config.absolute else None
+        self.place = Place(config.dim, config.rope_theta) if config.absolute_positions else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head = Head(config.dim, self.token_dim, kernels_of(config.compile))
 

@@ -35,17 +35,18 @@ class MaskConfig(BaseModel):
     """Who of a conversation sees whom; by default each token sees all before it. Layers with a window keep theirs.
 
     Attributes:
-        visual: what a row of a visual sees: the "past"; its frame as a "whole" and the past; "itself" alone (EE-MLLM,
-            arXiv:2408.11795: no attention among visual tokens); its own "frame" alone.
-        window: a token sees so many before it, and the sinks.
-        chunk: instead, a token sees its chunk of so many tokens, and the sinks (StreamingVLM, arXiv:2510.09608).
-        overlap: of two chunks.
-        sinks: first tokens that all see.
+        visual: what a visual token sees: "causal": all tokens before it; "bidirectional_frames": its whole frame too;
+            "self_only": itself (EE-MLLM, arXiv:2408.11795: no attention among visual tokens); "own_frame": its frame
+            alone.
+        window: sliding window: a token sees the N tokens up to itself, and the sinks [tokens].
+        chunk: instead, a token sees its chunk of N tokens, and the sinks (StreamingVLM, arXiv:2510.09608) [tokens].
+        overlap: tokens that two neighboring chunks share [tokens].
+        sinks: first tokens of the conversation that all tokens see [tokens].
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    visual: State[Literal["past", "whole", "itself", "frame"]] = "past"
+    visual: State[Literal["causal", "bidirectional_frames", "self_only", "own_frame"]] = "causal"
     window: State[int | None] = Field(default=None, ge=1)
     chunk: State[int | None] = Field(default=None, ge=1)
     overlap: State[int] = Field(default=0, ge=0)
@@ -66,14 +67,14 @@ class MaskConfig(BaseModel):
         """The mask of one conversation."""
         length = sum(rows for _, rows in runs)
         made: dict[str, Callable[[], Mask]] = {
-            "past": lambda: masks.causal(length),
-            "whole": lambda: conversation.frames_whole(runs),
-            "itself": lambda: conversation.unaware(runs),
-            "frame": lambda: conversation.unaware(runs, own_frame=True),
+            "causal": lambda: masks.causal(length),
+            "bidirectional_frames": lambda: conversation.frames_whole(runs),
+            "self_only": lambda: conversation.unaware(runs),
+            "own_frame": lambda: conversation.unaware(runs, own_frame=True),
         }
         found = made[self.visual]()
         if self.window:
-            after = length - 1 if self.visual == "whole" else 0
+            after = length - 1 if self.visual == "bidirectional_frames" else 0
             return found & masks.window(length, self.window - 1, after, self.sinks)
         if self.chunk:
             return found & conversation.chunks(length, self.chunk, self.overlap, self.sinks)

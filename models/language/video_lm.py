@@ -54,9 +54,9 @@ class VideoLMConfig(BaseModel):
         path: a folder of transformers, with config.json and perhaps weights to begin with.
         language: instead, a transformers config, such as {model_type: llama, hidden_size: 128, ...}.
         vision: with it, that of a tower, such as {model_type: siglip_vision_model, ...}; none for words alone.
-        pool: rows of a frame are averaged over pool x pool neighbours.
-        merge: rows of so many frames are averaged into those of one view.
-        slow: every so many-th view is whole, the others are one row; 1 for whole ones alone.
+        spatial_pool: averages over N x N neighboring features of a frame; N must divide the tower's grid.
+        temporal_pool: averages N frames into one view.
+        slow_fast: every N-th view keeps full resolution, the others become one token; 1 keeps all.
         mask: who sees whom.
         freeze: parts that are not trained.
         recompute: keep only the input of each layer and its attention for the backward pass, compute the rest again.
@@ -73,9 +73,9 @@ class VideoLMConfig(BaseModel):
     path: Content[Path | None] = None
     language: State[dict[str, Any] | None] = None
     vision: State[dict[str, Any] | None] = None
-    pool: State[int] = Field(default=1, ge=1)
-    merge: State[int] = Field(default=1, ge=1)
-    slow: State[int] = Field(default=1, ge=1)
+    spatial_pool: State[int] = Field(default=1, ge=1)
+    temporal_pool: State[int] = Field(default=1, ge=1)
+    slow_fast: State[int] = Field(default=1, ge=1)
     mask: MaskConfig = MaskConfig()
     freeze: State[tuple[Part, ...]] = ()
     recompute: Memory[bool] = False
@@ -95,8 +95,9 @@ class VideoLMConfig(BaseModel):
         refuse_impossible(self.text)
         if set(self.freeze) >= ({"language"} if self.views is None else {"vision", "projector", "language"}):
             raise InputError("some part of a model is trained", f"model.freeze: {list(self.freeze)}", "leave one out")
-        if self.views is None and (self.pool, self.merge, self.slow) != (1, 1, 1):
-            raise InputError("averages are of what is seen", "pool, merge or slow without vision", "give model.vision")
+        if self.views is None and (self.spatial_pool, self.temporal_pool, self.slow_fast) != (1, 1, 1):
+            rule = "model.spatial_pool, temporal_pool and slow_fast need a vision tower"
+            raise InputError(rule, "no model.vision", "set model.vision, or leave them out")
         return self
 
     @cached_property
@@ -115,21 +116,23 @@ class VideoLMConfig(BaseModel):
         if self.transformers.model_type != "llava":
             return None
         tower = self.transformers.vision_config
-        side, rest = divmod(tower.image_size // tower.patch_size, self.pool)
+        side, rest = divmod(tower.image_size // tower.patch_size, self.spatial_pool)
         if tower.image_size < tower.patch_size:
             found = f"image_size: {tower.image_size}, patch_size: {tower.patch_size}"
             raise InputError("a patch of a tower fits into its image", found, "a smaller model.vision.patch_size")
         if rest:
-            found = f"{tower.image_size // tower.patch_size} tokens a side, pool {self.pool}"
-            raise InputError("neighbours are averaged where they divide the side", found, "a pool that divides it")
-        return Views(tower.image_size, side, self.merge, self.slow)
+            found = f"{tower.image_size // tower.patch_size} tokens a side, spatial_pool {self.spatial_pool}"
+            raise InputError(
+                "model.spatial_pool must divide the side of the tower's grid", found, "set a divisor of it"
+            )
+        return Views(tower.image_size, side, self.temporal_pool, self.slow_fast)
 
     @property
     def frame_tokens(self) -> int:
         """Rows of a whole frame, after neighbours were averaged; of a model that sees."""
         views = self.views
         assert views is not None, "a model without eyes sees no frames"
-        return views.side**2 if self.pool > 1 else vision_tower.tokens_of(self.transformers)
+        return views.side**2 if self.spatial_pool > 1 else vision_tower.tokens_of(self.transformers)
 
     @cached_property
     def normal(self) -> tuple[Sequence[float], Sequence[float]]:
@@ -249,9 +252,9 @@ class VideoLM(nn.Module):
 
     Args:
         lm: the model.
-        pool: see `VideoLMConfig`.
+        pool: see `spatial_pool` of `VideoLMConfig`.
         contrast: of video and words, where that is learned.
-        offload: see `VideoLMConfig`.
+        offload: see `spatial_pool` of `VideoLMConfig`.
     """
 
     def __init__(self, lm: Backbone, pool: int = 1, contrast: Contrast | None = None, offload: bool = False) -> None:
@@ -294,12 +297,12 @@ def build(
         plain = name if config.views else name.replace("model.", LAYERS, 1)
         parameter.requires_grad_(not plain.startswith(still))
     if contrast is None:
-        return VideoLM(lm, config.pool, offload=config.offload)
+        return VideoLM(lm, config.spatial_pool, offload=config.offload)
     for parameter in lm.model.lm_head.parameters():
         parameter.requires_grad_(lm.model.config.get_text_config().tie_word_embeddings)  # nothing is said
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
-        return VideoLM(lm, config.pool, contrast(config.dim).to(dtype), config.offload)
+        return VideoLM(lm, config.spatial_pool, contrast(config.dim).to(dtype), config.offload)
 
 
 def unused(config: VideoLMConfig) -> tuple[str, ...]:

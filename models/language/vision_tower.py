@@ -194,7 +194,9 @@ def pooled(features: Tensor, pool: int) -> Tensor:
     side = math.isqrt(tokens)
     if side * side != tokens or side % pool:
         rule = "neighbours are averaged where they make up a square that divides"
-        raise InputError(rule, f"{tokens} tokens a frame, pool {pool}", "model.pool=1, or a divisor of the side")
+        raise InputError(
+            rule, f"{tokens} tokens a frame, pool {pool}", "model.spatial_pool=1, or a divisor of the side"
+        )
     square = features.unflatten(1, (side // pool, pool, side // pool, pool))
     mean: Tensor = square.mean(dim=(2, 4)).flatten(1, 2)
     return mean

@@ -24,14 +24,14 @@ class VideoTextConfig(BaseModel):
     """Embeddings of video and words.
 
     Attributes:
-        width: of an embedding.
+        embedding_dim: of an embedding.
         temperature: at first; it is learned.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: State[Literal["video_text"]] = "video_text"
-    width: State[int] = Field(default=256, ge=1)
+    embedding_dim: State[int] = Field(default=256, ge=1)
     temperature: State[float] = Field(default=0.07, ge=0.01, le=1)
 
 

@@ -27,15 +27,15 @@ class MaskedTokenConfig(BaseModel):
     """How codes are hidden.
 
     Attributes:
-        token: of the vocabulary, that stands where a code is hidden: `mask` of talks.json, after the last code.
-        share: of the codes that are hidden; none draws it for each sample by the cosine above.
+        mask_token: of the vocabulary, that stands where a code is hidden: `mask` of talks.json, after the last code.
+        mask_ratio: of the codes that are hidden; none draws it for each sample by the cosine above.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: State[Literal["masked_token"]] = "masked_token"
-    token: State[int] = Field(ge=0)
-    share: Numbers[float | None] = Field(default=None, gt=0, le=1)
+    mask_token: State[int] = Field(ge=0)
+    mask_ratio: Numbers[float | None] = Field(default=None, gt=0, le=1)
 
 
 class MaskedToken:
@@ -50,16 +50,16 @@ class MaskedToken:
         """Of one conversation; `kinds` are those of the labels, so a token's own kind is that of the label before."""
         own = np.append(0, kinds[:-1])
         codes = np.flatnonzero(own == CODED)
-        if len(codes) and self.config.token <= tokens[codes].max():
+        if len(codes) and self.config.mask_token <= tokens[codes].max():
             rule = "a token that no code has stands where one is hidden"
-            told = f"objective.token={self.config.token}, and there is a code {tokens[codes].max()}"
-            raise InputError(rule, told, "objective.token: the number of `mask` in talks.json")
-        share = self.config.share or math.cos(math.pi / 2 * uniform(key_of(key, "share")))
+            told = f"objective.mask_token={self.config.mask_token}, and there is a code {tokens[codes].max()}"
+            raise InputError(rule, told, "objective.mask_token: the number of `mask` in talks.json")
+        share = self.config.mask_ratio or math.cos(math.pi / 2 * uniform(key_of(key, "share")))
         count = max(1, round(share * len(codes))) if len(codes) else 0
         order = np.argsort(normal(key_of(key, "hidden"), 0, len(codes), 1)[:, 0], kind="stable")
         hidden = codes[order[:count]]
         masked, found, weight = tokens.copy(), np.full(len(tokens), IGNORED), np.zeros(len(tokens))
-        masked[hidden], found[hidden], weight[hidden] = self.config.token, tokens[hidden], 1.0
+        masked[hidden], found[hidden], weight[hidden] = self.config.mask_token, tokens[hidden], 1.0
         return Learned(masked, found, weight)
 
     def head(self, model: Any, hidden: Tensor, heard: Any) -> Tensor:

@@ -4,7 +4,7 @@
 
 Weights belong to tokens and not to sequences, so that packing changes nothing: LWM (Liu et al., arXiv:2402.08268, sec.
 3.3) found that packing with a mean over packs, where long answers drown short ones, costs a third of the accuracy on
-questions about images. `per: sample` gives each conversation the same weight, as training without packs would.
+questions about images. `normalize_by: sample` gives each conversation the same weight, as training without packs would.
 """
 
 from __future__ import annotations
@@ -29,34 +29,35 @@ class NextTokenConfig(BaseModel):
     """What each kind of token counts.
 
     Attributes:
-        answered: words of the assistant.
-        asked: words of everybody else.
-        coded: visual codes of the vocabulary: above 0 the model learns to draw them.
-        silent: saying nothing, after a view of a stream.
-        per: "token" counts every token by its kind; "sample" lets every conversation count the same in all.
+        assistant: words of the assistant.
+        user: words of everybody else.
+        visual_code: visual codes of the vocabulary: above 0 the model learns to draw them.
+        silence: saying nothing, after a view of a stream.
+        normalize_by: "token" counts every token by its kind; "sample" lets every conversation count the same in all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: State[Literal["next_token"]] = "next_token"
-    answered: Numbers[float] = Field(default=1.0, ge=0)
-    asked: Numbers[float] = Field(default=0.0, ge=0)
-    coded: Numbers[float] = Field(default=0.0, ge=0)
-    silent: Numbers[float] = Field(default=1.0, ge=0)
-    per: Numbers[Literal["token", "sample"]] = "token"
+    assistant: Numbers[float] = Field(default=1.0, ge=0)
+    user: Numbers[float] = Field(default=0.0, ge=0)
+    visual_code: Numbers[float] = Field(default=0.0, ge=0)
+    silence: Numbers[float] = Field(default=1.0, ge=0)
+    normalize_by: Numbers[Literal["token", "sample"]] = "token"
 
     @model_validator(mode="after")
     def _something_counts(self) -> NextTokenConfig:
-        if not any((self.answered, self.asked, self.coded, self.silent)):
-            raise InputError("something is learned", "answered, asked, coded and silent are all 0", "answered: 1")
+        if not any((self.assistant, self.user, self.visual_code, self.silence)):
+            rule = "at least one of objective.assistant, user, visual_code and silence must be above 0"
+            raise InputError(rule, "all of them are 0", "set objective.assistant=1")
         return self
 
     def weigh(self, kinds: Ints, labelled: Bools) -> Floats:
         """[tokens] weights of one conversation, of the kinds of its labels (`parallel.sequence.packed`)."""
-        by_kind = np.array([self.asked, self.answered, self.coded, self.silent])
+        by_kind = np.array([self.user, self.assistant, self.visual_code, self.silence])
         found = np.where(labelled, by_kind[kinds], 0.0)
         total = found.sum()
-        return found / total if self.per == "sample" and total else found
+        return found / total if self.normalize_by == "sample" and total else found
 
 
 @dataclass(frozen=True, eq=False)

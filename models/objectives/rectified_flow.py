@@ -42,7 +42,7 @@ class RectifiedFlowConfig(BaseModel):
         shift: of the noise level towards noise; 1 for none, "tokens" for sqrt(tokens / base_tokens) of each clip.
         base_tokens: of a clip whose levels are not shifted.
         predict: what the network's output means.
-        caption_drop: share of clips that are trained without their caption, for guidance.
+        caption_dropout: share of clips that are trained without their caption, for guidance.
         conditioning: share of clips of each conditioning task (`models.objectives.conditioning`), such as
             {first_frame: 0.3} for image to video; the others are trained by their words alone.
     """
@@ -55,7 +55,7 @@ class RectifiedFlowConfig(BaseModel):
     shift: Numbers[Literal["tokens"] | Annotated[float, Field(gt=0)]] = 1.0
     base_tokens: Numbers[int] = Field(default=4096, gt=0)
     predict: State[Literal["velocity", "clean"]] = "velocity"
-    caption_drop: Numbers[float] = Field(default=0.1, ge=0, le=1)
+    caption_dropout: Numbers[float] = Field(default=0.1, ge=0, le=1)
     conditioning: Numbers[dict[str, float]] = {}
 
     @field_validator("conditioning")
@@ -167,5 +167,5 @@ class RectifiedFlow:
         return (noisy - prediction) / level.clamp_min(LEAST_LEVEL)[:, None]
 
     def _with_caption_dropped(self, document: Document) -> Document:
-        dropped = uniform(key_of(document.key, "drop")) < self.config.caption_drop
+        dropped = uniform(key_of(document.key, "drop")) < self.config.caption_dropout
         return replace(document, text="") if dropped else document

@@ -39,7 +39,7 @@ class DeepSpeedEngine:
         self.scale = float(dist.get_world_size() * micro_steps)  # DeepSpeed divides by both
         elements = sum(parameter.numel() for parameter in trained(module).values())
         kind = (device if first.is_meta else first.device).type
-        settings = deepspeed_config(first.dtype, optimizer.clip, stage, micro_steps, offload, elements, kind)
+        settings = deepspeed_config(first.dtype, optimizer.max_grad_norm, stage, micro_steps, offload, elements, kind)
         double = first.dtype == torch.float64
         dtype = torch.float32 if double else None  # left to itself, initialize() takes the model's and refuses it
 

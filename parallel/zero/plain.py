@@ -56,8 +56,8 @@ class PlainEngine:
             dist.all_reduce(self.flat_gradient)
         rows = torch.linalg.vector_norm(self.flat_gradient.view(-1, NORM_ROW), dim=1)
         norm = float(torch.linalg.vector_norm(rows, dtype=torch.float64))
-        if 0 < self.config.clip < norm:
-            self.flat_gradient *= self.config.clip / (norm + 1e-6)  # as torch and DeepSpeed do
+        if 0 < self.config.max_grad_norm < norm:
+            self.flat_gradient *= self.config.max_grad_norm / (norm + 1e-6)  # as torch and DeepSpeed do
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if norm <= max_norm:

@@ -261,7 +261,9 @@ def trained_through(
     run = config(out, dataset, steps=steps, dtype="float32", zero__stage=2, mesh={"ring": 2})
     file = tmp_path / "run.yaml"
     file.write_text(to_yaml(run))
-    process = Forked("train", file, f"checkpoint={{to: '{to}', every: 2, retry_seconds: 0.2, keep: 2}}", "--no-ray")
+    process = Forked(
+        "train", file, f"checkpoint={{location: '{to}', every: 2, retry_seconds: 0.2, keep: 2}}", "--no-ray"
+    )
     wait_for(lambda: events(out, "checkpoint"))
     breaks()
     wait_for(lambda: len(events(out, "unsaved")) >= 2)

@@ -107,7 +107,7 @@ def gradient(rank: int, settings: RunConfig, steps: int) -> tuple[float, dict[st
 @pytest.mark.parametrize("per", ["token", "sample"])
 def test_packing_does_not_matter(tmp_path: Path, spoken: Path, per: str) -> None:
     """An epoch in one pack, in a few, and each conversation by itself: the same gradient, per-kind weights included."""
-    objective = {"kind": "next_token", "per": per, "asked": 0.3, "answered": 0.9}
+    objective = {"kind": "next_token", "normalize_by": per, "user": 0.3, "assistant": 0.9}
     found = []
     for tokens, window in ((100_000, 28), (400, 28), (450, 1)):
         data = {"data__pack_tokens": tokens, "data__window": window}
@@ -184,7 +184,7 @@ def test_what_cannot_work_is_refused(tmp_path: Path, spoken: Path, dataset: Path
 
     for changes, match in (
         ({"data__pack_tokens": 30}, r"fits into a pack of data.pack_tokens=30"),
-        ({"data__positions": 64}, r"no longer than the positions that the model knows\n.*, 64 positions"),
+        ({"data__max_positions": 64}, r"no longer than the positions that the model knows\n.*, 64 positions"),
         (
             {"model": {**conversations.MODEL, "language": {**conversations.LANGUAGE, "vocab_size": 200}}},
             r"263 tokens, .* 200 rows",
@@ -193,7 +193,7 @@ def test_what_cannot_work_is_refused(tmp_path: Path, spoken: Path, dataset: Path
         ({"data__dataset": str(dataset)}, r"trains on talks\n.*no talks.json"),
         ({"data__size": [32, 32]}, r"frames have the size that the model sees"),
         ({"objective": {"kind": "rectified_flow"}}, r"a video_lm learns: next_token"),
-        ({"model": {**conversations.MODEL, "pool": 3}}, r"4 tokens a side, pool 3"),
+        ({"model": {**conversations.MODEL, "spatial_pool": 3}}, r"4 tokens a side, spatial_pool 3"),
         ({"model": {**conversations.MODEL, "language": {"hidden_size": 3}}}, r"model.language has no model_type"),
         (
             {"model": {**conversations.MODEL, "language": {**conversations.LANGUAGE, "hiden_size": 3}}},

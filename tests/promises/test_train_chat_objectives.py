@@ -41,15 +41,15 @@ def masked(**mask: Any) -> dict[str, Any]:
 WAYS: dict[str, dict[str, Any]] = {
     "past": {},
     "video_text": {"objective": {"kind": "video_text", "width": 8}, "data__pack_tokens": 700},
-    "itself": masked(visual="itself"),
-    "whole": masked(visual="whole"),
-    "frame": masked(visual="frame"),
+    "itself": masked(visual="self_only"),
+    "whole": masked(visual="bidirectional_frames"),
+    "frame": masked(visual="own_frame"),
     "window": masked(window=40, sinks=3),
-    "whole in windows": masked(visual="whole", window=30, sinks=2),
+    "whole in windows": masked(visual="bidirectional_frames", window=30, sinks=2),
     "chunks": masked(chunk=50, overlap=20, sinks=3),
-    "merge and slow": {"model": {**conversations.MODEL, "merge": 2, "slow": 2}},
+    "merge and slow": {"model": {**conversations.MODEL, "temporal_pool": 2, "slow_fast": 2}},
     "stream": {"data__frames": None, "data__stride": 2},
-    "times": {"data__frames": None, "data__times": True},
+    "times": {"data__frames": None, "data__timestamps": True},
 }
 
 
@@ -137,8 +137,8 @@ def test_streams_learn_to_be_silent(tmp_path: Path, watched: Path) -> None:
 
 SEGMENTS: list[dict[str, Any]] = [
     {"until": 2, "pack_tokens": 400, "frames": 4},
-    {"until": 4, "pack_tokens": 500, "mesh": {"ring": 2}, "rope": {"rope_theta": 100000.0}},
-    {"pack_tokens": 800, "mesh": {"ring": 2, "ulysses": 2}, "rope": {"rope_type": "linear", "factor": 2.0}},
+    {"until": 4, "pack_tokens": 500, "mesh": {"ring": 2}, "rope_scaling": {"rope_theta": 100000.0}},
+    {"pack_tokens": 800, "mesh": {"ring": 2, "ulysses": 2}, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
 ]
 
 

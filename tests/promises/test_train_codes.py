@@ -47,7 +47,7 @@ WORDS, FRAMES = 64, 2
 FIRST = len(byte_tokenizer())
 MASK = FIRST + WORDS
 OBJECTIVES: list[dict[str, Any]] = [
-    {"kind": "next_token", "coded": 0.7, "asked": 0.2},
+    {"kind": "next_token", "visual_code": 0.7, "user": 0.2},
     {"kind": "masked_token", "token": MASK},
 ]
 
@@ -208,7 +208,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     (root / "talks.json").write_text(json.dumps(records))
     flags = ("--codes", CODES, "--code-frames", FRAMES, "--code-size", "32x32", "--code-stride", 3)
     said = longreel("data", "talks", root / "talks.json", "--clips", dataset, "--out", root / "talks", *flags)
-    assert f"objective.token={MASK}" in said
+    assert f"objective.mask_token={MASK}" in said
     asked = [
         {"id": name, "video": file, "question": "What is it?", "answer": name, **more}
         for name, file in of_row.items()
@@ -346,7 +346,7 @@ def test_what_cannot_work_is_refused(tmp_path: Path, coded: Path, dataset: Path)
         check(run_of(tmp_path / "out", coded, data__dataset={str(coded): 1, str(plain): 1}))
     curriculum = open_curriculum(run_of(tmp_path / "out", coded))
     refuse_other_mask(curriculum, MaskedTokenConfig(token=MASK))
-    with pytest.raises(InputError, match=f"objective.token={MASK}$"):
+    with pytest.raises(InputError, match=f"objective.mask_token={MASK}$"):
         refuse_other_mask(curriculum, MaskedTokenConfig(token=MASK - 1))
     of_words = open_curriculum(run_of(tmp_path / "out", plain, data__pack_tokens=400))
     with pytest.raises(InputError, match="masked_token hides codes"):

@@ -26,7 +26,7 @@ from tests.support.runs import config, events, lines, train
 pytestmark = pytest.mark.ray
 SLOW = pytest.mark.slow
 STEPS = 20
-SILENCE = "restart.silence_seconds=5"  # ten by default, as test_watchdog says
+SILENCE = "restart.heartbeat_timeout_seconds=5"  # ten by default, as test_watchdog says
 STARTED: list[Started] = []
 
 
@@ -258,7 +258,7 @@ def small(out: Path, dataset: Path, **changes: Any) -> Path:
 
 def test_too_many_failures_end_the_run(tmp_path: Path, dataset: Path) -> None:
     out = tmp_path / "run"
-    process = start(small(out, dataset), False, "restart.limit=1")
+    process = start(small(out, dataset), False, "restart.max_restarts=1")
     for attempt in (1, 2):
         wait_for(lambda n=attempt: len(events(out, "ranks")) == n)
         os.kill(pids(out)[0], signal.SIGKILL)
@@ -285,7 +285,9 @@ def test_a_stopped_rank_is_named_and_all_are_restarted(tmp_path: Path, dataset: 
 def test_ranks_give_up_by_themselves(tmp_path: Path, dataset: Path, undisturbed: list[tuple[Any, ...]]) -> None:
     """By the run's own timeout, whichever process group waits: DeepSpeed's would wait for half an hour."""
     out = tmp_path / "run"
-    process = start(settings(out, dataset), False, "restart.timeout_seconds=8", "restart.silence_seconds=1000")
+    process = start(
+        settings(out, dataset), False, "restart.collective_timeout_seconds=8", "restart.heartbeat_timeout_seconds=1000"
+    )
     some_moment(out, seed=2)
     os.kill(pids(out)[1], signal.SIGSTOP)
     assert "restarting all ranks (1 of 3)" in finish(process)
@@ -317,7 +319,7 @@ def test_a_dead_part_of_ray_is_told_and_replaced(
 def test_the_same_failure_twice_is_not_tried_again(tmp_path: Path, dataset: Path) -> None:
     out = tmp_path / "run"
     file = small(out, dataset, faults=[{"kind": "raise", "step": 2}] * 5)  # each strikes once in the life of a run
-    output = finish(start(file, False, "restart.limit=5"), code=1)
+    output = finish(start(file, False, "restart.max_restarts=5"), code=1)
     assert len(events(out, "ranks")) == 2
     assert "failed twice at the same step in the same way" in output
 

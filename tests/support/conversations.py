@@ -17,7 +17,7 @@ VISION: dict[str, Any] = {
     "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
     "num_attention_heads": 2, "image_size": 16, "patch_size": 4,
 }  # fmt: skip
-MODEL: dict[str, Any] = {"kind": "video_lm", "language": LANGUAGE, "vision": VISION, "pool": 2}
+MODEL: dict[str, Any] = {"kind": "video_lm", "language": LANGUAGE, "vision": VISION, "spatial_pool": 2}
 
 
 def said(question: str, answer: str) -> list[dict[str, str]]:

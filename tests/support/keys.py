@@ -33,21 +33,21 @@ VALUES: dict[str, list[Any]] = {  # of keys whose type tells no other value
     "data.segments.*.dataset": ["elsewhere"],
     "codec.path": ["elsewhere"],
     "model.path": ["elsewhere"],
-    "checkpoint.to": ["elsewhere"],
+    "checkpoint.location": ["elsewhere"],
     "data.frames": [5, None],
     "data.segments.*.frames": [5],
     "data.size": [[24, 24], None],
     "data.segments.*.size": [[24, 24]],
     "data.window": [12],
     "data.segments.*.window": [12],
-    "data.rope": [{"rope_theta": 1e6}],
-    "data.segments.*.rope": [{"rope_theta": 1e6}],
+    "data.rope_scaling": [{"rope_theta": 1e6}],
+    "data.segments.*.rope_scaling": [{"rope_theta": 1e6}],
     "data.segments.*.until": [3],
     "data.segments.*.stride": [2],
     "data.segments.*.pack_tokens": [800],
-    "data.segments.*.positions": [512],
-    "data.segments.*.times": [True],
-    "data.positions": [512],
+    "data.segments.*.max_positions": [512],
+    "data.segments.*.timestamps": [True],
+    "data.max_positions": [512],
     "model.language": [{**conversations.LANGUAGE, "intermediate_size": 48}],
     "model.vision": [TOWER],
     "model.freeze": [["vision"]],
@@ -58,18 +58,18 @@ VALUES: dict[str, list[Any]] = {  # of keys whose type tells no other value
     "model.text.dim": [48],
     "model.mlp_hidden": [200],
     "model.mlp_tiles": [4],
-    "model.pool": [4],
+    "model.spatial_pool": [4],
     "model.mask.window": [40],
     "model.mask.chunk": [40],
     "objective.shift": [3.0, "tokens"],
-    "objective.share": [0.5],
-    "objective.token": [263],
+    "objective.mask_ratio": [0.5],
+    "objective.mask_token": [263],
     "optimizer.betas": [[0.8, 0.95]],
     "optimizer.ema": [0.9],
-    "guard.spike": [1e6],
+    "guard.spike_factor": [1e6],
     "checkpoint.keep_every": [3],
-    "restart.timeout_seconds": [600.0],
-    "restart.hang_seconds": [600.0],
+    "restart.collective_timeout_seconds": [600.0],
+    "restart.hang_timeout_seconds": [600.0],
     "sample.prompts": [["a cat"]],
     "sample.frames": [4],
     "sample.size": [[16, 16]],
@@ -125,12 +125,12 @@ def base(key: Key, out: Path, clips: Path, spoken: Path) -> dict[str, Any]:
     speaks = (
         key.section is VideoLMConfig
         or name.startswith("model.mask")
-        or name.endswith((".rope", ".positions", ".times"))
+        or name.endswith((".rope_scaling", ".max_positions", ".timestamps"))
     )
     learns = key.section if key.section in OBJECTIVES.values() else None
     if speaks or (learns is not None and learns in LEARNS[VideoLMConfig]):
         kind = next((n for n, c in OBJECTIVES.items() if c is learns), "next_token")
-        objective = {"kind": kind, **({"token": 300} if kind == "masked_token" else {})}
+        objective = {"kind": kind, **({"mask_token": 300} if kind == "masked_token" else {})}
         changes = conversations.settings(spoken, objective=objective)
     else:
         changes = {"data__dataset": str(clips)}

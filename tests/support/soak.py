@@ -112,7 +112,7 @@ class Soak:
         """A run of two ranks that could be on two machines."""
         made = config(
             self.out / run, self.out / dataset, steps=steps, dtype="float32", zero__stage=2, mesh={"ring": 2},
-            checkpoint={"every": EVERY, "to": to, "retry_seconds": 2}, restart__patience_seconds=60,
+            checkpoint={"every": EVERY, "location": to, "retry_seconds": 2}, restart__rejoin_timeout_seconds=60,
         )  # fmt: skip
         file = self.out / f"{run}.yaml"
         file.write_text(to_yaml(made))

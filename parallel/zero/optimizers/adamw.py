@@ -19,8 +19,8 @@ class AdamWConfig(OptimizerConfig):
     """AdamW.
 
     Attributes:
-        betas: decays of the averages of the gradient and of its square.
-        eps: added to the root.
+        betas: decay rates of the first and second moment.
+        eps: term added to the denominator of the update.
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")

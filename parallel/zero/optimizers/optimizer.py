@@ -34,15 +34,16 @@ class OptimizerConfig(BaseModel):
     """The optimizer of a run, its learning rate, and the moving average of the weights.
 
     Attributes:
-        kind: which optimizer.
-        learning_rate: the highest.
-        warmup_steps: over which the rate rises in a straight line.
+        kind: name of the optimizer.
+        learning_rate: peak learning rate.
+        warmup_steps: steps of the linear warm-up from 0 to the peak [steps].
         schedule: "constant"; "cosine" down to final_ratio x learning_rate at the last step; "wsd": constant, then
-            straight down to that over the last quarter (MiniCPM, arXiv:2404.06395).
-        final_ratio: see schedule.
-        weight_decay: on matrices only.
-        clip: largest global norm of the gradient; 0 never clips.
-        ema: decay of the moving average of the weights, which samples are drawn with, such as 0.999; 0 keeps none.
+            linear down to that over the last quarter (MiniCPM, arXiv:2404.06395).
+        final_ratio: learning rate of the last step / learning_rate, for "cosine" and "wsd".
+        weight_decay: decoupled weight decay, on matrices only.
+        max_grad_norm: gradient clipping: largest global gradient norm; 0 never clips.
+        ema: decay of the exponential moving average of the weights, such as 0.999, which `longreel sample` uses; 0
+            keeps none.
         state_names: of the class: keys of torch's state of a parameter whose tensors are of the parameter's size; zeros
             must be what they are before the first update.
         counter: of the class: the key under which torch's state counts updates; none for one that does not count.
@@ -60,7 +61,7 @@ class OptimizerConfig(BaseModel):
     schedule: Rate[Literal["constant", "cosine", "wsd"]] = "constant"
     final_ratio: Rate[float] = Field(default=0.1, ge=0, le=1)
     weight_decay: Update[float] = Field(default=0.0, ge=0)
-    clip: Update[float] = Field(default=1.0, ge=0)
+    max_grad_norm: Update[float] = Field(default=1.0, ge=0)
     ema: Update[Share] = 0.0
 
     @property

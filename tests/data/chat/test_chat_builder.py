@@ -382,7 +382,7 @@ def test_a_layout_by_hand() -> None:
     tokens = np.array([U, V, 5, V, 6, B, 7, E])
     kinds = np.array([ASKED] * 6 + [ANSWERED] * 2)
     spans = [[VisualSpan(0, 0, 5)], [VisualSpan(1, 2, 3), VisualSpan(2, 0, 3)]]
-    laid = layout_of(tokens, kinds, np.array([1, 3]), spans, Views(16, side=2, merge=2, slow=2), None)
+    laid = layout_of(tokens, kinds, np.array([1, 3]), spans, Views(16, side=2, temporal_pool=2, slow_fast=2), None)
     assert laid.tokens.tolist() == [U, *[V] * 9, 5, *[V] * 4, *[V] * 5, 6, B, 7, E]
     no = IGNORED
     assert laid.labels.tolist() == [no, *[no] * 8, 5, no, *[no] * 8, 6, B, 7, E, no]
@@ -409,7 +409,7 @@ def test_a_watched_layout_by_hand() -> None:
     assert laid.labels.tolist() == [no, quiet, quiet, 5, B, 7, E, U, no, quiet, quiet, no]
     kinds_of = {ASKED: "-", ANSWERED: "a", SILENT: "s"}
     assert "".join(kinds_of[kind] for kind in laid.kinds.tolist()) == "-ssa-aa--ss-"
-    weights = NextTokenConfig(answered=2, asked=0.5, silent=0.25).weigh(laid.kinds, laid.labels >= 0)
+    weights = NextTokenConfig(assistant=2, user=0.5, silence=0.25).weigh(laid.kinds, laid.labels >= 0)
     assert weights.tolist() == [0, 0.25, 0.25, 2, 0.5, 2, 2, 0.5, 0, 0.25, 0.25, 0]
     with pytest.raises(InputError, match="a token that says nothing"):
         layout_of(tokens, kinds, np.array([1, 7]), spans, Views(16, side=1), None)
@@ -421,7 +421,9 @@ def test_words_alone_are_laid_out_without_views() -> None:
     assert (laid.labels.tolist(), laid.runs) == ([4, IGNORED], (("words", 2),))
 
 
-@pytest.mark.parametrize("views", [Views(16, 2), Views(16, 2, merge=2, slow=2), Views(16, 1, merge=3)], ids=str)
+@pytest.mark.parametrize(
+    "views", [Views(16, 2), Views(16, 2, temporal_pool=2, slow_fast=2), Views(16, 1, temporal_pool=3)], ids=str
+)
 @pytest.mark.parametrize("stride", [1, 4])
 def test_lengths_are_those_of_layouts(made: Path, views: Views, stride: int) -> None:
     source = source_of(made, stride, views)
@@ -494,7 +496,7 @@ def test_views_of_several_frames_are_watched(clips: Path, tmp_path: Path) -> Non
     """A view ends where a stretch does; the row that learns is the last of the view."""
     record = {**FILM, "duration": 7.5, "stream": [{"time": 1.0, "text": "A."}]}
     talk([record], tmp_path / "talks", clips)
-    laid = source_of(tmp_path / "talks", 3, Views(16, 2, merge=2, slow=2)).layout(0)
+    laid = source_of(tmp_path / "talks", 3, Views(16, 2, temporal_pool=2, slow_fast=2)).layout(0)
     # frames at 0, 3/8, 6/8 | 9/8 ...: views of 2 and 1 frames, then of the first shot 7 frames, then 10 of the second
     assert laid.rows.tolist() == [4, 1, *[4, 1, 4, 1], *[4, 1, 4, 1, 4]]
     assert heard(laid) == [SILENT, ANSWERED, *[SILENT] * 9]
@@ -558,7 +560,7 @@ def test_times_stand_before_views() -> None:
 
     times = times_of(Letters())
     tokens, kinds = np.array([1, 9, 2, 3]), np.array([ASKED, ASKED, ASKED, ANSWERED])
-    views = Views(pixels=4, side=1, merge=2)
+    views = Views(pixels=4, side=1, temporal_pool=2)
     laid = layout_of(
         tokens, kinds, np.array([1]), [[VisualSpan(0, 2, 5, False, Timeline((0,), (3.0,), 4.0))]], views, None, times
     )

@@ -186,9 +186,9 @@ def test_an_unreadable_sample_weighs_nothing_on_any_mesh(tmp_path: Path, damaged
 
 
 def test_many_unreadable_samples_stop_the_run(tmp_path: Path, damaged: tuple[Path, str]) -> None:
-    ends = run(config(tmp_path / "run", damaged[0], steps=3, data__tolerate=0))
+    ends = run(config(tmp_path / "run", damaged[0], steps=3, data__max_unreadable_samples=0))
     assert ends[0].refusal is not None
-    assert ends[0].refusal[0] == "at most data.tolerate=0 samples of a run cannot be read"
+    assert ends[0].refusal[0] == "at most data.max_unreadable_samples=0 samples of a run cannot be read"
     assert damaged[1] in ends[0].refusal[1]
     assert ".mp4 (sample" in ends[0].refusal[1]
 

@@ -39,7 +39,11 @@ from tests.promises.test_train_faults import curve, finish, lines, no_leftovers,
 GONE = (
     "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"
 )
-DATA_REFUSED = ("at most data.tolerate=0 samples of a run cannot be read", "1 cannot", "longreel data check D --repair")
+DATA_REFUSED = (
+    "at most data.max_unreadable_samples=0 samples of a run cannot be read",
+    "1 cannot",
+    "longreel data check D --repair",
+)
 
 __all__ = ["no_leftovers"]  # a fixture of every test here
 
@@ -481,7 +485,7 @@ def test_samples_that_cannot_be_read_are_one_cause_with_the_dataset_of_the_run(t
     record.ranks()
     for sample in ("a", "b"):
         record("unreadable", step=4, sample=sample, reason="its hash is wrong")
-    rule = "refused: at most data.tolerate=1 samples of a run cannot be read; found: 2 cannot"
+    rule = "refused: at most data.max_unreadable_samples=1 samples of a run cannot be read; found: 2 cannot"
     record.failure(how="refused", cause="data", words=rule, remedy="longreel data check DATASET --repair, or more")
     (found,) = why(root).incidents
     assert found.evidence == ["a: its hash is wrong", "b: its hash is wrong"]
@@ -568,7 +572,7 @@ def test_bad_data_is_no_bug(tmp_path: Path, dataset: Path) -> None:
             data[at] ^= 255
         shard.write_bytes(data)
     out = tmp_path / "run"
-    output = finish(start(settings(out, broken), False, "data.tolerate=0"), code=2)
+    output = finish(start(settings(out, broken), False, "data.max_unreadable_samples=0"), code=2)
     assert "cannot be read" in output
     assert failure_of(out)["cause"] == "data"
     found = last_incident(out, "data")
@@ -583,7 +587,7 @@ def test_a_full_disk_is_told_and_training_goes_on(tmp_path: Path, dataset: Path)
     if mounted.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
     out = tmp_path / "run"
-    process = start(settings(out, dataset), False, "steps=100000", f"checkpoint.to={disk}")
+    process = start(settings(out, dataset), False, "steps=100000", f"checkpoint.location={disk}")
     try:
         wait_for(lambda: [e for e in read_lines(RunFolder(out).events) if e["event"] == "unsaved"])
         at = len(lines(out))
@@ -678,7 +682,13 @@ def test_a_kill_for_memory_is_told_from_another(tmp_path: Path, dataset: Path) -
 
 def test_a_stopped_launcher_is_no_fault_of_the_ranks(tmp_path: Path, dataset: Path) -> None:
     out = tmp_path / "run"
-    process = start(settings(out, dataset), False, "steps=60", "restart.silence_seconds=6", "restart.hang_seconds=6")
+    process = start(
+        settings(out, dataset),
+        False,
+        "steps=60",
+        "restart.heartbeat_timeout_seconds=6",
+        "restart.hang_timeout_seconds=6",
+    )
     wait_for(lambda: len(lines(out)) >= 4)
     os.kill(process.pid, signal.SIGSTOP)
     time.sleep(8)

@@ -51,7 +51,7 @@ def test_keys_that_did_not_exist_mean_their_defaults(tmp_path: Path) -> None:
 
 
 def test_checkpoints_that_lie_elsewhere_are_not_left_behind(tmp_path: Path) -> None:
-    """Another checkpoint.to is no reason to begin anew; both remedies work."""
+    """Another checkpoint.location is no reason to begin anew; both remedies work."""
     folder, name = RunFolder(tmp_path / "run"), "step-00000004"
     old, new = LocalStorage(tmp_path / "old"), LocalStorage(tmp_path / "new")
     refuse_left_behind(folder, new, None)

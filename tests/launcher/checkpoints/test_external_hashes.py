@@ -53,7 +53,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 
 
 def run_of(out: Path, folder: Path, dataset: Path = Path("nowhere"), **changes: Any) -> RunConfig:
-    model = {"kind": "video_lm", "path": str(folder), "freeze": ["vision"], "pool": 2}
+    model = {"kind": "video_lm", "path": str(folder), "freeze": ["vision"], "spatial_pool": 2}
     return config(out, dataset, dtype="float32", **conversations.settings(dataset, model=model), **changes)
 
 

@@ -250,7 +250,7 @@ def test_options_of_other_kinds_are_refused(tmp_path: Path, kind: str, option: t
         ({"data__dataset": {"/mnt/shared/a": 1.0, "/data/b": 2.0}}, "data.dataset=/data/b"),
         ({"data__dataset": "/mnt/shared/../local/set"}, "data.dataset=/mnt/local/set"),
         ({"data__dataset": "/mnt/shared2/set"}, "data.dataset=/mnt/shared2/set"),
-        ({"checkpoint__to": "/scratch/saved"}, "checkpoint.to=/scratch/saved"),
+        ({"checkpoint__location": "/scratch/saved"}, "checkpoint.location=/scratch/saved"),
         ({"data__segments": [{"until": 2, "dataset": "/other"}, {}]}, "data.dataset=/other"),
     ],
 )

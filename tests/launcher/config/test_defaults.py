@@ -146,7 +146,7 @@ def test_the_average_of_a_short_run_is_not_of_its_first_weights() -> None:
         ("seq_len", "here it is data.pack_tokens"),
         ("output_dir", "here it is out"),
         ("resume_from_checkpoint", "the same command goes on"),
-        ("max_grad_norm", "here it is optimizer.clip"),
+        ("max_grad_norm", "here it is optimizer.max_grad_norm"),
         ("zero.zero_stage", "here it is zero.stage"),
         ("learning_rate", "did you mean optimizer.learning_rate?"),
         ("pack_tokens", "did you mean data.pack_tokens?"),

@@ -120,7 +120,7 @@ def run(tmp_path: Path, **changes: Any) -> Path:
         ({"out": "s3://bucket/run"}, "out is a path, and no address"),
         ({"data__dataset": "gs://bucket/set"}, "data.dataset is a path, and no address"),
         ({"data__dataset": "hdfs:/set"}, "data.dataset is a path, and no address"),
-        ({"checkpoint__to": "s3:/bucket"}, "checkpoint.to is a path, and no address"),
+        ({"checkpoint__location": "s3:/bucket"}, "checkpoint.location is a path, and no address"),
         ({"steps": "1:30"}, "steps: .*integer"),
         ({"k" * 5000: 1}, "every key of a run is known"),
     ],

@@ -53,7 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     """A model of two steps, one row for each patch."""
     spoken = conversations.make(tmp_path_factory.mktemp("talks") / "talks", dataset)
     out = tmp_path_factory.mktemp("runs") / "run"
-    model = {**conversations.MODEL, "pool": 1}
+    model = {**conversations.MODEL, "spatial_pool": 1}
     train(config(out, spoken, **{**conversations.settings(spoken), "steps": 2, "dtype": "float32", "model": model}))
     return out
 
@@ -117,11 +117,11 @@ def test_answers_are_those_of_transformers(run: Path, speaker: Speaker, files: l
 
 MASKS: dict[str, dict[str, Any]] = {
     "past": {},
-    "itself": {"visual": "itself"},
-    "frame": {"visual": "frame"},
-    "whole": {"visual": "whole"},
+    "itself": {"visual": "self_only"},
+    "frame": {"visual": "own_frame"},
+    "whole": {"visual": "bidirectional_frames"},
     "window": {"window": 30, "sinks": 3},
-    "itself in windows": {"visual": "itself", "window": 7, "sinks": 2},
+    "itself in windows": {"visual": "self_only", "window": 7, "sinks": 2},
 }
 
 
@@ -146,7 +146,7 @@ def test_kept_keys_change_nothing(speaker: Speaker, files: list[Path], mask: dic
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("mask", [{}, {"visual": "itself", "window": 7, "sinks": 2}], ids=["past", "itself"])
+@pytest.mark.parametrize("mask", [{}, {"visual": "self_only", "window": 7, "sinks": 2}], ids=["past", "itself"])
 def test_a_likelihood_is_that_of_one_pass(speaker: Speaker, files: list[Path], mask: dict[str, Any]) -> None:
     masked, text = with_mask(speaker, **mask), "A red one."
     laid, asked = asked_about(masked, files[0])
@@ -165,7 +165,9 @@ def test_a_likelihood_is_that_of_one_pass(speaker: Speaker, files: list[Path], m
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("changes", [{}, {"merge": 2, "slow": 2}, {"mask": MaskConfig(visual="frame")}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"temporal_pool": 2, "slow_fast": 2}, {"mask": MaskConfig(visual="own_frame")}], ids=str
+)
 def test_an_answer_is_as_likely_as_training_says(run: Path, speaker: Speaker, changes: dict[str, Any]) -> None:
     """The loss of a conversation is that of its answer, the end included."""
     model = speaker.maker.model.model_copy(update=changes)

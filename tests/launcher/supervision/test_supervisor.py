@@ -131,7 +131,7 @@ def test_a_wait_can_be_stopped(tmp_path: Path) -> None:
 )
 def test_after_a_loss_it_goes_on_with_fewer(tmp_path: Path, total: tuple[int, ...], reason: str) -> None:
     ranks = Played(ends=[[lost()]], rooms=[(2,)], total=total)
-    code, _ = supervised(tmp_path, ranks, restart={"patience_seconds": 0})
+    code, _ = supervised(tmp_path, ranks, restart={"rejoin_timeout_seconds": 0})
     assert code == DONE
     assert [mesh.ranks for mesh in ranks.meshes] == [3, 2]
     (told,) = events(tmp_path / "run", "mesh")
@@ -140,20 +140,20 @@ def test_after_a_loss_it_goes_on_with_fewer(tmp_path: Path, total: tuple[int, ..
 
 def test_patience_waits_for_all(tmp_path: Path) -> None:
     ranks = Played(ends=[[lost()]], rooms=[(2,), (2,), (3,)])
-    assert supervised(tmp_path, ranks, restart={"patience_seconds": 60})[0] == DONE
+    assert supervised(tmp_path, ranks, restart={"rejoin_timeout_seconds": 60})[0] == DONE
     assert [mesh.ranks for mesh in ranks.meshes] == [3, 3]
 
 
 def test_what_is_not_elastic_waits_for_its_nodes(tmp_path: Path) -> None:
     ranks = Played(ends=[[lost()]], rooms=[(2,)] * 4 + [(3,)], total=(2,))
-    assert supervised(tmp_path, ranks, restart={"patience_seconds": 0, "elastic": False})[0] == DONE
+    assert supervised(tmp_path, ranks, restart={"rejoin_timeout_seconds": 0, "elastic": False})[0] == DONE
     assert [mesh.ranks for mesh in ranks.meshes] == [3, 3]
 
 
 def test_nodes_that_never_come_back_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher.supervision.supervisor, "EMPTY_SECONDS", 0.1)
     ranks = Played(ends=[[lost()]], rooms=[(0,)], total=(0,))
-    code, said = supervised(tmp_path, ranks, restart={"limit": 1})
+    code, said = supervised(tmp_path, ranks, restart={"max_restarts": 1})
     assert code == FAILED
     assert "too few nodes came back within 0.1 s" in said
 

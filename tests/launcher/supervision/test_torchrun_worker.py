@@ -38,10 +38,10 @@ def test_what_one_rank_alone_fails_of_is_told_by_it(tmp_path: Path) -> None:
     RunFolder(settings.out).record("start", steps=5, mesh="m")
     bug = End(1, "failed", 4, f"{TRACE}KeyError: 'x'", sign="KeyError")
     lost = End(2, "failed", 4, f"{TRACE}RuntimeError: [gloo] Connection closed by peer", sign="RuntimeError")
-    remedy = "longreel data check DATASET --repair, or a larger data.tolerate"
+    remedy = "longreel data check DATASET --repair, or a larger data.max_unreadable_samples"
     refused = End(3, "refused", 4, "...", ("at most 1 sample", "2 cannot", remedy), sign="InputError")
     said = [tell(settings, end) for end in (bug, lost, refused)]
     assert said[0] == bug.message, "nobody foresaw it"
     assert said[1] == ""
     assert said[2].startswith("error: at most 1 sample\n  found:  2 cannot\n")
-    assert f"longreel data check '{tmp_path / 'a set'}' --repair, or a larger data.tolerate" in said[2]
+    assert f"longreel data check '{tmp_path / 'a set'}' --repair, or a larger data.max_unreadable_samples" in said[2]

@@ -246,19 +246,19 @@ def test_a_rank_that_has_ended_is_not_silent() -> None:
 
 
 def test_settings_are_obeyed() -> None:
-    history = History(silence_seconds=3, hang_seconds=7)
+    history = History(heartbeat_timeout_seconds=3, hang_timeout_seconds=7)
     history.train(2, 5)
     begin = history.now
     assert history.hold({0: (6, "update"), 1: None}) is not None
     assert history.now - begin <= 5
-    history = History(hang_seconds=7)
+    history = History(hang_timeout_seconds=7)
     history.train(2, 5)
     begin = history.now
     found = history.hold({0: (6, "data"), 1: (6, "agree")})
     assert found is not None
     assert history.now - begin <= 9
-    assert Watchdog(RestartConfig(hang_seconds=900)).deadline(Beat(0, "load", 0, 0)) == 900
-    assert Watchdog(RestartConfig(hang_seconds=7)).deadline(Beat(0, "load", 0, 0)) == SLOW_SECONDS
+    assert Watchdog(RestartConfig(hang_timeout_seconds=900)).deadline(Beat(0, "load", 0, 0)) == 900
+    assert Watchdog(RestartConfig(hang_timeout_seconds=7)).deadline(Beat(0, "load", 0, 0)) == SLOW_SECONDS
 
 
 def test_micro_steps_move() -> None:

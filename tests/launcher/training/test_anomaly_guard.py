@@ -48,7 +48,7 @@ KNOWN = Updates(20, (1.0, 2.0, 3.0) * 6)
     ],
 )
 def test_what_is_wrong_with_a_step(step: int, loss: float, norm: float, updates: Updates, said: str) -> None:
-    guard = Guard(GuardConfig(spike=3), ((7, 9),))
+    guard = Guard(GuardConfig(spike_factor=3), ((7, 9),))
     assert guard.trouble(step, loss, norm, updates) == said
     assert (norm <= guard.max_norm(step, loss, updates)) == (not said and step != 8)
 
@@ -129,7 +129,7 @@ def test_a_kill_does_not_bring_an_update_back(tmp_path: Path, dataset: Path) -> 
 
 
 def test_many_in_a_row_end_the_run(tmp_path: Path, dataset: Path) -> None:
-    (end, *_) = run(of_ranks(tmp_path / "run", dataset, mesh={}, guard__limit=2, faults=nan(2, 3, rank=0)))
+    (end, *_) = run(of_ranks(tmp_path / "run", dataset, mesh={}, guard__max_consecutive=2, faults=nan(2, 3, rank=0)))
     assert (end.how, end.sign) == ("failed", "FloatingPointError")
     assert "step 3 is not finite" in end.message
     assert "2 steps in a row made no update" in end.message
@@ -144,7 +144,12 @@ def test_end(tmp_path: Path, dataset: Path) -> None:
 
 def test_a_resume_judges_as_the_run_did(tmp_path: Path, dataset: Path) -> None:
     """With so narrow a limit many steps spike; stopped between them and resumed, the same ones make no update."""
-    settings = {"mesh": {}, "zero__stage": 0, "guard": {"spike": 1.12, "limit": 100}, "optimizer__learning_rate": 1e-4}
+    settings = {
+        "mesh": {},
+        "zero__stage": 0,
+        "guard": {"spike_factor": 1.12, "max_consecutive": 100},
+        "optimizer__learning_rate": 1e-4,
+    }
     whole = train(of_ranks(tmp_path / "whole", dataset, steps=26, **settings))
     for steps in (18, 23, 26):
         train(of_ranks(tmp_path / "parts", dataset, steps=steps, **settings))

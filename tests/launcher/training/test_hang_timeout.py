@@ -84,18 +84,23 @@ def test_hangs_of_small_runs_are_found_as_soon_as_ever(tmp_path: Path, dataset: 
 
 
 def test_what_the_user_chose_is_kept_and_told(tmp_path: Path, dataset: Path) -> None:
-    settings, flops = million(dataset, tmp_path, restart={"hang_seconds": 700, "timeout_seconds": 50})
+    settings, flops = million(
+        dataset, tmp_path, restart={"hang_timeout_seconds": 700, "collective_timeout_seconds": 50}
+    )
     longest = patience(flops, settings, Mesh(), "cuda")
     assert group_seconds(50, longest) == 50
     assert Watchdog(settings.restart, longest).deadline(Beat(1, "backward", 0, 0)) == 700
     history = History()
-    history.watchdog = Watchdog(RestartConfig(hang_seconds=7), longest)
+    history.watchdog = Watchdog(RestartConfig(hang_timeout_seconds=7), longest)
     history.train(1, 3)
     assert history.hold({0: (4, "backward")}, most=9) is not None
     told = list(preflight.notes_on_time(settings, flops, "cuda"))
-    assert [note.split(" ")[0] for note in told] == ["restart.timeout_seconds=50", "restart.hang_seconds=700"]
+    assert [note.split(" ")[0] for note in told] == [
+        "restart.collective_timeout_seconds=50",
+        "restart.hang_timeout_seconds=700",
+    ]
     assert f"{step_seconds(flops, settings, Mesh(), 'cuda'):,.0f} s at 100 TFLOP/s" in told[0]
-    fine, flops = million(dataset, tmp_path, restart={"hang_seconds": 90_000})
+    fine, flops = million(dataset, tmp_path, restart={"hang_timeout_seconds": 90_000})
     assert list(preflight.notes_on_time(fine, flops, "cuda")) == []
 
 

@@ -28,7 +28,7 @@ def made(step: int = 3, rate: float = 1e-3, unreadable: tuple[str, ...] = (), **
         ({"machine": {**HERE, "kernel": "aten"}}, "rounding"),
         ({"mesh": {"ring": 2}}, "rounding"),
         ({"rate": 2e-3}, "update"),
-        ({"optimizer__clip": 0.5}, "update"),
+        ({"optimizer__max_grad_norm": 0.5}, "update"),
         ({"dtype": "float32"}, "numbers"),
         ({"unreadable": ("a clip",)}, "numbers"),
         ({"outside": {"model.path frozen": "b"}}, "numbers"),

@@ -22,7 +22,7 @@ from parallel.masks.mask import packed as packed_mask
 from parallel.sequence.packed import Document, Packed, lay_out
 
 SMALL = VideoDiTConfig(
-    dim=36, depth=2, heads=3, patch=(1, 2, 2), absolute=True, text=TextConfig(dim=16, depth=1, heads=2)
+    dim=36, depth=2, heads=3, patch=(1, 2, 2), absolute_positions=True, text=TextConfig(dim=16, depth=1, heads=2)
 )
 GRIDS = [(2, 3, 4), (1, 2, 2), (3, 1, 5)]
 TEXTS = ["a red square", "", "ein grüner Kreis"]
@@ -190,7 +190,7 @@ def test_noise_level_is_read_for_each_token():
 
 @pytest.mark.parametrize("absolute", [False, True])
 def test_only_absolute_places_tell_a_clip_from_its_shifted_twin(absolute):
-    model = awake(build(SMALL.model_copy(update={"absolute": absolute}), 3, seed=0, dtype=torch.float64))
+    model = awake(build(SMALL.model_copy(update={"absolute_positions": absolute}), 3, seed=0, dtype=torch.float64))
     packed = pack(DOCUMENTS)
     plan = [local_plan(packed_mask(packed.lengths))]
     moved = replace(packed, coordinates=packed.coordinates + torch.tensor([3, 1, 2]))

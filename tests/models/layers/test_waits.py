@@ -96,8 +96,8 @@ def asked(rank: int, settings: RunConfig) -> Counter[str]:
     return counter.found
 
 
-DIT: dict[str, Any] = {"model__absolute": True, "dtype": "bf16"}
-FLAT: dict[str, Any] = {**conversations.MODEL, "merge": 2, "slow": 2}
+DIT: dict[str, Any] = {"model__absolute_positions": True, "dtype": "bf16"}
+FLAT: dict[str, Any] = {**conversations.MODEL, "temporal_pool": 2, "slow_fast": 2}
 
 
 @pytest.mark.parametrize("recompute", [False, True])

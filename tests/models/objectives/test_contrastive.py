@@ -136,7 +136,7 @@ def trained(rank: int, stage: int) -> list[float]:
     mesh = Mesh(1, 2, 1)
     groups = join(mesh, rank)
     torch.manual_seed(3)
-    engine = engine_for(Contrast(DIM, WIDTH, dtype=torch.float32), AdamWConfig(clip=0.0), stage, 1)
+    engine = engine_for(Contrast(DIM, WIDTH, dtype=torch.float32), AdamWConfig(max_grad_norm=0.0), stage, 1)
     losses = []
     hidden, kind, weight, document, _, _ = (torch.cat(r) for r in zip(*map(rows_of, range(rank, 7, 2)), strict=True))
     given = hidden.float(), document, kind, weight.float(), len(DOCUMENTS), partial(total, groups=groups), (rank, 2)

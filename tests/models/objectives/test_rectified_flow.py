@@ -20,7 +20,13 @@ from parallel.sequence.packed import Document, lay_out
 from parallel.sequence.sharding import contiguous, zigzag
 
 SMALL = VideoDiTConfig(
-    dim=48, depth=2, heads=4, patch=(1, 2, 2), absolute=True, rope_theta=30.0, text=TextConfig(dim=16, depth=1, heads=2)
+    dim=48,
+    depth=2,
+    heads=4,
+    patch=(1, 2, 2),
+    absolute_positions=True,
+    rope_theta=30.0,
+    text=TextConfig(dim=16, depth=1, heads=2),
 )
 DOCUMENTS = [Document(f"{i}", key_of(i), f"clip {i}", grid) for i, grid in enumerate([(2, 3, 4), (1, 2, 2), (3, 1, 5)])]
 TOTAL = sum(d.tokens for d in DOCUMENTS)
@@ -35,7 +41,9 @@ def whole(documents, dtype=torch.float32, dim=12):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("predict", ["velocity", "clean"])
 def test_any_cut_gives_the_same_bits(dtype, predict):
-    objective = RectifiedFlow(RectifiedFlowConfig(predict=predict, conditioning={"first_frame": 0.5}, caption_drop=0.5))
+    objective = RectifiedFlow(
+        RectifiedFlowConfig(predict=predict, conditioning={"first_frame": 0.5}, caption_dropout=0.5)
+    )
     full = whole(DOCUMENTS, dtype)
     reference = objective.prepare(full)
     splits = [contiguous(TOTAL, 2), contiguous(TOTAL, 5), zigzag(TOTAL, 3), contiguous(TOTAL, TOTAL + 3)]
@@ -103,11 +111,11 @@ def test_levels_are_logit_normal_and_shifted():
 
 
 def test_caption_drop_rate():
-    objective = RectifiedFlow(RectifiedFlowConfig(caption_drop=0.25))
+    objective = RectifiedFlow(RectifiedFlowConfig(caption_dropout=0.25))
     documents = [Document("", key_of(i), "words", (1, 1, 1)) for i in range(4000)]
     dropped = sum(d.text == "" for d in objective.prepare(whole(documents, dim=1)).packed.documents)
     assert abs(dropped / 4000 - 0.25) < 0.02
-    keep = RectifiedFlow(RectifiedFlowConfig(caption_drop=0.0)).prepare(whole(documents[:100], dim=1))
+    keep = RectifiedFlow(RectifiedFlowConfig(caption_dropout=0.0)).prepare(whole(documents[:100], dim=1))
     assert all(d.text == "words" for d in keep.packed.documents)
 
 
@@ -144,7 +152,7 @@ def learn(model, objective, documents, values, steps, lr):
 
 def test_a_small_model_overfits_one_clip():
     document, values = DOCUMENTS[0], torch.randn(24, 12, generator=torch.Generator().manual_seed(3))
-    objective = RectifiedFlow(RectifiedFlowConfig(caption_drop=0.0))
+    objective = RectifiedFlow(RectifiedFlowConfig(caption_dropout=0.0))
     model = build(SMALL, 3, 0, torch.float32)
     losses = learn(
         model, objective, [replace(document, key=i) for i in range(4)], values.repeat(4, 1), steps=120, lr=1e-2
@@ -158,7 +166,7 @@ def test_words_matter_after_a_few_steps():
     """Two captions, two constant clips: each prompt brings its own back, with and without guidance."""
     documents = [Document("0", 0, "dark", (1, 2, 2)), Document("1", 1, "bright", (1, 2, 2))] * 4
     values = torch.cat([torch.full((4, 12), -1.0), torch.full((4, 12), 1.0)] * 4)
-    objective = RectifiedFlow(RectifiedFlowConfig(predict="clean", caption_drop=0.1))
+    objective = RectifiedFlow(RectifiedFlowConfig(predict="clean", caption_dropout=0.1))
     model = build(SMALL, 3, 0, torch.float32)
     learn(model, objective, [replace(d, key=i) for i, d in enumerate(documents)], values, steps=60, lr=3e-3)
     for guidance in (1.0, 2.0):

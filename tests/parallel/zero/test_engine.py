@@ -75,7 +75,7 @@ def load(engine: Engine, state: State) -> None:
 def run(
     rank: int, world: int, stage: int, dtype: torch.dtype, clip: float, offload: Offload = "nothing"
 ) -> tuple[list[tuple[float, float]], State]:
-    engine = engine_for(model(dtype), AdamWConfig(clip=clip, weight_decay=0.1), stage, MICRO_STEPS, offload)
+    engine = engine_for(model(dtype), AdamWConfig(max_grad_norm=clip, weight_decay=0.1), stage, MICRO_STEPS, offload)
     curve = train(engine, rank, world, range(20), dtype)
     return curve, export(engine)
 
