@@ -59,7 +59,7 @@ def test_checkpoints_that_lie_elsewhere_are_not_left_behind(tmp_path: Path) -> N
     folder.record("checkpoint", step=4, path=old.where(name))
     refuse_left_behind(folder, new, None)  # it is gone: nothing is left behind
     (old.root / name).mkdir(parents=True)
-    with pytest.raises(InputError, match=rf"{name} was saved to .*old\n.*checkpoint\.to=.*old, or copy"):
+    with pytest.raises(InputError, match=rf"{name} was saved to .*old\n.*checkpoint\.location=.*old, or copy"):
         refuse_left_behind(folder, new, None)
     folder.record("checkpoint", step=5, path=old.where("step-00000005"))  # which is gone, and the one before is not
     with pytest.raises(InputError, match=rf"{name} was saved to .*old"):
@@ -69,7 +69,7 @@ def test_checkpoints_that_lie_elsewhere_are_not_left_behind(tmp_path: Path) -> N
     refuse_left_behind(folder, new, copied)
     folder.record("checkpoint", step=5, path=str(folder.checkpoints / "step-00000005"))
     (folder.checkpoints / "step-00000005").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"checkpoint\.to=null"):
+    with pytest.raises(InputError, match=r"checkpoint\.location=null"):
         refuse_left_behind(folder, new, copied)
 
 

@@ -48,7 +48,7 @@ def written(tmp_path: Path, **changes: Any) -> Path:
 def test_the_usual_objective_of_each_model(tmp_path: Path) -> None:
     assert run().objective == RectifiedFlowConfig()
     assert run(model=LM).objective == NextTokenConfig()
-    assert run(model=LM, objective={"coded": 0.5}).objective == NextTokenConfig(coded=0.5)
+    assert run(model=LM, objective={"visual_code": 0.5}).objective == NextTokenConfig(visual_code=0.5)
     assert run(objective=None).objective == RectifiedFlowConfig()
     assert run(objective="rectified_flow", codec="pixel").objective == RectifiedFlowConfig()
     path = written(tmp_path, objective="rectified_flow")
@@ -146,7 +146,13 @@ def test_the_average_of_a_short_run_is_not_of_its_first_weights() -> None:
         ("seq_len", "here it is data.pack_tokens"),
         ("output_dir", "here it is out"),
         ("resume_from_checkpoint", "the same command goes on"),
-        ("max_grad_norm", "here it is optimizer.max_grad_norm"),
+        ("max_grad_norm", "did you mean optimizer.max_grad_norm?"),
+        ("clip_grad", "here it is optimizer.max_grad_norm"),
+        ("data.tolerate", "here it is data.max_unreadable_samples"),
+        ("restart.patience_seconds", "here it is restart.rejoin_timeout_seconds"),
+        ("checkpoint.to", "here it is checkpoint.location"),
+        ("guard.limit", "here it is guard.max_consecutive"),
+        ("model.merge", "here it is model.temporal_pool"),
         ("zero.zero_stage", "here it is zero.stage"),
         ("learning_rate", "did you mean optimizer.learning_rate?"),
         ("pack_tokens", "did you mean data.pack_tokens?"),
