@@ -162,6 +162,6 @@ class ChatSource:
             raise InputError(
                 "a conversation is no longer than the positions that the model knows",
                 f"{uid}: {tokens:,} tokens, {positions:,} positions",
-                "fewer frames (data.frames, data.stride) or rows of each (model.spatial_pool, model.temporal_pool); or a longer "
-                f"context: data.max_positions={tokens}, with data.rope_scaling",
+                "fewer frames (data.frames, data.stride) or tokens of each (model.spatial_pool, "
+                f"model.temporal_pool); or a longer context: data.max_positions={tokens}, with data.rope_scaling",
             )
