@@ -70,8 +70,8 @@ def step(engine: DeepSpeedEngine, rows: int, saver: Saver | None = None) -> floa
 def settle(saver: Saver) -> None:
     """What a rank does before a step."""
     words = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
-    dist.all_gather(words, torch.tensor([saver.word()]))
-    saver.settle([int(word) for word in words])
+    dist.all_gather(words, torch.tensor([saver.save_status()]))
+    saver.resolve([int(word) for word in words])
 
 
 def saver_of(engine: DeepSpeedEngine, folder: Path, told: list[dict[str, Any]]) -> Saver:

@@ -23,7 +23,7 @@ from launcher.core.run_folder import RunFolder, events_of, make_run_folder, writ
 from launcher.core.terminal import visible
 from launcher.supervision.failure_causes import cause_of, last_line
 from launcher.supervision.rank_group import End, is_echo, run_reporting
-from launcher.supervision.rank_processes import pulse_of
+from launcher.supervision.rank_processes import heartbeat_board_of
 from launcher.supervision.run import DONE, FAILED, REFUSED, STOPPED, absolute
 from parallel.errors import InputError
 
@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> int:
         from launcher.training.rendezvous import RankPlace
 
         address = f"{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MASTER_PORT', '29500')}"
-        outcome = run(config, RankPlace(**place, address=address), asked.is_set, pulse)
+        outcome = run(config, RankPlace(**place, address=address), asked.is_set, heartbeat)
         return outcome.step, outcome.stopped
 
     def finish(end: End) -> None:
@@ -110,8 +110,8 @@ def main(arguments: list[str]) -> int:
             print(visible(f"{config.out}: {end.how} at step {end.step}"))
         leave({"done": DONE, "stopped": STOPPED, "refused": REFUSED}.get(end.how, FAILED))
 
-    pulse = pulse_of(config, place["rank"], 0)
-    run_reporting(place["rank"], work, pulse, finish)
+    heartbeat = heartbeat_board_of(config, place["rank"], 0)
+    run_reporting(place["rank"], work, heartbeat, finish)
     raise AssertionError("the process has ended")
 
 

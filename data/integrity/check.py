@@ -18,7 +18,7 @@ from data.dataset import index
 from data.dataset.manifest import path_of
 from data.integrity.diagnosis import Job
 from data.integrity.findings import LEAVE_OUT_SECOND, Finding
-from data.integrity.inventory import Survey, survey
+from data.integrity.inventory import Inventory, survey
 from data.integrity.shard_check import findings_of
 from data.workers.processes import Limits, Lost, Workers, available_cores, fair_memory
 
@@ -106,13 +106,13 @@ def _size(job: Job) -> int:
         return 0
 
 
-def same_samples(records: Survey, uids: Mapping[str, list[str]]) -> Iterator[Finding]:
+def same_samples(records: Inventory, uids: Mapping[str, list[str]]) -> Iterator[Finding]:
     """Samples that are there twice; `uids` of each shard."""
     for job, uid in twice(uids, records.jobs):
         yield Finding("same sample", job.tar, "it is there before", LEAVE_OUT_SECOND, job.shard, uid)
 
 
-def wrong_digest(records: Survey, uids: Mapping[str, list[str]]) -> Iterator[Finding]:
+def wrong_digest(records: Inventory, uids: Mapping[str, list[str]]) -> Iterator[Finding]:
     """A latest generation that names other samples than its shards have; `uids` of each shard that is whole."""
     latest = records.latest
     if latest is None or not all(shard_id in uids for shard_id in latest.shards):

@@ -1,4 +1,4 @@
-"""`Survey`: what the records of a dataset say, which of them can be trusted, and which files nobody names."""
+"""`Inventory`: what the records of a dataset say, which of them can be trusted, and which files nobody names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = {  # of what we write
 
 
 @dataclass
-class Survey:
+class Inventory:
     """The records of a dataset.
 
     Attributes:
@@ -56,7 +56,7 @@ class Survey:
         return self.generations[max(self.generations)] if self.generations else None
 
 
-def survey(dataset: Path, deep: bool = True, decode: bool = False, held: bool = False) -> Survey:
+def survey(dataset: Path, deep: bool = True, decode: bool = False, held: bool = False) -> Inventory:
     """Reads every record of a dataset.
 
     Args:
@@ -71,7 +71,7 @@ def survey(dataset: Path, deep: bool = True, decode: bool = False, held: bool = 
         what = "no such folder" if not dataset.exists() else "it has no shards/, commits/ or manifest/"
         raise InputError("a dataset is a folder with shards", f"{dataset}: {what}", "give the --out of a prepare")
     check_place(dataset)
-    found = Survey(dataset, in_use=not held and _in_use(dataset))
+    found = Inventory(dataset, in_use=not held and _in_use(dataset))
     _generations(found)
     _commits(found)
     _jobs(found, deep, decode)
@@ -80,7 +80,7 @@ def survey(dataset: Path, deep: bool = True, decode: bool = False, held: bool = 
     return found
 
 
-def _generations(found: Survey) -> None:
+def _generations(found: Inventory) -> None:
     for path in manifest.files(found.dataset):
         try:
             one = manifest.read(path)
@@ -103,7 +103,7 @@ def _generations(found: Survey) -> None:
             )
 
 
-def _commits(found: Survey) -> None:
+def _commits(found: Inventory) -> None:
     for path in sorted((found.dataset / COMMITS).glob("[!.]*.json")):
         try:
             found.commits[path.stem] = _record(path)
@@ -120,7 +120,7 @@ def _record(path: Path) -> dict[str, Any]:
     return shards.unsealed(path, record)
 
 
-def _jobs(found: Survey, deep: bool, decode: bool) -> None:
+def _jobs(found: Inventory, deep: bool, decode: bool) -> None:
     latest = found.latest
     published: dict[str, Part] = dict(zip(latest.shards, latest.index, strict=True)) if latest else {}
     known = {path.stem for path in (found.dataset / COMMITS).glob("[!.]*.json")}
@@ -141,7 +141,7 @@ def _jobs(found: Survey, deep: bool, decode: bool) -> None:
         found.jobs.append(Job(found.dataset, shard_id, record, index, deep, decode))
 
 
-def _strays(found: Survey) -> None:
+def _strays(found: Inventory) -> None:
     generations = found.generations.values()
     known = {path.stem for path in (found.dataset / COMMITS).glob("[!.]*.json")}
     known.update(*(one.shards for one in generations))
@@ -163,7 +163,7 @@ def _part(record: dict[str, Any]) -> Part:
     return path, digest, int(rows)
 
 
-def _name(found: Survey, path: Path) -> str:
+def _name(found: Inventory, path: Path) -> str:
     return path.relative_to(found.dataset).as_posix()
 
 

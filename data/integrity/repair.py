@@ -21,7 +21,7 @@ from data.dataset.shards import COMMITS, SHARDS, digest_of
 from data.integrity.check import Progress, one_by_one, same_samples, wrong_digest
 from data.integrity.diagnosis import Diagnosis
 from data.integrity.findings import Finding
-from data.integrity.inventory import ASIDE, Survey, survey
+from data.integrity.inventory import ASIDE, Inventory, survey
 from data.integrity.repair_shard import is_gone, mend
 from data.integrity.shard_check import examine
 from parallel.errors import InputError
@@ -88,7 +88,7 @@ def repair(
     return told
 
 
-def _check_any_left(records: Survey, broken: Mapping[str, Diagnosis]) -> None:
+def _check_any_left(records: Inventory, broken: Mapping[str, Diagnosis]) -> None:
     """A folder that was not mounted is not a dataset whose shards are lost."""
     missing = [one for one in broken.values() if any(f.kind == "missing shard" for f in one.findings)]
     if missing and len(missing) == len(records.jobs):
@@ -102,7 +102,7 @@ def _check_any_left(records: Survey, broken: Mapping[str, Diagnosis]) -> None:
         )
 
 
-def _across(records: Survey, broken: dict[str, Diagnosis]) -> Iterator[Finding]:
+def _across(records: Inventory, broken: dict[str, Diagnosis]) -> Iterator[Finding]:
     """What no shard shows by itself; takes samples that are there before out of `broken`."""
     jobs = {job.shard: job for job in records.jobs}
     uids = {i: index.read_uids(records.dataset, job.index[0]) for i, job in jobs.items() if i not in broken}
@@ -125,7 +125,7 @@ def _losses(one: Diagnosis) -> Iterator[dict[str, str]]:
             yield {"file": entry["file"], "reason": "nothing of its shard is left", "shard": shard, "sample": ""}
 
 
-def _records_aside(records: Survey) -> Iterator[tuple[str, str]]:
+def _records_aside(records: Inventory) -> Iterator[tuple[str, str]]:
     """Records that are not as they were written go to quarantine/strays/; of missing generations, a note goes there."""
     dataset = records.dataset
     commits = [dataset / COMMITS / f"{job.shard}.json" for job in records.jobs if job.record is None]
@@ -138,7 +138,7 @@ def _records_aside(records: Survey) -> Iterator[tuple[str, str]]:
             yield name, "noted as lost"
 
 
-def _strays_aside(records: Survey) -> Iterator[tuple[str, str]]:
+def _strays_aside(records: Inventory) -> Iterator[tuple[str, str]]:
     """Files that no record names go to quarantine/strays/; half-written ones go."""
     for path in records.strays:
         name = path.relative_to(records.dataset).as_posix()
@@ -149,7 +149,7 @@ def _strays_aside(records: Survey) -> Iterator[tuple[str, str]]:
             yield name, f"moved to {put_aside(records.dataset, path)}"
 
 
-def _config(records: Survey) -> str:
+def _config(records: Inventory) -> str:
     """Of the latest generation, else of any commit."""
     if records.latest is not None:
         return records.latest.config

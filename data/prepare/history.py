@@ -1,4 +1,4 @@
-"""`Ledger`: what earlier runs did, read from the commits of a dataset: which files are done, with which captions, and
+"""`History`: what earlier runs did, read from the commits of a dataset: which files are done, with which captions, and
 which pictures are there.
 
 About 600 bytes a file and 150 a clip, or 500 with its picture.
@@ -41,7 +41,7 @@ class Entry:
 
 
 @dataclass
-class Ledger:
+class History:
     """See the module.
 
     Attributes:
@@ -60,7 +60,7 @@ class Ledger:
     tally: Tally = field(default_factory=Tally)
 
     @classmethod
-    def read(cls, dataset: Path, config: Mapping[str, Any], pictures: bool) -> Ledger:
+    def read(cls, dataset: Path, config: Mapping[str, Any], pictures: bool) -> History:
         """Of a dataset that is held.
 
         Args:
@@ -71,17 +71,17 @@ class Ledger:
         Raises:
             InputError: a record cannot be read, or the dataset was made with other options.
         """
-        ledger = cls()
+        history = cls()
         for path in sorted((dataset / COMMITS).glob("*.json")):
             record = shards.unsealed(path, shards.read_json(path))
-            ledger._add_samples(dataset / record["index"][0], pictures)
+            history._add_samples(dataset / record["index"][0], pictures)
             if "import" in record["config"]:  # tars of others: no files of ours, and no options
                 continue
             _check(dataset, record["config"], config)
             for raw in record["inputs"]:
-                ledger._add_file(raw)
-            ledger.tally.add(Tally.from_json(record["tally"]))
-        return ledger
+                history._add_file(raw)
+            history.tally.add(Tally.from_json(record["tally"]))
+        return history
 
     def twin(self, content: str) -> tuple[str, str] | None:
         """Which file, of this run or an earlier one, has these bytes, and the digest of its captions."""

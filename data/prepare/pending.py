@@ -9,7 +9,7 @@ from data.captions.captions import NO_CAPTION
 from data.dataset.outcome import Outcome, Rejection, Stage
 from data.dataset.shards import digest_of
 from data.prepare.convert import Todo
-from data.prepare.history import Entry, Ledger
+from data.prepare.history import Entry, History
 from data.prepare.shard_writer import same_bytes
 from data.sources.files import BAD_CAPTION, NO_ANSWER, NOT_FETCHED, NOT_READ, SourceFile, Unusable, digest
 from data.sources.listing import Listing
@@ -28,18 +28,18 @@ class Pending:
     Args:
         listing: of the source.
         limit: only its first so many files; None for all.
-        ledger: of the dataset.
+        history: of the dataset.
         outcome: grows.
         on_file: called with the name of each file that is not to be done.
     """
 
     def __init__(
-        self, listing: Listing, limit: int | None, ledger: Ledger, outcome: Outcome, on_file: Callable[[str], None]
+        self, listing: Listing, limit: int | None, history: History, outcome: Outcome, on_file: Callable[[str], None]
     ) -> None:
-        self.listing, self.limit, self.ledger, self.outcome, self.on_file = listing, limit, ledger, outcome, on_file
+        self.listing, self.limit, self.history, self.outcome, self.on_file = listing, limit, history, outcome, on_file
         self.found = 0
         self._named: dict[str, tuple[str, str]] = {}  # files of this source and their captions, by their bytes
-        self._met: set[int] = set()  # entries of the ledger whose file is in this source
+        self._met: set[int] = set()  # entries of the history whose file is in this source
 
     def total(self) -> int | None:
         """How many files there are; None while that is not known."""
@@ -54,7 +54,7 @@ class Pending:
             todo = self._judged(number, file, content)
             if todo is None:
                 self.on_file(file.name)
-            elif file.place.version in self.ledger.versions:
+            elif file.place.version in self.history.versions:
                 again.append(todo)
             else:
                 yield todo
@@ -64,7 +64,7 @@ class Pending:
         """Files that cannot be told to be done without reading them."""
         for number, one in enumerate(islice(self.listing, self.limit)):
             self.found += 1
-            entry = self.ledger.versions.get(one.place.version) if isinstance(one, SourceFile) else None
+            entry = self.history.versions.get(one.place.version) if isinstance(one, SourceFile) else None
             if isinstance(one, Unusable):
                 stage = STAGES.get(one.kind, "list")
                 self.outcome.reject(number, Rejection(one.name, stage, one.kind, one.reason, again=True))
@@ -82,7 +82,7 @@ class Pending:
             return None
         own = file.name, digest_of(file.caption)
         first = self._named.setdefault(content, own) if content else own
-        entry = self.ledger.contents.get(content)
+        entry = self.history.contents.get(content)
         if entry is not None and id(entry) in self._met:
             first = entry.file, entry.caption
         if first[0] != file.name:

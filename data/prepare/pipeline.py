@@ -30,7 +30,7 @@ from data.dataset.outcome import Outcome, Rejection, Tally
 from data.dataset.publish import publish
 from data.dataset.shards import digest_of
 from data.prepare.convert import MIN_FRAMES, convert
-from data.prepare.history import Ledger
+from data.prepare.history import History
 from data.prepare.pending import Pending
 from data.prepare.rejection_remedies import remedy_of
 from data.prepare.shard_writer import Writer, converted, into_groups
@@ -160,8 +160,8 @@ def prepare(
         with held(out):
             shards.sweep(out)
             config = _config(options)
-            ledger = Ledger.read(out, config, options.filters.near_duplicates is not None)
-            summary = _write(out, config, options, listing, ledger, on_progress, pool)
+            history = History.read(out, config, options.filters.near_duplicates is not None)
+            summary = _write(out, config, options, listing, history, on_progress, pool)
             if not summary.kept and not summary.skipped:
                 raise _nothing_usable(str(source), summary)
             publish(out, digest_of(config))
@@ -175,30 +175,30 @@ def _write(
     config: dict[str, Any],
     options: PrepareOptions,
     listing: Listing,
-    ledger: Ledger,
+    history: History,
     on_progress: Callable[[Progress], None] | None,
     pool: Pool,
 ) -> Summary:
     """Converts what is to be done, and writes and commits its shards."""
     outcome = Outcome()
     progress = _Progress(on_progress, outcome)
-    pending = Pending(listing, options.limit, ledger, outcome, progress)
+    pending = Pending(listing, options.limit, history, outcome, progress)
     progress.total = pending.total
     sweep()
     try:
         work = partial(convert, cut=options.cut, filters=options.filters, previews=options.previews)
-        writer = Writer(out, config, options.filters, ledger, outcome, progress)
+        writer = Writer(out, config, options.filters, history, outcome, progress)
         groups = into_groups(pending, options.shard_bytes, options.shard_files)
         for group, results in converted(groups, work, pool):
             writer.write(group, results)
     finally:
         sweep()
-    ledger.tally.add(outcome.tally)
+    history.tally.add(outcome.tally)
     return Summary(
         files=pending.found,
         skipped=outcome.skipped,
         tally=outcome.tally,
-        dataset=ledger.tally,
+        dataset=history.tally,
         limits=_limits(options),
         rejected=[one for _, one in sorted(outcome.rejected, key=lambda pair: pair[0])],
         ignored=listing.ignored,

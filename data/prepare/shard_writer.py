@@ -22,7 +22,7 @@ from data.dataset.outcome import Outcome, Rejection, Tally
 from data.dataset.shards import PREVIEWS, Sample, digest_of, uid_of
 from data.integrity.rebuild_index import json_of
 from data.prepare.convert import Converted, Todo
-from data.prepare.history import Ledger
+from data.prepare.history import History
 from data.remote.host_backoff import Hosts
 from data.sources.files import NO_ANSWER, SourceFile
 from data.workers.processes import Died, Lost, Pool, TimedOut, TooLarge
@@ -100,7 +100,7 @@ class Writer:
         dataset: the folder, held by this process.
         config: the options that decide the bytes; part of a shard's id.
         filters: for near copies.
-        ledger: what is there; grows.
+        history: what is there; grows.
         outcome: grows.
         on_file: called after each file with its name.
     """
@@ -108,7 +108,7 @@ class Writer:
     dataset: Path
     config: Mapping[str, Any]
     filters: Filters
-    ledger: Ledger
+    history: History
     outcome: Outcome
     on_file: Callable[[str], None]
 
@@ -193,32 +193,32 @@ class _Batch:
             return "", {}, [Rejection(name, "read", LOST[type(result)], result.reason, again=True)]
         if isinstance(result, Rejection):
             return item.content, {}, [result]
-        ledger = self.writer.ledger
-        twin = ledger.twin(result.content)
+        history = self.writer.history
+        twin = history.twin(result.content)
         if twin is not None:
             return result.content, {}, [same_bytes(item.file, *twin)]
-        ledger.new[result.content] = name, digest_of(item.file.caption)
+        history.new[result.content] = name, digest_of(item.file.caption)
         kept, rejected = self._new_clips(item, result)
         return result.content, kept, [*result.rejected, *rejected]
 
     def _new_clips(self, item: Todo, result: Converted) -> tuple[dict[str, Clip], list[Rejection]]:
-        ledger, filters, words = self.writer.ledger, self.writer.filters, item.file.caption
+        history, filters, words = self.writer.history, self.writer.filters, item.file.caption
         kept: dict[str, Clip] = {}
         rejected = []
         for clip in result.clips:
             uid, rows = uid_of(digest_bytes(clip.data), words.short, words.long), f"{clip.start}:{clip.stop}"
-            if uid in ledger.uids:
+            if uid in history.uids:
                 reason = "the same as another clip, caption included"
                 rejected.append(Rejection(item.file.name, "duplicate", SAME_CLIP, reason, rows, 1))
                 continue
             if filters.near_duplicates is not None and clip.scores is not None:
-                near = ledger.seen.near(clip.scores.phash, filters.near_duplicates)
+                near = history.seen.near(clip.scores.phash, filters.near_duplicates)
                 if near is not None:
                     reason = f"nearly the same picture as {near}, within {filters.near_duplicates} bits"
                     rejected.append(Rejection(item.file.name, "duplicate", NEAR_DUPLICATES, reason, rows, 1))
                     continue
-                ledger.seen.add(f"{item.file.name} {rows}", clip.scores.phash)
-            ledger.uids.add(uid)
+                history.seen.add(f"{item.file.name} {rows}", clip.scores.phash)
+            history.uids.add(uid)
             kept[uid] = clip
         return kept, rejected
 

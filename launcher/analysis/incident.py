@@ -62,8 +62,8 @@ def merged(incidents: Sequence[Incident]) -> list[Incident]:
 
 def _same(one: Incident) -> tuple[Any, ...] | None:
     """What incidents of one cause have in common; None for one that stands for itself."""
-    if one.cause == "nonsense":
-        return ("nonsense", one.on_purpose)
+    if one.cause == "anomaly":
+        return ("anomaly", one.on_purpose)
     if one.cause == "data" and ("at most data.max_unreadable_samples" in one.what or "could not be read" in one.what):
         return ("data",)
     if one.cause == "full":
@@ -77,7 +77,7 @@ def _same(one: Incident) -> tuple[Any, ...] | None:
 def _one_of(several: Sequence[Incident]) -> Incident:
     """The last of them, with what the others add."""
     last = several[-1]
-    if last.cause == "nonsense":
+    if last.cause == "anomaly":
         told = [one for one in several if one.what.startswith("step ")]
         steps = sorted({one.step for one in several if one.step is not None})
         others = [one.what for one in told if one is not last][-ANOMALIES_SHOWN:]

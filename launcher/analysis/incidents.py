@@ -246,12 +246,12 @@ def _unreadable(event: Event, after: Sequence[Event]) -> Incident:
     return found
 
 
-def _nonsense(event: Event) -> Incident:
+def _anomaly(event: Event) -> Incident:
     samples = event.get("samples")
     names = [str(name) for name in samples] if isinstance(samples, list) else []
     shown = ", ".join(names[:SAMPLES_SHOWN]) + (f" ... {len(names)} in all" if len(names) > SAMPLES_SHOWN else "")
     found = Incident(
-        event.get("time", 0.0), "nonsense", f"step {event.get('step')} {rounded(str(event.get('reason')))}",
+        event.get("time", 0.0), "anomaly", f"step {event.get('step')} {rounded(str(event.get('reason')))}",
         step=event.get("step"), evidence=[f"samples of step {event.get('step')}: {shown}"] if names else [],
         after=POLICIES.get(str(event.get("policy")), ""),
     )  # fmt: skip
@@ -287,4 +287,4 @@ POLICIES = {
     "rewind": "the run went back to its newest checkpoint, and made no update from there to this step",
     "end": "the run ended, and saved nothing of it",
 }
-OTHERS: dict[str, Callable[[Event], Incident]] = {"nonsense": _nonsense, "differs": _differs, "fallback": _fallback}
+OTHERS: dict[str, Callable[[Event], Incident]] = {"anomaly": _anomaly, "differs": _differs, "fallback": _fallback}

@@ -32,7 +32,7 @@ def with_commands(one: Incident, run: Path, settings: Mapping[str, Any], steps: 
     if folders and proposed_commands.CHECK in one.remedy:
         mend = " && ".join(shell.join(["longreel", "data", "check", folder, "--repair"]) for folder in folders)
         one.remedy, one.commands = one.remedy.replace(proposed_commands.CHECK, mend), [mend]
-    if one.cause == "nonsense" and not one.on_purpose:
+    if one.cause == "anomaly" and not one.on_purpose:
         rate = optimizer.get("learning_rate") if isinstance(optimizer, dict) else None
         one.remedy, one.commands = proposed_commands.LOWER_RATE, [proposed_commands.slower(run, rate)]
         if one.step is not None and one.step in steps.column("step"):  # else its samples are not written down
@@ -58,7 +58,7 @@ def next_commands(
             yield command, next((reason for kind, reason in REASONS.items() if command.startswith(kind)), "first")
             continue
         yield command, f"{goes_on}, with what is proposed above"
-        if saved and incidents[-1].cause == "nonsense":
+        if saved and incidents[-1].cause == "anomaly":
             elsewhere = proposed_commands.setting("out", f"{run}-again")
             yield f"{command} {elsewhere}", "or from the first step, should the checkpoint be spoiled already"
     if not any(command.startswith("longreel train") for command in proposed):

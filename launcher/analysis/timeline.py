@@ -83,7 +83,7 @@ LINES: dict[str, Callable[[Event], str]] = {
     "ranks": _started,
     "resume": lambda e: "; ".join([f"from step {e.get('step')}, {e.get('checkpoint')}", *(e.get("changed") or ())]),
     "verified": lambda e: f"{e.get('identical')} steps done again are identical",
-    "unproven": lambda e: str(e.get("reason", "")),
+    "unverified": lambda e: str(e.get("reason", "")),
     "differs": lambda e: str(e.get("difference", "")),
     "fallback": lambda e: f"{e.get('checkpoint')}: {e.get('reason')}",
     "unsaved": lambda e: f"step {e.get('step')}: {e.get('reason')}",
@@ -103,7 +103,7 @@ LINES: dict[str, Callable[[Event], str]] = {
 
 ROWS: dict[str, Callable[[Sequence[Event]], str]] = {
     "checkpoint": _saved,
-    "nonsense": _not_finite,
+    "anomaly": _not_finite,
     "unreadable": lambda row: (
         f"{len(row)} sample{'s' if len(row) > 1 else ''}, {row[0].get('file') or row[0].get('sample')} ..."
     ),

@@ -60,7 +60,7 @@ class Part:
         return Part(**{**found, "keys": tuple(found["keys"]), "fragments": fragments})
 
 
-Room = Callable[[str, str, int, int], Tensor | None]  # parameter, key, first element, element after the last
+BufferOf = Callable[[str, str, int, int], Tensor | None]  # parameter, key, first element, element after the last
 _Place = tuple[int, int, str, str, int]  # first byte, byte after the last, parameter, key, first element
 
 
@@ -122,7 +122,7 @@ def read_part(
     part: Part,
     wanted: dict[str, tuple[int, int]],
     keys: Sequence[str],
-    room: Room = lambda *_: None,
+    buffer_of: BufferOf = lambda *_: None,
 ) -> Iterator[Stretch]:
     """The tensors of a part that are wanted; small neighbours in the file are read together.
 
@@ -132,18 +132,18 @@ def read_part(
         part: of it.
         wanted: elements [start, stop) by parameter.
         keys: which tensors.
-        room: memory for elements [start, stop) of a parameter's tensor, if there is any: large ones are read there.
+        buffer_of: memory for elements [start, stop) of a tensor, if there is any: large ones are read there.
     """
     dtype = DTYPES[part.dtype]
     run: list[_Place] = []
     for found in _places(part, wanted, keys, dtype.itemsize):
         alone = max(found[1] - found[0], run[-1][1] - run[-1][0] if run else 0) >= LARGE
         if run and (alone or found[0] != run[-1][1] or found[1] - run[0][0] > CHUNK):
-            yield from _read_run(storage, name, part.file, run, dtype, room)
+            yield from _read_run(storage, name, part.file, run, dtype, buffer_of)
             run = []
         run.append(found)
     if run:
-        yield from _read_run(storage, name, part.file, run, dtype, room)
+        yield from _read_run(storage, name, part.file, run, dtype, buffer_of)
 
 
 def _read_run(
@@ -152,11 +152,11 @@ def _read_run(
     file: str,
     run: list[_Place],
     dtype: torch.dtype,
-    room: Room,
+    buffer_of: BufferOf,
 ) -> Iterator[Stretch]:
     first, last, parameter, key, element = run[0]
     if len(run) == 1:
-        target = room(parameter, key, element, element + (last - first) // dtype.itemsize)
+        target = buffer_of(parameter, key, element, element + (last - first) // dtype.itemsize)
         if target is not None and target.dtype == dtype and target.device.type == "cpu" and target.is_contiguous():
             storage.read_into(name, file, first, target.view(torch.uint8).numpy().data)
             yield Stretch(parameter, key, element, target)

@@ -17,7 +17,7 @@ from launcher.checkpoints.checkpoint_manifest import (
     open_manifest,
     verify,
 )
-from launcher.checkpoints.part import DTYPES, Room, Stretch, read_part
+from launcher.checkpoints.part import DTYPES, BufferOf, Stretch, read_part
 from launcher.checkpoints.storage import MANIFEST, Storage
 from parallel.errors import InputError
 from parallel.zero.fragments import Fragment
@@ -45,7 +45,7 @@ class Checkpoint:
         return self.storage.where(self.name)
 
     def stretches(
-        self, wanted: Mapping[str, tuple[int, int]], keys: Sequence[str], room: Room = lambda *_: None
+        self, wanted: Mapping[str, tuple[int, int]], keys: Sequence[str], buffer_of: BufferOf = lambda *_: None
     ) -> Iterator[Stretch]:
         """The elements [start, stop) of each parameter, in pieces, reading little else; see `read_part`.
 
@@ -58,20 +58,20 @@ class Checkpoint:
                 found = f"{self.where}: {name} is {'not there' if shape is None else f'of shape {shape}'}"
                 raise InputError("a checkpoint holds the parameters of the model", found, "give the config of its run")
         for part in self.manifest.parts:
-            yield from read_part(self.storage, self.name, part, dict(wanted), keys, room)
+            yield from read_part(self.storage, self.name, part, dict(wanted), keys, buffer_of)
 
     def fill(self, fragments: Sequence[Fragment], keys: Sequence[str]) -> None:
         """Overwrite these tensors of the fragments with what the checkpoint holds of them, dtypes converted."""
         by_name = {fragment.name: fragment for fragment in fragments}
         assert len(by_name) == len(fragments), "a rank holds one stretch of a parameter"
 
-        def room(name: str, key: str, start: int, stop: int) -> Tensor:
+        def buffer_of(name: str, key: str, start: int, stop: int) -> Tensor:
             fragment = by_name[name]
             return fragment.tensors[key][start - fragment.start : stop - fragment.start]
 
         with torch.no_grad():
-            for found in self.stretches({f.name: (f.start, f.stop) for f in fragments}, keys, room):
-                target = room(found.name, found.key, found.start, found.start + len(found.values))
+            for found in self.stretches({f.name: (f.start, f.stop) for f in fragments}, keys, buffer_of):
+                target = buffer_of(found.name, found.key, found.start, found.start + len(found.values))
                 if target.data_ptr() != found.values.data_ptr():
                     target.copy_(found.values)
 

@@ -3,7 +3,7 @@
     step n    begin: the copy to host memory starts, in a thread of each rank
     step n+1  forward and backward change no state; before the update the copy must be there
               each rank's thread writes, hashes and flushes its part
-    step n+k  every rank's word in the step's gather says "written": rank 0 commits, in its thread, and removes old ones
+    step n+k  each rank's status in the step's gather is "written": rank 0 commits, in its thread, and removes old ones
 
 A save that fails on one rank is abandoned by all, told, and tried again later with the state of then: the checkpoint
 before it stays, and training goes on. All ranks decide alike, because they decide by what was gathered.
@@ -29,7 +29,7 @@ from launcher.checkpoints.part import Part, file_of, write_part
 from launcher.checkpoints.storage import Storage
 from parallel.zero.fragments import Fragment
 
-IDLE, BUSY, WRITTEN, FAILED = range(4)  # a rank's word
+IDLE, BUSY, WRITTEN, FAILED = range(4)  # the status of a rank's save
 LONGEST_WAIT = 300.0  # seconds before a failed save is tried again
 LAST_TRIES = 5  # of the save that ends a run, with waits of 1, 2, 4, 8 s
 SPARE_BYTES = 1 << 20  # that a disk keeps for the records of a run
@@ -127,7 +127,7 @@ class Saver:
         self._save.copied.exception()
         self._save.stalled += time.perf_counter() - began
 
-    def word(self) -> int:
+    def save_status(self) -> int:
         """What this rank tells the others in the step's gather."""
         if self._save is None:
             return IDLE
@@ -139,10 +139,10 @@ class Saver:
         """On rank 0: whether a save that failed should be tried again now."""
         return self._save is None and time.monotonic() >= self._retry_at
 
-    def settle(self, words: Sequence[int]) -> None:
+    def resolve(self, statuses: Sequence[int]) -> None:
         """Commit or abandon the save under way, once every rank has written or failed. Collective."""
         self._hear_commit(wait=False)
-        if self._save is None or BUSY in words:
+        if self._save is None or BUSY in statuses:
             return
         save, self._save = self._save, None
         error = save.written.exception()
@@ -191,9 +191,9 @@ class Saver:
         """Until no save is under way; whether the last one was committed, which all ranks hear."""
         while self._save is not None:
             self._save.written.exception()
-            words: list[int] = [IDLE] * dist.get_world_size()
-            dist.all_gather_object(words, self.word())
-            self.settle(words)
+            statuses: list[int] = [IDLE] * dist.get_world_size()
+            dist.all_gather_object(statuses, self.save_status())
+            self.resolve(statuses)
         self._hear_commit(wait=True)
         fine = [self._failures == 0]
         dist.broadcast_object_list(fine)

@@ -53,10 +53,10 @@ def submit(
     jobs = Jobs(address, no_token)
     made = jobs.submit(absolute(load(run, overrides or [])))
     if json_:
-        print(json.dumps({"id": made.id, "room": asdict(made.room)}))
+        print(json.dumps({"id": made.id, "room": asdict(made.capacity)}))
     else:
         console = Console()
-        console.print(f"{made.id}: {made.room}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{made.id}: {made.capacity}", markup=False, highlight=False, soft_wrap=True)
         if not follow:
             for command in ("logs -f", "status", "stop"):
                 line = f"longreel {command} {made.id} --address {shell.quote(jobs.url)}"
@@ -92,7 +92,7 @@ def status(
         print(json.dumps({"nodes": [asdict(n) for n in nodes], "jobs": [asdict(j) for j in found]}))
         return
     console = Console()
-    console.print(_room(nodes), highlight=False)
+    console.print(_capacity(nodes), highlight=False)
     console.print(_table(found) if found else "no jobs", highlight=False)
 
 
@@ -273,7 +273,7 @@ def _table(found: list[Job]) -> Table:
     return table
 
 
-def _room(nodes: list[Node]) -> str:
+def _capacity(nodes: list[Node]) -> str:
     kinds = ("CPU", "GPU") if any(n.total.get("GPU", 0) for n in nodes) else ("CPU",)
     total, free = (sum(n.slots(kinds, now) for n in nodes) for now in (False, True))
     return f"{len(nodes)} nodes, room for {total} ranks, {free} free"

@@ -32,13 +32,13 @@ STATES = {
     "vanished": ("red", "ended without a word"),
 }
 BAD = ("failure", "hang", "differs")
-SUSPICIOUS = ("unsaved", "fallback", "nonsense", "unreadable", "mesh", "gap", "fault")
+SUSPICIOUS = ("unsaved", "fallback", "anomaly", "unreadable", "mesh", "gap", "fault")
 CAUSES = {
     "killed": "killed",
     "memory": "killed for memory",
     "hang": "a hang",
     "exception": "an exception",
-    "nonsense": "numbers that are not finite, or spike",
+    "anomaly": "numbers that are not finite, or spike",
     "full": "a full disk",
     "store": "storage",
     "data": "bad data",

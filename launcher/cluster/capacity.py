@@ -1,4 +1,4 @@
-"""Room on a cluster for one more run: does it share the machines with other runs, wait for them, or never fit?
+"""Capacity on a cluster for one more run: does it share the machines with other runs, wait for them, or never fit?
 
     3 nodes of 4 CPUs and GPUs, 2 ranks placed on one, 4 on another:
         4 groups of 1 rank     starts at once: room for 6
@@ -40,7 +40,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     """Of a cluster, for a run.
 
     Attributes:
@@ -67,8 +67,8 @@ class Room:
         return f"waits for room: takes {self.takes} {kind}, {free}; starts by itself"
 
 
-def room_for(mesh: Mesh, nodes: Sequence[Node], asked: int) -> Room:
-    """Whether a mesh has room.
+def capacity_for(mesh: Mesh, nodes: Sequence[Node], asked: int) -> Capacity:
+    """Whether a cluster has capacity for a mesh.
 
     Args:
         mesh: of the run.
@@ -83,19 +83,19 @@ def room_for(mesh: Mesh, nodes: Sequence[Node], asked: int) -> Room:
     free = max(0, sum(now) - coming)
     fits_now = free >= mesh.ranks and mesh_for(mesh, mesh.ulysses, mesh.ranks, now) == mesh
     ever = mesh_for(mesh, mesh.ulysses, mesh.ranks, in_all) == mesh
-    return Room(kinds, mesh.ranks, free, sum(in_all), fits_now, ever)
+    return Capacity(kinds, mesh.ranks, free, sum(in_all), fits_now, ever)
 
 
-def refuse_too_large(mesh: Mesh, room: Room) -> None:
+def refuse_too_large(mesh: Mesh, capacity: Capacity) -> None:
     """A run fits on the nodes that are there, if nobody else is.
 
     Raises:
         InputError: it does not.
     """
-    if not room.ever:
-        kind = " and ".join(room.kinds)
-        found = f"{mesh} takes {room.takes} {kind}, the cluster has {room.total}"
-        if room.total >= room.takes:
+    if not capacity.ever:
+        kind = " and ".join(capacity.kinds)
+        found = f"{mesh} takes {capacity.takes} {kind}, the cluster has {capacity.total}"
+        if capacity.total >= capacity.takes:
             found += f", and no room for groups of {mesh.ulysses} on one node each"
         remedy = "a smaller mesh, or more nodes; longreel status --address URL shows those that are there"
         raise InputError("a mesh fits on the nodes of the cluster, a ulysses group on one of them", found, remedy)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.cluster.placement import Nodes
+from launcher.cluster.placement import Placement
 from launcher.cluster.ray_host import spy
 
 LATE_SECONDS = 3.0  # after which a host that gave no look is asked after
@@ -37,13 +37,13 @@ class HostPlace:
 
 
 def stacks_of(
-    ray: Any, nodes: Nodes, places: Sequence[HostPlace], ranks: Sequence[int], away: Callable[[HostPlace], bool]
+    ray: Any, placement: Placement, places: Sequence[HostPlace], ranks: Sequence[int], away: Callable[[HostPlace], bool]
 ) -> dict[int, str]:
     """Where the code of ranks stands, or why nobody knows.
 
     Args:
         ray: the module, connected.
-        nodes: that a task can be sent to.
+        placement: where a task can be sent to.
         places: of all ranks.
         ranks: that are asked after.
         away: whether the machine of a place does not answer.
@@ -58,7 +58,7 @@ def stacks_of(
             asked[place.actor.stacks.remote(mine)] = place, mine
         else:
             pids = {rank: place.pids[rank] for rank in mine}
-            asked[ray.remote(spy).options(**nodes.beside(place.node)).remote(pids)] = place, mine
+            asked[ray.remote(spy).options(**placement.beside(place.node)).remote(pids)] = place, mine
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=STACK_SECONDS) if asked else ([], [])
     for answer in ready:
         place, mine = asked[answer]

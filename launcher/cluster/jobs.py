@@ -28,7 +28,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from launcher.cluster.capacity import Node, Room, refuse_too_large, room_for
+from launcher.cluster.capacity import Capacity, Node, capacity_for, refuse_too_large
 from launcher.cluster.connection import HEAD_SECONDS, head_gone, no_token, use_token
 from launcher.cluster.head_probe import KNOCK_SECONDS, answers, is_loopback, knock, url_of
 from launcher.cluster.job import Job, is_ours, job_of, metadata_of, quiet
@@ -64,7 +64,7 @@ class Submitted:
     """A run that was handed over."""
 
     id: str
-    room: Room
+    capacity: Capacity
 
 
 class Jobs:
@@ -120,8 +120,8 @@ class Jobs:
                 remedy = f"longreel stop {shell.quote(job.id)} --address {shell.quote(self.url)}, or give out=FOLDER"
                 raise InputError("one job at a time writes to a run folder", f"{job.out}: job {job.id}", remedy)
         nodes = self._once_ready(self.nodes, lambda found: "" if found else "no node of it is alive")
-        room = room_for(mesh, nodes, sum(job.ranks for job in others))
-        refuse_too_large(mesh, room)
+        capacity = capacity_for(mesh, nodes, sum(job.ranks for job in others))
+        refuse_too_large(mesh, capacity)
         name = f"{re.sub('[^A-Za-z0-9_-]', '-', config.out.name)}-{secrets.token_hex(3)}"
         with tempfile.TemporaryDirectory(prefix="longreel-") as folder, self._told():
             stage(config, Path(folder))
@@ -132,7 +132,7 @@ class Jobs:
                 runtime_env={"working_dir": folder, "env_vars": environment},
                 metadata=metadata_of(config),
             )
-        return Submitted(name, room)
+        return Submitted(name, capacity)
 
     def all(self, whole: bool = False) -> list[Job]:
         """Our jobs, the newest first, with the steps of those that run; `whole`: of all, for which each log is read."""

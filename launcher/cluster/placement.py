@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from typing import Any, Literal
 
-from launcher.supervision.rank_group import NoRoomError, Wait
+from launcher.supervision.rank_group import NoCapacityError, Wait
 from parallel.mesh import Mesh
 
 PROBE_SECONDS = 1.0
@@ -23,7 +23,7 @@ NODE_LABEL = "ray.io/node-id"
 Trouble = Literal["", "node", "link"]
 
 
-class Nodes:
+class Placement:
     """The machines of a cluster, and the placement group that holds a run's places on them.
 
     Args:
@@ -45,7 +45,7 @@ class Nodes:
         """Hold places for a mesh, or take a place in Ray's queue; None once they are held.
 
         Raises:
-            NoRoomError: there are too few, whoever holds them.
+            NoCapacityError: there are too few, whoever holds them.
         """
         count, kinds, nodes = mesh.ranks // mesh.ulysses, self._kinds(), self._answering()
         self._refuse_too_large(mesh, nodes)
@@ -88,7 +88,7 @@ class Nodes:
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
         }
 
-    def rooms(self, in_all: bool) -> tuple[int, ...]:
+    def capacities(self, in_all: bool) -> tuple[int, ...]:
         """See `Ranks`."""
         free, held, nodes = self._free(), Counter(self.bundles), self._answering()
         if in_all:
@@ -112,14 +112,14 @@ class Nodes:
         total = {kind: sum(node["Resources"].get(kind, 0) for node in nodes.values()) for kind in kinds}
         short = [f"{total[kind]:g} {kind}" for kind in kinds if total[kind] < mesh.ranks]
         if short:
-            raise NoRoomError(
+            raise NoCapacityError(
                 f"a mesh of {mesh} takes {' and '.join(f'{mesh.ranks} {kind}' for kind in kinds)}",
                 f"the cluster has {', '.join(short)}",
                 "a smaller mesh, or more nodes",
             )
         if sum(self._slots(node["Resources"]) // mesh.ulysses for node in nodes.values()) < count:
             sizes = ", ".join(" ".join(f"{n['Resources'].get(k, 0):g} {k}" for k in kinds) for n in nodes.values())
-            raise NoRoomError(
+            raise NoCapacityError(
                 f"a ulysses group of {mesh.ulysses} ranks lies on one node, and there is room for {count} of them",
                 f"nodes of {sizes}",
                 "fewer mesh.ulysses and more mesh.ring, or larger nodes",

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from launcher.cluster.ray_host import Look
-from launcher.core.heartbeat import Beat
+from launcher.core.heartbeat import Heartbeat
 from launcher.supervision.rank_group import End, is_bad
 
 
@@ -22,14 +22,14 @@ class RankReports:
 
     def __init__(self) -> None:
         self.ends: list[End] = []
-        self.last: dict[int, Beat] = {}
+        self.last: dict[int, Heartbeat] = {}
         self.states: dict[int, str] = {}
         self.first_failure = float("inf")
-        self._new: dict[int, Beat] = {}
+        self._new: dict[int, Heartbeat] = {}
 
     def take(self, look: Look) -> None:
         """What a host says of its ranks."""
-        self._new.update({rank: beat for rank, beat in look.beats.items() if beat is not None})
+        self._new.update({rank: heartbeat for rank, heartbeat in look.heartbeats.items() if heartbeat is not None})
         self.last.update(look.last)
         self.states.update(look.states)
         self._note(look.ends)
@@ -48,7 +48,7 @@ class RankReports:
         """Ranks that have ended."""
         return {end.rank for end in self.ends}
 
-    def new_beats(self, ranks: Sequence[int]) -> dict[int, Beat | None]:
+    def new_heartbeats(self, ranks: Sequence[int]) -> dict[int, Heartbeat | None]:
         """Heartbeats since this was last asked, of ranks that go on; None for those that gave none."""
         new, self._new = self._new, {}
         ended = self.ended()

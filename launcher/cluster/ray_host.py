@@ -27,7 +27,7 @@ from launcher.supervision.fork_server import context
 
 if TYPE_CHECKING:  # they import torch, while it is being loaded in the process that ranks are forked from
     from launcher.config.run_config import RunConfig
-    from launcher.core.heartbeat import Beat
+    from launcher.core.heartbeat import Heartbeat
     from launcher.supervision.rank_group import End, Seat
 
 
@@ -37,14 +37,14 @@ class Look:
 
     Attributes:
         ends: since the last look.
-        beats: of those that have not ended; None for one that did not answer.
+        heartbeats: of those that have not ended; None for one that did not answer.
         last: where each is, or was.
         states: of the processes that did not answer.
     """
 
     ends: list[End]
-    beats: dict[int, Beat | None]
-    last: dict[int, Beat]
+    heartbeats: dict[int, Heartbeat | None]
+    last: dict[int, Heartbeat]
     states: dict[int, str]
 
 
@@ -71,7 +71,7 @@ class Host:
 
         return str(ray.get_runtime_context().get_node_id()), socket.gethostname()
 
-    def meeting_point(self, loopback: bool) -> str:
+    def rendezvous_address(self, loopback: bool) -> str:
         """An address on this machine that all ranks reach, and a port that is free now."""
         import ray
 
@@ -86,14 +86,14 @@ class Host:
             return self.children.start(config, seats, lease)
 
     def look(self, seconds: float) -> Look:
-        """Ask every rank for a beat, and wait so long for answers and ends."""
+        """Ask every rank for a heartbeat, and wait so long for answers and ends."""
         with self.turn:
             self.children.ask()
             self.children.hear(seconds)
-            beats = self.children.take_beats()
-            states = {rank: self.children.state(rank) for rank, beat in beats.items() if beat is None}
+            heartbeats = self.children.take_heartbeats()
+            states = {rank: self.children.state(rank) for rank, heartbeat in heartbeats.items() if heartbeat is None}
             last = {rank: self.children.last(rank) for rank in self.children.ranks}
-            return Look(self.children.take_ends(), beats, last, states)
+            return Look(self.children.take_ends(), heartbeats, last, states)
 
     def stacks(self, ranks: Sequence[int]) -> dict[int, str]:
         """See `Ranks`."""

@@ -20,12 +20,12 @@ from typing import Any, Literal
 from launcher.cluster.connection import HEAD_SECONDS, HeadWatch, connect, head_gone, resolved
 from launcher.cluster.host_places import AWAY, LATE_SECONDS, HostPlace, stacks_of, words_of
 from launcher.cluster.node_checks import alive, check_nodes
-from launcher.cluster.placement import Nodes
+from launcher.cluster.placement import Placement
 from launcher.cluster.rank_reports import RankReports
 from launcher.cluster.ray_host import Host, Look, slay
 from launcher.config.run_config import RunConfig
 from launcher.core.hardware import Device, cores, gpus
-from launcher.core.heartbeat import Beat
+from launcher.core.heartbeat import Heartbeat
 from launcher.supervision.rank_group import (
     HOST,
     LINK,
@@ -66,7 +66,7 @@ class ActorRanks:
         self.wanted = wanted
         self.address, self.cpus = address, max(ranks, cores())
         self.ray: Any = None
-        self.nodes: Nodes
+        self.placement: Placement
         self.places: list[HostPlace] = []
         self.mesh: Mesh | None = None
         self.handles: list[int] = []  # of the ranks of an embedded Ray, for the day when Ray is gone
@@ -87,7 +87,7 @@ class ActorRanks:
             self._look_at_nodes(config)
             if self.places and (mesh != self.mesh or not self._all_answer()):
                 self._dismiss()
-            return None if self.places else self.nodes.hold(mesh)
+            return None if self.places else self.placement.hold(mesh)
 
     def start(self, config: RunConfig) -> list[Where]:
         """See `Ranks`."""
@@ -116,11 +116,11 @@ class ActorRanks:
             self._find_lost()
         return ends
 
-    def beats(self) -> dict[int, Beat | None]:
+    def heartbeats(self) -> dict[int, Heartbeat | None]:
         """See `Ranks`."""
-        return self.reports.new_beats([rank for place in self.places for rank in place.ranks])
+        return self.reports.new_heartbeats([rank for place in self.places for rank in place.ranks])
 
-    def last(self, rank: int) -> Beat | None:
+    def last(self, rank: int) -> Heartbeat | None:
         """See `Ranks`."""
         return self.reports.last.get(rank)
 
@@ -133,15 +133,15 @@ class ActorRanks:
 
     def stacks(self, ranks: Sequence[int]) -> dict[int, str]:
         """See `Ranks`."""
-        return stacks_of(self.ray, self.nodes, self.places, ranks, self._away)
+        return stacks_of(self.ray, self.placement, self.places, ranks, self._away)
 
-    def rooms(self, in_all: bool = False) -> tuple[int, ...] | None:
+    def capacities(self, in_all: bool = False) -> tuple[int, ...] | None:
         """See `Ranks`."""
-        return self.nodes.rooms(in_all) if self.address is not None else None
+        return self.placement.capacities(in_all) if self.address is not None else None
 
     def kind(self) -> Literal["cuda", "cpu"]:
         """See `Ranks`."""
-        return "cuda" if self.nodes.gpus else "cpu"
+        return "cuda" if self.placement.gpus else "cpu"
 
     def stop(self) -> None:
         """See `Ranks`."""
@@ -181,7 +181,7 @@ class ActorRanks:
             self.head = HeadWatch(resolved(self.address))
         self.ray._private.worker._worker_logs_enabled = False  # what happened is told by events, and not twice
         seen = gpus() if self.address is None else self.ray.cluster_resources().get("GPU", 0)
-        self.nodes = Nodes(self.ray, self.address is None, self.wanted != "cpu" and seen > 0)
+        self.placement = Placement(self.ray, self.address is None, self.wanted != "cpu" and seen > 0)
 
     def _forget(self) -> None:
         """What the last attempt said."""
@@ -201,11 +201,11 @@ class ActorRanks:
         if self.address is None:
             return
         try:
-            self.known.update(check_nodes(self.ray, config, self.known | self.nodes.shunned))
+            self.known.update(check_nodes(self.ray, config, self.known | self.placement.shunned))
         except InputError:
             if not self.known:
                 raise
-            self.nodes.shunned |= alive(self.ray).keys() - self.known
+            self.placement.shunned |= alive(self.ray).keys() - self.known
 
     def _all_answer(self) -> bool:
         try:
@@ -217,12 +217,12 @@ class ActorRanks:
     def _make_hosts(self, mesh: Mesh, stage: int) -> None:
         """One on each node; with GPUs one in each bundle, which then sees its own."""
         homes: dict[tuple[str, int], list[int]] = {}
-        for bundle, node in enumerate(self.nodes.bundles):
-            homes.setdefault((node, bundle if self.nodes.gpus else 0), []).append(bundle)
+        for bundle, node in enumerate(self.placement.bundles):
+            homes.setdefault((node, bundle if self.placement.gpus else 0), []).append(bundle)
         remote, given = self.ray.remote(Host), (stage, os.getpid() if self.address is None else 0, self.wanted)
-        takes = {"num_cpus": mesh.ulysses, "num_gpus": mesh.ulysses if self.nodes.gpus else 0, "max_concurrency": 3}
+        takes = {"num_cpus": mesh.ulysses, "num_gpus": mesh.ulysses if self.placement.gpus else 0, "max_concurrency": 3}
         actors = [
-            remote.options(**takes, scheduling_strategy=self.nodes.spot(bundles[0])).remote(*given)
+            remote.options(**takes, scheduling_strategy=self.placement.spot(bundles[0])).remote(*given)
             for bundles in homes.values()
         ]
         told = self._answers([actor.where.remote() for actor in actors], [node for node, _ in homes])
@@ -234,7 +234,7 @@ class ActorRanks:
     def _seat(self, config: RunConfig, mesh: Mesh) -> list[Where]:
         """Start the ranks."""
         first, embedded = self._place_of(0), self.address is None
-        (address,) = self._answers([first.actor.meeting_point.remote(embedded)], [first.node])
+        (address,) = self._answers([first.actor.rendezvous_address.remote(embedded)], [first.node])
         node_of = {rank: place.node for place in self.places for rank in place.ranks}
         nodes = [node_of[rank] for rank in range(mesh.ranks)]
         seats = [Seat(r, mesh.ranks, nodes[:r].count(nodes[r]), nodes.count(nodes[r]), address) for r in node_of]
@@ -301,7 +301,7 @@ class ActorRanks:
         """A host is gone, and its ranks with it."""
         place.lost = True
         for_memory = isinstance(error, self.ray.exceptions.OutOfMemoryError)
-        sign = HOST if for_memory or self.address is None else self.nodes.trouble(place.node) or HOST
+        sign = HOST if for_memory or self.address is None else self.placement.trouble(place.node) or HOST
         if isinstance(error, self.ray.exceptions.NodeDiedError) or (error and "node has died" in str(error)):
             sign = LINK if sign == LINK else NODE
         said = f"the Ray worker on {place.name}: {words_of(error)}" if error is not None else "Ray itself died"
@@ -319,7 +319,7 @@ class ActorRanks:
         return self._gone(place.node)
 
     def _gone(self, node: str) -> bool:
-        return self.address is not None and bool(self.nodes.trouble(node))
+        return self.address is not None and bool(self.placement.trouble(node))
 
     def _look_after_head(self) -> None:
         if self.head is not None and self.head.silent > HEAD_SECONDS:
@@ -364,7 +364,7 @@ class ActorRanks:
         self._strike()
         for place in self.places:
             if self.address is not None and place.pids and not self._away(place):
-                self.ray.remote(slay).options(**self.nodes.beside(place.node)).remote(list(place.pids.values()))
+                self.ray.remote(slay).options(**self.placement.beside(place.node)).remote(list(place.pids.values()))
             self.ray.kill(place.actor, no_restart=True)
-        self.nodes.give_back()
+        self.placement.give_back()
         self.places, self.mesh = [], None

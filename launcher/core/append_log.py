@@ -22,7 +22,7 @@ AGAIN_SECONDS = 10.0  # after which a reserve that was given up is made again, i
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class Ledger:
+class AppendLog:
     """Appends to the records of one run."""
 
     def __init__(self, folder: RunFolder) -> None:

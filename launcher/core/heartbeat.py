@@ -1,8 +1,8 @@
 """How far a rank is: the step and the phase that it is in, and since when. Written by its loop, read by its watcher.
 
-rank's loop --enter--> Pulse --beat, when asked--> watcher        a stopped rank does not answer
+rank's loop --enter--> HeartbeatBoard --heartbeat, when asked--> watcher     a stopped rank does not answer
                          |
-                         +--> Board: memory that outlives the rank, so that a kill leaves its last word
+                         +--> shared memory that outlives the rank, so that a kill leaves its last heartbeat
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TRIES = 100
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """Where a rank is.
 
     Attributes:
@@ -37,16 +37,16 @@ class Beat:
     turns: int
 
 
-class Pulse:
-    """The newest beat of this rank. One thread enters, others may read: a tuple is replaced as a whole.
+class HeartbeatBoard:
+    """The newest heartbeat of this rank. One thread enters, others may read: a tuple is replaced as a whole.
 
     Args:
-        on_enter: called with (phase, step) at each beat, before it counts; the fault kit strikes here.
-        board: `BOARD_BYTES` of memory shared with the watcher, where each beat is written down.
+        on_enter: called with (phase, step) at each heartbeat, before it counts; the fault kit strikes here.
+        shared: `BOARD_BYTES` of memory shared with the watcher, where each heartbeat is written down.
     """
 
-    def __init__(self, on_enter: Callable[[Phase, int], None] | None = None, board: Any = None) -> None:
-        self.on_enter, self.board = on_enter, board
+    def __init__(self, on_enter: Callable[[Phase, int], None] | None = None, shared: Any = None) -> None:
+        self.on_enter, self.shared = on_enter, shared
         self._now: tuple[int, Phase, float, int] = (0, "start", time.monotonic(), 0)
 
     def enter(self, phase: Phase, step: int) -> None:
@@ -55,19 +55,19 @@ class Pulse:
             self.on_enter(phase, step)
         turns, now = self._now[3] + 1, time.monotonic()
         self._now = (step, phase, now, turns)
-        if self.board is not None:
-            WORD.pack_into(self.board, 0, turns, step, PHASES.index(phase), now, turns)
+        if self.shared is not None:
+            WORD.pack_into(self.shared, 0, turns, step, PHASES.index(phase), now, turns)
 
-    def read(self) -> Beat:
+    def read(self) -> Heartbeat:
         """Where the rank is now."""
         step, phase, since, turns = self._now
-        return Beat(step, phase, time.monotonic() - since, turns)
+        return Heartbeat(step, phase, time.monotonic() - since, turns)
 
 
-def last_word(board: Any) -> Beat:
+def last_heartbeat(shared: Any) -> Heartbeat:
     """Where the rank was that wrote on this board; it may be dead."""
     for _ in range(TRIES):
-        turns, step, phase, since, again = WORD.unpack_from(board, 0)
+        turns, step, phase, since, again = WORD.unpack_from(shared, 0)
         if turns == again:
             break
-    return Beat(step, PHASES[phase], time.monotonic() - since if turns else 0.0, turns)
+    return Heartbeat(step, PHASES[phase], time.monotonic() - since if turns else 0.0, turns)

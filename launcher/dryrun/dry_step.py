@@ -21,7 +21,7 @@ from torch import Tensor
 
 from launcher.batches.loader import AHEAD
 from launcher.config.run_config import RunConfig
-from launcher.core.heartbeat import Pulse
+from launcher.core.heartbeat import HeartbeatBoard
 from launcher.dryrun.fake_batches import DryFeed
 from launcher.dryrun.fake_packs import DrawnPack, longest_segment, mesh_of, micro_steps_of, packs_for
 from launcher.dryrun.fake_tensors import every_tensor, fake_world, made_up
@@ -183,13 +183,13 @@ class Dry:
 
     def step(self) -> None:
         """The whole of it."""
-        pulse = Pulse(self._enter)
-        gradients(self.engine, self.feed, self.batch, 1.0, self.device, pulse)
-        pulse.enter("update", 1)
+        heartbeat = HeartbeatBoard(self._enter)
+        gradients(self.engine, self.feed, self.batch, 1.0, self.device, heartbeat)
+        heartbeat.enter("update", 1)
         self.engine.step(RATE)
         if self.ema is not None:
             self.ema.update(1)
-        pulse.enter("end", 1)
+        heartbeat.enter("end", 1)
 
     def found(self, rank: int) -> DryRun:
         """What was counted."""

@@ -20,7 +20,7 @@ PIECES = 50
 WORST = 1000  # of oom_score_adj: the first that the killer takes
 
 
-def eat(seconds: float) -> None:
+def exhaust_memory(seconds: float) -> None:
     """Take memory, over about so many seconds, until this process is killed for it.
 
     Raises:
@@ -34,10 +34,10 @@ def eat(seconds: float) -> None:
             "run as a user who may make control groups, or in a container with a memory limit",
         )
     Path("/proc/self/oom_score_adj").write_text(str(WORST))
-    hoard: list[mmap.mmap] = []
-    while sum(len(piece) for piece in hoard) <= 2 * limit:
-        hoard.append(mmap.mmap(-1, ROOM_BYTES // PIECES))
-        hoard[-1].write(b"\1" * len(hoard[-1]))
+    pages: list[mmap.mmap] = []
+    while sum(len(piece) for piece in pages) <= 2 * limit:
+        pages.append(mmap.mmap(-1, ROOM_BYTES // PIECES))
+        pages[-1].write(b"\1" * len(pages[-1]))
         time.sleep(seconds / PIECES)
     raise MemoryError("the memory killer did not come: control groups do not limit here")
 

@@ -2,7 +2,7 @@
 
     faults: [{kind: kill, rank: 1, step: 8, phase: backward}]
 
-    pulse --(phase, step)--> striker          kill, pause, raise, memory, slow, terminate, cut
+    heartbeat --(phase, step)--> striker          kill, pause, raise, memory, slow, terminate, cut
     a loss --(step)--------> poisoned         nan
     saver --write----------> FaultyStorage    full, tear
 
@@ -31,7 +31,7 @@ from launcher.config.run_config import RunConfig
 from launcher.config.sections import FaultConfig
 from launcher.core.heartbeat import Phase
 from launcher.core.run_folder import RunFolder
-from launcher.faults.exhaust_memory import eat
+from launcher.faults.exhaust_memory import exhaust_memory
 from parallel.errors import InputError
 
 MARKERS = ".faults"
@@ -252,7 +252,7 @@ STRIKES: dict[str, Callable[[FaultConfig, int], object]] = {
     "kill": lambda settings, launcher: kill(),
     "pause": lambda settings, launcher: os.kill(os.getpid(), signal.SIGSTOP),
     "raise": lambda settings, launcher: _raise(settings),
-    "memory": lambda settings, launcher: eat(settings.seconds),
+    "memory": lambda settings, launcher: exhaust_memory(settings.seconds),
     "slow": lambda settings, launcher: time.sleep(settings.seconds),
     "terminate": lambda settings, launcher: _terminate(launcher),
     "cut": lambda settings, launcher: cut(),

@@ -140,7 +140,7 @@ def usual_packs(curriculum: Curriculum, first: int) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Room:
+class MachineMemory:
     """Memory of this machine.
 
     Attributes:
@@ -152,12 +152,12 @@ class Room:
     device: int | None = None
 
 
-def room_here(config: RunConfig) -> Room | None:
+def memory_here(config: RunConfig) -> MachineMemory | None:
     """Of this machine, for a run on it; None if its GPUs tell nothing."""
     if not gpus(config.device):
-        return Room(memory_and_swap())
+        return MachineMemory(memory_and_swap())
     device = gpu_memory()
-    return Room(memory_and_swap(), device) if device else None
+    return MachineMemory(memory_and_swap(), device) if device else None
 
 
 def gpu_memory() -> int | None:
@@ -175,7 +175,7 @@ def refuse_too_large(
     parameters: Parameters,
     packs: Sequence[float],
     first: int,
-    room: Room,
+    machine: MachineMemory,
     longest: int | None = None,
 ) -> None:
     """A run fits into the memory of its machine.
@@ -185,17 +185,17 @@ def refuse_too_large(
         parameters: of its model.
         packs: mean tokens of the packs of each segment from `first` on.
         first: segment that is trained next.
-        room: of the machine.
+        machine: of the machine.
         longest: tokens of the longest sample, if packs may be made shorter.
 
     Raises:
         InputError: it takes more than there is, in the least; says both, and what would fit.
     """
-    found = _lacks(config, parameters, packs, first, room)
+    found = _lacks(config, parameters, packs, first, machine)
     if found is None:
         return
     larger = f"a machine with at least {found.need / GIB:,.0f} GiB of {found.of} memory"
-    remedy = " or ".join([*_fitting(config, packs, first, room, longest), larger])
+    remedy = " or ".join([*_fitting(config, packs, first, machine, longest), larger])
     rule = f"a run fits into the {found.of} memory of its machine"
     raise InputError(rule, found.words, f"{remedy}; longreel dryrun counts what a step takes")
 
@@ -209,26 +209,32 @@ class Lack:
     words: str
 
 
-def _lacks(config: RunConfig, parameters: Parameters, packs: Sequence[float], first: int, room: Room) -> Lack | None:
+def _lacks(
+    config: RunConfig, parameters: Parameters, packs: Sequence[float], first: int, machine: MachineMemory
+) -> Lack | None:
     segments = config.data.segments
     for number, tokens in enumerate(packs, first):
         own = segments[number].mesh if segments else None
         mesh = (own or config.mesh).mesh()
-        one = demand_of(config, mesh, parameters, tokens, room.device is not None)
+        one = demand_of(config, mesh, parameters, tokens, machine.device is not None)
         each = f"{one} GiB a rank"
-        if room.device is not None and one.device > room.device:
-            words = f"at least {one.device / GIB:,.1f} GiB ({each}); the GPU has {room.device / GIB:,.1f}"
+        if machine.device is not None and one.device > machine.device:
+            words = f"at least {one.device / GIB:,.1f} GiB ({each}); the GPU has {machine.device / GIB:,.1f}"
             return Lack("GPU", one.device, words)
-        on_host = one.host if room.device is not None else one.device
+        on_host = one.host if machine.device is not None else one.device
         need = mesh.ranks * (on_host + PROCESS)
-        if need > room.host:
-            what = f"{mesh.ranks} ranks offload {on_host / GIB:,.1f} GiB each" if room.device is not None else each
-            words = f"at least {need / GIB:,.1f} GiB for {mesh.ranks} ranks ({what}); there are {room.host / GIB:,.1f}"
+        if need > machine.host:
+            what = f"{mesh.ranks} ranks offload {on_host / GIB:,.1f} GiB each" if machine.device is not None else each
+            words = (
+                f"at least {need / GIB:,.1f} GiB for {mesh.ranks} ranks ({what}); there are {machine.host / GIB:,.1f}"
+            )
             return Lack("host", need, words)
     return None
 
 
-def _fitting(config: RunConfig, packs: Sequence[float], first: int, room: Room, longest: int | None) -> Iterator[str]:
+def _fitting(
+    config: RunConfig, packs: Sequence[float], first: int, machine: MachineMemory, longest: int | None
+) -> Iterator[str]:
     """Settings with which the run would fit, by this count, each complete: what is typed together stands together.
 
     What saves memory comes first, then shorter packs, then a smaller model.
@@ -236,10 +242,10 @@ def _fitting(config: RunConfig, packs: Sequence[float], first: int, room: Room, 
     parameters, taken, now = parameters_of(config), list[str](), config
 
     def excess(one: RunConfig, of: Parameters) -> float:
-        lack = _lacks(one, of, packs, first, room)
+        lack = _lacks(one, of, packs, first, machine)
         return lack.need if lack is not None else 0.0
 
-    for setting in relief(config, "gpu" if room.device is not None else "host"):
+    for setting in relief(config, "gpu" if machine.device is not None else "host"):
         if "(" in setting or "=" not in setting or "pack_tokens" in setting:
             continue  # more ranks, or a choice that depends on the data
         changed = _with(now, setting)
@@ -253,7 +259,7 @@ def _fitting(config: RunConfig, packs: Sequence[float], first: int, room: Room, 
     while longest and not config.data.segments and tokens >= max(longest, config.mesh.mesh().sequence_ranks):
         setting = f"data.pack_tokens={tokens}"
         shorter = _with(now, setting)
-        if shorter is not None and _lacks(shorter, parameters, [min(tokens, *packs)], first, room) is None:
+        if shorter is not None and _lacks(shorter, parameters, [min(tokens, *packs)], first, machine) is None:
             yield " ".join([*taken, setting])
             return
         tokens //= 2

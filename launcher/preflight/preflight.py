@@ -18,7 +18,7 @@ from launcher.config.sections import MeshConfig
 from launcher.core.hardware import cores, gpus, ranks_here, refuse_unusable_gpus
 from launcher.core.run_folder import RunFolder
 from launcher.preflight.elastic_mesh import mesh_for
-from launcher.preflight.memory_floor import Parameters, parameters_of, refuse_too_large, room_here, usual_packs
+from launcher.preflight.memory_floor import Parameters, memory_here, parameters_of, refuse_too_large, usual_packs
 from launcher.training.hang_timeout import RATES, Kind, pack_flops, step_seconds
 from launcher.training.run_kernel import refuse_kernels
 from parallel import shell
@@ -96,10 +96,10 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
     flops = pack_flops(config, curriculum)
     notes += notes_on_time(config, flops, "cpu" if available and not gpus(config.device) else "cuda")
     parameters, packs = parameters_of(config), usual_packs(curriculum, at)
-    room = room_here(config) if available else None
-    if room is not None:
+    machine = memory_here(config) if available else None
+    if machine is not None:
         longest = None if found is not None else int(curriculum.streams[at].plan.lengths.max())
-        refuse_too_large(config, parameters, packs, at, room, longest)
+        refuse_too_large(config, parameters, packs, at, machine, longest)
     plan, step_tokens = curriculum.streams[at].plan, packs[0] * config.data.packs_per_step
     epoch_steps = float(plan.lengths.sum()) / step_tokens
     return Ready(

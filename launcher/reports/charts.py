@@ -176,17 +176,17 @@ def linear_scale(values: Sequence[float], zero: bool) -> Scale:
     """A scale with a little room around the values."""
     low, high = min(values), max(values)
     flat = high - low < 1e-9 * max(abs(high), abs(low))
-    room = (0.1 * abs(high) if flat else 0.06 * (high - low)) or 1.0
+    margin = (0.1 * abs(high) if flat else 0.06 * (high - low)) or 1.0
     if zero and low >= 0:
         return Scale(0.0, (high + 0.06 * high) or 1.0)
-    return Scale(low - room, high + room)
+    return Scale(low - margin, high + margin)
 
 
 def log_scale(values: Sequence[float]) -> Scale:
     """The same with equal factors at equal distances."""
     low, high = min(values), max(values)
-    room = (high / low) ** 0.06
-    return Scale(low / room, high * room, log=True)
+    margin = (high / low) ** 0.06
+    return Scale(low / margin, high * margin, log=True)
 
 
 def round_ticks(low: float, high: float, count: int) -> list[float]:

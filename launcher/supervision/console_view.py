@@ -213,7 +213,7 @@ def _resume(event: Event) -> Line:
     return "", f"resumed from step {event['step']} ({event['checkpoint']}){f'; changed: {changed}' if changed else ''}"
 
 
-def _nonsense(event: Event) -> Line:
+def _anomaly(event: Event) -> Line:
     does = {"skip": "no update from it", "rewind": "the run goes back to the newest checkpoint", "end": "the run ends"}
     return "yellow", f"step {event['step']} {event['reason']}: {does[event['policy']]}"
 
@@ -251,9 +251,9 @@ LINES: dict[str, Callable[[Event], Line]] = {
     "stop": lambda e: ("", f"stopped at step {e['step']}: checkpoint {e['checkpoint']}" if e.get("checkpoint") else ""),
     "mesh": lambda e: ("yellow", f"mesh {e['from']} -> {e['to']}: {e['reason']}"),
     "verified": _verified,
-    "unproven": lambda e: ("", f"steps done again were not compared: {e.get('reason', '')}"),
+    "unverified": lambda e: ("", f"steps done again were not compared: {e.get('reason', '')}"),
     "differs": lambda e: ("red", f"a step done again gave other numbers: {e.get('difference') or e.get('step')}"),
-    "nonsense": _nonsense,
+    "anomaly": _anomaly,
     "unreadable": lambda e: ("yellow", f"{_sample(e)} cannot be read and counts nothing: {e['reason']}"),
     "fault": lambda e: (
         "magenta",

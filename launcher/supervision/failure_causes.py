@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from launcher.config.run_config import RunConfig
 
 Kind = Literal[
-    "killed", "memory", "hang", "exception", "nonsense", "full", "store", "data", "node", "link", "stopped", "input"
+    "killed", "memory", "hang", "exception", "anomaly", "full", "store", "data", "node", "link", "stopped", "input"
 ]
 CAUSES: tuple[Kind, ...] = (
-    "killed", "memory", "hang", "exception", "nonsense", "full", "store", "data", "node", "link", "stopped", "input",
+    "killed", "memory", "hang", "exception", "anomaly", "full", "store", "data", "node", "link", "stopped", "input",
 )  # fmt: skip
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGSYS", "SIGTRAP")
 OUTSIDE = ("Cuda failure", "_STATUS_ALLOC_FAILED", "driver error")  # of the allocator: it may hold what others lack
@@ -167,11 +167,11 @@ def _of_exception(end: End, config: RunConfig | None) -> Cause:
         remedy = "look at the network between the machines; no process of the run died"
         return Cause("link", f"lost its peers, none of which died: {last_line(end)}", remedy)
     if name == "RewindError":
-        return Cause("nonsense", words, "look at the samples of that step; a lower optimizer.learning_rate may help")
+        return Cause("anomaly", words, "look at the samples of that step; a lower optimizer.learning_rate may help")
     if name == "FloatingPointError":
         words = f"failed: {last_line(end).partition('FloatingPointError: ')[2] or last_line(end)}"
         typed = (proposed_commands.slower(config.out, config.optimizer.learning_rate),) if config is not None else ()
-        return Cause("nonsense", words, proposed_commands.LOWER_RATE, True, typed)
+        return Cause("anomaly", words, proposed_commands.LOWER_RATE, True, typed)
     if name == "UnsavedError":  # which says all in words
         words = "failed: " + re.sub(r"^\S*UnsavedError: (\[Errno \d+\] )?", "", last_line(end))
     if end.sign.endswith(FULL) or any(said in end.message for said in FULL_WORDS):

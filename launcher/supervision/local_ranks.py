@@ -11,12 +11,12 @@ from typing import Literal
 
 from launcher.config.run_config import RunConfig
 from launcher.core.hardware import Device, gpus
-from launcher.core.heartbeat import Beat
+from launcher.core.heartbeat import Heartbeat
 from launcher.core.stacks import TELL_SECONDS
 from launcher.supervision.rank_group import End, Seat, Wait, Where, is_bad, settled
 from launcher.supervision.rank_processes import Children
 
-ANSWER_SECONDS = 0.5  # for a beat
+ANSWER_SECONDS = 0.5  # for a heartbeat
 
 
 class ProcessRanks:
@@ -51,13 +51,13 @@ class ProcessRanks:
         clear = settled(self.ends, len(self.children.ranks), time.monotonic() - self.first_failure)
         return self.ends if clear else None
 
-    def beats(self) -> dict[int, Beat | None]:
+    def heartbeats(self) -> dict[int, Heartbeat | None]:
         """See `Ranks`."""
         asked = self.children.ask()
         self.children.hear(ANSWER_SECONDS, lambda: not self.children.owe(asked))
-        return self.children.take_beats()
+        return self.children.take_heartbeats()
 
-    def last(self, rank: int) -> Beat | None:
+    def last(self, rank: int) -> Heartbeat | None:
         """See `Ranks`."""
         return self.children.last(rank)
 
@@ -69,7 +69,7 @@ class ProcessRanks:
         """See `Ranks`."""
         return self.children.stacks(ranks, TELL_SECONDS)
 
-    def rooms(self, in_all: bool = False) -> tuple[int, ...] | None:
+    def capacities(self, in_all: bool = False) -> tuple[int, ...] | None:
         """See `Ranks`."""
         return None
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 from launcher.config.run_config import RunConfig
-from launcher.core.heartbeat import Beat, Phase, Pulse
+from launcher.core.heartbeat import Heartbeat, HeartbeatBoard, Phase
 from parallel.errors import InputError
 
 NODE, LINK, HOST = "node", "link", "host"  # a rank's machine died, or cannot be reached; its Ray worker died
@@ -41,7 +41,7 @@ ECHOES = (  # of torch.distributed when a peer is gone; the peer is what matters
 SPEAKERS = ("gloo", "nccl", "NCCL", "TCPStore", "c10d", "DistNetworkError", "DistStoreError", "DistBackendError")
 
 
-class NoRoomError(InputError):
+class NoCapacityError(InputError):
     """The cluster has too few places for the mesh."""
 
 
@@ -85,7 +85,7 @@ class Wait:
 
 
 class Seat(NamedTuple):
-    """Where a rank sits: the fields of `meeting.RankPlace`, which takes torch to import."""
+    """Where a rank sits: the fields of `rendezvous.RankPlace`, which takes torch to import."""
 
     rank: int
     world: int
@@ -146,7 +146,7 @@ class Ranks(Protocol):
         """Hold places for the mesh, which `start` will use; None once they are held. Blocks for a second or two.
 
         Raises:
-            NoRoomError: the cluster has too few places, whoever holds them.
+            NoCapacityError: the cluster has too few places, whoever holds them.
             LostError: machines went away meanwhile; trying again may help.
             HeadGoneError: there is nobody to ask.
             InputError: a machine cannot be used.
@@ -166,10 +166,10 @@ class Ranks(Protocol):
             HeadGoneError: there is nobody to ask.
         """
 
-    def beats(self) -> dict[int, Beat | None]:
+    def heartbeats(self) -> dict[int, Heartbeat | None]:
         """Where each rank is; None for one that did not answer since the last call. Blocks for a second at most."""
 
-    def last(self, rank: int) -> Beat | None:
+    def last(self, rank: int) -> Heartbeat | None:
         """Where a rank was when it was last seen, alive or dead; None if nobody knows."""
 
     def state(self, rank: int) -> str:
@@ -178,7 +178,7 @@ class Ranks(Protocol):
     def stacks(self, ranks: Sequence[int]) -> dict[int, str]:
         """What the threads of these ranks are doing: told by themselves, or seen from outside."""
 
-    def rooms(self, in_all: bool = False) -> tuple[int, ...] | None:
+    def capacities(self, in_all: bool = False) -> tuple[int, ...] | None:
         """Ranks that each node has room for, those of this run included; None where that cannot change.
 
         Args:
@@ -199,7 +199,10 @@ class Ranks(Protocol):
 
 
 def run_reporting(
-    rank: int, work: Callable[[], tuple[int, bool]], pulse: Pulse, tell: Callable[[End], None] = lambda end: None
+    rank: int,
+    work: Callable[[], tuple[int, bool]],
+    heartbeat: HeartbeatBoard,
+    tell: Callable[[End], None] = lambda end: None,
 ) -> End:
     """Run `work`, which gives (last step, stopped), and say how it ended.
 
@@ -209,12 +212,12 @@ def run_reporting(
     try:
         step, stopped = work()
     except InputError as error:
-        at = pulse.read()
+        at = heartbeat.read()
         refusal = (error.rule, error.value, error.remedy)
         end = End(rank, "refused", at.step, str(error), refusal, at.phase, "InputError")
         tell(end)
     except BaseException as error:  # it is reported, not swallowed: the supervisor decides
-        at = pulse.read()
+        at = heartbeat.read()
         end = End(rank, "failed", at.step, traceback.format_exc(), None, at.phase, sign_of(error))
         tell(end)
     else:

@@ -1,9 +1,9 @@
-"""Ranks as child processes of this one, and what can be known of them: beats, stacks, ends.
+"""Ranks as child processes of this one, and what can be known of them: heartbeats, stacks, ends.
 
 Two pipes and a piece of memory lead to each:
 
-    parent  --"beat", "stacks", "stop"-->  child      a thread of the child listens, whatever its loop does
-            <--Beat, Stacks, End---------
+    parent  --"heartbeat", "stacks", "stop"-->  child      a thread of the child listens, whatever its loop does
+            <--Heartbeat, Stacks, End---------
             <--what faulthandler writes--             the stacks of a crash in native code
             <--Board--------------------              where its loop is, readable when it is dead
 
@@ -30,7 +30,7 @@ from typing import Any
 from launcher.config.run_config import RunConfig
 from launcher.core import stacks
 from launcher.core.hardware import memory_group, memory_kills, memory_limit
-from launcher.core.heartbeat import BOARD_BYTES, Beat, Pulse, last_word
+from launcher.core.heartbeat import BOARD_BYTES, Heartbeat, HeartbeatBoard, last_heartbeat
 from launcher.supervision.rank_group import UNKNOWN, End, Seat, run_reporting
 
 DIE_SECONDS = 10.0  # for a process to be gone after SIGKILL; one that waits for a dead network disk may not
@@ -52,7 +52,7 @@ class Child:
 
     Attributes:
         asked: a question is open.
-        beat: its newest answer that nobody has taken yet.
+        heartbeat: its newest answer that nobody has taken yet.
         told: its own stacks, once it has told them.
         group: of its memory, and how often the memory killer had struck there when it began.
     """
@@ -61,11 +61,11 @@ class Child:
     process: BaseProcess
     pipe: Connection
     crash: Connection
-    board: Any
+    shared: Any
     group: Path | None
     kills: int
     asked: bool = False
-    beat: Beat | None = None
+    heartbeat: Heartbeat | None = None
     told: str | None = None
     end: End | None = None
 
@@ -103,10 +103,10 @@ class Children:
                 return
 
     def ask(self) -> list[int]:
-        """Ask every rank for a beat, but those that owe an answer; gives those that were asked."""
+        """Ask every rank for a heartbeat, but those that owe an answer; gives those that were asked."""
         free = [child for child in self.ranks.values() if child.end is None and not child.asked]
         for child in free:
-            child.asked = _send(child.pipe, "beat")
+            child.asked = _send(child.pipe, "heartbeat")
         return [child.seat.rank for child in free if child.asked]
 
     def owe(self, ranks: Sequence[int]) -> bool:
@@ -118,16 +118,16 @@ class Children:
         taken, self._ends = self._ends, []
         return taken
 
-    def take_beats(self) -> dict[int, Beat | None]:
+    def take_heartbeats(self) -> dict[int, Heartbeat | None]:
         """What each rank that has not ended has answered since the last call."""
-        taken = {rank: child.beat for rank, child in self.ranks.items() if child.end is None}
+        taken = {rank: child.heartbeat for rank, child in self.ranks.items() if child.end is None}
         for child in self.ranks.values():
-            child.beat = None
+            child.heartbeat = None
         return taken
 
-    def last(self, rank: int) -> Beat:
+    def last(self, rank: int) -> Heartbeat:
         """Where a rank is, or was when it died."""
-        return last_word(self.ranks[rank].board)
+        return last_heartbeat(self.ranks[rank].shared)
 
     def state(self, rank: int) -> str:
         """What /proc says of a rank's process."""
@@ -161,17 +161,17 @@ class Children:
     def _start(self, config: RunConfig, seat: Seat, lease: float | None) -> Child:
         here, there = self.context.Pipe()
         crash, crashing = self.context.Pipe(duplex=False)
-        board = self.context.RawArray(ctypes.c_char, BOARD_BYTES)
+        shared = self.context.RawArray(ctypes.c_char, BOARD_BYTES)
         process = self.context.Process(  # type: ignore[attr-defined]
             target=_rank,
-            args=(there, crashing, board, config, seat, lease, self.launcher),
+            args=(there, crashing, shared, config, seat, lease, self.launcher),
             name=f"longreel-rank-{seat.rank}",
         )
         process.start()
         there.close()
         crashing.close()
         group = memory_group(process.pid or 0)
-        return Child(seat, process, here, crash, board, group, memory_kills(group))
+        return Child(seat, process, here, crash, shared, group, memory_kills(group))
 
     def _receive(self, child: Child) -> None:
         try:
@@ -183,8 +183,8 @@ class Children:
             self._ends.append(said)
             return
         child.asked = False
-        if isinstance(said, Beat):
-            child.beat = said
+        if isinstance(said, Heartbeat):
+            child.heartbeat = said
             group = memory_group(child.process.pid or 0)
             if group != child.group:  # somebody moved it: what is counted there is of others, up to now
                 child.group, child.kills = group, memory_kills(group)
@@ -193,7 +193,7 @@ class Children:
 
     def _death(self, child: Child) -> End:
         child.process.join(DIE_SECONDS)
-        code, at = child.process.exitcode, last_word(child.board)
+        code, at = child.process.exitcode, last_heartbeat(child.shared)
         sign = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
         message = f"killed by {sign}" if sign.startswith("SIG") else sign
         if code == ORPHANED:
@@ -230,7 +230,7 @@ def _send(pipe: Connection, word: str) -> bool:
 def _rank(
     pipe: Connection,
     crash: Connection,
-    board: Any,
+    shared: Any,
     config: RunConfig,
     seat: Seat,
     lease: float | None,
@@ -243,10 +243,10 @@ def _rank(
         signal.signal(number, signal.SIG_IGN)  # they are for the launcher, which then asks
     faulthandler.enable(file=crash.fileno())
     os.set_blocking(crash.fileno(), False)  # a crash does not wait for a reader
-    pulse = pulse_of(config, seat.rank, launcher, board)
+    heartbeat = heartbeat_board_of(config, seat.rank, launcher, shared)
     asked, speaking = threading.Event(), threading.Lock()
     listener = threading.Thread(
-        target=_listen, args=(pipe, speaking, asked, pulse, lease), daemon=True, name="listener"
+        target=_listen, args=(pipe, speaking, asked, heartbeat, lease), daemon=True, name="listener"
     )
     listener.start()
 
@@ -254,7 +254,7 @@ def _rank(
         from launcher.training.loop import run
         from launcher.training.rendezvous import RankPlace
 
-        outcome = run(config, RankPlace(*seat), asked.is_set, pulse)
+        outcome = run(config, RankPlace(*seat), asked.is_set, heartbeat)
         return outcome.step, outcome.stopped
 
     def leave(end: End) -> None:
@@ -262,21 +262,21 @@ def _rank(
             pipe.send(end)
         os._exit(0)  # DeepSpeed and gloo sometimes abort at interpreter exit, after the work is done
 
-    run_reporting(seat.rank, work, pulse, leave)
+    run_reporting(seat.rank, work, heartbeat, leave)
 
 
-def pulse_of(config: RunConfig, rank: int, launcher: int, board: Any = None) -> Pulse:
-    """The pulse of a rank, with the faults that it does to itself, if its run has any."""
+def heartbeat_board_of(config: RunConfig, rank: int, launcher: int, shared: Any = None) -> HeartbeatBoard:
+    """The heartbeat of a rank, with the faults that it does to itself, if its run has any."""
     on_enter: Callable[..., None] | None = None
     if config.faults:
         from launcher.faults.inject import striker
 
         on_enter = striker(config, rank, launcher)
-    return Pulse(on_enter, board)
+    return HeartbeatBoard(on_enter, shared)
 
 
 def _listen(
-    pipe: Connection, speaking: threading.Lock, asked: threading.Event, pulse: Pulse, lease: float | None
+    pipe: Connection, speaking: threading.Lock, asked: threading.Event, heartbeat: HeartbeatBoard, lease: float | None
 ) -> None:
     """Answer the parent until it is gone."""
     silence = 0.0  # of turns in which nobody asked: a time in which this process was stopped is one turn
@@ -291,7 +291,7 @@ def _listen(
             if word == "stop":
                 asked.set()
                 continue
-            answer = pulse.read() if word == "beat" else Stacks(stacks.own())
+            answer = heartbeat.read() if word == "heartbeat" else Stacks(stacks.own())
             with speaking:
                 pipe.send(answer)
         except (EOFError, OSError):

@@ -34,7 +34,7 @@ from launcher.supervision.rank_group import (
     HeadGoneError,
     How,
     LostError,
-    NoRoomError,
+    NoCapacityError,
     Ranks,
     Where,
     culprit,
@@ -147,7 +147,7 @@ class Supervisor:
             if not self._placed(config):
                 return False
             places = self.ranks.start(config)
-        except NoRoomError as error:
+        except NoCapacityError as error:
             if not self.starts:
                 raise
             raise LostError(str(error)) from None
@@ -163,10 +163,10 @@ class Supervisor:
 
         None if a person asked to stop while we waited for any.
         """
-        rooms = self.ranks.rooms() if self.starts else None
+        capacities = self.ranks.capacities() if self.starts else None
         began = time.monotonic()
-        while rooms is not None:
-            mesh, waited = self._largest(rooms), time.monotonic() - began
+        while capacities is not None:
+            mesh, waited = self._largest(capacities), time.monotonic() - began
             smaller_will_do = self.config.restart.elastic and waited >= self.config.restart.rejoin_timeout_seconds
             if mesh == self.wanted or (mesh is not None and smaller_will_do):
                 return mesh
@@ -176,7 +176,7 @@ class Supervisor:
                 raise LostError(f"too few nodes came back within {EMPTY_SECONDS:g} s")
             time.sleep(POLL_SECONDS)
             self.screen.update()
-            rooms = self.ranks.rooms()
+            capacities = self.ranks.capacities()
         return self.wanted
 
     def _placed(self, config: RunConfig) -> bool:
@@ -201,13 +201,13 @@ class Supervisor:
 
     def _fits_in_all(self) -> bool:
         """Whether the wanted mesh would fit if no other runs were there."""
-        rooms = self.ranks.rooms(in_all=True)
-        return rooms is None or self._largest(rooms) == self.wanted
+        capacities = self.ranks.capacities(in_all=True)
+        return capacities is None or self._largest(capacities) == self.wanted
 
-    def _largest(self, rooms: Sequence[int]) -> Mesh | None:
+    def _largest(self, capacities: Sequence[int]) -> Mesh | None:
         from launcher.preflight.elastic_mesh import mesh_for
 
-        return mesh_for(self.wanted, self.config.model.heads, self.wanted.ranks, rooms)
+        return mesh_for(self.wanted, self.config.model.heads, self.wanted.ranks, capacities)
 
     def _watch(self) -> Verdict:
         """Wait for the ranks; pass on requests to stop, the second of which does not wait for a checkpoint."""
@@ -240,14 +240,14 @@ class Supervisor:
                     self.ranks.stop()
 
     def _look(self, watchdog: Watchdog, now: float) -> Hang | None:
-        beats = self.ranks.beats()
+        heartbeats = self.ranks.heartbeats()
         quiet = watchdog.quiet(self.config.restart.heartbeat_timeout_seconds / 2)
-        running = [r for r in quiet if beats.get(r, True) is None and stacks.runs(self.ranks.state(r))]
-        return watchdog.see(now, beats, running)
+        running = [r for r in quiet if heartbeats.get(r, True) is None and stacks.runs(self.ranks.state(r))]
+        return watchdog.see(now, heartbeats, running)
 
     def _can_grow(self) -> bool:
-        rooms = self.ranks.rooms()
-        mesh = self._largest(rooms) if rooms is not None else None
+        capacities = self.ranks.capacities()
+        mesh = self._largest(capacities) if capacities is not None else None
         return mesh is not None and mesh.ranks > self.mesh.ranks
 
     def _tell_hang(self, hang: Hang) -> Verdict:

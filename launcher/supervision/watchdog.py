@@ -1,7 +1,7 @@
-"""Who holds the others up: from the beats of all ranks, and nothing else, the rank that stands still.
+"""Who holds the others up: from the heartbeats of all ranks, and nothing else, the rank that stands still.
 
-    beat of rank 0   5 update   5 update   5 update  ...          silent   no answer, while others answer
-    beat of rank 1   5 backw.   5 backw.   5 backw.  ...          behind   nobody gets on; this one is the last
+    heartbeat of rank 0   5 update   5 update   5 update  ...          silent   no answer, while others answer
+    heartbeat of rank 1   5 backw.   5 backw.   5 backw.  ...          behind   nobody gets on; this one is the last
                      ----------- deadline -----------> rank 1     all      nobody gets on; all are at one place
 
 Pure: no clock and no process in it, so that a test can feed it any history. Time in which the watcher itself did not
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.config.sections import RestartConfig
-from launcher.core.heartbeat import Beat, Phase
+from launcher.core.heartbeat import Heartbeat, Phase
 
 Kind = Literal["silent", "behind", "all"]
 SLOW_PHASES: tuple[Phase, ...] = ("start", "load", "save", "end")
@@ -31,7 +31,7 @@ TIMES_SLOWEST = 10.0
 DATA_TIMES = 3.0
 STEPS = 20
 LONGEST_LOOK = 5.0  # seconds between two looks that count; more means that the watcher slept
-UNHEARD = Beat(0, "start", 0.0, -1)  # of a rank that never answered
+UNHEARD = Heartbeat(0, "start", 0.0, -1)  # of a rank that never answered
 ALL_SILENT = 3.0  # times as long when nobody answers: the line to all of them may have a moment's trouble
 
 
@@ -59,7 +59,7 @@ class Hang:
 class _Seen:
     """What was last heard of a rank, and when on the watchdog's clock."""
 
-    beat: Beat
+    heartbeat: Heartbeat
     answered: float
 
 
@@ -79,41 +79,41 @@ class Watchdog:
         self._moved = 0.0
         self._pace = _Pace()
 
-    def see(self, now: float, beats: Mapping[int, Beat | None], running: Collection[int] = ()) -> Hang | None:
-        """Look at the newest beats; gives who hangs, if anybody.
+    def see(self, now: float, heartbeats: Mapping[int, Heartbeat | None], running: Collection[int] = ()) -> Hang | None:
+        """Look at the newest heartbeats; gives who hangs, if anybody.
 
         Args:
             now: seconds of a clock that only goes forward.
-            beats: of every rank that has not ended; None for one that did not answer since the last look.
+            heartbeats: of every rank that has not ended; None for one that did not answer since the last look.
             running: silent ranks whose process is known to run, such as one that is busy in a library that lets no
                 other thread speak. They have the whole deadline.
         """
         self._clock += min(now - self._last, LONGEST_LOOK) if self._last is not None else 0.0
         self._last = now
-        for rank, beat in beats.items():
-            if beat is None:
+        for rank, heartbeat in heartbeats.items():
+            if heartbeat is None:
                 continue
             before = self._seen.get(rank)
-            if before is None or before.beat.turns != beat.turns:
+            if before is None or before.heartbeat.turns != heartbeat.turns:
                 self._moved = self._clock
-            self._seen[rank] = _Seen(beat, self._clock)
-        heard = [beat for beat in beats.values() if beat is not None]
+            self._seen[rank] = _Seen(heartbeat, self._clock)
+        heard = [heartbeat for heartbeat in heartbeats.values() if heartbeat is not None]
         self._pace.see(self._clock, heard)
-        return (self._silence(beats, running) or self._standstill(beats)) if beats else None
+        return (self._silence(heartbeats, running) or self._standstill(heartbeats)) if heartbeats else None
 
     def quiet(self, seconds: float) -> list[int]:
         """Ranks that answered before, but not for so long."""
         return [rank for rank, seen in self._seen.items() if self._clock - seen.answered >= seconds]
 
-    def deadline(self, beat: Beat) -> float:
+    def deadline(self, heartbeat: Heartbeat) -> float:
         """How long nobody may get on while the last of them is here."""
         chosen = self.settings.hang_timeout_seconds
-        if beat.phase in SLOW_PHASES or self._pace.in_first_step:
+        if heartbeat.phase in SLOW_PHASES or self._pace.in_first_step:
             return max(SLOW_SECONDS, self.patience if chosen is None else chosen)
         if chosen is not None:
             return chosen
         seconds = max(LEAST_SECONDS, self.patience, TIMES_SLOWEST * self._pace.slowest)
-        return DATA_TIMES * seconds if beat.phase == "data" else seconds
+        return DATA_TIMES * seconds if heartbeat.phase == "data" else seconds
 
     def _silence(self, ranks: Iterable[int], running: Collection[int]) -> Hang | None:
         """A rank that never answered is still starting: it is no silence yet."""
@@ -124,35 +124,35 @@ class Watchdog:
         found = []
         for rank in silent:
             seen = self._seen[rank]
-            allowed = max(limit, self.deadline(seen.beat)) if rank in running else limit
+            allowed = max(limit, self.deadline(seen.heartbeat)) if rank in running else limit
             if self._clock - seen.answered >= allowed:
                 found.append(rank)
         if not found:
             return None
         first = min(found, key=self._place)
-        beat = self._seen[first].beat
+        heartbeat = self._seen[first].heartbeat
         quiet = self._clock - self._seen[first].answered
-        return Hang(first, "silent", beat.step, beat.phase, quiet, tuple(sorted(found)))
+        return Hang(first, "silent", heartbeat.step, heartbeat.phase, quiet, tuple(sorted(found)))
 
     def _standstill(self, ranks: Iterable[int]) -> Hang | None:
         places = sorted(self._place(rank) for rank in ranks)
         last = places[0][-1]
-        beat = self._seen[last].beat if last in self._seen else UNHEARD
+        heartbeat = self._seen[last].heartbeat if last in self._seen else UNHEARD
         still = self._clock - self._moved
         nobody_speaks = bool(self._seen) and len(self.quiet(LONGEST_LOOK)) == len(self._seen)
-        if still < self.deadline(beat) or nobody_speaks:
+        if still < self.deadline(heartbeat) or nobody_speaks:
             return None
         together = len({place[:2] for place in places}) == 1
-        return Hang(last, "all" if together else "behind", beat.step, beat.phase, still)
+        return Hang(last, "all" if together else "behind", heartbeat.step, heartbeat.phase, still)
 
     def _place(self, rank: int) -> tuple[int, int, int]:
         """Earliest first. Every rank enters the same phases, so the number of turns orders those within a step."""
-        beat = self._seen[rank].beat if rank in self._seen else UNHEARD
-        return beat.step, beat.turns, rank
+        heartbeat = self._seen[rank].heartbeat if rank in self._seen else UNHEARD
+        return heartbeat.step, heartbeat.turns, rank
 
 
 class _Pace:
-    """How long steps take, from the beats alone. Steps with a save in them do not count."""
+    """How long steps take, from the heartbeats alone. Steps with a save in them do not count."""
 
     def __init__(self) -> None:
         self.took: deque[float] = deque(maxlen=STEPS)
@@ -166,10 +166,10 @@ class _Pace:
         """Seconds; of the first step as long as there is no other."""
         return max(self.took, default=self._first_took)
 
-    def see(self, now: float, beats: Collection[Beat]) -> None:
-        """The newest beats, at `now`."""
-        self._saved |= any(beat.phase == "save" for beat in beats)
-        front = max((beat.step for beat in beats), default=0)
+    def see(self, now: float, heartbeats: Collection[Heartbeat]) -> None:
+        """The newest heartbeats, at `now`."""
+        self._saved |= any(heartbeat.phase == "save" for heartbeat in heartbeats)
+        front = max((heartbeat.step for heartbeat in heartbeats), default=0)
         if front <= self._front:
             return
         each = (now - self._since) / (front - self._front)

@@ -39,7 +39,7 @@ class RewindError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Guard:
+class AnomalyGuard:
     """Judges the steps of a run.
 
     Attributes:
@@ -100,7 +100,7 @@ def skipped(lines: Sequence[dict[str, Any]]) -> tuple[Window, ...]:
     return tuple((line["step"], line["step"]) for line in lines if not line.get("updated", True))
 
 
-def unchanged(lines: Sequence[dict[str, Any]], guard: Guard) -> list[dict[str, Any]]:
+def unchanged(lines: Sequence[dict[str, Any]], guard: AnomalyGuard) -> list[dict[str, Any]]:
     """Of steps that are done again, those that give finite numbers again: up to the first whose update is left out."""
     kept = []
     for line in lines:

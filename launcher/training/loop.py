@@ -26,16 +26,16 @@ from launcher.checkpoints.storage import Storage, open_storage
 from launcher.config.lr_schedule import learning_rate
 from launcher.config.run_config import RunConfig
 from launcher.config.sections import GuardConfig
-from launcher.core.heartbeat import Pulse
+from launcher.core.heartbeat import HeartbeatBoard
 from launcher.core.run_folder import RunFolder, only_writer
 from launcher.faults import inject
-from launcher.training.anomaly_guard import Guard, RewindError, add_window, skipped, windows_of
+from launcher.training.anomaly_guard import AnomalyGuard, RewindError, add_window, skipped, windows_of
 from launcher.training.gpu_out_of_memory import Shortage
 from launcher.training.hang_timeout import Kind, group_seconds, pack_flops, patience
-from launcher.training.metrics_log import Journal
+from launcher.training.metrics_log import MetricsLog
 from launcher.training.number_digests import Made, datasets_of, machine_of_all
-from launcher.training.rendezvous import RankPlace, meet, set_timeouts, use_tensor_cores
-from launcher.training.resume import changed_since, find_checkpoint, proof_of, resume, saver_for
+from launcher.training.rendezvous import RankPlace, join_process_group, set_timeouts, use_tensor_cores
+from launcher.training.resume import changed_since, find_checkpoint, resume, resume_check_of, saver_for
 from launcher.training.run_kernel import about, be_deterministic, kernel_of
 from launcher.training.step_gauge import NO_MEMORY, Gauge, Memory
 from models.diffusion.video_dit import VideoDiTConfig
@@ -100,7 +100,7 @@ def run(
     config: RunConfig,
     place: RankPlace,
     should_stop: Callable[[], bool] = lambda: False,
-    pulse: Pulse | None = None,
+    pulse: HeartbeatBoard | None = None,
 ) -> Outcome:
     """Train from the newest checkpoint, or from the start, to `config.steps` or to where the mesh changes.
 
@@ -110,11 +110,11 @@ def run(
         should_stop: asked once a step; if it says so on any rank, all save a checkpoint and end.
         pulse: told how far this rank is.
     """
-    folder, pulse = RunFolder(config.out), pulse or Pulse()
+    folder, pulse = RunFolder(config.out), pulse or HeartbeatBoard()
     chosen, mesh = config.restart.collective_timeout_seconds, config.mesh.mesh()
     be_deterministic(config)
     with (
-        meet(place, timedelta(seconds=group_seconds(chosen)), config.device, folder.root) as device,
+        join_process_group(place, timedelta(seconds=group_seconds(chosen)), config.device, folder.root) as device,
         only_writer(folder.root, place.rank),
         Shortage(device) as shortage,
     ):
@@ -139,7 +139,7 @@ def run(
         changed = changed_since(config, found, made)
         layout = layout_of(config.model_dump(mode="json"))
         state = resume(folder, found, feed, engine, ema, changed)
-        journal = Journal(folder, state.step, place.rank, layout, proof_of(config, found, device, changed))
+        journal = MetricsLog(folder, state.step, place.rank, layout, resume_check_of(config, found, device, changed))
         guard = guard_for(config, folder, journal)
         journal.expect(guard)
         if attention.tried:
@@ -158,9 +158,9 @@ def run(
             batch = next(batches)
             waited = time.perf_counter() - begin
             pulse.enter("agree", state.step + 1)
-            words = Words(should_stop(), saver.is_due(), saver.word(), gauge.begin())
+            words = Words(should_stop(), saver.is_due(), saver.save_status(), gauge.begin())
             agreed = agree(batch, words, feed.groups)
-            saver.settle(agreed.saves)
+            saver.resolve(agreed.saves)
             without = {problem.uid for problem in agreed.problems}
             if agreed.problems:
                 unreadable |= without
@@ -200,11 +200,11 @@ def run(
     return Outcome(state.step, stopped and state.step < config.steps)
 
 
-def guard_for(config: RunConfig, folder: RunFolder, journal: Journal) -> Guard:
+def guard_for(config: RunConfig, folder: RunFolder, journal: MetricsLog) -> AnomalyGuard:
     """What judges the steps, the same on every rank; rank 0 alone knows what they were before."""
     windows = [(*windows_of(folder), *skipped(journal.after))]
     dist.broadcast_object_list(windows)
-    return Guard(config.guard, windows[0])
+    return AnomalyGuard(config.guard, windows[0])
 
 
 def build_feed(
@@ -250,7 +250,7 @@ def begin_with_weights(config: RunConfig, engine: Engine) -> None:
         pretrained.load(folder, engine)
 
 
-def save(saver: Saver, state: TrainState, journal: Journal, last: bool, wait: bool) -> None:
+def save(saver: Saver, state: TrainState, journal: MetricsLog, last: bool, wait: bool) -> None:
     """Save this moment: the last one of a run before it ends, others behind training's back unless it waits."""
     if last:
         saver.finish(state, journal.recent)
@@ -315,7 +315,7 @@ def gradients(
     batch: Batch,
     weight: float,
     device: torch.device,
-    pulse: Pulse,
+    pulse: HeartbeatBoard,
     poisoned: Callable[[int], bool] = lambda step: False,
 ) -> float:
     """Add up the gradients of one step; gives the loss of the whole of it."""
@@ -334,7 +334,7 @@ def gradients(
 
 
 def answer_trouble(
-    trouble: str, config: GuardConfig, state: TrainState, batch: Batch, journal: Journal, storage: Storage
+    trouble: str, config: GuardConfig, state: TrainState, batch: Batch, journal: MetricsLog, storage: Storage
 ) -> None:
     """What `guard.policy` says about a step that made no update, because something was wrong with it.
 
@@ -344,7 +344,7 @@ def answer_trouble(
     """
     ends = config.policy == "end" or (config.policy == "skip" and state.updates.skipped >= config.max_consecutive)
     does = "end" if ends else config.policy
-    journal.event("nonsense", step=state.step, reason=trouble, policy=does, samples=list(batch.samples))
+    journal.event("anomaly", step=state.step, reason=trouble, policy=does, samples=list(batch.samples))
     told = f"step {state.step} {trouble}"
     if ends:
         in_a_row = f"; {state.updates.skipped} steps in a row made no update" if state.updates.skipped > 1 else ""

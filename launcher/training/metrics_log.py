@@ -11,10 +11,10 @@ from dataclasses import asdict
 from typing import Any
 
 from launcher.batches.loader import Batch, Problem
-from launcher.core.append_log import AGAIN_SECONDS, Ledger
+from launcher.core.append_log import AGAIN_SECONDS, AppendLog
 from launcher.core.run_folder import RECENT, RunFolder, keep_steps
-from launcher.training.anomaly_guard import Guard, unchanged
-from launcher.training.resume_check import AGAIN, COMPARED, DiffersError, Proof
+from launcher.training.anomaly_guard import AnomalyGuard, unchanged
+from launcher.training.resume_check import AGAIN, COMPARED, DiffersError, ResumeCheck
 
 TOLD = ("step", "loss", "grad_norm", "samples", "chain", "made")
 MAX_IDS = 64  # a step of more samples is recorded by a digest of their ids
@@ -24,27 +24,27 @@ CURVES = (
 )  # fmt: skip
 
 
-class Journal:
+class MetricsLog:
     """The record of one run, continued after `step`."""
 
-    def __init__(self, folder: RunFolder, step: int, rank: int, layout: str, proof: Proof | None) -> None:
+    def __init__(self, folder: RunFolder, step: int, rank: int, layout: str, check: ResumeCheck | None) -> None:
         self.folder, self.step, self.writes = folder, step, rank == 0
-        self.layout, self.proof = layout, proof
+        self.layout, self.check = layout, check
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self._tensorboard: Any = None
         self._draws_from = 0.0
         self.kept: list[dict[str, Any]] = []  # lines of the last steps before them
         self.after: list[dict[str, Any]] = []  # lines of the steps that will be done again
         if self.writes:
-            self.ledger = Ledger(folder)
+            self.log = AppendLog(folder)
             missing, self.kept, self.after = keep_steps(folder.metrics, step)
             if missing:
                 self.event("gap", missing=missing, step=step)
 
-    def expect(self, guard: Guard) -> None:
+    def expect(self, guard: AnomalyGuard) -> None:
         """Compare the steps that are done again with what they were."""
-        if self.proof is not None:
-            self.proof.expect(unchanged(self.after, guard), self.kept)
+        if self.check is not None:
+            self.check.expect(unchanged(self.after, guard), self.kept)
 
     @property
     def recent(self) -> tuple[dict[str, Any], ...]:
@@ -73,7 +73,7 @@ class Journal:
             "time": time.time(),
         }
         self._prove(line)
-        self.ledger.append(self.folder.metrics, line)
+        self.log.append(self.folder.metrics, line)
         self._recent.append({name: line[name] for name in TOLD})
         self._draw(line)
 
@@ -85,13 +85,13 @@ class Journal:
     def event(self, name: str, **fields: Any) -> None:
         """Something that happened, to events.jsonl."""
         if self.writes:
-            self.ledger.append(self.folder.events, {"time": time.time(), "event": name, **fields})
+            self.log.append(self.folder.events, {"time": time.time(), "event": name, **fields})
 
     def close(self) -> None:
         """Flush TensorBoard."""
         if not self.writes:
             return
-        self.ledger.close()
+        self.log.close()
         if self._tensorboard is not None:
             with suppress(OSError):  # its disk is full, and metrics.jsonl has all points
                 self._tensorboard.close()
@@ -110,21 +110,21 @@ class Journal:
         """Compare a step with what it was. If it differs, the record keeps both: the next start, from an earlier
         checkpoint, gives one of them, and is not to be compared with what a distrusted one gave alone.
         """
-        verdict = self.proof.see(line) if self.proof is not None else None
+        verdict = self.check.see(line) if self.check is not None else None
         if verdict is None:
             return
-        assert self.proof is not None
-        told = {"checkpoint": self.proof.checkpoint, **asdict(verdict)}
+        assert self.check is not None
+        told = {"checkpoint": self.check.checkpoint, **asdict(verdict)}
         if verdict.difference is None:
-            self.event("verified" if verdict.steps else "unproven", **told)
+            self.event("verified" if verdict.steps else "unverified", **told)
             return
         for before in self.after:
             if before["step"] == line["step"]:
                 before = before | {AGAIN: {key: line[key] for key in (*COMPARED, "samples", "made")}}
             if before["step"] >= line["step"]:
-                self.ledger.append(self.folder.metrics, before)
+                self.log.append(self.folder.metrics, before)
         self.event("differs", **told)
-        raise DiffersError(f"resumed from {self.proof.checkpoint}, {verdict.difference}")
+        raise DiffersError(f"resumed from {self.check.checkpoint}, {verdict.difference}")
 
     def _curves(self, step: int) -> Any:
         if self._tensorboard is None:  # after the first step: the import takes a second

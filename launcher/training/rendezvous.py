@@ -61,7 +61,7 @@ class RankPlace:
 
 
 @contextmanager
-def meet(
+def join_process_group(
     place: RankPlace, timeout: timedelta, wanted: Device = "auto", folder: Path | None = None
 ) -> Iterator[torch.device]:
     """Join the other ranks; gives this rank's device.
@@ -86,7 +86,7 @@ def meet(
     if device.type == "cuda":
         _prepare_nccl(folder)
     _choose_interfaces(host)
-    store = meeting_store(place, timeout)
+    store = rendezvous_store(place, timeout)
     if device.type == "cuda":
         claim(store, place, str(torch.cuda.get_device_properties(device).uuid))
     dist.init_process_group(
@@ -174,7 +174,7 @@ def set_timeouts(timeout: timedelta) -> None:
         dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
-def meeting_store(place: RankPlace, timeout: timedelta) -> Store:
+def rendezvous_store(place: RankPlace, timeout: timedelta) -> Store:
     """Where ranks find each other: torchrun's own store, or one of rank 0 that listens on the given address alone."""
     host, _, port = place.address.rpartition(":")
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":

@@ -19,9 +19,9 @@ from launcher.checkpoints.saver import Keep, Saver
 from launcher.checkpoints.storage import Storage
 from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder, run_id, take_id
-from launcher.training.metrics_log import Journal
+from launcher.training.metrics_log import MetricsLog
 from launcher.training.number_digests import Made, differences
-from launcher.training.resume_check import Proof, distrusted
+from launcher.training.resume_check import ResumeCheck, distrusted
 from parallel.zero.ema import EMA, Ema
 from parallel.zero.engine import Engine
 from parallel.zero.fragments import trained
@@ -99,7 +99,9 @@ def changed_since(config: RunConfig, found: Checkpoint | None, made: Made) -> li
     return [*changed_settings(found, config), *of_machine, *differences(old, made.versions)]
 
 
-def proof_of(config: RunConfig, found: Checkpoint | None, device: torch.device, changed: Sequence[str]) -> Proof | None:
+def resume_check_of(
+    config: RunConfig, found: Checkpoint | None, device: torch.device, changed: Sequence[str]
+) -> ResumeCheck | None:
     """What compares the first steps after a resume with what they were; None if there is nothing to compare."""
     if found is None or not config.restart.verify:
         return None
@@ -109,11 +111,11 @@ def proof_of(config: RunConfig, found: Checkpoint | None, device: torch.device, 
         "float32" if config.dtype == "float64" and any(stages) else config.dtype
     )  # of DeepSpeed (parallel.zero.deepspeed_engine)
     tf32 = device.type == "cuda" and config.dtype == "float32"
-    return Proof(found.name, exact, masters, tf32, changed, found.manifest.recent)
+    return ResumeCheck(found.name, exact, masters, tf32, changed, found.manifest.recent)
 
 
 def saver_for(
-    config: RunConfig, storage: Storage, engine: Engine, ema: Ema | None, journal: Journal, made: Made
+    config: RunConfig, storage: Storage, engine: Engine, ema: Ema | None, journal: MetricsLog, made: Made
 ) -> Saver:
     """What saves this engine, and its average if there is one."""
     settings = config.model_dump(mode="json")

@@ -61,7 +61,7 @@ class Verdict:
     reason: str = ""
 
 
-class Proof:
+class ResumeCheck:
     """Compares the first steps after a resume.
 
     Args:

@@ -134,7 +134,7 @@ def as_declared(
         assert far(STEP + 1) == 0.0
     if case.of.effect is Effect.ROUNDING:
         assert max(map(far, steps)) < NEAR["float32"]
-    proved = [*events(out, "verified"), *events(out, "unproven")]
+    proved = [*events(out, "verified"), *events(out, "unverified")]
     assert len(proved) == settings.restart.verify
     if case.of.effect in (Effect.NOTHING, Effect.MEMORY) and proved:
         assert (proved[0]["identical"], proved[0]["reason"]) == (3, "")

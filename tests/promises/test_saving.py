@@ -80,8 +80,8 @@ def state(step: int) -> TrainState:
 def settle(saver: Saver) -> bool:
     """What a step does; gives whether a save is due."""
     words: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(words, (saver.word(), saver.is_due()))
-    saver.settle([word for word, _ in words])
+    dist.all_gather_object(words, (saver.save_status(), saver.is_due()))
+    saver.resolve([word for word, _ in words])
     return bool(words[0][1])
 
 
@@ -95,7 +95,7 @@ def saves_while_it_goes_on(rank: int, root: Path) -> list[dict[str, Any]]:
     saver.begin(state(1))
     saver.wait_copied()
     values += 1000  # the next update; what is written must be the moment before it
-    assert saver.word() == BUSY
+    assert saver.save_status() == BUSY
     for step in range(2, 5):
         settle(saver)
         saver.begin(state(step))  # while the first is under way: due when it has ended

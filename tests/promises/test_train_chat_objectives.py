@@ -19,7 +19,7 @@ from data.streams.chat_source import ChatSource
 from data.streams.curriculum import Position
 from launcher.config.lr_schedule import learning_rate
 from launcher.config.run_config import RunConfig
-from launcher.core.heartbeat import Pulse
+from launcher.core.heartbeat import HeartbeatBoard
 from launcher.supervision.local_ranks import ProcessRanks
 from launcher.supervision.run import train as supervise
 from launcher.training.loop import Words, agree, build_engine, build_feed, gradients
@@ -90,7 +90,7 @@ def trained(rank: int, runs: list[RunConfig]) -> list[Steps]:
             batch = feed.batch(position)
             position = batch.position
             agreed = agree(batch, words, feed.groups)
-            loss = gradients(engine, feed, batch, agreed.weight, device, Pulse())
+            loss = gradients(engine, feed, batch, agreed.weight, device, HeartbeatBoard())
             norm = engine.step(learning_rate(settings.optimizer, done, settings.steps), math.inf)
             steps.append((loss, norm))
         engine.destroy()

@@ -20,7 +20,7 @@ from data.dataset.index import Index
 from data.dataset.outcome import Rejection, Tally
 from data.media import video
 from data.media.h264 import encode
-from data.prepare.history import Ledger
+from data.prepare.history import History
 from data.prepare.pipeline import PrepareOptions, prepare
 from data.synthetic.shapes import synth
 from parallel.errors import InputError
@@ -388,10 +388,10 @@ def test_a_ledger_of_many_files_is_small(tmp_path):
     source, out = fill(tmp_path / "in", a=mp4(0)), tmp_path / "out"
     prepare(source, out, HERE)
     (commit,) = (out / "commits").iterdir()
-    ledger = Ledger.read(out, json.loads(commit.read_text())["config"], pictures=True)
-    (entry,) = ledger.versions.values()
+    history = History.read(out, json.loads(commit.read_text())["config"], pictures=True)
+    (entry,) = history.versions.values()
     assert (entry.file, entry.kept, entry.rejected, entry.again) == ("a.mp4", True, (), False)
-    assert ledger.seen.near(column(out, "phash")[0], 0) == "a.mp4 0:10"
+    assert history.seen.near(column(out, "phash")[0], 0) == "a.mp4 0:10"
 
 
 def test_real_clips(tmp_path, real_clips):

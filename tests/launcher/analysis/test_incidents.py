@@ -66,7 +66,7 @@ def failed(sign: str, message: str = "Traceback ...\nX: y") -> End:
         (End(1, "died", sign=HOST, message="the Ray worker on a"), "killed"),
         (End(1, "died", sign=HOST, message="Ray killed it", for_memory=True), "memory"),
         (failed("KeyError"), "exception"),
-        (failed("FloatingPointError"), "nonsense"),
+        (failed("FloatingPointError"), "anomaly"),
         (failed("OSError ENOSPC"), "full"),
         (failed("OSError EDQUOT"), "full"),
         (failed("RuntimeError", "...\nRuntimeError: ... No space left on device"), "full"),
@@ -328,11 +328,11 @@ def test_bad_data_and_numbers_and_checkpoints(tmp_path: Path) -> None:
     record("fallback", checkpoint="step-00000003", reason="part-00001.safetensors: other bytes")
     for sample in ("a", "b"):
         record("unreadable", step=4, sample=sample, reason="its hash is wrong")
-    record("nonsense", step=5, reason="is not finite: loss nan", policy="skip", samples=["c"])
+    record("anomaly", step=5, reason="is not finite: loss nan", policy="skip", samples=["c"])
     record("differs", checkpoint="step-00000003", steps=[4], identical=0, near=0, difference="step 4: loss 1, now 2")
     record("done", step=20)
     found = why(tmp_path / "run").incidents
-    assert [i.cause for i in found] == ["store", "data", "nonsense", "exception"]
+    assert [i.cause for i in found] == ["store", "data", "anomaly", "exception"]
     assert found[1].what == "2 samples could not be read and counted nothing"
     assert found[1].remedy == "longreel data check DATASET --repair"
     shown(why(tmp_path / "run"))
@@ -422,7 +422,7 @@ def with_config(record: Record) -> Path:
     return root
 
 
-def nonsense(record: Record, saved: bool) -> Path:
+def anomalies(record: Record, saved: bool) -> Path:
     """Three steps that are not finite end a run of two ranks, as its records have it."""
     root = with_config(record)
     record.ranks()
@@ -432,20 +432,20 @@ def nonsense(record: Record, saved: bool) -> Path:
     for step in (2, 3, 4):
         policy = "end" if step == 4 else "skip"
         reason = f"is not finite: loss {step}.1017611870458754e+20, gradient norm inf"
-        record("nonsense", step=step, reason=reason, policy=policy, samples=[f"s{n}" for n in range(40)])
+        record("anomaly", step=step, reason=reason, policy=policy, samples=[f"s{n}" for n in range(40)])
         record.step(step)
     trace = "Traceback (most recent call last):\n" + "  File x\n" * 40 + "FloatingPointError: step 4 is not finite"
     told = {"words": "failed: step 4 is not finite: loss 4.102e+20, gradient norm inf", "trace": trace, "others": 1}
-    record.failure(how="failed", cause="nonsense", rank=0, step=4, phase="update", remedy="a lower rate", **told)
+    record.failure(how="failed", cause="anomaly", rank=0, step=4, phase="update", remedy="a lower rate", **told)
     return root
 
 
 @pytest.mark.parametrize("saved", [True, False])
 def test_one_cause_is_one_block_with_commands_that_can_be_typed(tmp_path: Path, saved: bool) -> None:
-    root = nonsense(Record(tmp_path / NAME), saved)
+    root = anomalies(Record(tmp_path / NAME), saved)
     story = why(root)
     (found,) = story.incidents
-    assert (found.cause, found.step, found.ended) == ("nonsense", 4, True)
+    assert (found.cause, found.step, found.ended) == ("anomaly", 4, True)
     assert found.when == "3 steps: 2, 3, 4"
     assert found.evidence == [
         "step 2 is not finite: loss 2.102e+20, gradient norm inf",
@@ -466,7 +466,7 @@ def test_one_cause_is_one_block_with_commands_that_can_be_typed(tmp_path: Path, 
 
 
 def test_no_samples_are_proposed_of_a_step_that_has_no_line(tmp_path: Path) -> None:
-    root = nonsense(record := Record(tmp_path / "run"), saved=True)
+    root = anomalies(record := Record(tmp_path / "run"), saved=True)
     lines = record.folder.metrics.read_text().splitlines(keepends=True)
     record.folder.metrics.write_text("".join(lines[:-1]))
     assert not any("audit" in command for command, _ in why(root).next)
@@ -514,7 +514,7 @@ def test_lines_of_records_that_are_none_are_counted(tmp_path: Path) -> None:
         file.write('{"step": "3"}\n7\n[]\n{"step": 3, "loss": null}\n{\n' + "[" * 100_000 + "\n")
     with record.folder.events.open("a") as file:
         file.write('7\n{"event": 7}\n{"event": "stop", "time": "now"}\n')
-    for name in ("failure", "hang", "nonsense", "mesh", "restart", "unreadable", "unsaved", "differs", "fallback"):
+    for name in ("failure", "hang", "anomaly", "mesh", "restart", "unreadable", "unsaved", "differs", "fallback"):
         record(name, rank="one", step=None, samples=7, needs=3, places=4, reason=[1])
     record("ranks", places=[{"host": "\x1b[2J\nhost"}])
     record("stop", step=2, reason="a\x1b]0;x\x07\nerror: b")
@@ -637,7 +637,7 @@ while os.path.exists(f"/proc/{victim}/fd/0"):  # slowly: what is killed needs a 
 """
 
 
-def eat(group: Path, victim: int, out: Path) -> None:
+def exhaust_memory(group: Path, victim: int, out: Path) -> None:
     """Take memory in `group` until `victim` was killed for it, and give it back."""
     first = (group / "memory.limit_in_bytes").exists()
     used = int((group / ("memory.usage_in_bytes" if first else "memory.current")).read_text())
@@ -666,7 +666,7 @@ def test_a_kill_for_memory_is_told_from_another(tmp_path: Path, dataset: Path) -
             wait_for(lambda: len(lines(out)) >= 4)
             victim = pids(out)[1]
             Path(f"/proc/{victim}/oom_score_adj").write_text("1000")
-            eat(group, victim, out)
+            exhaust_memory(group, victim, out)
             output = finish(process)
         finally:
             if process.poll() is None:

@@ -21,7 +21,7 @@ from launcher.config.loading import check, parse_override
 from launcher.config.lr_schedule import learning_rate
 from launcher.config.run_config import RunConfig
 from launcher.training.number_digests import Made
-from launcher.training.resume_check import Proof, Verdict
+from launcher.training.resume_check import ResumeCheck, Verdict
 from parallel.errors import InputError
 from parallel.setting_effects import Effect
 from tests.support import keys
@@ -132,7 +132,7 @@ def made(settings: RunConfig) -> dict[str, str]:
 
 def compared(old: dict[str, str], new: dict[str, str], other: bool) -> Verdict:
     """Two steps done again, with other numbers if something decides them otherwise."""
-    proof = Proof("step-00000002", exact=True, dtype="float64")
+    proof = ResumeCheck("step-00000002", exact=True, dtype="float64")
     line = {"grad_norm": 1.0, "samples": ["a"], "loss": 1.0}
     proof.expect([{**line, "step": STEP + n, "made": old} for n in (1, 2)])
     for n in (1, 2):

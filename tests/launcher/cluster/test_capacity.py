@@ -1,4 +1,4 @@
-"""Room on a cluster, versions of its nodes, and what is made of a job's log: arithmetic, with no cluster."""
+"""Capacity on a cluster, versions of its nodes, and what is made of a job's log: arithmetic, with no cluster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from launcher.cluster.capacity import Node, Room, refuse_too_large, room_for
+from launcher.cluster.capacity import Capacity, Node, capacity_for, refuse_too_large
 from launcher.cluster.head_probe import url_of
 from launcher.cluster.job import OURS, job_of, quiet
 from launcher.cluster.job_package import stage
@@ -48,27 +48,27 @@ GPUS = [
     ],
 )
 def test_room(mesh: Mesh, asked: int, free: int, now: bool, ever: bool) -> None:
-    assert room_for(mesh, GPUS, asked) == Room(("CPU", "GPU"), mesh.ranks, free, 12, now, ever)
+    assert capacity_for(mesh, GPUS, asked) == Capacity(("CPU", "GPU"), mesh.ranks, free, 12, now, ever)
 
 
 def test_room_without_gpus_or_nodes() -> None:
-    assert room_for(Mesh(2, 1, 1), [Node({"CPU": 1}, {}), Node({"CPU": 1.5}, {"CPU": 0.5})], 0).free == 2
-    nothing = room_for(Mesh(1, 1, 1), [], 0)
+    assert capacity_for(Mesh(2, 1, 1), [Node({"CPU": 1}, {}), Node({"CPU": 1.5}, {"CPU": 0.5})], 0).free == 2
+    nothing = capacity_for(Mesh(1, 1, 1), [], 0)
     assert (nothing.now, nothing.ever) == (False, False)
 
 
 def test_room_in_words() -> None:
-    assert str(room_for(Mesh(2, 1, 1), GPUS, 0)) == "starts at once: takes 2 CPU and GPU, 6 of 12 are free"
+    assert str(capacity_for(Mesh(2, 1, 1), GPUS, 0)) == "starts at once: takes 2 CPU and GPU, 6 of 12 are free"
     waits = "waits for room: takes 2 CPU and GPU, 1 of 12 is free; starts by itself"
-    assert str(room_for(Mesh(2, 1, 1), GPUS, 11)) == waits
+    assert str(capacity_for(Mesh(2, 1, 1), GPUS, 11)) == waits
 
 
 def test_what_never_fits_is_refused() -> None:
     with pytest.raises(InputError, match="takes 13 CPU and GPU, the cluster has 12"):
-        refuse_too_large(Mesh(13, 1, 1), room_for(Mesh(13, 1, 1), GPUS, 0))
+        refuse_too_large(Mesh(13, 1, 1), capacity_for(Mesh(13, 1, 1), GPUS, 0))
     with pytest.raises(InputError, match="groups of 8 on one node each"):
-        refuse_too_large(Mesh(1, 1, 8), room_for(Mesh(1, 1, 8), GPUS, 0))
-    refuse_too_large(Mesh(1, 1, 4), room_for(Mesh(1, 1, 4), GPUS, 99))
+        refuse_too_large(Mesh(1, 1, 8), capacity_for(Mesh(1, 1, 8), GPUS, 0))
+    refuse_too_large(Mesh(1, 1, 4), capacity_for(Mesh(1, 1, 4), GPUS, 99))
 
 
 SAME = {"python": "3.11.7", "torch": "2.13.0"}

@@ -15,7 +15,7 @@ from launcher.analysis.data_audit import audit
 from launcher.checkpoints.reading import by_hash, newest
 from launcher.checkpoints.storage import open_storage
 from launcher.config.loading import to_yaml
-from launcher.core.append_log import RESERVE_BYTES, Ledger
+from launcher.core.append_log import RESERVE_BYTES, AppendLog
 from launcher.core.run_folder import RunFolder, append_line, read_lines
 from launcher.supervision.supervisor import DONE
 from tests.support.commands import Forked
@@ -63,7 +63,7 @@ def test_a_line_after_a_broken_one_is_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("disk", [2 << 20], indirect=True)
 def test_the_reserve_tells_and_the_rest_is_held(disk: Path) -> None:
     folder = RunFolder(disk)
-    ledger = Ledger(folder)
+    ledger = AppendLog(folder)
     fill(disk)
     ledger.append(folder.events, {"step": 0})
     assert [line["step"] for line in read_lines(folder.events)] == [0], "the reserve makes room"

@@ -14,7 +14,7 @@ from launcher.checkpoints.reading import Checkpoint, newest
 from launcher.checkpoints.storage import LocalStorage
 from launcher.config.lr_schedule import learning_rate
 from launcher.config.run_config import RunConfig
-from launcher.core.heartbeat import Pulse
+from launcher.core.heartbeat import HeartbeatBoard
 from launcher.core.run_folder import RunFolder
 from launcher.training.loop import Words, agree, build_engine, build_feed, gradients
 from launcher.training.rendezvous import RankPlace
@@ -76,7 +76,7 @@ def go_on(rank: int, run: RunConfig, sources: list[Path]) -> list[list[float]]:
         for step in range(SAVED, SAVED + AFTER):
             batch = feed.batch(position)
             agreed = agree(batch, Words(False, False, 0), feed.groups)
-            losses.append(gradients(engine, feed, batch, agreed.weight, CPU, Pulse()))
+            losses.append(gradients(engine, feed, batch, agreed.weight, CPU, HeartbeatBoard()))
             engine.step(learning_rate(run.optimizer, step, run.steps))
             position = batch.position
         curves.append(losses)

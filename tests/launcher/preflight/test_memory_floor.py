@@ -10,7 +10,15 @@ import pytest
 from launcher.config.loading import check, load, parse_override, to_yaml
 from launcher.config.run_config import RunConfig
 from launcher.preflight import memory_floor, preflight
-from launcher.preflight.memory_floor import GIB, PROCESS, Parameters, Room, demand_of, parameters_of, refuse_too_large
+from launcher.preflight.memory_floor import (
+    GIB,
+    PROCESS,
+    MachineMemory,
+    Parameters,
+    demand_of,
+    parameters_of,
+    refuse_too_large,
+)
 from launcher.preflight.preflight import check as preflight_check
 from launcher.supervision.run import count_text, header
 from parallel.errors import InputError
@@ -68,35 +76,41 @@ def follow(settings: RunConfig, remedy: str) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    ("changes", "room", "words"),
+    ("changes", "machine", "words"),
     [
-        ({}, Room(64 * GIB), "there are 64.0"),
-        ({"zero__stage": 3, "mesh__replica": 4}, Room(100 * GIB), "4 ranks"),
-        ({"zero__stage": 2}, Room(2000 * GIB, 80 * GIB), "the GPU has 80.0"),
-        ({"zero__stage": 2, "zero__offload": "optimizer", "mesh__replica": 2}, Room(64 * GIB, 9999 * GIB), "offload"),
-        ({"model__dim": 512, "model__heads": 8, "mesh__ring": 2}, Room(64 * GIB), "activations"),
+        ({}, MachineMemory(64 * GIB), "there are 64.0"),
+        ({"zero__stage": 3, "mesh__replica": 4}, MachineMemory(100 * GIB), "4 ranks"),
+        ({"zero__stage": 2}, MachineMemory(2000 * GIB, 80 * GIB), "the GPU has 80.0"),
+        (
+            {"zero__stage": 2, "zero__offload": "optimizer", "mesh__replica": 2},
+            MachineMemory(64 * GIB, 9999 * GIB),
+            "offload",
+        ),
+        ({"model__dim": 512, "model__heads": 8, "mesh__ring": 2}, MachineMemory(64 * GIB), "activations"),
     ],
 )
-def test_what_cannot_fit_is_refused_with_both_numbers(changes: dict[str, Any], room: Room, words: str) -> None:
+def test_what_cannot_fit_is_refused_with_both_numbers(
+    changes: dict[str, Any], machine: MachineMemory, words: str
+) -> None:
     settings = run(**changes, data__pack_tokens=1_000_000)
     with pytest.raises(InputError) as told:
-        refuse_too_large(settings, parameters_of(settings), [1_000_000.0], 0, room, 1000)
+        refuse_too_large(settings, parameters_of(settings), [1_000_000.0], 0, machine, 1000)
     assert words in told.value.value
     assert told.value.value.startswith("at least ")
     remedies = told.value.remedy.partition(";")[0].split(" or ")
     assert remedies[-1].startswith("a machine with at least")
     for remedy in remedies[:-1]:
         better = follow(settings, remedy)
-        refuse_too_large(better, parameters_of(better), [float(better.data.pack_tokens)], 0, room)
+        refuse_too_large(better, parameters_of(better), [float(better.data.pack_tokens)], 0, machine)
 
 
 def test_what_fits_is_not_refused() -> None:
     settings = run(model__dim=512, model__heads=8)
     parameters = parameters_of(settings)
     need = demand_of(settings, settings.mesh.mesh(), parameters, 1000.0, False).device + PROCESS
-    refuse_too_large(settings, parameters, [1000.0], 0, Room(int(need) + 1))
+    refuse_too_large(settings, parameters, [1000.0], 0, MachineMemory(int(need) + 1))
     with pytest.raises(InputError):
-        refuse_too_large(settings, parameters, [1000.0], 0, Room(int(need) - 1))
+        refuse_too_large(settings, parameters, [1000.0], 0, MachineMemory(int(need) - 1))
 
 
 def test_nothing_starts_that_cannot_fit(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +118,7 @@ def test_nothing_starts_that_cannot_fit(tmp_path: Path, dataset: Path, monkeypat
     with pytest.raises(InputError, match=r"a run fits into the host memory of its machine\n.*at least [0-9,]{4,}"):
         preflight_check(settings, 8)
     assert preflight_check(settings, 0).parameters.trained > 10**11  # on a cluster nobody knows yet
-    monkeypatch.setattr(preflight, "room_here", lambda _: None)
+    monkeypatch.setattr(preflight, "memory_here", lambda _: None)
     assert preflight_check(settings, 8).step == 0
 
 

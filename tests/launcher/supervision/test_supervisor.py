@@ -12,11 +12,11 @@ from rich.console import Console
 
 import launcher.supervision.supervisor
 from launcher.config.run_config import RunConfig
-from launcher.core.heartbeat import Beat
+from launcher.core.heartbeat import Heartbeat
 from launcher.core.run_folder import RunFolder, append_line, make_run_folder
 from launcher.supervision.attempt import Asked
 from launcher.supervision.console_view import Screen
-from launcher.supervision.rank_group import End, NoRoomError, Wait, Where
+from launcher.supervision.rank_group import End, NoCapacityError, Wait, Where
 from launcher.supervision.supervisor import DONE, FAILED, STOPPED, Supervisor
 from parallel.mesh import Mesh
 from tests.support.runs import config, events
@@ -30,7 +30,7 @@ class Played:
     Args:
         waits: what `place` says, in turn; then None.
         ends: of each attempt; when they are used up, all are done.
-        rooms: that are free, asked in turn; the last one stays.
+        capacities: that are free, asked in turn; the last one stays.
         total: that there are in all.
     """
 
@@ -38,10 +38,10 @@ class Played:
         self,
         waits: Sequence[Wait] = (),
         ends: Sequence[list[End]] = (),
-        rooms: Sequence[tuple[int, ...]] = ((3,),),
+        capacities: Sequence[tuple[int, ...]] = ((3,),),
         total: tuple[int, ...] = (3,),
     ) -> None:
-        self.waits, self.ends, self.free, self.total = list(waits), list(ends), list(rooms), total
+        self.waits, self.ends, self.free, self.total = list(waits), list(ends), list(capacities), total
         self.meshes: list[Mesh] = []
         self.on_place: Callable[[], None] = lambda: None
         self.world = 0
@@ -58,10 +58,10 @@ class Played:
     def poll(self, seconds: float) -> list[End] | None:
         return self.ends.pop(0) if self.ends else [End(rank, "done", 5) for rank in range(self.world)]
 
-    def beats(self) -> dict[int, Beat | None]:
+    def heartbeats(self) -> dict[int, Heartbeat | None]:
         return {}
 
-    def last(self, rank: int) -> Beat | None:
+    def last(self, rank: int) -> Heartbeat | None:
         return None
 
     def state(self, rank: int) -> str:
@@ -70,7 +70,7 @@ class Played:
     def stacks(self, ranks: Sequence[int]) -> dict[int, str]:
         return {}
 
-    def rooms(self, in_all: bool = False) -> tuple[int, ...] | None:
+    def capacities(self, in_all: bool = False) -> tuple[int, ...] | None:
         if in_all:
             return self.total
         return self.free.pop(0) if len(self.free) > 1 else self.free[0]
@@ -130,7 +130,7 @@ def test_a_wait_can_be_stopped(tmp_path: Path) -> None:
     ("total", "reason"), [((3,), "other runs hold the room"), ((2,), "too few nodes are left")], ids=["held", "gone"]
 )
 def test_after_a_loss_it_goes_on_with_fewer(tmp_path: Path, total: tuple[int, ...], reason: str) -> None:
-    ranks = Played(ends=[[lost()]], rooms=[(2,)], total=total)
+    ranks = Played(ends=[[lost()]], capacities=[(2,)], total=total)
     code, _ = supervised(tmp_path, ranks, restart={"rejoin_timeout_seconds": 0})
     assert code == DONE
     assert [mesh.ranks for mesh in ranks.meshes] == [3, 2]
@@ -139,20 +139,20 @@ def test_after_a_loss_it_goes_on_with_fewer(tmp_path: Path, total: tuple[int, ..
 
 
 def test_patience_waits_for_all(tmp_path: Path) -> None:
-    ranks = Played(ends=[[lost()]], rooms=[(2,), (2,), (3,)])
+    ranks = Played(ends=[[lost()]], capacities=[(2,), (2,), (3,)])
     assert supervised(tmp_path, ranks, restart={"rejoin_timeout_seconds": 60})[0] == DONE
     assert [mesh.ranks for mesh in ranks.meshes] == [3, 3]
 
 
 def test_what_is_not_elastic_waits_for_its_nodes(tmp_path: Path) -> None:
-    ranks = Played(ends=[[lost()]], rooms=[(2,)] * 4 + [(3,)], total=(2,))
+    ranks = Played(ends=[[lost()]], capacities=[(2,)] * 4 + [(3,)], total=(2,))
     assert supervised(tmp_path, ranks, restart={"rejoin_timeout_seconds": 0, "elastic": False})[0] == DONE
     assert [mesh.ranks for mesh in ranks.meshes] == [3, 3]
 
 
 def test_nodes_that_never_come_back_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher.supervision.supervisor, "EMPTY_SECONDS", 0.1)
-    ranks = Played(ends=[[lost()]], rooms=[(0,)], total=(0,))
+    ranks = Played(ends=[[lost()]], capacities=[(0,)], total=(0,))
     code, said = supervised(tmp_path, ranks, restart={"max_restarts": 1})
     assert code == FAILED
     assert "too few nodes came back within 0.1 s" in said
@@ -172,10 +172,10 @@ def test_room_that_is_gone_at_the_start_is_an_error(tmp_path: Path) -> None:
     ranks = Played()
 
     def refuse() -> None:
-        raise NoRoomError("a mesh takes 3 CPU", "the cluster has 2 CPU", "a smaller mesh, or more nodes")
+        raise NoCapacityError("a mesh takes 3 CPU", "the cluster has 2 CPU", "a smaller mesh, or more nodes")
 
     ranks.on_place = refuse
-    with pytest.raises(NoRoomError):
+    with pytest.raises(NoCapacityError):
         supervised(tmp_path, ranks)
 
 
@@ -239,7 +239,7 @@ def test_a_failure_that_nobody_foresaw_has_its_traceback(tmp_path: Path) -> None
 
 def test_memory_twice_is_told_as_memory(tmp_path: Path) -> None:
     short = [lost(0, "failed", "MemoryError", "Traceback\nMemoryError: Unable to allocate 3 GiB")]
-    code, said = supervised(tmp_path, Played(ends=[short, short], rooms=[(3,)]))
+    code, said = supervised(tmp_path, Played(ends=[short, short], capacities=[(3,)]))
     assert code == FAILED
     assert "ran out of memory: MemoryError: Unable to allocate 3 GiB" in said
     assert "  remedy: less memory: model.recompute=true" in said

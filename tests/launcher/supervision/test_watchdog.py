@@ -16,7 +16,7 @@ import pytest
 
 from launcher.config.sections import RestartConfig
 from launcher.core import stacks
-from launcher.core.heartbeat import BOARD_BYTES, PHASES, Beat, Phase, Pulse, last_word
+from launcher.core.heartbeat import BOARD_BYTES, PHASES, Heartbeat, HeartbeatBoard, Phase, last_heartbeat
 from launcher.supervision.rank_group import End, Seat, culprit, is_echo, settled
 from launcher.supervision.rank_processes import Children
 from launcher.supervision.watchdog import LONGEST_LOOK, SLOW_SECONDS, Hang, Watchdog
@@ -38,16 +38,16 @@ class History:
     def look(self, places: Mapping[int, Where], after: float = 1.0, running: tuple[int, ...] = ()) -> Hang | None:
         """One look, `after` seconds later."""
         self.now += after
-        beats: dict[int, Beat | None] = {}
+        heartbeats: dict[int, Heartbeat | None] = {}
         for rank, place in places.items():
             if place is None:
-                beats[rank] = None
+                heartbeats[rank] = None
                 continue
             self.turns[rank] = self.turns.get(rank, 0) + (place != self.at.get(rank))
             self.at[rank] = place
             step, phase = place
-            beats[rank] = Beat(step, phase, 0.0, step * len(PHASES) + PHASES.index(phase))
-        return self.watchdog.see(self.now, beats, running)
+            heartbeats[rank] = Heartbeat(step, phase, 0.0, step * len(PHASES) + PHASES.index(phase))
+        return self.watchdog.see(self.now, heartbeats, running)
 
     def hold(self, places: Mapping[int, Where], most: float = 2000.0, running: tuple[int, ...] = ()) -> Hang | None:
         """Everybody stays where they are, until somebody is named."""
@@ -173,9 +173,9 @@ def test_the_deadline_follows_the_slowest_of_the_last_steps() -> None:
     history = History()
     history.train(2, 3, seconds=60)
     history.train(2, 19, seconds=5, first=4)
-    assert 550 < history.watchdog.deadline(Beat(23, "update", 0, 0)) < 700
+    assert 550 < history.watchdog.deadline(Heartbeat(23, "update", 0, 0)) < 700
     history.train(2, 5, seconds=5, first=23)
-    assert 40 < history.watchdog.deadline(Beat(28, "update", 0, 0)) < 60
+    assert 40 < history.watchdog.deadline(Heartbeat(28, "update", 0, 0)) < 60
 
 
 def test_slow_start_first_step_save_and_end() -> None:
@@ -215,7 +215,7 @@ def test_a_save_does_not_stretch_the_deadline() -> None:
     history.train(2, 5, seconds=1)
     history.hold(dict.fromkeys(range(2), (5, "save")), most=100)
     history.train(2, 3, seconds=1, first=6)
-    assert history.watchdog.deadline(Beat(9, "forward", 0, 0)) < 25
+    assert history.watchdog.deadline(Heartbeat(9, "forward", 0, 0)) < 25
 
 
 def test_a_paused_launcher_blames_nobody() -> None:
@@ -242,7 +242,7 @@ def test_a_rank_that_has_ended_is_not_silent() -> None:
     history = History()
     history.train(3, 5)
     for _ in range(300):
-        assert history.look({0: (5, "end"), 2: (5, "end")}) is None  # rank 1 is done, and has no beat any more
+        assert history.look({0: (5, "end"), 2: (5, "end")}) is None  # rank 1 is done, and has no heartbeat any more
 
 
 def test_settings_are_obeyed() -> None:
@@ -257,8 +257,8 @@ def test_settings_are_obeyed() -> None:
     found = history.hold({0: (6, "data"), 1: (6, "agree")})
     assert found is not None
     assert history.now - begin <= 9
-    assert Watchdog(RestartConfig(hang_timeout_seconds=900)).deadline(Beat(0, "load", 0, 0)) == 900
-    assert Watchdog(RestartConfig(hang_timeout_seconds=7)).deadline(Beat(0, "load", 0, 0)) == SLOW_SECONDS
+    assert Watchdog(RestartConfig(hang_timeout_seconds=900)).deadline(Heartbeat(0, "load", 0, 0)) == 900
+    assert Watchdog(RestartConfig(hang_timeout_seconds=7)).deadline(Heartbeat(0, "load", 0, 0)) == SLOW_SECONDS
 
 
 def test_micro_steps_move() -> None:
@@ -269,18 +269,19 @@ def test_micro_steps_move() -> None:
         for _ in range(15):
             history.now += 1
             assert (
-                history.watchdog.see(history.now, dict.fromkeys(range(2), Beat(4, "forward", 0, 10**6 + turns))) is None
+                history.watchdog.see(history.now, dict.fromkeys(range(2), Heartbeat(4, "forward", 0, 10**6 + turns)))
+                is None
             )
 
 
 def test_the_board_keeps_the_last_word() -> None:
-    board = bytearray(BOARD_BYTES)
-    assert last_word(board) == Beat(0, "start", 0.0, 0)
+    shared = bytearray(BOARD_BYTES)
+    assert last_heartbeat(shared) == Heartbeat(0, "start", 0.0, 0)
     told: list[tuple[Phase, int]] = []
-    pulse = Pulse(lambda phase, step: told.append((phase, step)), board)
+    heartbeat = HeartbeatBoard(lambda phase, step: told.append((phase, step)), shared)
     for phase in PHASES:
-        pulse.enter(phase, 7)
-        at, seen = last_word(board), pulse.read()
+        heartbeat.enter(phase, 7)
+        at, seen = last_heartbeat(shared), heartbeat.read()
         assert (at.step, at.phase, at.turns) == (seen.step, seen.phase, seen.turns) == (7, phase, len(told))
     assert [phase for phase, _ in told] == list(PHASES)
 
@@ -400,7 +401,7 @@ def wait_for(children: Children, condition: Callable[[], bool], seconds: float =
 def answers(children: Children) -> bool:
     """Whether rank 1 speaks."""
     children.ask()
-    return children.take_beats().get(1) is not None
+    return children.take_heartbeats().get(1) is not None
 
 
 def test_a_stopped_child_keeps_nobody_waiting(tmp_path: Path, dataset: Path) -> None:
@@ -413,12 +414,12 @@ def test_a_stopped_child_keeps_nobody_waiting(tmp_path: Path, dataset: Path) -> 
         os.kill(pids[1], signal.SIGSTOP)
         wait_for(children, lambda: children.state(1) == "T (stopped)")
         children.hear(0.2)
-        children.take_beats()  # what it said before
+        children.take_heartbeats()  # what it said before
         begin = time.monotonic()
         for _ in range(1000):
             children.ask()
             children.hear(0.0)
-            assert children.take_beats() == {1: None}
+            assert children.take_heartbeats() == {1: None}
         children.stop()
         assert time.monotonic() - begin < 60, "a tenth of a second for each would be more"
         assert children.owe([1])

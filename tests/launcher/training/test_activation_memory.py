@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.streams.curriculum import Position
 from launcher.config.run_config import RunConfig
-from launcher.core.heartbeat import Pulse
+from launcher.core.heartbeat import HeartbeatBoard
 from launcher.training.loop import build_engine, build_feed, gradients
 from launcher.training.rendezvous import RankPlace
 from parallel.memory import activation_offload
@@ -41,7 +41,7 @@ def steps(rank: int, runs: list[RunConfig]) -> list[tuple[float, Tensor, int]]:
             return stores[-1]
 
         with patch.object(activation_offload, "Traffic", counted), patch.object(activation_offload, "LIMIT_BYTES", 0):
-            loss = gradients(engine, feed, feed.batch(Position()), 1.0, CPU, Pulse())
+            loss = gradients(engine, feed, feed.batch(Position()), 1.0, CPU, HeartbeatBoard())
         found.append((loss, engine.flat_gradient, sum(each.moved_bytes for each in stores)))
     return found
 

@@ -23,7 +23,7 @@ from launcher.training.anomaly_guard import (
     FINITE,
     LEAST_NORMS,
     NORMS,
-    Guard,
+    AnomalyGuard,
     add_window,
     skipped,
     unchanged,
@@ -48,17 +48,17 @@ KNOWN = Updates(20, (1.0, 2.0, 3.0) * 6)
     ],
 )
 def test_what_is_wrong_with_a_step(step: int, loss: float, norm: float, updates: Updates, said: str) -> None:
-    guard = Guard(GuardConfig(spike_factor=3), ((7, 9),))
+    guard = AnomalyGuard(GuardConfig(spike_factor=3), ((7, 9),))
     assert guard.trouble(step, loss, norm, updates) == said
     assert (norm <= guard.max_norm(step, loss, updates)) == (not said and step != 8)
 
 
 def test_without_a_spike_every_finite_norm_updates() -> None:
-    assert Guard(GuardConfig()).max_norm(4, 1.0, KNOWN) == FINITE
+    assert AnomalyGuard(GuardConfig()).max_norm(4, 1.0, KNOWN) == FINITE
 
 
 def test_what_is_known_after_a_step() -> None:
-    guard, updates = Guard(GuardConfig()), Updates()
+    guard, updates = AnomalyGuard(GuardConfig()), Updates()
     for step in range(2 * NORMS):
         updates = guard.after(updates, float(step), True, False)
     assert updates == Updates(2 * NORMS, tuple(map(float, range(NORMS, 2 * NORMS))))
@@ -77,7 +77,7 @@ def test_windows_are_kept(tmp_path: Path) -> None:
 
 
 def test_lines_that_a_rewind_changes_are_not_compared() -> None:
-    guard = Guard(GuardConfig(), ((4, 5),))
+    guard = AnomalyGuard(GuardConfig(), ((4, 5),))
     numbers = {"loss": 1.0, "grad_norm": 1.0}
     before = [{"step": step, "updated": True, **numbers} for step in (3, 4, 5, 6)]
     assert unchanged(before, guard) == before[:2]
@@ -102,7 +102,7 @@ def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path, dataset: Path) -> 
     found = train(of_ranks(tmp_path / "two", dataset, faults=nan(4)))
     assert [line["updated"] for line in found] == [True, True, True, False, True, True]
     assert math.isnan(found[3]["loss"])
-    (told,) = events(tmp_path / "two", "nonsense")
+    (told,) = events(tmp_path / "two", "anomaly")
     assert (told["step"], told["policy"], told["samples"]) == (4, "skip", found[3]["samples"])
     one = train(of_ranks(tmp_path / "one", dataset, mesh={}, zero__stage=0, dtype="float64", faults=nan(4, rank=0)))
     clean = train(of_ranks(tmp_path / "clean", dataset, mesh={}, zero__stage=0, dtype="float64"))
@@ -111,7 +111,7 @@ def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path, dataset: Path) -> 
     assert one[:3] != clean[:3]  # times
     assert [line["loss"] for line in one[:3]] == [line["loss"] for line in clean[:3]]
     assert one[4]["loss"] != clean[4]["loss"]
-    assert [i.cause for i in why(tmp_path / "two").incidents] == ["nonsense"]
+    assert [i.cause for i in why(tmp_path / "two").incidents] == ["anomaly"]
 
 
 def test_a_kill_does_not_bring_an_update_back(tmp_path: Path, dataset: Path) -> None:
@@ -133,7 +133,7 @@ def test_many_in_a_row_end_the_run(tmp_path: Path, dataset: Path) -> None:
     assert (end.how, end.sign) == ("failed", "FloatingPointError")
     assert "step 3 is not finite" in end.message
     assert "2 steps in a row made no update" in end.message
-    assert [event["policy"] for event in events(tmp_path / "run", "nonsense")] == ["skip", "end"]
+    assert [event["policy"] for event in events(tmp_path / "run", "anomaly")] == ["skip", "end"]
     assert not list(RunFolder(tmp_path / "run").checkpoints.glob("step-*"))
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from launcher.config.run_config import RunConfig
-from launcher.core.heartbeat import Pulse
+from launcher.core.heartbeat import HeartbeatBoard
 from launcher.preflight.memory_savers import relief
 from launcher.supervision.failure_causes import cause_of
 from launcher.supervision.rank_group import End, run_reporting
@@ -89,7 +89,7 @@ def test_a_rank_says_what_held_its_gpu(
             shortage.holds(Engine())  # type: ignore[arg-type]
             raise error
 
-    end = run_reporting(1, work, Pulse())
+    end = run_reporting(1, work, HeartbeatBoard())
     assert end.sign == "GpuMemoryError"
     assert type(error).__name__ in end.message, "the words of the library are kept"
     cause = cause_of(end, config=run_config(tmp_path, **BIG))

@@ -13,7 +13,7 @@ from data.streams.curriculum import Position
 from launcher.batches.datasets import open_curriculum
 from launcher.config.run_config import RunConfig
 from launcher.config.sections import RestartConfig
-from launcher.core.heartbeat import Beat
+from launcher.core.heartbeat import Heartbeat
 from launcher.preflight import preflight
 from launcher.supervision.watchdog import LEAST_SECONDS as LEAST_STEP
 from launcher.supervision.watchdog import SLOW_SECONDS, Watchdog
@@ -79,7 +79,7 @@ def test_hangs_of_small_runs_are_found_as_soon_as_ever(tmp_path: Path, dataset: 
     longest = patience(ready.flops, settings, settings.mesh.mesh(), "cpu")
     assert 0 < longest < LEAST_STEP
     watchdog = Watchdog(RestartConfig(), longest)
-    assert watchdog.deadline(Beat(1, "forward", 0, 0)) == SLOW_SECONDS
+    assert watchdog.deadline(Heartbeat(1, "forward", 0, 0)) == SLOW_SECONDS
     assert group_seconds(None, longest) == LEAST_SECONDS == group_seconds(None)
 
 
@@ -89,7 +89,7 @@ def test_what_the_user_chose_is_kept_and_told(tmp_path: Path, dataset: Path) -> 
     )
     longest = patience(flops, settings, Mesh(), "cuda")
     assert group_seconds(50, longest) == 50
-    assert Watchdog(settings.restart, longest).deadline(Beat(1, "backward", 0, 0)) == 700
+    assert Watchdog(settings.restart, longest).deadline(Heartbeat(1, "backward", 0, 0)) == 700
     history = History()
     history.watchdog = Watchdog(RestartConfig(hang_timeout_seconds=7), longest)
     history.train(1, 3)

@@ -18,13 +18,13 @@ import torch.distributed as dist
 from launcher.cluster import ray_ranks
 from launcher.core import hardware
 from launcher.core.hardware import device_here, gpus, ranks_here
-from launcher.core.heartbeat import Pulse
+from launcher.core.heartbeat import HeartbeatBoard
 from launcher.preflight import preflight
 from launcher.supervision.fork_server import context
 from launcher.supervision.local_ranks import free_port
 from launcher.supervision.rank_group import run_reporting
 from launcher.training import rendezvous
-from launcher.training.rendezvous import RankPlace, claim, device_of, meet, visible_index
+from launcher.training.rendezvous import RankPlace, claim, device_of, join_process_group, visible_index
 from launcher.worker import place_from
 from parallel.errors import InputError
 from parallel.mesh import Mesh, join
@@ -108,10 +108,10 @@ def test_the_device_that_is_used_is_the_local_rank_that_others_read() -> None:
     with (
         cuda() as chosen,
         patch("torch.cuda.get_device_properties", return_value=card),
-        patch.object(rendezvous, "meeting_store", return_value=dist.HashStore()),
+        patch.object(rendezvous, "rendezvous_store", return_value=dist.HashStore()),
         patch.object(dist, "init_process_group") as joined,
         patch.object(dist, "destroy_process_group"),
-        meet(place(2, 4), MINUTE) as device,
+        join_process_group(place(2, 4), MINUTE) as device,
     ):
         assert device == torch.device("cuda", 0)
         assert os.environ["LOCAL_RANK"] == "0"
@@ -182,7 +182,7 @@ def test_placing_and_starting_follow_the_device() -> None:
     with cuda(), patch("multiprocessing.forkserver.ensure_running"), patch.object(ray_ranks, "connect"):
         assert context(0).get_start_method() == "spawn"
         assert context(0, "cpu").get_start_method() == "forkserver"
-        with patch.object(ray_ranks, "Nodes") as nodes:
+        with patch.object(ray_ranks, "Placement") as nodes:
             ray_ranks.ActorRanks(None, 2)
             ray_ranks.ActorRanks(None, 2, "cpu")
         assert [on_gpus for (_, _, on_gpus), _ in nodes.call_args_list] == [True, False]
@@ -195,7 +195,7 @@ def test_visible_devices_are_read_as_the_driver_does(visible: str, seen: int) ->
 
 
 def fails_while_others_wait(rank: int, port: int) -> tuple[str, str, bool]:
-    """Rank 1 raises inside of `meet`, rank 0 sits in a collective. Freeing a group waits, as NCCL does."""
+    """Rank 1 raises inside of `join_process_group`, rank 0 sits in a collective. Freeing a group waits, as NCCL does."""
     dist.destroy_process_group()
     freed = threading.Event()
 
@@ -204,7 +204,7 @@ def fails_while_others_wait(rank: int, port: int) -> tuple[str, str, bool]:
         threading.Event().wait()
 
     def work() -> tuple[int, bool]:
-        with meet(RankPlace(rank, 2, rank, 2, f"127.0.0.1:{port}"), MINUTE):
+        with join_process_group(RankPlace(rank, 2, rank, 2, f"127.0.0.1:{port}"), MINUTE):
             dist.barrier()
             if rank == 1:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
@@ -212,7 +212,7 @@ def fails_while_others_wait(rank: int, port: int) -> tuple[str, str, bool]:
         return 1, False
 
     with patch.object(dist, "destroy_process_group", free):
-        end = run_reporting(rank, work, Pulse())
+        end = run_reporting(rank, work, HeartbeatBoard())
     return end.how, end.sign, freed.is_set()
 
 
@@ -251,18 +251,18 @@ def test_an_exception_is_told_before_what_the_rank_had_is_let_go() -> None:
         next(here)
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    run_reporting(0, work, Pulse(), lambda end: order.append(end.sign))
+    run_reporting(0, work, HeartbeatBoard(), lambda end: order.append(end.sign))
     assert order == ["OutOfMemoryError", "let go"]
 
 
 def test_groups_are_freed_after_success() -> None:
     with (
-        patch.object(rendezvous, "meeting_store", return_value=dist.HashStore()),
+        patch.object(rendezvous, "rendezvous_store", return_value=dist.HashStore()),
         patch.object(dist, "init_process_group"),
         patch.object(dist, "destroy_process_group") as freed,
         patch.dict(os.environ),
     ):
-        with meet(place(0, 1), MINUTE, "cpu"):
+        with join_process_group(place(0, 1), MINUTE, "cpu"):
             freed.assert_not_called()
         freed.assert_called_once_with()
 

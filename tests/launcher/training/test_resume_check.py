@@ -16,8 +16,8 @@ from blake3 import blake3
 from launcher.checkpoints.checkpoint_manifest import open_manifest
 from launcher.checkpoints.storage import LocalStorage
 from launcher.core.run_folder import RunFolder, append_line, read_lines
-from launcher.training.resume import proof_of
-from launcher.training.resume_check import Proof, distrusted
+from launcher.training.resume import resume_check_of
+from launcher.training.resume_check import ResumeCheck, distrusted
 from parallel.errors import InputError
 from tests.support.runs import config, events, run, train
 
@@ -28,14 +28,14 @@ def line(step: int, loss: float, **changes: Any) -> dict[str, Any]:
     return {"step": step, "loss": loss, "grad_norm": 2 * loss, "samples": [str(step)], "made": MADE, **changes}
 
 
-def proof(before: list[dict[str, Any]], exact: bool = True, changed: tuple[str, ...] = ()) -> Proof:
-    made = Proof("step-00000004", exact, "float64", changed=changed)
+def check_of(before: list[dict[str, Any]], exact: bool = True, changed: tuple[str, ...] = ()) -> ResumeCheck:
+    made = ResumeCheck("step-00000004", exact, "float64", changed=changed)
     made.expect(before)
     return made
 
 
 def test_steps_that_are_identical() -> None:
-    made = proof([line(step, step / 3) for step in range(5, 11)])
+    made = check_of([line(step, step / 3) for step in range(5, 11)])
     assert made.see(line(5, 5 / 3)) is None
     assert made.see(line(6, 6 / 3)) is None
     verdict = made.see(line(7, 7 / 3))
@@ -47,19 +47,19 @@ def test_steps_that_are_identical() -> None:
 
 def test_one_bit_is_a_difference_where_all_is_the_same() -> None:
     near = 5 / 3 * (1 + 1e-15)
-    verdict = proof([line(5, 5 / 3)]).see(line(5, near))
+    verdict = check_of([line(5, 5 / 3)]).see(line(5, near))
     assert verdict is not None
     assert verdict.difference == f"step 5: loss {5 / 3!r}, now {near!r}, grad_norm {10 / 3!r}, now {2 * near!r}"
-    verdict = proof([line(5, 1.0)]).see(line(5, 1.0, samples=["other"]))
+    verdict = check_of([line(5, 1.0)]).see(line(5, 1.0, samples=["other"]))
     assert verdict is not None
     assert verdict.difference == "step 5 had other samples"
 
 
 def test_a_machine_that_does_not_repeat_itself_is_compared_nearly() -> None:
-    verdict = proof([line(5, 5 / 3)], exact=False).see(line(5, 5 / 3 * (1 + 1e-15)))
+    verdict = check_of([line(5, 5 / 3)], exact=False).see(line(5, 5 / 3 * (1 + 1e-15)))
     assert verdict is not None
     assert (verdict.identical, verdict.near, verdict.difference) == (0, 1, None)
-    verdict = proof([line(5, 5 / 3)], exact=False).see(line(5, 1.7))
+    verdict = check_of([line(5, 5 / 3)], exact=False).see(line(5, 1.7))
     assert verdict is not None
     assert verdict.difference
 
@@ -77,7 +77,7 @@ def test_a_machine_that_does_not_repeat_itself_is_compared_nearly() -> None:
 def test_what_was_made_otherwise_accuses_nobody(
     changes: dict[str, str], now: float, steps: tuple[int, ...], identical: int, reason: str
 ) -> None:
-    made = proof([line(step, 1.0, made=MADE | changes) for step in (5, 6)], changed=("threads: 2 became 1",))
+    made = check_of([line(step, 1.0, made=MADE | changes) for step in (5, 6)], changed=("threads: 2 became 1",))
     verdict = made.see(line(5, now)) or made.see(line(6, now))
     assert verdict is not None
     assert (verdict.steps, verdict.identical, verdict.difference) == (steps, identical, None)
@@ -85,7 +85,7 @@ def test_what_was_made_otherwise_accuses_nobody(
 
 
 def test_numbers_of_an_update_that_was_another_are_not_compared() -> None:
-    made = proof([line(5, 1.0, made=MADE | {"update": "x"}), line(6, 1.0)])
+    made = check_of([line(5, 1.0, made=MADE | {"update": "x"}), line(6, 1.0)])
     assert made.see(line(5, 1.0)) is not None
     assert made.see(line(6, 99.0)) is None
 
@@ -94,7 +94,7 @@ def test_numbers_of_an_update_that_was_another_are_not_compared() -> None:
 @pytest.mark.parametrize(("now", "near"), [(1 + 1e-15, 1), (1.1, 0)])
 def test_a_step_after_one_of_other_rounding_accuses_nobody(first: Any, now: float, near: int) -> None:
     """Of a run that went on with another mesh, and then falls back to a checkpoint of before."""
-    made = proof([each for each in (first, line(6, 1.0)) if each])
+    made = check_of([each for each in (first, line(6, 1.0)) if each])
     assert made.see(line(5, 1.0)) is None
     verdict = made.see(line(6, now))
     assert verdict is not None
@@ -105,10 +105,10 @@ def test_a_step_after_one_of_other_rounding_accuses_nobody(first: Any, now: floa
 
 def test_rounding_excuses_no_other_samples() -> None:
     before = [line(5, 1.0, made=MADE | {"rounding": "x"}), line(6, 1.0)]
-    verdict = proof(before).see(line(5, 1.0, samples=["other"]))
+    verdict = check_of(before).see(line(5, 1.0, samples=["other"]))
     assert verdict is not None
     assert verdict.difference == "step 5 had other samples"
-    made = proof(before)
+    made = check_of(before)
     made.see(line(5, 1.0))
     verdict = made.see(line(6, 1.0, samples=["other"]))
     assert verdict is not None
@@ -117,7 +117,7 @@ def test_rounding_excuses_no_other_samples() -> None:
 
 def test_what_followed_an_odd_record_is_not_held_against_another_checkpoint() -> None:
     again = {"loss": 1.0, "grad_norm": 2.0, "samples": ["5"], "made": MADE}
-    verdict = proof([line(5, 1.5, again=again), line(6, 1.5)]).see(line(5, 1.0))
+    verdict = check_of([line(5, 1.5, again=again), line(6, 1.5)]).see(line(5, 1.0))
     assert verdict is not None
     assert (verdict.steps, verdict.identical, verdict.difference) == ((5,), 1, None)
     assert "step 5 gave two numbers before" in verdict.reason
@@ -125,7 +125,7 @@ def test_what_followed_an_odd_record_is_not_held_against_another_checkpoint() ->
 
 def test_lines_of_an_older_version_accuse_nobody() -> None:
     for now, steps in ((1.0, (5,)), (2.0, ())):
-        verdict = proof([line(5, 1.0, made=None), line(6, 1.0, made=None)]).see(line(5, now))
+        verdict = check_of([line(5, 1.0, made=None), line(6, 1.0, made=None)]).see(line(5, now))
         assert verdict is not None
         assert (verdict.steps, verdict.difference) == (steps, None)
         assert "older version" in verdict.reason
@@ -139,10 +139,10 @@ def test_lines_of_an_older_version_accuse_nobody() -> None:
 def test_digests_of_another_law_say_nothing(of_old: dict[str, str], now: float, steps: Any, said: str) -> None:
     """The same settings may have another digest there: what can be compared is compared, and accuses nobody."""
     made = {"numbers": "A", "rounding": "b", "update": "c", **of_old}
-    verdict = proof([line(5, 1.0, made=made), line(6, 1.0, made=made)]).see(line(5, now))
+    verdict = check_of([line(5, 1.0, made=made), line(6, 1.0, made=made)]).see(line(5, now))
     assert verdict is not None
     assert (verdict.steps, verdict.difference, verdict.reason) == (steps, None, said)
-    same = proof([line(5, 1.0, made={**MADE, **of_old}), line(6, 1.0)])
+    same = check_of([line(5, 1.0, made={**MADE, **of_old}), line(6, 1.0)])
     assert same.see(line(5, 1.0)) is None  # the same digest under any law is the same
 
 
@@ -157,7 +157,7 @@ def test_digests_of_another_law_say_nothing(of_old: dict[str, str], now: float, 
 ])  # fmt: skip
 def test_lines_of_another_course_accuse_nobody(kept: Any, told: Any, forked: bool) -> None:
     """A checkpoint that could not be read for a while: the run fell back, went on with other threads, was killed."""
-    made = Proof("step-00000004", True, "float64", recent=[told])
+    made = ResumeCheck("step-00000004", True, "float64", recent=[told])
     made.expect([line(5, 1.0), line(6, 1.0)], [kept])
     verdict = made.see(line(5, 2.0))
     assert verdict is not None
@@ -166,7 +166,7 @@ def test_lines_of_another_course_accuse_nobody(kept: Any, told: Any, forked: boo
 
 
 def test_nothing_to_compare() -> None:
-    assert proof([]).see(line(5, 1.0)) is None
+    assert check_of([]).see(line(5, 1.0)) is None
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +261,6 @@ def test_steps_are_as_near_as_the_masters_are(dtype: str, before: int, now: int,
     """DeepSpeed's are float32 in a run of float64, so that another stage shows in the ninth digit."""
     manifest = SimpleNamespace(config={"zero": {"stage": before}}, recent=())
     found: Any = SimpleNamespace(name="step-00000004", manifest=manifest)
-    made = proof_of(config(tmp_path, tmp_path, dtype=dtype, zero__stage=now), found, torch.device("cpu"), ())
+    made = resume_check_of(config(tmp_path, tmp_path, dtype=dtype, zero__stage=now), found, torch.device("cpu"), ())
     assert made is not None
     assert made.near == near

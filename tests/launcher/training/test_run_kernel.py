@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from data.streams.curriculum import Position
 from launcher.config.run_config import RunConfig
-from launcher.core.append_log import Ledger
+from launcher.core.append_log import AppendLog
 from launcher.core.run_folder import RunFolder
 from launcher.preflight import preflight
 from launcher.training import run_kernel
@@ -117,7 +117,7 @@ def test_a_run_that_goes_on_keeps_its_kernel(tmp_path: Path, dataset: Path, monk
     folder.root.mkdir()
     key = run_kernel.about(settings, CPU)
     assert chosen_before(folder, key) is None
-    ledger = Ledger(folder)
+    ledger = AppendLog(folder)
     for name, of in (("fa3", key), ("cudnn", "another GPU"), ("fa2", key)):
         ledger.append(folder.events, {"event": "kernel", "for": of, "kernel": name})
     assert chosen_before(folder, key) == "fa2"
