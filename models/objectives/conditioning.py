@@ -70,7 +70,11 @@ def task_of(shares: Mapping[str, float], key: int) -> str | None:
     Args:
         shares: of clips, of each task; together at most 1.
         key: of the clip.
+
+    Raises:
+        InputError: this process does not know one of the tasks.
     """
+    check_shares(shares)
     left = 1.0
     for name in CONDITIONING if shares else ():
         share = shares.get(name, 0.0)
