@@ -32,7 +32,7 @@ class DryFlash(FlashCUDA):
 
     def _call_backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-        call: Call, causal: bool, scale: float,
+        call: Call, scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         padded, width = len(q) + PAD_ROWS * len(call.pieces), -(-q.shape[2] // PAD_DIM) * PAD_DIM
         work = [
@@ -41,6 +41,6 @@ class DryFlash(FlashCUDA):
         ]
         if q.shape[1] != k.shape[1]:  # dk, dv for each query head
             work += [k.new_empty(len(k), q.shape[1], k.shape[2]) for _ in "kv"]
-        found = super()._call_backward(grad, q, k, v, out, lse, call, causal, scale)
+        found = super()._call_backward(grad, q, k, v, out, lse, call, scale)
         del work
         return found

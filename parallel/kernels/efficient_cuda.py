@@ -25,18 +25,18 @@ class EfficientCUDA(FlashCUDA):
 
     padded = True
 
-    def _call(self, q: Tensor, k: Tensor, v: Tensor, call: Call, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    def _call(self, q: Tensor, k: Tensor, v: Tensor, call: Call, scale: float) -> tuple[Tensor, Tensor]:
         groups = q.shape[1] // k.shape[1]
         bounds = call.bounds(q.device) if len(call.pieces) > 1 else (None, None)
         out, lse, *_ = aten._efficient_attention_forward(
             *(x.unsqueeze(0) for x in (q, repeated(k, groups), repeated(v, groups))), None, *bounds, *call.longest,
-            0.0, TOP_LEFT if causal else 0, True, **_scale(q, scale),
+            0.0, TOP_LEFT if call.causal else 0, True, **_scale(q, scale),
         )  # fmt: skip
         return out.squeeze(0), _flat(lse, call)
 
     def _call_backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-        call: Call, causal: bool, scale: float,
+        call: Call, scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         groups = q.shape[1] // k.shape[1]
         bounds = call.bounds(q.device) if len(call.pieces) > 1 else (None, None)
@@ -44,7 +44,7 @@ class EfficientCUDA(FlashCUDA):
         q1, k1, v1 = (x.unsqueeze(0) for x in (q, repeated(k, groups), repeated(v, groups)))
         dq, dk, dv, _ = aten._efficient_attention_backward(
             grad.unsqueeze(0), q1, k1, v1, None, out.unsqueeze(0), *bounds, *call.longest, _padded(lse, call),
-            0.0, unused, unused, TOP_LEFT if causal else 0, False, **_scale(q, scale),
+            0.0, unused, unused, TOP_LEFT if call.causal else 0, False, **_scale(q, scale),
         )  # fmt: skip
         return dq.squeeze(0), folded(dk.squeeze(0), groups), folded(dv.squeeze(0), groups)
 

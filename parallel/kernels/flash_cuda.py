@@ -19,7 +19,7 @@ from parallel.kernels import grid
 from parallel.kernels.launch import Call, Calls, GradientPart, Launch, Part
 from parallel.kernels.pieces import dense, diagonal, diagonal_backward, merged, part, put, stretches, taken, turned
 from parallel.kernels.varlen_calls import calls_of
-from parallel.masks.rectangles import DIAGONAL, FULL, GRID
+from parallel.masks.rectangles import DIAGONAL, GRID
 
 aten = torch.ops.aten
 ELEMENTS = 1 << 31  # that CUDA kernels cannot count: rows x heads x head_dim of a call stay below
@@ -89,7 +89,7 @@ class FlashCUDA:
         if call.kind == DIAGONAL:
             return diagonal(q1, k1, v1, scale)
         q1, k1, v1 = (turned(x, n, call.kind) for x, n in ((q1, rows), (k1, columns), (v1, columns)))
-        out, lse = self._call(q1, k1, v1, call, call.kind != FULL, scale)
+        out, lse = self._call(q1, k1, v1, call, scale)
         return turned(out, rows, call.kind), turned(lse.T, rows, call.kind).T
 
     def _of(
@@ -106,7 +106,7 @@ class FlashCUDA:
             k1, v1 = (turned(x, columns, call.kind) for x in (k1, v1))
             grads = self._call_backward(
                 dense(grad1), q1, k1, v1, dense(out1), dense(lse1.T),
-                call, call.kind != FULL, scale,
+                call, scale,
             )  # fmt: skip
             dq, dk, dv = (turned(x, n, call.kind) for x, n in zip(grads, (rows, columns, columns), strict=True))
         whole = stretches(rows), stretches(columns)
@@ -120,35 +120,35 @@ class FlashCUDA:
             yield r, part(dq, at), c, part(dk, of), part(dv, of)
 
     def _call(
-        self, q: Tensor, k: Tensor, v: Tensor, call: Call, causal: bool, scale: float
+        self, q: Tensor, k: Tensor, v: Tensor, call: Call, scale: float
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Output [rows, heads, head_dim] and log-sum-exp [heads, rows]."""
         if len(call.pieces) == 1:
             out, lse, *_ = aten._flash_attention_forward(
-                *(x.unsqueeze(0) for x in (q, k, v)), None, None, *call.longest, 0.0, causal, False, scale=scale
+                *(x.unsqueeze(0) for x in (q, k, v)), None, None, *call.longest, 0.0, call.causal, False, scale=scale
             )
             return out.squeeze(0), lse.squeeze(0)
         out, lse, *_ = aten._flash_attention_forward(
-            q, k, v, *call.bounds(q.device), *call.longest, 0.0, causal, False, scale=scale
+            q, k, v, *call.bounds(q.device), *call.longest, 0.0, call.causal, False, scale=scale
         )
         return out, lse
 
     def _call_backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-        call: Call, causal: bool, scale: float,
+        call: Call, scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Gradients of q, k and v of a call, given the global output and log-sum-exp of its rows."""
         unused = torch.zeros(2, dtype=torch.uint64, device=q.device)  # the state of a drop-out that is 0
         if len(call.pieces) == 1:
             grads = aten._flash_attention_backward(
                 *(x.unsqueeze(0) for x in (grad, q, k, v, out, lse)), None, None, *call.longest,
-                0.0, causal, unused, unused, scale=scale,
+                0.0, call.causal, unused, unused, scale=scale,
             )  # fmt: skip
             dq, dk, dv = (x.squeeze(0) for x in grads)
             return dq, dk, dv
         dq, dk, dv = aten._flash_attention_backward(
             grad, q, k, v, out, lse, *call.bounds(q.device), *call.longest,
-            0.0, causal, unused, unused, scale=scale,
+            0.0, call.causal, unused, unused, scale=scale,
         )  # fmt: skip
         return dq, dk, dv
 

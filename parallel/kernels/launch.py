@@ -69,6 +69,11 @@ class Call:
     pieces: list[Piece]
     _bounds: dict[object, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
+    @property
+    def causal(self) -> bool:
+        """Whether a row sees no later key of its piece; of anticausal pieces, once they are turned in time."""
+        return self.kind != FULL
+
     @cached_property
     def rows(self) -> list[slice]:
         """Of the queries, of each piece."""

@@ -40,20 +40,20 @@ class StandIn(FlashCUDA):
     def __init__(self, padded: bool = False) -> None:
         self.padded, self.calls = padded, 0
 
-    def _call(self, q: Tensor, k: Tensor, v: Tensor, call: Call, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        parts = list(Reference().forward(q, k, v, self._launch(q, k, call, causal), scale))
+    def _call(self, q: Tensor, k: Tensor, v: Tensor, call: Call, scale: float) -> tuple[Tensor, Tensor]:
+        parts = list(Reference().forward(q, k, v, self._launch(q, k, call), scale))
         return torch.cat([out for _, out, _ in parts]), torch.cat([lse for _, _, lse in parts], dim=1)
 
     def _call_backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-        call: Call, causal: bool, scale: float,
+        call: Call, scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        launch = self._launch(q, k, call, causal)
+        launch = self._launch(q, k, call)
         parts = list(Reference().backward(grad, q, k, v, out, lse, launch, scale))
         dq, dk, dv = (torch.cat([part[i] for part in parts]) for i in (1, 3, 4))
         return dq, dk, dv
 
-    def _launch(self, q: Tensor, k: Tensor, call: Call, causal: bool) -> Launch:
+    def _launch(self, q: Tensor, k: Tensor, call: Call) -> Launch:
         self.calls += 1
         rows, keys = (Rows(ends[:-1].numpy(), ends[1:].numpy()) for ends in map(Tensor.long, call.bounds(q.device)))
         assert (rows.count, keys.count) == (len(q), len(k))
@@ -61,7 +61,7 @@ class StandIn(FlashCUDA):
         assert padded * q.shape[1] * 32 < flash_cuda.ELEMENTS, "a kernel of CUDA counts in 32 bits"
         waste = len(call.pieces) * call.longest[0]
         assert not self.padded or waste <= calls_module.WASTE * len(q) or len(call.pieces) == 1
-        return Launch(CAUSAL if causal else FULL, rows, keys, fresh=True)
+        return Launch(CAUSAL if call.causal else FULL, rows, keys, fresh=True)
 
 
 def small_calls(monkeypatch: pytest.MonkeyPatch, rows: int, heads: int) -> None:
@@ -337,7 +337,7 @@ def test_the_log_sum_exp_of_float32_is_padded_with_infinity(monkeypatch: pytest.
         assert (q.shape, k.shape, bias, long, causal, wanted) == ((1, 48, 4, 8), (1, 48, 4, 8), None, 40, 1, True)
         assert begin.tolist() == stop.tolist() == [0, 5, 45, 48]
         call = Call(CAUSAL, [(slice(a, b), slice(a, b)) for a, b in itertools.pairwise(begin.tolist())])
-        out, lse = StandIn()._call(q[0], k[0], v[0], call, True, DIM**-0.5)
+        out, lse = StandIn()._call(q[0], k[0], v[0], call, DIM**-0.5)
         padded = torch.full((3, 4, 64), torch.nan, dtype=lse.dtype)
         for i, (a, b) in enumerate(itertools.pairwise(begin.tolist())):
             padded[i, :, : b - a] = lse[:, a:b]
@@ -350,7 +350,7 @@ def test_the_log_sum_exp_of_float32_is_padded_with_infinity(monkeypatch: pytest.
         assert all(torch.isposinf(lse[i, :, b - a :]).all() for i, (a, b) in enumerate(itertools.pairwise(ends)))
         flat = torch.cat([lse[i, :, : b - a] for i, (a, b) in enumerate(itertools.pairwise(ends))], dim=1)
         call = Call(CAUSAL, [(slice(a, b), slice(a, b)) for a, b in itertools.pairwise(ends)])
-        grads = StandIn()._call_backward(grad[0], q[0], k[0], v[0], out[0], flat, call, True, DIM**-0.5)
+        grads = StandIn()._call_backward(grad[0], q[0], k[0], v[0], out[0], flat, call, DIM**-0.5)
         return *(x[None] for x in grads), None
 
     class Ops:
