@@ -170,8 +170,7 @@ def step_of(
     engine = engine_for(module, AdamWConfig(), 0, 1, device=case.device)
 
     def step() -> None:
-        prediction = engine.forward(micro.prepared.input, micro.plans)
-        loss, _ = maker.objective.loss(prediction, micro.prepared)
+        loss, _ = engine.forward(micro.batch, micro.plans)
         engine.backward(loss / pack.tokens)
         engine.step(1e-5)
 
@@ -203,7 +202,7 @@ def dit_config(model: Model, layers: int, way: str) -> Any:
 
 def language_config(model: Model, layers: int, words: int, way: str) -> Any:
     """Of the Llama."""
-    from models.language.video_lm import VideoLMConfig
+    from models.language.video_lm_config import VideoLMConfig
 
     described = {
         "model_type": "llama", "vocab_size": words, "hidden_size": model.dim, "intermediate_size": model.wide,
@@ -218,9 +217,9 @@ def dit(case: Case, model: Model, tokens: int, layers: int, way: str) -> tuple[t
     """Module, maker, and a pack of one clip of latents with where it is read from."""
     from data.streams.clip_reader import Piece
     from data.streams.pack_stream import Pack
-    from launcher.batches.diffusion_batches import ClipMaker
+    from launcher.batches.diffusion_batches import ClipBatchBuilder
     from models.objectives.rectified_flow import RectifiedFlow, RectifiedFlowConfig
-    from models.registry import build
+    from models.registry import build_loss
     from parallel.mesh import Groups, Mesh
     from parallel.sequence.geometry import Geometry
     from parallel.sequence.packed import Document
@@ -237,8 +236,8 @@ def dit(case: Case, model: Model, tokens: int, layers: int, way: str) -> tuple[t
     stream = SimpleNamespace(source=SimpleNamespace(read=lambda pack, ranges, told: [piece]))
     objective = RectifiedFlow(RectifiedFlowConfig())
     groups = Groups(Mesh(), Mesh().place(0))
-    maker = ClipMaker(codec, objective, config.attention, groups, case.device)
-    module = filled(lambda: build(config, CHANNELS, 0, torch.bfloat16, objective.config), case.device)
+    maker = ClipBatchBuilder(codec, objective, config.attention, groups, case.device)
+    module = filled(lambda: build_loss(config, CHANNELS, 0, torch.bfloat16, objective.config), case.device)
     return module, maker, stream, pack
 
 
@@ -246,9 +245,9 @@ def language(case: Case, model: Model, tokens: int, layers: int, way: str) -> tu
     """The same of a Llama and one text."""
     from data.streams.chat_layout import layout_of
     from data.streams.pack_stream import Pack
-    from launcher.batches.language_batches import TalkMaker
+    from launcher.batches.language_batches import ChatBatchBuilder
     from models.objectives.next_token import NextTokenConfig
-    from models.registry import build, build_talk_objective
+    from models.registry import build_loss, build_objective
     from parallel.mesh import Groups, Mesh
     from parallel.sequence.packed import ANSWERED, Document
 
@@ -261,6 +260,6 @@ def language(case: Case, model: Model, tokens: int, layers: int, way: str) -> tu
     stream = SimpleNamespace(source=SimpleNamespace(layout=lambda row: layout, options=SimpleNamespace(rope=())))
     objective = NextTokenConfig()
     groups = Groups(Mesh(), Mesh().place(0))
-    maker = TalkMaker(config, build_talk_objective(objective), groups, torch.bfloat16, case.device)
-    module = filled(lambda: build(config, 0, 0, torch.bfloat16, objective), case.device)
+    maker = ChatBatchBuilder(config, build_objective(objective), groups, torch.bfloat16, case.device)
+    module = filled(lambda: build_loss(config, 0, 0, torch.bfloat16, objective), case.device)
     return module, maker, stream, pack

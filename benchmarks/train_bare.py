@@ -16,15 +16,15 @@ import torch
 
 from data.streams.curriculum import Position
 from launcher.batches.datasets import geometry_of
-from launcher.batches.diffusion_batches import Clips
+from launcher.batches.diffusion_batches import DiffusionBatch
 from launcher.config.loading import load
 from launcher.config.lr_schedule import learning_rate
 from launcher.training.loop import build_feed
 from launcher.training.rendezvous import RankPlace
-from models.registry import DTYPES, build
+from models.registry import DTYPES, build, build_objective
 
 
-def with_new_noise(prepared: Clips) -> Clips:
+def with_new_noise(prepared: DiffusionBatch) -> DiffusionBatch:
     """The same clips at the same noise levels, with noise drawn as a bare loop would."""
     level = prepared.packed.noise_level[:, None]
     noisy = (1 - level) * prepared.target + level * torch.randn_like(prepared.target)
@@ -42,6 +42,7 @@ def main(recipe: Path, steps: int, overrides: list[str]) -> None:
         batches.append(feed.batch(position))
         position = batches[-1].position
     model = build(config.model, geometry_of(config).channels, config.seed, DTYPES[config.dtype])
+    objective = build_objective(config.objective)
     adam = config.optimizer
     optimizer = adam.build(adam.groups(model.parameters()))
     seconds = []
@@ -52,9 +53,8 @@ def main(recipe: Path, steps: int, overrides: list[str]) -> None:
         optimizer.zero_grad()
         total = 0.0
         for micro in batch.micro_steps:
-            prepared = with_new_noise(micro.prepared)
-            prediction = model(prepared.input, micro.plans)
-            loss = feed.maker.objective.loss(prediction, prepared)[0] / batch.weight
+            prepared = with_new_noise(micro.batch)
+            loss = objective.loss(model, prepared, micro.plans)[0] / batch.weight
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)

@@ -40,8 +40,8 @@ from parallel.masks.mask import causal
 from parallel.memory.activation_checkpointing import recompute
 from parallel.memory.tiled import TILE_TOKENS, tiled, tiled_cross_entropy
 from parallel.mesh import Groups, Mesh, join
-from parallel.sequence.packed import local_spans
-from parallel.sequence.relayout import IGNORED, next_tokens
+from parallel.sequence.packed import IGNORED, local_spans
+from parallel.sequence.relayout import next_tokens
 from parallel.sequence.sharding import balanced
 
 THREADS = 2  # of one process alone

@@ -1,4 +1,7 @@
-"""The one place where kinds are listed: add a model or an objective in its own file, and one line here."""
+"""The models and objectives that a run may name: what is asked of each stands in `models.core.specs`.
+
+A new one registers itself with one call, in its own file; a run imports such files by its key `extensions`.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ from functools import partial
 from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel
+from torch import nn
 
+from models.core.loss_module import LossModule, Objective
+from models.core.specs import ModelSpec, Numbers, ObjectiveSpec
 from models.diffusion import video_dit
-from models.diffusion.video_dit import VideoDiT, VideoDiTConfig
-from models.language import video_lm
-from models.language.contrastive_head import Contrast
-from models.language.video_lm import VideoLM, VideoLMConfig
+from models.language import contrastive_head, video_lm
 from models.objectives.contrastive import VideoText, VideoTextConfig
 from models.objectives.masked_token import MaskedToken, MaskedTokenConfig
 from models.objectives.next_token import NextToken, NextTokenConfig
@@ -20,87 +24,103 @@ from parallel.errors import InputError
 from parallel.registry import OneOf, Registry
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}  # of models, by name
-AnyModelConfig = VideoDiTConfig | VideoLMConfig
-TalkObjectiveConfig = NextTokenConfig | MaskedTokenConfig | VideoTextConfig
-AnyObjectiveConfig = RectifiedFlowConfig | TalkObjectiveConfig
-MODELS: Registry[type[AnyModelConfig]] = Registry("model")
-MODELS.register("video_dit", VideoDiTConfig)
-MODELS.register("video_lm", VideoLMConfig)
-OBJECTIVES: Registry[type[AnyObjectiveConfig]] = Registry("objective")
-OBJECTIVES.register("rectified_flow", RectifiedFlowConfig)
-OBJECTIVES.register("next_token", NextTokenConfig)
-OBJECTIVES.register("masked_token", MaskedTokenConfig)
-OBJECTIVES.register("video_text", VideoTextConfig)
-LEARNS: dict[type[AnyModelConfig], tuple[type[AnyObjectiveConfig], ...]] = {  # what each model can learn
-    VideoDiTConfig: (RectifiedFlowConfig,),
-    VideoLMConfig: (NextTokenConfig, MaskedTokenConfig, VideoTextConfig),
-}
-ModelConfig = Annotated[AnyModelConfig, OneOf(MODELS, lambda config: config)]
-ObjectiveConfig = Annotated[AnyObjectiveConfig, OneOf(OBJECTIVES, lambda config: config)]
+
+MODELS: Registry[ModelSpec] = Registry("model")
+MODELS.register("video_dit", video_dit.SPEC)
+MODELS.register("video_lm", video_lm.SPEC)
+
+OBJECTIVES: Registry[ObjectiveSpec] = Registry("objective")
+OBJECTIVES.register("rectified_flow", ObjectiveSpec(RectifiedFlowConfig, "diffusion", RectifiedFlow))
+OBJECTIVES.register("next_token", ObjectiveSpec(NextTokenConfig, "language", NextToken))
+OBJECTIVES.register(
+    "masked_token",
+    ObjectiveSpec(
+        MaskedTokenConfig, "language", MaskedToken, mask_token=lambda objective: objective.mask_token, generates=False
+    ),
+)
+OBJECTIVES.register(
+    "video_text",
+    ObjectiveSpec(
+        VideoTextConfig,
+        "language",
+        VideoText,
+        heads=contrastive_head.heads_of,
+        reads_out=False,
+        refuse_model=video_lm.refuse_contrast,
+        generates=False,
+    ),
+)
+
+ModelConfig = Annotated[Any, OneOf(MODELS, lambda spec: spec.config)]
+ObjectiveConfig = Annotated[Any, OneOf(OBJECTIVES, lambda spec: spec.config)]
+
+
+def spec_of(model: Any) -> ModelSpec:
+    """What there is to ask about a model of these settings."""
+    return MODELS[model.kind]
+
+
+def objective_spec_of(objective: Any) -> ObjectiveSpec:
+    """What there is to ask about an objective of these settings."""
+    return OBJECTIVES[objective.kind]
 
 
 def usual_objective(model: Any) -> str:
-    """The kind of objective of a model that names none.
+    """The kind of objective of a model that names none: the first of its family.
 
     Args:
         model: its settings as they were written: a mapping, a kind alone, or something that is refused later.
     """
     kind = model.get("kind") if isinstance(model, dict) else model if isinstance(model, str) else None
-    learned = LEARNS[MODELS[str(kind) if str(kind) in MODELS else next(iter(MODELS))]][0]
-    return next(name for name, one in OBJECTIVES.items() if one is learned)
+    spec = MODELS[str(kind) if str(kind) in MODELS else next(iter(MODELS))]
+    return objectives_of(spec)[0]
 
 
-def refuse_other_objective(model: AnyModelConfig, objective: AnyObjectiveConfig) -> None:
-    """A model learns what it was made for.
+def objectives_of(spec: ModelSpec) -> list[str]:
+    """The kinds of objective that a kind of model learns: those of its family."""
+    return [name for name, objective in OBJECTIVES.items() if objective.family == spec.family]
+
+
+def refuse_other_objective(model: Any, objective: Any) -> None:
+    """A model learns the objectives of its family.
 
     Raises:
         InputError: this one does not learn that.
     """
-    kinds = LEARNS[type(model)]
-    if isinstance(objective, VideoTextConfig) and isinstance(model, VideoLMConfig) and (model.path or not model.views):
-        found = f"model.path: {model.path}, vision: {model.vision}"
-        raise InputError("video_text is learned from scratch, by a model that sees", found, "give model.vision")
-    if not isinstance(objective, kinds):
-        names = [name for name, kind in OBJECTIVES.items() if kind in kinds]
+    spec, learned = spec_of(model), objective_spec_of(objective)
+    if learned.family != spec.family:
+        names = objectives_of(spec)
         found = f"model.kind: {model.kind}, objective.kind: {objective.kind}"
         raise InputError(f"a {model.kind} learns: {', '.join(names)}", found, f"objective.kind={names[0]}")
+    if learned.refuse_model is not None:
+        learned.refuse_model(model, objective)
 
 
 def build(
-    config: AnyModelConfig,
-    channels: int,
-    seed: int,
-    dtype: torch.dtype,
-    objective: AnyObjectiveConfig | None = None,
-) -> VideoDiT | VideoLM:
+    config: BaseModel, channels: int, seed: int, dtype: torch.dtype, objective: BaseModel | None = None
+) -> nn.Module:
     """The model of `config`, its first numbers a function of `seed` alone.
 
     Args:
         config: of the model.
-        channels: of latents, for one that draws.
+        channels: of a latent cell, for models of latents.
         seed: of the first numbers.
         dtype: of the model.
         objective: what it learns, which may have parameters of its own.
     """
-    if isinstance(config, VideoLMConfig):
-        contrast = None
-        if isinstance(objective, VideoTextConfig):
-            contrast = partial(Contrast, width=objective.embedding_dim, temperature=objective.temperature)
-        return video_lm.build(config, dtype, seed, contrast)
-    return video_dit.build(config, channels, seed, dtype)
+    numbers = Numbers(channels, seed, dtype)
+    if objective is not None:
+        spec = objective_spec_of(objective)
+        heads = partial(spec.heads, objective) if spec.heads is not None else None
+        numbers = Numbers(channels, seed, dtype, heads, spec.reads_out)
+    return spec_of(config).build(config, numbers)
 
 
-def build_flow(config: AnyObjectiveConfig) -> RectifiedFlow:
-    """The objective of a model that draws."""
-    assert isinstance(config, RectifiedFlowConfig), f"{config.kind} draws nothing"
-    return RectifiedFlow(config)
+def build_objective(config: Any) -> Objective:
+    """The objective of a config."""
+    return objective_spec_of(config).build(config)
 
 
-def build_talk_objective(config: AnyObjectiveConfig) -> NextToken | MaskedToken | VideoText:
-    """The objective of a model that speaks."""
-    if isinstance(config, VideoTextConfig):
-        return VideoText(config)
-    if isinstance(config, MaskedTokenConfig):
-        return MaskedToken(config)
-    assert isinstance(config, NextTokenConfig), f"{config.kind} says nothing"
-    return NextToken(config)
+def build_loss(config: BaseModel, channels: int, seed: int, dtype: torch.dtype, objective: BaseModel) -> LossModule:
+    """The model of `config` with its objective, as an engine wraps it; arguments as of `build`."""
+    return LossModule(build(config, channels, seed, dtype, objective), build_objective(objective))

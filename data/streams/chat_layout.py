@@ -22,8 +22,7 @@ import numpy.typing as npt
 
 from data.media.timeline import STILL, Timeline
 from parallel.errors import InputError
-from parallel.sequence.packed import ANSWERED, ASKED, SILENT
-from parallel.sequence.relayout import IGNORED
+from parallel.sequence.packed import ANSWERED, ASKED, IGNORED, SILENT
 from parallel.sequence.visual_tokens import Views
 
 Ints = npt.NDArray[np.int64]

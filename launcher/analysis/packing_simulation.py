@@ -15,16 +15,13 @@ from rich.table import Table
 from data.planning.data_plan import DataPlan, window_for
 from data.planning.mix import Mix
 from data.planning.simulate import log_normal_lengths, simulate
-from data.streams.clip_source import ClipSource
 from data.streams.curriculum import Curriculum, Position
-from launcher.batches.dataset_codec import with_own_codec
-from launcher.batches.datasets import open_curriculum
+from launcher.batches.datasets import open_curriculum, with_own_codec
+from launcher.batches.family import family_of
 from launcher.batches.idle_replicas import Deal
 from launcher.config.loading import load
 from launcher.config.run_config import RunConfig
 from models.diffusion.attention_schedule import masks_of
-from models.diffusion.video_dit import VideoDiTConfig
-from models.language.video_lm import VideoLMConfig
 from parallel.errors import InputError
 from parallel.mesh import Mesh
 from parallel.sequence.sharding import balanced
@@ -131,24 +128,24 @@ def told(replicas: int, sequence: int, step: int) -> dict[str, int]:
 
 def words_of(config: RunConfig, curriculum: Curriculum) -> dict[str, float]:
     """What captions cost, beside their first sentence or two, and how many are longer than the model reads."""
-    source, plan = curriculum.streams[0].source, curriculum.streams[0].plan
-    if not isinstance(source, ClipSource) or not isinstance(config.model, VideoDiTConfig):
-        return {}  # words of talks are tokens of their packs
+    source: Any = curriculum.streams[0].source
+    most = family_of(config.model).caption_bytes(config.model)
+    if most is None:
+        return {}
     sizes = source.index.caption_bytes(config.data.merged()[0].caption)
-    share = float(source.caption_costs.sum() / plan.costs.sum())
-    return {"share_of_words": share, "cut_captions": int((sizes > config.model.text.max_bytes).sum())}
+    share = float(source.caption_costs.sum() / curriculum.streams[0].plan.costs.sum())
+    return {"share_of_words": share, "cut_captions": int((sizes > most).sum())}
 
 
 def reading(config: RunConfig, curriculum: Curriculum, replicas: int, sequence: int) -> dict[str, float]:
     """Bytes that ranks read from shards in the first steps, going by the slice tables."""
     mesh, position = Mesh(1, sequence, 1), Position()
-    if isinstance(config.model, VideoLMConfig):
-        return {}  # frames of talks are dealt to ranks apart from their words
+    if not family_of(config.model).of_latents:
+        return {}  # frames of conversations are dealt to ranks apart from their text
     per_rank, whole, steps = [], 0, 0
     for steps in range(1, STEPS_READ + 1):  # noqa: B007
         stream, packs, position = curriculum.next_step(position)
-        source = stream.source
-        assert isinstance(source, ClipSource), "clips are for models that draw"
+        source: Any = stream.source
         for pack in packs:
             mask = max(masks_of(config.model.attention, [d.grid for d in pack.documents]), key=lambda m: m.area)
             per_rank.append([source.bytes_of(pack, ranges) for ranges in balanced(mask, mesh).ranges])

@@ -15,11 +15,10 @@ from typing import Any
 
 from data.dataset.index import Index
 from data.dataset.latents_file import are_latents
-from launcher.config.run_config import RunConfig
 from launcher.config.sections import DataConfig
 from launcher.core.run_folder import write_whole
+from models.codecs.codec import CodecConfig
 from models.codecs.diffusers_vae import DiffusersCodecConfig
-from models.diffusion.video_dit import VideoDiTConfig
 from parallel.errors import InputError
 from parallel.parsing import parse_json
 
@@ -45,24 +44,15 @@ def noted(dataset: Path) -> DiffusersCodecConfig | None:
     )
 
 
-def with_own_codec(config: RunConfig) -> RunConfig:
-    """The run with the codec of its datasets, if it names none and one of them holds latents."""
-    if "codec" in config.model_fields_set or not isinstance(config.model, VideoDiTConfig):
-        return config
-    folders = dict.fromkeys(folder for data in config.data.merged() for folder in data.folders)
-    found = next((codec for folder in folders if (codec := noted(folder)) is not None and _latents(folder)), None)
-    return config if found is None else config.model_copy(update={"codec": found})
-
-
-def refuse_pixels(config: RunConfig, data: DataConfig, index: Index) -> None:
+def refuse_pixels(codec: CodecConfig, data: DataConfig, index: Index) -> None:
     """A run on latents has a codec; the pixel codec would take their numbers for colours.
 
     Raises:
         InputError: it has the pixel codec, by default or by choice.
     """
-    if config.codec.kind != "pixel" or not are_latents(index).any():
+    if codec.kind != "pixel" or not are_latents(index).any():
         return
-    where = next((folder for folder in data.folders if _latents(folder)), data.folders[0])
+    where = next((folder for folder in data.folders if holds_latents(folder)), data.folders[0])
     known = noted(where)
     found = f"{where}: latents, the run has the pixel codec"
     remedy = "codec.kind=diffusers codec.path=FOLDER, the one that longreel data encode --codec was given"
@@ -71,7 +61,8 @@ def refuse_pixels(config: RunConfig, data: DataConfig, index: Index) -> None:
     raise InputError("latents are trained on with the codec that made them", found, remedy)
 
 
-def _latents(folder: Path) -> bool:
+def holds_latents(folder: Path) -> bool:
+    """Whether a dataset has latents; a broken one has none."""
     try:
         return bool(are_latents(Index.open(folder)).any())
     except InputError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ from data.streams.clip_reader import Piece
 from data.streams.clip_source import ClipSource
 from data.streams.curriculum import Curriculum
 from data.streams.pack_stream import Pack, PackStream
+from launcher.batches.checksum import checksum
 from launcher.batches.codec_check import refuse_other_codec
-from launcher.batches.loader import MicroStep, checksum
+from launcher.batches.family import MicroStep
 from models.codecs.codec import Codec
 from models.diffusion.attention_schedule import AttentionConfig, area_of, masks_of
 from models.diffusion.video_dit import DiTBatch, batch_of
@@ -35,24 +37,24 @@ from parallel.sequence.sharding import balanced
 
 
 @dataclass(frozen=True, eq=False)
-class Clips(Prepared):
+class DiffusionBatch(Prepared):
     """What the objective compares with, and what the model reads beside the noisy tokens.
 
     Attributes:
-        batch: as of the noisy tokens, before any weight of them was changed.
+        inputs: as of the noisy tokens, before any weight of them was changed.
     """
 
-    batch: DiTBatch
+    inputs: DiTBatch
 
     @property
     def input(self) -> DiTBatch:
         """What the model is given."""
-        return replace(self.batch, packed=self.packed)
+        return replace(self.inputs, packed=self.packed)
 
 
 @dataclass(frozen=True)
-class ClipMaker:
-    """See `launcher.batches.loader.Maker`.
+class ClipBatchBuilder:
+    """See `launcher.batches.family.BatchBuilder`.
 
     Attributes:
         codec: frames to latents.
@@ -83,11 +85,11 @@ class ClipMaker:
         refuse_other_codec(curriculum, self.codec)
 
     def area(self, stream: PackStream[ClipSource], pack: Pack) -> float:
-        """See `Maker`."""
+        """See `BatchBuilder`."""
         return sum(area_of(self.attention, document.grid) for document in pack.documents)
 
     def micro_step(self, stream: PackStream[ClipSource], pack: Pack) -> MicroStep:
-        """See `Maker`."""
+        """See `BatchBuilder`."""
         problems: dict[int, str] = {}
         pieces: list[Piece] = []
 
@@ -97,15 +99,17 @@ class ClipMaker:
             )
             return torch.cat([self.values(0), *(self._values(pack, piece) for piece in pieces)])
 
-        prepared, plans = self.lay(pack.documents, read)
+        batch, plans = self.prepare(pack.documents, read)
         received = 0
         for piece in pieces:
             document = pack.documents[piece.document]
             if document.weight and piece.document not in problems:  # a ghost is a copy of what others count
                 received += checksum(document.uid, piece.stop - piece.start)
-        return MicroStep(prepared, plans, received, problems)
+        return MicroStep(batch, plans, received, problems)
 
-    def lay(self, documents: Sequence[Document], read: Callable[[Ranges], Tensor]) -> tuple[Clips, tuple[Plan, ...]]:
+    def prepare(
+        self, documents: Sequence[Document], read: Callable[[Ranges], Tensor]
+    ) -> tuple[DiffusionBatch, tuple[Plan, ...]]:
         """What this rank holds of clips that make up a pack, and who sees whom.
 
         Args:
@@ -116,11 +120,18 @@ class ClipMaker:
         split = balanced(max(masks, key=lambda mask: mask.area), self.groups.mesh)
         ranges = split.ranges[self.groups.place.sequence]
         noisy = self.objective.prepare(lay_out(documents, ranges, read(ranges)), self.stream.send)
-        batch = batch_of(noisy.packed, noisy.levels, self.stream.send, self.kernel, self.text_bytes)
+        inputs = batch_of(noisy.packed, noisy.levels, self.stream.send, self.kernel, self.text_bytes)
         plans = {id(mask): plan_for(mask, split, self.groups, kernel=self.kernel, keep=self.keep) for mask in masks}
         for plan in plans.values():
             plan.prepare(self.device)
-        return Clips(noisy.packed, noisy.target, noisy.levels, batch), tuple(plans[id(mask)] for mask in masks)
+        return DiffusionBatch(noisy.packed, noisy.target, noisy.levels, inputs), tuple(
+            plans[id(mask)] for mask in masks
+        )
+
+    def empty_step(self, documents: Sequence[Document], layouts: Sequence[Any], rope: Any) -> MicroStep:
+        """See `BatchBuilder`."""
+        made = self.prepare(documents, lambda ranges: self.values(sum(b - a for a, b in ranges)).zero_())
+        return MicroStep(*made, 0, {})
 
     def values(self, tokens: int) -> Tensor:
         """Room for the values of so many tokens: [tokens, token_dim]."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any
 
@@ -22,12 +22,15 @@ from data.streams.chat_layout import ChatLayout
 from data.streams.chat_source import ChatSource
 from data.streams.curriculum import Curriculum
 from data.streams.pack_stream import Pack, PackStream
-from launcher.batches.loader import MicroStep, checksum
+from launcher.batches.checksum import checksum
+from launcher.batches.family import MicroStep
 from models.diffusion.attention_schedule import area_of
 from models.language.attention_mask import MaskConfig, masks_of
 from models.language.causal_lm import Rope, Window, windows_of
-from models.language.video_lm import Heard, Objective, VideoLMConfig
-from models.language.vision_tower import Averages, Places, Seen, places_for
+from models.language.lm_batch import LMBatch
+from models.language.video_lm_config import VideoLMConfig
+from models.language.vision_tower import Averages, VisualInputs
+from models.objectives.lm_objective import LMObjective
 from parallel.attention.plan import Keep, Plan, plan_for
 from parallel.device_stream import Stream, stream_for
 from parallel.errors import InputError
@@ -35,7 +38,9 @@ from parallel.kernels.kernel import Kernel
 from parallel.masks.rectangles import Ints
 from parallel.memory.tiled import refuse_labels
 from parallel.mesh import Groups
+from parallel.sequence.gather import total
 from parallel.sequence.packed import TEXT, VIDEO, Document, lay_out, local_spans
+from parallel.sequence.row_exchange import RowExchange, row_exchange_for
 from parallel.sequence.sharding import balanced
 from parallel.sequence.visual_tokens import Views
 
@@ -43,8 +48,8 @@ CHUNK_FRAMES = 16  # that are floats of four bytes at a time
 
 
 @dataclass(frozen=True)
-class TalkMaker:
-    """See `launcher.batches.loader.Maker`.
+class ChatBatchBuilder:
+    """See `launcher.batches.family.BatchBuilder`.
 
     Attributes:
         model: whose input is made.
@@ -56,7 +61,7 @@ class TalkMaker:
     """
 
     model: VideoLMConfig
-    objective: Objective
+    objective: LMObjective
     groups: Groups
     dtype: torch.dtype
     device: torch.device
@@ -73,7 +78,7 @@ class TalkMaker:
         refuse_other_vocabulary(curriculum, self.model.vocabulary)
 
     def area(self, stream: PackStream[ChatSource], pack: Pack) -> float:
-        """See `Maker`."""
+        """See `BatchBuilder`."""
         if self.objective.sees == "past" and self.model.mask == MaskConfig():
             return sum(area_of(self.model.attention, document.grid) for document in pack.documents)
         made = masks_of(
@@ -86,7 +91,7 @@ class TalkMaker:
         return sum(made[window].area for window in layers) / len(layers)
 
     def micro_step(self, stream: PackStream[ChatSource], pack: Pack) -> MicroStep:
-        """See `Maker`."""
+        """See `BatchBuilder`."""
         laid = [stream.source.layout(row) for row in pack.rows]
         problems: dict[int, str] = {}
 
@@ -96,59 +101,67 @@ class TalkMaker:
             )
             return np.concatenate([piece.frames for piece in pieces if piece.frames is not None])
 
-        heard, plans = self.hear(pack.documents, laid, shown, stream.source.options.rope)
+        batch, plans = self.prepare(pack.documents, laid, shown, stream.source.options.rope)
         received = sum(
             checksum(pack.documents[number].uid, stop - start)
-            for number, start, stop in local_spans([len(one) for one in laid], heard.packed.ranges)
+            for number, start, stop in local_spans([len(one) for one in laid], batch.packed.ranges)
             if pack.documents[number].weight and number not in problems
         )
-        return MicroStep(heard, plans, received, problems)
+        return MicroStep(batch, plans, received, problems)
 
-    def hear(
+    def empty_step(self, documents: Sequence[Document], layouts: Sequence[ChatLayout], rope: Rope) -> MicroStep:
+        """See `BatchBuilder`; all frames share one byte."""
+        side = self.model.views.pixels if self.model.views is not None else 0
+
+        def shown(begin: int, end: int) -> Frames:
+            return np.broadcast_to(np.zeros((), np.uint8), (end - begin, side, side, 3))
+
+        return MicroStep(*self.prepare(documents, layouts, shown, rope), 0, {})
+
+    def prepare(
         self,
         documents: Sequence[Document],
         laid: Sequence[ChatLayout],
         shown: Callable[[int, int], Frames],
         rope: Rope = (),
-    ) -> tuple[Heard, dict[Window, Plan]]:
+    ) -> tuple[LMBatch, dict[Window, Plan]]:
         """What this rank holds of conversations that make up a pack, and who sees whom.
 
         Args:
             documents: of the pack.
             laid: as many.
             shown: frames [begin, end) of all that they see, laid end to end: uint8 [n, height, width, 3].
-            rope: see `Heard`.
+            rope: see `LMBatch`.
         """
         masks = masks_of(self.model.windows, self.model.mask, [one.runs for one in laid], self.objective.sees)
         split = balanced(max(masks.values(), key=lambda mask: mask.area), self.groups.mesh)
         ranges = split.ranges[self.groups.place.sequence]
         here = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for start, stop in ranges)])
-        places = seen = None
+        visuals = None
         if self.model.views is not None:
             before = list(accumulate(map(len, laid), initial=0))
             starts = np.concatenate([one.starts + at for one, at in zip(laid, before, strict=False)])
             rows = np.concatenate([one.rows for one in laid])
-            places = places_for(tuple(zip(starts.tolist(), (starts + rows).tolist(), strict=True)), split, self.groups)
-            places = places.to(self.stream.send)
-            seen = self._seen(self.model.views, laid, rows, places, shown)
-        learned = [
-            self.objective.learned(one.tokens, one.labels, one.kinds, one.visual, document.key)
+            views = tuple(zip(starts.tolist(), (starts + rows).tolist(), strict=True))
+            exchange = row_exchange_for(views, split, self.groups).to(self.stream.send)
+            visuals = self._visuals(self.model.views, laid, rows, exchange, shown)
+        targets = [
+            self.objective.prepare(one.tokens, one.labels, one.kinds, one.visual, document.key)
             for one, document in zip(laid, documents, strict=True)
         ]
-        labels = np.concatenate([one.labels for one in learned])[here]
+        labels = np.concatenate([one.labels for one in targets])[here]
         refuse_labels(labels, self.model.vocabulary)
-        weight = np.concatenate([one.weight * d.weight for one, d in zip(learned, documents, strict=True)])[here]
+        weight = np.concatenate([one.weight * d.weight for one, d in zip(targets, documents, strict=True)])[here]
         visual = np.concatenate([one.visual for one in laid])[here]
         packed = lay_out(documents, ranges, torch.zeros(len(here), 0, dtype=self.dtype, device=self.device))
         wide = torch.promote_types(self.dtype, torch.float32)
-        heard = Heard(
+        batch = LMBatch(
             replace(packed, kind=self._tensor(np.where(visual, VIDEO, TEXT)), weight=self._tensor(weight).to(wide)),
-            self._tensor(np.concatenate([one.tokens for one in learned])[here]),
+            self._tensor(np.concatenate([one.tokens for one in targets])[here]),
             self._tensor(labels),
-            seen,
-            places,
-            self.groups,
-            self.objective,
+            visuals,
+            partial(total, groups=self.groups),
+            (self.groups.place.sequence, self.groups.mesh.sequence_ranks),
             rope,
         )
         plans = {
@@ -157,22 +170,28 @@ class TalkMaker:
         }
         for plan in plans.values():
             plan.prepare(self.device)
-        return heard, plans
+        return batch, plans
 
-    def _seen(
-        self, views: Views, laid: Sequence[ChatLayout], rows: Ints, places: Places, shown: Callable[[int, int], Frames]
-    ) -> Seen:
+    def _visuals(
+        self,
+        views: Views,
+        laid: Sequence[ChatLayout],
+        rows: Ints,
+        exchange: RowExchange,
+        shown: Callable[[int, int], Frames],
+    ) -> VisualInputs:
         """The frames of the views that this rank was dealt."""
         by_span = (views.frames(span.frames) for one in laid for span in one.spans)
         frames = np.concatenate([np.zeros(0, np.int64), *by_span])
-        first, stop = places.views
+        first, stop = exchange.views
         begin, end = int(frames[:first].sum()), int(frames[:stop].sum())
         none = np.zeros((0, views.pixels, views.pixels, 3), np.uint8)
         pixels = self._tensor(shown(begin, end) if begin < end else none)  # as bytes: a quarter of what floats take
-        return Seen(
+        return VisualInputs(
             normalised(pixels, *self.model.normal, self.dtype),
             Averages.of(frames[first:stop], rows[first:stop], self.model.frame_tokens, self.stream.send),
-            places.most * views.temporal_pool,
+            exchange.most * views.temporal_pool,
+            exchange,
         )
 
     def _tensor(self, values: np.ndarray[Any, Any]) -> Tensor:

@@ -22,21 +22,19 @@ from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from data.planning import packing
 from data.streams.curriculum import Curriculum, Position
 from data.streams.pack_stream import Pack
-from parallel.attention.plan import Plan
-from parallel.device_stream import Handover, Stream
+from launcher.batches.checksum import CHECKSUM, checksum
+from launcher.batches.family import BatchBuilder, MicroStep
+from parallel.device_stream import Handover
 from parallel.mesh import Groups
-from parallel.random import key_of
-from parallel.sequence.packed import Packed
 
 AHEAD = 2
-CHECKSUM = (1 << 62) - 1
 SWITCH_SECONDS = 2e-4  # of the interpreter, between two threads
 
 
@@ -61,73 +59,11 @@ class Problem:
     file: str = ""
 
 
-class Ready(Protocol):
-    """What a model is given, and what its objective compares with.
-
-    Attributes:
-        packed: documents and weights of the tokens of this rank.
-    """
-
-    packed: Packed
-
-    @property
-    def input(self) -> Any:
-        """The first argument of the model's forward."""
-
-
-@dataclass(frozen=True)
-class MicroStep:
-    """One forward and backward of this rank.
-
-    Attributes:
-        prepared: input and target.
-        plans: of attention, as the model takes them.
-        received: see `Batch`.
-        problems: of reading it, by document.
-    """
-
-    prepared: Any  # a `Ready`, which is replaced field by field
-    plans: Any
-    received: int
-    problems: dict[int, str]
-
-
-class Maker(Protocol):
-    """What makes micro-steps of packs: one for each family of models.
-
-    Attributes:
-        objective: that is learned: its `loss` takes what the model said and what was prepared.
-        groups: of this rank.
-        stream: where what it makes is queued for the device.
-    """
-
-    @property
-    def objective(self) -> Any:
-        """See above."""
-
-    @property
-    def groups(self) -> Groups:
-        """Of this rank."""
-
-    @property
-    def stream(self) -> Stream:
-        """See above."""
-
-    def check(self, curriculum: Curriculum) -> None:
-        """Raises InputError if it cannot be trained on that."""
-
-    def micro_step(self, stream: Any, pack: Pack) -> MicroStep:
-        """The part of this rank."""
-
-    def area(self, stream: Any, pack: Pack) -> float:
-        """Query-key pairs of one head, in the mean over layers."""
-
-
 class Fed(Protocol):
     """What a rank needs to know of its feed to build an engine and to compute gradients."""
 
     @property
-    def maker(self) -> Maker:
+    def maker(self) -> BatchBuilder:
         """Of micro-steps."""
 
     @property
@@ -179,7 +115,7 @@ class Feed:
     """
 
     curriculum: Curriculum
-    maker: Maker
+    maker: BatchBuilder
 
     @property
     def groups(self) -> Groups:
@@ -310,32 +246,22 @@ def ghost_of(packs: Sequence[Pack]) -> Pack:
     return Pack(pack.rows[alone], (quiet,), pack.epochs[alone], 0.0)
 
 
-def plans_of(step: MicroStep) -> list[Plan]:
-    """Of attention, whether they come one a layer or by window."""
-    return list(step.plans.values() if isinstance(step.plans, dict) else step.plans)
-
-
 def silenced(step: MicroStep, document: int) -> tuple[MicroStep, int]:
     """The micro-step with weight zero for one document, and how many of its tokens are here."""
-    packed = step.prepared.packed
+    packed = step.batch.packed
     here = packed.document == document
     quiet = replace(packed, weight=packed.weight.masked_fill(here, 0.0))
-    return replace(step, prepared=replace(step.prepared, packed=quiet)), int(here.sum())
+    return replace(step, batch=replace(step.batch, packed=quiet)), int(here.sum())
 
 
 def weight_of(steps: Sequence[MicroStep]) -> float:
     """The loss weight of this rank's tokens."""
-    return float(sum(s.prepared.packed.weight.double().sum() for s in steps))
-
-
-def checksum(uid: str, tokens: int) -> int:
-    """Adds up over the parts of a sample to that of the whole: what was lost or came twice shows in the sum."""
-    return key_of(uid) * tokens & CHECKSUM
+    return float(sum(s.batch.packed.weight.double().sum() for s in steps))
 
 
 def digest_of(steps: Sequence[MicroStep], packs: Sequence[Pack]) -> int:
     """63 bits of the plans of this replica and of what the step trains on: samples, captions, random keys."""
-    plans = [plan.digest for step in steps for plan in plans_of(step)]
+    plans = [plan.digest for step in steps for plan in step.each_plan]
     text = repr((plans, [(pack.rows, pack.documents) for pack in packs]))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 

@@ -37,7 +37,6 @@ from data.streams.curriculum import Curriculum
 from launcher.core.hardware import device_here
 from launcher.core.run_folder import keep
 from models.codecs.vq import DiffusersCodes, Quantiser, enlarged, open_codes
-from models.objectives.masked_token import MaskedTokenConfig
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
 
@@ -169,13 +168,17 @@ def coding_of(talks: Talks) -> Coding | None:
     return Coding(quantiser, about["first"], (height, width), about["frames"], about["stride"])
 
 
-def refuse_other_mask(curriculum: Curriculum, objective: Any) -> None:
+def refuse_other_mask(curriculum: Curriculum, token: int | None) -> None:
     """What stands where a code is hidden is a token that talks keep for that.
+
+    Args:
+        curriculum: of the run.
+        token: that the objective names; None if it hides nothing.
 
     Raises:
         InputError: talks have no codes, or the objective names another token.
     """
-    if not isinstance(objective, MaskedTokenConfig):
+    if token is None:
         return
     for stream in curriculum.streams:
         assert isinstance(stream.source, ChatSource), "talks are for models that speak"
@@ -183,13 +186,10 @@ def refuse_other_mask(curriculum: Curriculum, objective: Any) -> None:
         if mask is None:
             rule = "masked_token hides codes of talks"
             raise InputError(rule, f"{folder}: visuals are no codes", "longreel data talks --codes, or next_token")
-        if objective.mask_token != mask:
+        if token != mask:
             rule = "a token that talks keep for it stands where a code is hidden"
-            raise InputError(
-                rule,
-                f"objective.mask_token={objective.mask_token}, {folder} keeps {mask}",
-                f"objective.mask_token={mask}",
-            )
+            found = f"objective.mask_token={token}, {folder} keeps {mask}"
+            raise InputError(rule, found, f"objective.mask_token={mask}")
 
 
 def write_drawn(drawn: Drawn, folder: Path, name: str, fps: int) -> list[Path]:

@@ -73,12 +73,12 @@ def export_folder(found: Checkpoint, out: Path, averaged: bool | None, dtype: st
     from launcher.checkpoints.pretrained_writer import export as write
     from launcher.checkpoints.safetensors_files import stored_in
     from launcher.config.loading import check
-    from models.language.video_lm import VideoLM, VideoLMConfig
-    from models.registry import build
+    from models.language.video_lm import VideoLM
+    from models.registry import build, spec_of
 
     key, kind = _what(found, averaged, dtype)
     config = check(found.manifest.config)
-    if not isinstance(config.model, VideoLMConfig):
+    if not spec_of(config.model).pretrained:
         raise InputError(
             "weights are exported as safetensors",
             str(out),
@@ -121,12 +121,12 @@ def _write(out: Path, tensors: dict[str, torch.Tensor], told: dict[str, str]) ->
 
 
 def _frozen(found: Checkpoint) -> int:
-    """Parameters of the model that are in no checkpoint; only a video_lm has any."""
+    """Parameters of the model that are in no checkpoint; few kinds of model have any."""
     from launcher.config.loading import check
-    from models.registry import build
+    from models.registry import MODELS, build
     from parallel.zero.meta_init import on_meta
 
-    if found.manifest.config.get("model", {}).get("kind") != "video_lm":
+    if not MODELS[found.manifest.config["model"]["kind"]].can_freeze:
         return 0
     config = check(found.manifest.config)
     with on_meta():

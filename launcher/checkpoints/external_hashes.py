@@ -36,7 +36,7 @@ from launcher.checkpoints.safetensors_files import Stored
 from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder, write_whole
 from models.codecs.diffusers_vae import identity_of, weights_of
-from models.language.video_lm import VideoLMConfig
+from models.registry import spec_of
 from parallel.errors import InputError
 from parallel.parsing import parse_json
 
@@ -116,9 +116,9 @@ def outside_of(
     Raises:
         InputError: something is not there.
     """
-    model, found = config.model, dict[str, str]()
-    if isinstance(model, VideoLMConfig) and model.path is not None:
-        about = [file for file in (model.path / CONFIG, model.path / PREPROCESSOR) if file.is_file()]
+    found, published = dict[str, str](), spec_of(config.model).folder(config.model)
+    if published is not None:
+        about = [file for file in (published / CONFIG, published / PREPROCESSOR) if file.is_file()]
         found["model.path config"] = _of_meaning(about)
         folder = folder_of_weights(config)
         if folder is not None and module is not None and (frozen := frozen_in(folder, module)):

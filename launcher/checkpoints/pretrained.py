@@ -32,7 +32,7 @@ from launcher.checkpoints.safetensors_files import (
     stored_in,
 )
 from launcher.config.run_config import RunConfig
-from models.language.video_lm import VideoLMConfig
+from models.registry import spec_of
 from parallel.errors import InputError
 from parallel.hf_folder import from_folder
 from parallel.zero.engine import Engine
@@ -95,7 +95,7 @@ def fill(folder: Path, module: nn.Module) -> None:
 
 def folder_of_weights(config: RunConfig) -> Path | None:
     """The folder whose weights a run begins with; None if its numbers are drawn."""
-    folder = config.model.path if isinstance(config.model, VideoLMConfig) else None
+    folder = spec_of(config.model).folder(config.model)
     if folder is None:
         return None
     stored = any((folder / name).is_file() for name in (SINGLE, INDEX)) or any(folder.glob("*.bin"))

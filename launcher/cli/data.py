@@ -86,8 +86,7 @@ def _sampling(run: Path | None, overrides: list[str]) -> tuple[Sampling, str]:
             raise InputError("settings are those of a run", overrides[0], "name it too: --run RUN.yaml")
         geometry = Geometry(channels=16, stride=(4, 8, 8), patch=(1, 2, 2), causal=True)
         return Sampling(geometry), "codec 4 x 8 x 8, patch 1 x 2 x 2 (yours: --run RUN.yaml)"
-    from launcher.batches.dataset_codec import with_own_codec
-    from launcher.batches.datasets import geometry_of
+    from launcher.batches.datasets import geometry_of, with_own_codec
     from launcher.config.loading import load
 
     config = with_own_codec(load(run, overrides))

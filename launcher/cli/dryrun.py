@@ -34,7 +34,7 @@ def dryrun(
     Example: longreel dryrun run.yaml mesh.ring=8 data.pack_tokens=1048576 --rank 7 --gpu-memory 139
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its groups have no backend, and torch says so
-    from launcher.batches.dataset_codec import with_own_codec
+    from launcher.batches.datasets import with_own_codec
     from launcher.batches.idle_replicas import idle_notes
     from launcher.config.loading import load
     from launcher.dryrun.dry_step import dry_run

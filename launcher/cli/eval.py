@@ -111,7 +111,9 @@ def evaluate(
 
 def speaks(config: RunConfig) -> bool:
     """Whether a run's model answers, rather than draws."""
-    return config.model.kind == "video_lm"
+    from models.registry import spec_of
+
+    return spec_of(config.model).family == "language"
 
 
 def tell_answers(

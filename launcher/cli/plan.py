@@ -105,8 +105,7 @@ class _Work:
 
 def _work_of_run(run: Path, overrides: list[str]) -> _Work:
     from launcher.analysis.attention_plan import first_pack, words_notes
-    from launcher.batches.batch_builders import keep_of
-    from launcher.batches.dataset_codec import with_own_codec
+    from launcher.batches.datasets import keep_of, with_own_codec
     from launcher.batches.idle_replicas import idle_notes
     from launcher.config.loading import load
     from parallel.mesh import Mesh
@@ -114,7 +113,7 @@ def _work_of_run(run: Path, overrides: list[str]) -> _Work:
     config = with_own_codec(load(run, overrides))
     notes = (*idle_notes(config), *words_notes(config))
     mask, heads = first_pack(config)
-    return _Work(mask, heads, Mesh(1, config.mesh.ring, config.mesh.ulysses), keep_of(config), notes)
+    return _Work(mask, heads, Mesh(1, config.mesh.ring, config.mesh.ulysses), keep_of(config.model), notes)
 
 
 def _work_asked(asked: MaskOptions, sharing: SplitOptions, of_layer: HeadOptions) -> _Work:

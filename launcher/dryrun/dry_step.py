@@ -19,11 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from launcher.batches.drawn_packs import DrawnPack
 from launcher.batches.loader import AHEAD
 from launcher.config.run_config import RunConfig
 from launcher.core.heartbeat import HeartbeatBoard
 from launcher.dryrun.fake_batches import DryFeed
-from launcher.dryrun.fake_packs import DrawnPack, longest_segment, mesh_of, micro_steps_of, packs_for
+from launcher.dryrun.fake_packs import longest_segment, mesh_of, micro_steps_of, packs_for
 from launcher.dryrun.fake_tensors import every_tensor, fake_world, made_up
 from launcher.dryrun.memory_timeline import Boundary, Moment, kept, moments
 from launcher.dryrun.operation_counter import Count, Counter

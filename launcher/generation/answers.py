@@ -26,7 +26,7 @@ from data.media.video import Frames
 from data.planning.clip_sampling import Sampling
 from data.streams.chat_layout import ChatLayout, Times, VisualSpan, layout_of, times_of
 from launcher.batches.datasets import geometry_of
-from launcher.batches.language_batches import TalkMaker
+from launcher.batches.language_batches import ChatBatchBuilder
 from launcher.batches.visual_codes import Coding, coding_of
 from launcher.checkpoints.external_hashes import TOKENIZER_OF, hash_of_tokenizer, refuse_other_outside
 from launcher.checkpoints.reading import Checkpoint
@@ -36,9 +36,8 @@ from launcher.generation.videos import is_averaged, load_model, open_run
 from models.language.attention_mask import masks_of
 from models.language.causal_lm import Plans, Rope
 from models.language.kv_cache import Streamer
-from models.language.video_lm import VideoLM, VideoLMConfig
-from models.objectives.next_token import NextTokenConfig
-from models.registry import DTYPES, build_talk_objective
+from models.language.video_lm import VideoLM
+from models.registry import DTYPES, build_objective, objective_spec_of, spec_of
 from parallel.attention.plan import local_plan
 from parallel.errors import InputError
 from parallel.mesh import Groups, Mesh
@@ -90,7 +89,7 @@ class Speaker:
     tokenizer: Any
     places: dict[Kind, str]
     silence: int | None
-    maker: TalkMaker
+    maker: ChatBatchBuilder
     rope: Rope
     step: int
     sampling: Sampling
@@ -158,10 +157,9 @@ class Speaker:
         first = int(said[np.flatnonzero(np.diff(said, prepend=-2) > 1)[-1]])
         if CODED in laid.kinds[first : int(said[-1]) + 1]:
             raise InputError("an answer that is judged has words alone", "a video or an image in it", "leave it out")
-        self.model.lm.turn(self.rope)
         document = Document("", 0, "", (len(laid), 1, 1))
-        heard, _ = self.maker.hear([document], [laid], lambda begin, end: frames[begin:end], self.rope)
-        embeddings = self.model.embedded(heard)
+        batch, _ = self.maker.prepare([document], [laid], lambda begin, end: frames[begin:end], self.rope)
+        embeddings = self.model.embedded(batch)
         # no token sees a later one but in its own frame, and frames are whole before the answer
         masks = masks_of(self.maker.model.windows, self.maker.model.mask, [laid.before(first + 1).runs])
         plans = {window: local_plan(mask) for window, mask in masks.items()}
@@ -174,7 +172,7 @@ class Speaker:
     def said(self, asked: Asked, most: int = MOST_WORDS) -> list[int]:
         """Tokens of them, codes among them."""
         end, words = self.ends, []
-        for word in self._streamer().say(asked.embeddings, most, asked.plans):
+        for word in self._streamer().generate(asked.embeddings, most, asked.plans):
             if word in end:
                 break
             words.append(word)
@@ -191,14 +189,14 @@ class Speaker:
         words = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], *self.end]
         taken = torch.tensor(words, device=asked.embeddings.device)
         streamer = self._streamer()
-        last = streamer.hear(asked.embeddings, asked.plans)[-1:]
-        more = streamer.hear(self.model.lm.embed(taken[:-1])) if len(words) > 1 else last[:0]
+        last = streamer.feed(asked.embeddings, asked.plans)[-1:]
+        more = streamer.feed(self.model.lm.embed(taken[:-1])) if len(words) > 1 else last[:0]
         logits = self.model.lm.logits(torch.cat((last, more))).double()
         return float(logits.log_softmax(dim=1).gather(1, taken[:, None]).mean())
 
     def _streamer(self) -> Streamer:
         mask = self.maker.model.mask
-        return Streamer(self.model.lm, mask.window or mask.chunk, mask.sinks)
+        return Streamer(self.model.lm, mask.window or mask.chunk, mask.sinks, self.rope)
 
     @property
     def ends(self) -> set[int]:
@@ -226,10 +224,10 @@ def open_speaker(run: Path, step: int | None = None, averaged: bool | None = Non
 
 def speaker_of(config: RunConfig, found: Checkpoint, averaged: bool | None = None) -> Speaker:
     """See `open_speaker`."""
-    if not isinstance(config.model, VideoLMConfig):
+    if spec_of(config.model).family != "language":
         found_there = f"model.kind: {config.model.kind}"
         raise InputError("questions are for a model that speaks", found_there, "longreel sample RUN --prompt, to draw")
-    if not isinstance(config.objective, NextTokenConfig):
+    if not objective_spec_of(config.objective).generates:
         found_there = f"objective.kind: {config.objective.kind}"
         raise InputError("a model that speaks has learned next_token", found_there, "objective.kind=next_token")
     device = device_here(config.device)
@@ -241,7 +239,8 @@ def speaker_of(config: RunConfig, found: Checkpoint, averaged: bool | None = Non
     assert isinstance(model, VideoLM), "a video_lm is built as one"
     mesh = Mesh(1, 1, 1)
     groups = Groups(mesh, mesh.place(0))
-    maker = TalkMaker(config.model, build_talk_objective(config.objective), groups, DTYPES[config.dtype], device)
+    learned: Any = build_objective(config.objective)
+    maker = ChatBatchBuilder(config.model, learned, groups, DTYPES[config.dtype], device)
     tokenizer = open_tokenizer(str(talks.tokenizer_folder))
     places: dict[Kind, str] = {
         kind: tokenizer.convert_ids_to_tokens(id_) for kind, id_ in talks.tokenizer["places"].items()

@@ -18,11 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
 
 from data.media.video import encode
+from launcher.batches.family import family_of
 from launcher.checkpoints.checkpoint_manifest import name_of
 from launcher.checkpoints.external_hashes import Hashes, outside_of, refuse_other_outside
 from launcher.checkpoints.pretrained import fill, folder_of_weights
@@ -38,10 +40,8 @@ from models.codecs.codec import Codec
 from models.codecs.open_codec import open_codec
 from models.codecs.vq import Frames, enlarged
 from models.diffusion.sampler import Clip, Solver, sample
-from models.diffusion.video_dit import VideoDiT, VideoDiTConfig
-from models.language.video_lm import VideoLM
 from models.layers.patches import unpatchify
-from models.registry import DTYPES, build, build_flow
+from models.registry import DTYPES, build, build_objective, spec_of
 from parallel.errors import InputError
 from parallel.random import key_of
 from parallel.zero.ema import EMA
@@ -90,7 +90,7 @@ def sample_videos(
             the model was not trained to be given.
     """
     config, found = open_run(run, request.checkpoint_step)
-    if not isinstance(config.model, VideoDiTConfig):
+    if spec_of(config.model).family != "diffusion":
         found_there, remedy = f"model.kind: {config.model.kind}", '--video FILE --prompt "What is it?", to ask'
         raise InputError("videos are sampled from a diffusion model", found_there, remedy)
     device = device_here(config.device)
@@ -104,7 +104,6 @@ def sample_videos(
         for note in (*asked.notes, *notes, f"step {found.state.step}, {of}"):
             on_note(note)
     model = load_model(config, found, codec.geometry.channels, device, averaged)
-    assert isinstance(model, VideoDiT), "a language model was refused"
     folder = out or RunFolder(run).samples
     folder.mkdir(parents=True, exist_ok=True)
     written, rows = [], []
@@ -137,15 +136,14 @@ def _given(asked: Settled, codec: Codec, device: torch.device) -> list[GivenClip
     ]
 
 
-def _frames(
-    config: RunConfig, model: VideoDiT, codec: Codec, asked: Settled, clip: tuple[str, GivenClip | None]
-) -> Frames:
+def _frames(config: RunConfig, model: Any, codec: Codec, asked: Settled, clip: tuple[str, GivenClip | None]) -> Frames:
     """The video of a prompt, and of what is given of it."""
     prompt, given = clip
     grid = codec.geometry.grid(asked.frames, *asked.size)
     one = Clip(grid, prompt, key_of(asked.seed, prompt), given.given if given else None)
     solver = Solver(asked.steps, asked.guidance, asked.sampler)
-    (tokens,) = sample(model, build_flow(config.objective), [one], solver, DTYPES[config.dtype])
+    objective: Any = build_objective(config.objective)
+    (tokens,) = sample(model, objective, [one], solver, DTYPES[config.dtype])
     latents = unpatchify(tokens, grid, codec.geometry.patch, codec.geometry.channels)
     frames: Frames = codec.decode(latents).cpu().numpy()
     return frames
@@ -203,9 +201,9 @@ def is_averaged(found: Checkpoint, asked: bool | None = None) -> bool:
 def long_prompts(run: Path, request: Request) -> list[str]:
     """What to tell of prompts that are longer than the model reads."""
     config = load_stored(RunFolder(run).config)
-    if not isinstance(config.model, VideoDiTConfig):
+    most = family_of(config.model).caption_bytes(config.model)
+    if most is None:
         return []
-    most = config.model.text.max_bytes
     prompts = request.prompts or config.sample.prompts
     sizes = [(prompt, len(prompt.encode("utf-8", "surrogatepass"))) for prompt in prompts]
     return [
@@ -217,7 +215,7 @@ def long_prompts(run: Path, request: Request) -> list[str]:
 
 def load_model(
     config: RunConfig, found: Checkpoint, channels: int, device: torch.device, averaged: bool | None = None
-) -> VideoDiT | VideoLM:
+) -> Any:
     """The model with the checkpoint's weights, or their moving average: see `is_averaged`.
 
     Raises:

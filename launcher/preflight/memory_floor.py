@@ -26,8 +26,8 @@ from launcher.config.loading import check, parse_override
 from launcher.config.run_config import RunConfig
 from launcher.core.hardware import gpus, memory_and_swap
 from launcher.preflight.memory_savers import relief
-from models.diffusion.video_dit import VideoDiTConfig
-from models.registry import DTYPES, build
+from models.core.specs import memory_of
+from models.registry import DTYPES, build, spec_of
 from parallel.errors import InputError
 from parallel.mesh import Mesh
 
@@ -36,7 +36,6 @@ PROCESS = GIB // 4  # of a rank before it has a model: Python, torch, DeepSpeed
 # rows of a token in a block; dry runs say more, so that this stays a lower bound
 INPUTS = 2.0  # with recompute
 KEPT = 10.0  # without
-HIDDEN = 2.0  # of its MLP, beside those
 FEW = 30_000_000  # parameters that are sooner drawn than counted without numbers, whose first use takes a second
 ASK_SECONDS = 10.0
 
@@ -77,10 +76,8 @@ class Demand:
 
 def parameters_of(config: RunConfig) -> Parameters:
     """Parameters of the whole model, tied ones counted once; nothing is drawn if there are many."""
-    model, text = config.model, getattr(config.model, "text", None)
-    words = getattr(text, "vocab_size", 0) if not isinstance(model, VideoDiTConfig) else 0
-    about = 12 * model.depth * model.dim**2 + 2 * words * model.dim
-    with nullcontext() if about < FEW else torch.device("meta"):
+    model = config.model
+    with nullcontext() if spec_of(model).about(model) < FEW else torch.device("meta"):
         made = build(model, geometry_of(config).channels, config.seed, DTYPES[config.dtype], config.objective)
     counts = [(p.requires_grad, p.numel()) for p in made.parameters()]
     return Parameters(sum(n for learns, n in counts if learns), sum(n for learns, n in counts if not learns))
@@ -108,14 +105,10 @@ def demand_of(config: RunConfig, mesh: Mesh, parameters: Parameters, tokens: flo
     )
     average = master * n / ranks if config.optimizer.ema else 0.0
     rows = tokens / mesh.sequence_ranks * model.depth * model.dim * size  # of one width in all layers
-    if getattr(model, "recompute", False):
-        activations = INPUTS * rows
-    elif isinstance(model, VideoDiTConfig):
-        activations = rows * (KEPT + (HIDDEN * model.hidden / model.dim if model.mlp_tiles == 1 else 0))
-    else:
-        activations = KEPT * rows
+    memory = memory_of(model)
+    activations = rows * (INPUTS if memory.recompute else KEPT + spec_of(model).kept(model))
     found = Demand(weights, gradients, optimizer, average, activations)
-    return _offloaded(found, offload, bool(getattr(model, "offload", False))) if on_gpu else found
+    return _offloaded(found, offload, memory.offload) if on_gpu else found
 
 
 def _offloaded(found: Demand, offload: str, activations_too: bool) -> Demand:
@@ -263,14 +256,15 @@ def _fitting(
             yield " ".join([*taken, setting])
             return
         tokens //= 2
-    dim = config.model.dim
-    while isinstance(config.model, VideoDiTConfig) and dim % 2 == 0:
-        dim //= 2
-        smaller = _with(config, f"model.dim={dim}")
+    key = spec_of(config.model).narrower
+    width = getattr(config.model, key) if key is not None else 1
+    while width % 2 == 0:
+        width //= 2
+        smaller = _with(config, f"model.{key}={width}")
         if smaller is None:
             return
         if not excess(smaller, parameters_of(smaller)):
-            yield f"model.dim={dim}"
+            yield f"model.{key}={width}"
             return
 
 

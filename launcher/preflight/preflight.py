@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from data.planning.fitting import fullest
 from data.streams.curriculum import AnyStream
-from launcher.batches.batch_builders import check_data
-from launcher.batches.datasets import notes_on_words, open_curriculum
+from launcher.batches.datasets import check_data, notes_on_words, open_curriculum
 from launcher.batches.idle_replicas import as_begun, idle_notes
 from launcher.checkpoints.compatibility import changed_settings, refuse_changes, refuse_foreign, refuse_left_behind
 from launcher.checkpoints.reading import newest, trusting

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from launcher.batches.dataset_codec import with_own_codec
+from launcher.batches.datasets import with_own_codec
 from launcher.config.loading import to_yaml
 from launcher.config.run_config import RunConfig
 from launcher.core.hardware import cores, gpus

@@ -27,7 +27,7 @@ LEAST_SECONDS = 600.0  # that ranks wait for each other, however small a step is
 def pack_flops(config: RunConfig, curriculum: Curriculum) -> float:
     """Of the dearest pack that a run can have, forward and backward: see `launcher.training.loop.flops`."""
     dearest = max(float((s.plan.costs / s.plan.lengths).max()) * s.pack_tokens for s in curriculum.streams)
-    return 12.0 * config.model.dim * config.model.depth * dearest
+    return float(12.0 * config.model.dim * config.model.depth * dearest)
 
 
 def step_seconds(flops: float, config: RunConfig, mesh: Mesh, kind: Kind) -> float:

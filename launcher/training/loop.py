@@ -12,10 +12,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from launcher.batches.batch_builders import maker_of
-from launcher.batches.datasets import geometry_of, open_curriculum
+from launcher.batches.checksum import CHECKSUM
+from launcher.batches.datasets import builder_of, geometry_of, open_curriculum
 from launcher.batches.idle_replicas import as_begun
-from launcher.batches.loader import CHECKSUM, Batch, Fed, Feed, Problem
+from launcher.batches.loader import Batch, Fed, Feed, Problem
 from launcher.checkpoints import pretrained
 from launcher.checkpoints.checkpoint_manifest import TrainState, layout_of
 from launcher.checkpoints.external_hashes import gather_outside, refuse_other_outside
@@ -38,8 +38,7 @@ from launcher.training.rendezvous import RankPlace, join_process_group, set_time
 from launcher.training.resume import changed_since, find_checkpoint, resume, resume_check_of, saver_for
 from launcher.training.run_kernel import about, be_deterministic, kernel_of
 from launcher.training.step_gauge import NO_MEMORY, Gauge, Memory
-from models.diffusion.video_dit import VideoDiTConfig
-from models.registry import DTYPES, build
+from models.registry import DTYPES, build_loss, spec_of
 from parallel.consistency import refuse_differences
 from parallel.errors import InputError
 from parallel.kernels.kernel import Kernel
@@ -219,22 +218,22 @@ def build_feed(
     groups = join(
         config.mesh.mesh(), place.rank, timedelta(seconds=group_seconds(config.restart.collective_timeout_seconds))
     )
-    return Feed(curriculum, maker_of(config, groups, device, kernel))
+    return Feed(curriculum, builder_of(config, groups, device, kernel))
 
 
 def build_engine(config: RunConfig, feed: Fed, device: torch.device, numbers: bool = True) -> Engine:
     """The model, the same first numbers on every rank, in its ZeRO engine; none yet, where a folder has them.
 
-    Where ZeRO-3 cuts a model that draws, no rank holds it whole at any time; layers of transformers are drawn after the
-    whole model is made, and cannot be cut before. A dry run asks for no `numbers`.
+    Where ZeRO-3 cuts a model whose layers are drawn one by one, no rank holds it whole at any time. A dry run asks for
+    no `numbers`.
     """
-    channels = geometry_of(config).channels
-    if device.type == "cuda" and isinstance(config.model, VideoDiTConfig):
-        config.model.refuse_odd_widths()
+    channels, spec = geometry_of(config).channels, spec_of(config.model)
+    if device.type == "cuda":
+        spec.refuse_on_gpu(config.model)
     zero, drawn = config.zero, Drawn(dist.get_rank(), dist.get_world_size())
-    in_parts = zero.stage == 3 and isinstance(config.model, VideoDiTConfig)
+    in_parts = zero.stage == 3 and spec.in_parts
     with drawn.cutting() if in_parts else on_meta() if folder_of_weights(config) else nullcontext():
-        model = build(config.model, channels, config.seed, DTYPES[config.dtype], config.objective)
+        model = build_loss(config.model, channels, config.seed, DTYPES[config.dtype], config.objective)
     names = {parameter: name for name, parameter in model.named_parameters()}
     model = model if in_parts or folder_of_weights(config) else model.to(device)
     engine = engine_for(model, config.optimizer, zero.stage, feed.micro_steps, zero.offload, device)
@@ -322,8 +321,7 @@ def gradients(
     loss, step = torch.zeros((), dtype=torch.float64, device=device), batch.position.step
     for micro in batch.micro_steps:
         pulse.enter("forward", step)
-        prediction = engine.forward(micro.prepared.input, micro.plans)
-        part, _ = feed.maker.objective.loss(prediction, micro.prepared)
+        part, _ = engine.forward(micro.batch, micro.plans)
         if poisoned(step):
             part = part * math.nan  # the fault kit
         pulse.enter("backward", step)
@@ -364,4 +362,4 @@ def flops(engine: Engine, config: RunConfig, batch: Batch) -> float:
     for attention 12 x pairs x dim x depth, pairs counted exactly.
     """
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
-    return 6.0 * parameters * batch.tokens + 12.0 * batch.area * config.model.dim * config.model.depth
+    return float(6.0 * parameters * batch.tokens + 12.0 * batch.area * config.model.dim * config.model.depth)

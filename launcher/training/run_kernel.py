@@ -11,7 +11,6 @@ can be; backward is then slower, by a fifth or so, and an operation that cannot 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -19,41 +18,10 @@ import torch.utils.deterministic
 
 from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder, read_lines
-from models.diffusion.video_dit import VideoDiTConfig
-from models.language.video_lm import VideoLMConfig
-from models.registry import DTYPES
+from models.registry import DTYPES, spec_of
 from parallel.errors import InputError
 from parallel.kernels.kernel import HALF, refuse_head_dim
 from parallel.kernels.kernel_benchmark import KernelChoice, choose, refuse_never, take
-
-
-@dataclass(frozen=True)
-class HeadShape:
-    """Heads of one kind of attention of a model.
-
-    Attributes:
-        of: whose they are, in the words of the config.
-        heads: of queries.
-        kv_heads: of keys.
-        dim: numbers of one.
-    """
-
-    of: str
-    heads: int
-    kv_heads: int
-    dim: int
-
-
-def head_shapes(config: RunConfig) -> tuple[HeadShape, ...]:
-    """Of each kind of attention that goes through `parallel.attention.attend`; the one that costs most first."""
-    model = config.model
-    if isinstance(model, VideoLMConfig):
-        text = model.text
-        dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return (HeadShape("the language model", model.heads, int(text.num_key_value_heads), int(dim)),)
-    own = HeadShape("model.dim / model.heads", model.heads, model.heads, model.dim // model.heads)
-    text = model.text
-    return own, HeadShape("model.text.dim / model.text.heads", text.heads, text.heads, text.dim // text.heads)
 
 
 def refuse_kernels(config: RunConfig, device: str) -> None:
@@ -77,10 +45,10 @@ def refuse_shapes(config: RunConfig) -> None:
     Raises:
         InputError: there is no kernel for some of the model's.
     """
-    if isinstance(config.model, VideoDiTConfig):
-        config.model.refuse_odd_widths()
+    spec = spec_of(config.model)
+    spec.refuse_on_gpu(config.model)
     if DTYPES[config.dtype] in HALF:
-        for shape in head_shapes(config):
+        for shape in spec.head_shapes(config.model):
             refuse_head_dim(shape.dim, f" ({shape.of})")
 
 
@@ -119,7 +87,7 @@ def kernel_of(config: RunConfig, device: torch.device, folder: RunFolder) -> Ker
 
 def heads_of_rank(config: RunConfig) -> tuple[int, int, int]:
     """Query heads, key heads and head_dim of one rank, as near as heads divide."""
-    shape = head_shapes(config)[0]
+    shape = spec_of(config.model).head_shapes(config.model)[0]
     sharing = max(mesh.ulysses for mesh in config.meshes)
     keys = max(1, shape.kv_heads // sharing)
     return shape.heads // shape.kv_heads * keys, keys, shape.dim

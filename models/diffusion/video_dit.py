@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from models.core.specs import HeadShape, ModelSpec, own_heads
 from models.diffusion.attention_schedule import AttentionConfig
 from models.diffusion.text_encoder import Captions, TextConfig, TextEncoder, check_heads
 from models.layers.blocks import MLP, CrossAttention, Linear, SelfAttention, ZeroLinear, norm
@@ -295,3 +296,25 @@ def build(config: VideoDiTConfig, channels: int, seed: int, dtype: torch.dtype) 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return VideoDiT(config, channels).to(dtype)
+
+
+def _head_shapes(config: VideoDiTConfig) -> tuple[HeadShape, ...]:
+    text = config.text
+    return *own_heads(config), HeadShape(
+        "model.text.dim / model.text.heads", text.heads, text.heads, text.dim // text.heads
+    )
+
+
+def _kept(config: VideoDiTConfig) -> float:
+    """Two rows of the width of its MLP, unless that exists in tiles alone."""
+    return 2.0 * config.hidden / config.dim if config.mlp_tiles == 1 else 0.0
+
+
+SPEC = ModelSpec(
+    VideoDiTConfig,
+    "diffusion",
+    lambda config, numbers: build(config, numbers.channels, numbers.seed, numbers.dtype),
+    head_shapes=_head_shapes,
+    refuse_on_gpu=VideoDiTConfig.refuse_odd_widths,
+    kept=_kept,
+)

@@ -21,14 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.language import causal_lm
 from models.language.causal_lm import Window
+from models.objectives.lm_objective import Sees
 from parallel.errors import InputError
 from parallel.masks import conversation
 from parallel.masks import mask as masks
 from parallel.masks.conversation import Runs
 from parallel.masks.mask import Mask
 from parallel.setting_effects import State
-
-Sees = Literal["past", "all", "apart"]
 
 
 class MaskConfig(BaseModel):
@@ -90,7 +89,7 @@ def masks_of(
         windows: of the layers, each once.
         mask: of the model.
         documents: the runs of each.
-        sees: see `Objective`.
+        sees: see `models.objectives.lm_objective.LMObjective`.
     """
     lengths = [sum(rows for _, rows in runs) for runs in documents]
     if sees != "past":

@@ -14,7 +14,8 @@ Ulysses is global to the process, and it knows neither rings nor packs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache, partial
 from typing import Any
@@ -54,7 +55,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.rope: Rope = ()
+        self._rotary: dict[Rope, nn.Module] = {}  # no parts of this module: they have no parameters
         if compile_blocks != "none":
             _compile(self.decoder)
         if mlp_tiles > 1:
@@ -84,34 +85,42 @@ class Backbone(nn.Module):
         found: Tensor = self.model.get_input_embeddings()(tokens)
         return found
 
-    def turn(self, rope: Rope) -> None:
-        """Use other rotary frequencies from now on: they are no parameters, so a curriculum may change them."""
-        if rope != self.rope:
-            old = self.decoder.rotary_emb
-            config = deepcopy(self.decoder.config)
-            config.rope_parameters = {**self.decoder.config.rope_parameters, **dict(rope)}
-            self.decoder.rotary_emb = type(old)(config).to(old.inv_freq.device)
-            self.rope = rope
-
     def describe(self, rope: Rope, positions: int | None) -> None:
         """Let the config say with which frequencies, and up to which length, the model was trained."""
         config = self.model.config.get_text_config()
         config.rope_parameters = {**config.rope_parameters, **dict(rope)}
         config.max_position_embeddings = positions or config.max_position_embeddings
 
-    def hidden(self, embeddings: Tensor, position: Tensor, plans: Plans, memory: Any = None) -> Tensor:
+    def hidden(self, embeddings: Tensor, position: Tensor, plans: Plans, memory: Any = None, rope: Rope = ()) -> Tensor:
         """What the last layer says, [tokens, dim].
 
         Args:
             embeddings: [tokens, dim], of the tokens that this rank holds.
             position: [tokens] int64, inside the document.
             plans: of this batch, by window.
-            memory: keys and values of what was heard before (`models.language.kv_cache`).
+            memory: keys and values of earlier tokens (`models.language.kv_cache`).
+            rope: rotary frequencies, where they differ from the config's: no parameters, so a curriculum may change
+                them.
         """
         where = {"inputs_embeds": embeddings[None], "position_ids": position[None]}
-        out = self.decoder(**where, past_key_values=memory, use_cache=False, plans=plans)
+        with self._with_rotary(rope):
+            out = self.decoder(**where, past_key_values=memory, use_cache=False, plans=plans)
         found: Tensor = out.last_hidden_state[0]
         return found
+
+    @contextmanager
+    def _with_rotary(self, rope: Rope) -> Iterator[None]:
+        """Within it the layers are turned by these frequencies; the module of each is made once."""
+        decoder, own = self.decoder, self.decoder.rotary_emb
+        if rope and rope not in self._rotary:
+            config = deepcopy(decoder.config)
+            config.rope_parameters = {**decoder.config.rope_parameters, **dict(rope)}
+            self._rotary[rope] = type(own)(config).to(own.inv_freq.device)
+        decoder.rotary_emb = self._rotary[rope] if rope else own
+        try:
+            yield
+        finally:
+            decoder.rotary_emb = own
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[tokens, dim] -> [tokens, vocabulary]."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import log
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +124,11 @@ class Contrast(nn.Module):
             found.append((share @ hidden.to(exact)) @ projection.to(exact).T)
             weights.append(share.sum(1, keepdim=True))
         return torch.cat(found + weights, dim=1)
+
+
+def heads_of(objective: Any, dim: int) -> dict[str, nn.Module]:
+    """The head of an objective of video and text, for hidden rows of a width: see `models.core.specs`."""
+    return {"contrast": Contrast(dim, objective.embedding_dim, objective.temperature)}
 
 
 def _embeddings(sums: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:

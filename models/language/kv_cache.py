@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.language.causal_lm import Backbone, Plans, Window
+from models.language.causal_lm import Backbone, Plans, Rope, Window
 from parallel.attention.plan import local_plan
 from parallel.errors import InputError
 from parallel.masks import rectangles
@@ -77,22 +77,23 @@ class Streamer:
         backbone: on one rank.
         window: keys that a query sees, itself included; None for all, or for the model's own.
         sinks: first tokens that all see.
+        rope: see `Backbone.hidden`.
 
     Raises:
         InputError: a window without a key, or fewer than no sinks.
     """
 
-    def __init__(self, backbone: Backbone, window: Window = None, sinks: int = 0) -> None:
+    def __init__(self, backbone: Backbone, window: Window = None, sinks: int = 0, rope: Rope = ()) -> None:
         if (window is not None and window < 1) or sinks < 0:
             rule = "a window has a key at least, and sinks are counted from 0"
             raise InputError(rule, f"window {window}, {sinks} sinks", "window=1 or more, sinks=0 or more")
-        self.backbone = backbone
+        self.backbone, self.rope = backbone, rope
         self.own = backbone.layer_windows
         self.memory = Memory(tuple(_narrower(window, own) for own in self.own), sinks)
 
     @torch.no_grad()
-    def hear(self, embeddings: Tensor, plans: Plans | None = None) -> Tensor:
-        """What the model says to new tokens: [tokens, dim] -> hidden [tokens, dim].
+    def feed(self, embeddings: Tensor, plans: Plans | None = None) -> Tensor:
+        """What the model makes of new tokens: [tokens, dim] -> hidden [tokens, dim].
 
         Args:
             embeddings: of the new tokens.
@@ -105,18 +106,18 @@ class Streamer:
             # layers ask by their own window: two of them with one own window have one of ours
             plans = {own: by_window[ours] for own, ours in zip(self.own, memory.windows, strict=True)}
         position = torch.arange(memory.seen, memory.seen + new, device=embeddings.device)
-        hidden = self.backbone.hidden(embeddings, position, plans, memory)
+        hidden = self.backbone.hidden(embeddings, position, plans, memory, self.rope)
         memory.seen += new
         return hidden
 
     @torch.no_grad()
-    def say(self, embeddings: Tensor, most: int, plans: Plans | None = None) -> Iterator[int]:
-        """The likeliest next words after hearing these, at most so many; each is heard in turn."""
-        hidden = self.hear(embeddings, plans)
+    def generate(self, embeddings: Tensor, most: int, plans: Plans | None = None) -> Iterator[int]:
+        """The likeliest next tokens after these, at most `most` of them; each is fed in turn."""
+        hidden = self.feed(embeddings, plans)
         for _ in range(most):
             word = self.backbone.logits(hidden[-1:]).argmax()
             yield int(word)
-            hidden = self.hear(self.backbone.embed(word[None]))
+            hidden = self.feed(self.backbone.embed(word[None]))
 
 
 def _kept(keys: int, window: Window, sinks: int) -> Tensor:

@@ -1,286 +1,63 @@
-"""Video-language models: any language model of transformers that `causal_lm.py` knows, with or without eyes.
+"""Video-language models: any language model of transformers that `causal_lm.py` knows, with or without a vision tower.
 
     frames --tower, projector, averages--> rows --+
-    words ---------------embed-------------------+-> layers, `attend` over all ranks -> hidden -> loss
+    text tokens ---------embed-------------------+-> layers, `attend` over all ranks -> hidden -> loss
 
-The shape is that of LLaVA, so that its weights load and save under their own names. What it is trained on is a `Heard`
-(`Packed`, and what a language model needs besides); who sees whom is causal in a document unless the config says more.
+The shape is that of LLaVA, so that its weights load and save under their own names. It is trained on an `LMBatch`;
+who sees whom is causal in a document unless the config says more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from models.diffusion.attention_schedule import AttentionConfig
+from models.core.specs import HeadShape, MakeHeads, ModelSpec, of_blocks
 from models.language import causal_lm, vision_tower
-from models.language.attention_mask import MaskConfig, Sees
-from models.language.causal_lm import Backbone, Plans, Rope, Window, windows_of
-from models.language.contrastive_head import Contrast
-from models.language.hf_config import config_of, read_config, refuse_impossible
-from models.language.vision_tower import Places, Seen, VisionLM
-from models.layers.fused import Compile
-from models.objectives.next_token import Bools, Ints, Learned
+from models.language.causal_lm import Backbone, Plans
+from models.language.lm_batch import LMBatch
+from models.language.video_lm_config import LAYERS, PARTS, TOWER, VideoLMConfig
+from models.language.vision_tower import VisionLM
 from parallel.errors import InputError
-from parallel.hf_folder import from_folder
 from parallel.memory.activation_offload import offload_if
-from parallel.mesh import Groups
-from parallel.sequence.geometry import Grid
-from parallel.sequence.packed import Packed
-from parallel.sequence.visual_tokens import Views
-from parallel.setting_effects import Content, Memory, Rounding, State
-
-USUAL_NORMAL = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # mean and deviation of pixels: those of SigLIP
-Part = Literal["vision", "projector", "language"]
-TOWER, LAYERS = "model.vision_tower.", "model.language_model."
-PARTS: dict[Part, tuple[str, ...]] = {  # prefixes of parameters
-    "vision": (TOWER,),
-    "projector": ("model.multi_modal_projector.",),
-    "language": (LAYERS, "lm_head."),
-}
-
-
-class VideoLMConfig(BaseModel):
-    """Which language model, and how it sees.
-
-    Attributes:
-        path: a folder of transformers, with config.json and perhaps weights to begin with.
-        language: instead, a transformers config, such as {model_type: llama, hidden_size: 128, ...}.
-        vision: with it, that of a tower, such as {model_type: siglip_vision_model, ...}; none for words alone.
-        spatial_pool: averages over N x N neighboring features of a frame; N must divide the tower's grid.
-        temporal_pool: averages N frames into one view.
-        slow_fast: every N-th view keeps full resolution, the others become one token; 1 keeps all.
-        mask: who sees whom.
-        freeze: parts that are not trained.
-        recompute: keep only the input of each layer and its attention for the backward pass, compute the rest again.
-        offload: what is kept for the backward pass waits in pinned memory of the host; best with recompute.
-        mlp_tiles: of each MLP, whose wide rows exist for one tile of tokens at a time; 8 need half the room of its
-            input.
-        compile: "blocks" makes one kernel of each norm of the language model, and of each activation with its product,
-            by torch.compile; "none" calls several of torch's.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
-
-    kind: State[Literal["video_lm"]] = "video_lm"
-    path: Content[Path | None] = None
-    language: State[dict[str, Any] | None] = None
-    vision: State[dict[str, Any] | None] = None
-    spatial_pool: State[int] = Field(default=1, ge=1)
-    temporal_pool: State[int] = Field(default=1, ge=1)
-    slow_fast: State[int] = Field(default=1, ge=1)
-    mask: MaskConfig = MaskConfig()
-    freeze: State[tuple[Part, ...]] = ()
-    recompute: Memory[bool] = False
-    offload: Memory[bool] = False
-    mlp_tiles: Rounding[int] = Field(default=1, ge=1)
-    compile: Rounding[Compile] = "none"
-
-    @model_validator(mode="after")
-    def _whole(self) -> VideoLMConfig:
-        if (self.path is None) == (self.language is None) or (self.path is not None and self.vision is not None):
-            raise InputError(
-                "a video_lm is a folder of transformers, or a language and perhaps a vision config",
-                f"path: {self.path}, language: {self.language}, vision: {self.vision}",
-                "model.path=FOLDER alone, or model.language={model_type: llama, ...}",
-            )
-        causal_lm.refuse_unknown(self.text)
-        refuse_impossible(self.text)
-        if set(self.freeze) >= ({"language"} if self.views is None else {"vision", "projector", "language"}):
-            raise InputError("some part of a model is trained", f"model.freeze: {list(self.freeze)}", "leave one out")
-        if self.views is None and (self.spatial_pool, self.temporal_pool, self.slow_fast) != (1, 1, 1):
-            rule = "model.spatial_pool, temporal_pool and slow_fast need a vision tower"
-            raise InputError(rule, "no model.vision", "set model.vision, or leave them out")
-        return self
-
-    @cached_property
-    def transformers(self) -> Any:
-        """The config of transformers."""
-        return read_config(self.path) if self.path else config_of(self.language or {}, self.vision)
-
-    @property
-    def text(self) -> Any:
-        """That of the language model."""
-        return self.transformers.get_text_config() if self.transformers.model_type == "llava" else self.transformers
-
-    @property
-    def views(self) -> Views | None:
-        """How frames become rows; None if it does not see."""
-        if self.transformers.model_type != "llava":
-            return None
-        tower = self.transformers.vision_config
-        side, rest = divmod(tower.image_size // tower.patch_size, self.spatial_pool)
-        if tower.image_size < tower.patch_size:
-            found = f"image_size: {tower.image_size}, patch_size: {tower.patch_size}"
-            raise InputError("a patch of a tower fits into its image", found, "a smaller model.vision.patch_size")
-        if rest:
-            found = f"{tower.image_size // tower.patch_size} tokens a side, spatial_pool {self.spatial_pool}"
-            raise InputError(
-                "model.spatial_pool must divide the side of the tower's grid", found, "set a divisor of it"
-            )
-        return Views(tower.image_size, side, self.temporal_pool, self.slow_fast)
-
-    @property
-    def frame_tokens(self) -> int:
-        """Rows of a whole frame, after neighbours were averaged; of a model that sees."""
-        views = self.views
-        assert views is not None, "a model without eyes sees no frames"
-        return views.side**2 if self.spatial_pool > 1 else vision_tower.tokens_of(self.transformers)
-
-    @cached_property
-    def normal(self) -> tuple[Sequence[float], Sequence[float]]:
-        """Mean and deviation of pixels from 0 to 1: those of the folder, or 0.5."""
-        from transformers import AutoImageProcessor
-
-        if self.path is None or not (self.path / "preprocessor_config.json").is_file():
-            return USUAL_NORMAL
-        try:
-            processor = from_folder(AutoImageProcessor, self.path)
-            return tuple(processor.image_mean), tuple(processor.image_std)
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
-            found = f"{self.path / 'preprocessor_config.json'}: {' '.join(str(error).split())[:200]}"
-            remedy = "save it again: processor.save_pretrained(FOLDER), or take it out"
-            raise InputError("a processor of images tells its mean and deviation", found, remedy) from error
-
-    @property
-    def dim(self) -> int:
-        """Width of a token."""
-        return int(self.text.hidden_size)
-
-    @property
-    def depth(self) -> int:
-        """Layers of the language model."""
-        return int(self.text.num_hidden_layers)
-
-    @property
-    def heads(self) -> int:
-        """Of queries."""
-        return int(self.text.num_attention_heads)
-
-    @property
-    def positions(self) -> int:
-        """Tokens of the longest document that the language model knows."""
-        return int(self.text.max_position_embeddings)
-
-    @property
-    def vocabulary(self) -> int:
-        """Rows of it."""
-        return int(self.text.vocab_size)
-
-    @property
-    def windows(self) -> tuple[Window, ...]:
-        """Of its layers, each once."""
-        return tuple(dict.fromkeys(windows_of(self.text)))
-
-    @property
-    def patch(self) -> Grid:
-        """For codecs: a token is a token."""
-        return (1, 1, 1)
-
-    @property
-    def attention(self) -> tuple[AttentionConfig, ...]:
-        """For planners: a document is a row of frames of one token."""
-        return tuple(
-            AttentionConfig(kind="frame_causal") if w is None else AttentionConfig(kind="frame_window", before=w - 1)
-            for w in windows_of(self.text)
-        )
-
-
-class Objective(Protocol):
-    """What a language model learns.
-
-    Attributes:
-        sees: what tokens see: the past, by the model's mask; all of the conversation; or, apart, the past of words
-            sees words and the past of visuals visuals.
-    """
-
-    @property
-    def sees(self) -> Sees:
-        """See above."""
-
-    def learned(self, tokens: Ints, labels: Ints, kinds: Ints, visual: Bools, key: int) -> Learned:
-        """Of one conversation: see `data.streams.chat_layout.Laid`; `key` is that of its document."""
-
-    def head(self, model: Any, hidden: Tensor, heard: Any) -> Tensor:
-        """This rank's part of the sum of weighted losses."""
-
-    def loss(self, prediction: Tensor, heard: Any) -> tuple[Tensor, Tensor]:
-        """What the head said, and the weight of this rank's tokens."""
-
-
-@dataclass(frozen=True, eq=False)
-class Heard:
-    """What one rank holds of a pack of conversations.
-
-    Attributes:
-        packed: documents, positions, weights; no values.
-        tokens: [tokens] int64.
-        labels: [tokens] int64.
-        seen: frames that this rank's tower sees; None if the model sees nothing.
-        places: where their rows go.
-        groups: of this rank.
-        objective: that is learned.
-        rope: rotary frequencies, where they differ from the model's own.
-    """
-
-    packed: Packed
-    tokens: Tensor
-    labels: Tensor
-    seen: Seen | None
-    places: Places | None
-    groups: Groups
-    objective: Objective
-    rope: Rope = ()
-
-    @property
-    def input(self) -> Heard:
-        """What the model is given."""
-        return self
 
 
 class VideoLM(nn.Module):
-    """A language model, with or without eyes.
+    """A language model, with or without a vision tower.
 
     Args:
         lm: the model.
-        pool: see `spatial_pool` of `VideoLMConfig`.
-        contrast: of video and words, where that is learned.
-        offload: see `spatial_pool` of `VideoLMConfig`.
+        pool: `spatial_pool` of `VideoLMConfig`.
+        offload: see `VideoLMConfig`.
+        heads: of an objective, for the hidden rows; parts of this module by their names.
     """
 
-    def __init__(self, lm: Backbone, pool: int = 1, contrast: Contrast | None = None, offload: bool = False) -> None:
+    def __init__(
+        self, lm: Backbone, pool: int = 1, offload: bool = False, heads: Mapping[str, nn.Module] | None = None
+    ) -> None:
         super().__init__()
         self.lm, self.pool, self.offload = lm, pool, offload
-        if contrast is not None:
-            self.contrast = contrast
+        for name, head in (heads or {}).items():
+            self.add_module(name, head)
 
-    def forward(self, heard: Heard, plans: Plans) -> Tensor:
-        """This rank's part of the sum of weighted losses. Collective over the ranks of the replica."""
-        self.lm.turn(heard.rope)
-        embedded = self.embedded(heard)
+    def forward(self, batch: LMBatch, plans: Plans) -> Tensor:
+        """Hidden rows [tokens, dim] of this rank. Collective over the ranks of the replica."""
+        embedded = self.embedded(batch)
         with offload_if(self.offload):
-            hidden = self.lm.hidden(embedded, heard.packed.position, plans)
-        return heard.objective.head(self, hidden, heard)
+            return self.lm.hidden(embedded, batch.packed.position, plans, rope=batch.rope)
 
-    def embedded(self, heard: Heard) -> Tensor:
-        """Words, and rows of visuals in their places: [tokens, dim]."""
-        if heard.seen is None or heard.places is None:
-            return self.lm.embed(heard.tokens)
-        assert isinstance(self.lm, VisionLM), "a model without eyes was shown frames"
-        return self.lm.see(heard.tokens, heard.seen, heard.places, heard.groups, self.pool)
+    def embedded(self, batch: LMBatch) -> Tensor:
+        """Text tokens, and rows of visuals at their positions: [tokens, dim]."""
+        if batch.visuals is None:
+            return self.lm.embed(batch.tokens)
+        assert isinstance(self.lm, VisionLM), "a model without a tower was given frames"
+        return self.lm.encode_visuals(batch.tokens, batch.visuals, self.pool)
 
 
 def build(
-    config: VideoLMConfig, dtype: torch.dtype, seed: int, contrast: Callable[[int], Contrast] | None = None
+    config: VideoLMConfig, dtype: torch.dtype, seed: int, heads: MakeHeads | None = None, reads_out: bool = True
 ) -> VideoLM:
     """The model of a config, its first numbers a function of `seed` alone; frozen parts are not trained.
 
@@ -288,7 +65,8 @@ def build(
         config: of the model.
         dtype: of its numbers.
         seed: of the first of them.
-        contrast: makes one for rows of a width, where that is learned.
+        heads: makes those of the objective.
+        reads_out: the objective uses the head over the vocabulary, which is frozen else.
     """
     make = vision_tower.make if config.views else causal_lm.make
     lm = make(config.transformers, dtype, seed, config.recompute, config.mlp_tiles, config.compile)
@@ -296,13 +74,15 @@ def build(
     for name, parameter in lm.model.named_parameters():
         plain = name if config.views else name.replace("model.", LAYERS, 1)
         parameter.requires_grad_(not plain.startswith(still))
-    if contrast is None:
-        return VideoLM(lm, config.spatial_pool, offload=config.offload)
-    for parameter in lm.model.lm_head.parameters():
-        parameter.requires_grad_(lm.model.config.get_text_config().tie_word_embeddings)  # nothing is said
+    if not reads_out:
+        for parameter in lm.model.lm_head.parameters():
+            parameter.requires_grad_(lm.model.config.get_text_config().tie_word_embeddings)
+    if heads is None:
+        return VideoLM(lm, config.spatial_pool, config.offload)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
-        return VideoLM(lm, config.spatial_pool, contrast(config.dim).to(dtype), config.offload)
+        made = {name: head.to(dtype) for name, head in heads(config.dim).items()}
+        return VideoLM(lm, config.spatial_pool, config.offload, made)
 
 
 def unused(config: VideoLMConfig) -> tuple[str, ...]:
@@ -315,3 +95,34 @@ def unused(config: VideoLMConfig) -> tuple[str, ...]:
     after = [f"encoder.layers.{n}." for n in range(last, tower.num_hidden_layers)]
     found = (*after, "post_layernorm.", "head.")
     return tuple(f"{TOWER}{inner}{name}" for name in found for inner in ("", "vision_model."))
+
+
+def refuse_contrast(model: VideoLMConfig, objective: object) -> None:
+    """Video and text are compared by a model that has a vision tower, from its first numbers on.
+
+    Raises:
+        InputError: this one has none, or begins with weights.
+    """
+    if model.path or not model.views:
+        found = f"model.path: {model.path}, vision: {model.vision}"
+        raise InputError("video_text is learned from scratch, by a model that sees", found, "give model.vision")
+
+
+def _head_shapes(config: VideoLMConfig) -> tuple[HeadShape, ...]:
+    text = config.text
+    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return (HeadShape("the language model", config.heads, int(text.num_key_value_heads), int(dim)),)
+
+
+SPEC = ModelSpec(
+    VideoLMConfig,
+    "language",
+    lambda config, numbers: build(config, numbers.dtype, numbers.seed, numbers.heads, numbers.reads_out),
+    head_shapes=_head_shapes,
+    about=lambda config: of_blocks(config) + 2 * config.vocabulary * config.dim,
+    narrower=None,
+    in_parts=False,
+    folder=lambda config: config.path,
+    can_freeze=True,
+    pretrained=True,
+)

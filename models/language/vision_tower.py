@@ -3,7 +3,7 @@
     frames, dealt to ranks            [frames, 3, height, width]      each rank some of them, whichever words it holds
         tower, projector              [frames, side x side, dim]      nothing crosses a frame
         averages                      [rows, dim]                     of neighbours, of the frames of a view
-        relayout                      the rows whose places are here
+        exchange                      the rows whose positions are here
     words of this rank --embed------> [tokens, dim], rows of visuals replaced --> `Backbone.hidden`
 
 The cut of the words may go through the middle of a frame, and the frames of a long document may all lie in the part of
@@ -15,8 +15,8 @@ every rank.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,33 +29,8 @@ from parallel.device_stream import Send, here
 from parallel.errors import InputError
 from parallel.masks.rectangles import Ints
 from parallel.memory.tiled import tiled
-from parallel.mesh import Groups
-from parallel.sequence.packed import Ranges
-from parallel.sequence.relayout import Move, move_for, relayout
-from parallel.sequence.sharding import Split, contiguous
 
 TOWER_FRAMES = 256  # that the tower sees at once
-
-
-@dataclass(frozen=True, eq=False)
-class Places:
-    """Where the views of one pack go.
-
-    Attributes:
-        views: of the pack that this rank's tower sees, [first, stop).
-        move: of their rows to the ranks that hold their places.
-        rows: of this rank's tokens that are places of visuals, in order.
-        most: views that any rank sees.
-    """
-
-    views: tuple[int, int]
-    move: Move
-    rows: Tensor
-    most: int
-
-    def to(self, send: Send) -> Places:
-        """The same on a device; `send` puts a tensor of the host there."""
-        return replace(self, move=self.move.to(send), rows=send(self.rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,19 +76,32 @@ class Averages:
         return cls(tokens, view, send(torch.from_numpy(frames)), taken)
 
 
+class Exchange(Protocol):
+    """Brings rows that are made here to the ranks that hold their positions (`parallel.sequence.row_exchange`)."""
+
+    @property
+    def rows(self) -> Tensor:
+        """int64 [rows], which of this rank's tokens are rows of visuals, in order."""
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """[made, dim] of the views that are encoded here -> [rows, dim]. Collective over the ranks of the replica."""
+
+
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """The frames that this rank's tower sees.
+class VisualInputs:
+    """The frames that this rank's tower encodes.
 
     Attributes:
         pixels: [frames, 3, height, width]; views are in order, and their frames too.
         averages: of their features.
-        most: frames that the tower of any rank sees.
+        most: frames that the tower of any rank encodes.
+        exchange: of their rows.
     """
 
     pixels: Tensor
     averages: Averages
     most: int
+    exchange: Exchange
 
 
 class VisionLM(Backbone):
@@ -129,21 +117,18 @@ class VisionLM(Backbone):
         """Places of one image among the words."""
         return tokens_of(self.model.config)
 
-    def see(self, words: Tensor, seen: Seen, places: Places, groups: Groups, pool: int = 1) -> Tensor:
-        """Embeddings [tokens, dim] of words and visuals. Collective over the ranks of the replica.
+    def encode_visuals(self, tokens: Tensor, visuals: VisualInputs, pool: int = 1) -> Tensor:
+        """Embeddings [tokens, dim] of text tokens and visuals. Collective over the ranks of the replica.
 
         Args:
-            words: [tokens] int64; what stands at places of visuals does not matter.
-            seen: the frames of `places.views`.
-            places: of this pack.
-            groups: of this rank.
+            tokens: [tokens] int64; what stands at positions of visuals does not matter.
+            visuals: the frames that are encoded here.
             pool: rows of a frame are averaged over pool x pool neighbours.
         """
-        features = tiled(self._features, seen.pixels, -(-seen.most // TOWER_FRAMES) or 1)
-        embedded = self.embed(words)
-        rows = rows_of(pooled(features, pool), seen.averages)
-        arrived = relayout(rows, places.move, groups)
-        return embedded.index_copy(0, places.rows, arrived.to(embedded.dtype))
+        features = tiled(self._features, visuals.pixels, -(-visuals.most // TOWER_FRAMES) or 1)
+        embedded = self.embed(tokens)
+        arrived = visuals.exchange(rows_of(pooled(features, pool), visuals.averages))
+        return embedded.index_copy(0, visuals.exchange.rows, arrived.to(embedded.dtype))
 
     def _features(self, pixels: Tensor) -> Tensor:
         """What the tower and the projector make of frames: [frames, tokens, dim]."""
@@ -230,32 +215,3 @@ def rows_of(features: Tensor, averages: Averages) -> Tensor:
         return features.flatten(0, 1)
     both = torch.cat((features, features.mean(dim=1, keepdim=True)), dim=1).flatten(0, 1)
     return both.index_select(0, averages.taken)
-
-
-def places_for(views: Ranges, split: Split, groups: Groups) -> Places:
-    """Deal the views of a pack to the ranks of the replica.
-
-    Args:
-        views: the rows of each in the pack, [start, stop), in order.
-        split: of the pack.
-        groups: of this rank.
-    """
-    ranks, rank = len(split.ranges), groups.place.sequence
-    dealt = [ranges[0] if ranges else (0, 0) for ranges in contiguous(len(views), ranks).ranges]
-    starts, stops = np.array(views, dtype=np.int64).reshape(-1, 2).T
-    before = np.append(0, (stops - starts).cumsum())
-    have = [((int(before[first]), int(before[stop])),) if first < stop else () for first, stop in dealt]
-    wanted, rows = zip(*(_held(starts, stops, before, ranges) for ranges in split.ranges), strict=True)
-    want = [tuple((int(at), int(at) + 1) for at in of_rank) for of_rank in wanted]
-    most = max(stop - first for first, stop in dealt)
-    return Places(dealt[rank], move_for(have, want, rank), torch.from_numpy(rows[rank]), most)
-
-
-def _held(starts: Ints, stops: Ints, before: Ints, ranges: Ranges) -> tuple[Ints, Ints]:
-    """Rows of all views, end to end, that lie in these positions; and which of the rows of the rank they are."""
-    positions = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for start, stop in ranges)])
-    if not len(starts):
-        return positions[:0], positions[:0]
-    view = np.maximum(np.searchsorted(starts, positions, side="right") - 1, 0)
-    inside = (positions >= starts[view]) & (positions < stops[view])
-    return (before[view] + positions - starts[view])[inside], np.flatnonzero(inside)

@@ -6,17 +6,14 @@ replicas or micro-steps changes the loss. Words do not see the video, nor the vi
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from models.objectives.next_token import Bools, Ints, Learned
-from parallel.sequence.gather import total
-from parallel.sequence.packed import ANSWERED
-from parallel.sequence.relayout import IGNORED
+from models.objectives.lm_objective import Bools, Ints, LMTargets
+from parallel.sequence.packed import ANSWERED, IGNORED
 from parallel.setting_effects import State
 
 
@@ -43,23 +40,18 @@ class VideoText:
     def __init__(self, config: VideoTextConfig) -> None:
         self.config = config
 
-    def learned(self, tokens: Ints, labels: Ints, kinds: Ints, visual: Bools, key: int) -> Learned:
-        """Of one conversation: rows of its video, and what is answered, each half of the weight 1 of a document."""
+    def prepare(self, tokens: Ints, labels: Ints, kinds: Ints, visual: Bools, key: int) -> LMTargets:
+        """Targets of a conversation: rows of its video, and what is answered, each half of a document's weight of 1."""
         own = np.append(0, kinds[:-1])
         said = (own == ANSWERED) & ~visual
         weight = np.zeros(len(tokens))
         if said.any() and visual.any():
             weight[said], weight[visual] = 0.5 / said.sum(), 0.5 / visual.sum()
-        return Learned(tokens, np.full(len(tokens), IGNORED), weight)
+        return LMTargets(tokens, np.full(len(tokens), IGNORED), weight)
 
-    def head(self, model: Any, hidden: Tensor, heard: Any) -> Tensor:
-        """This rank's part of the sum over documents."""
-        packed, groups = heard.packed, heard.groups
+    def loss(self, model: Any, batch: Any, plans: Any) -> tuple[Tensor, Tensor]:
+        """This rank's part of the sum over documents, and of the weights of their tokens."""
+        hidden, packed = model(batch, plans), batch.packed
         rows = hidden, packed.document, packed.kind, packed.weight
-        part = groups.place.sequence, groups.mesh.sequence_ranks
-        loss: Tensor = model.contrast(*rows, len(packed.documents), partial(total, groups=groups), part)[0]
-        return loss
-
-    def loss(self, prediction: Tensor, heard: Any) -> tuple[Tensor, Tensor]:
-        """See `models.objectives.next_token`."""
-        return prediction, heard.packed.weight.sum()
+        loss: Tensor = model.contrast(*rows, len(packed.documents), batch.total, batch.part)[0]
+        return loss, packed.weight.sum()

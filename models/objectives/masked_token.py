@@ -15,11 +15,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from models.objectives.next_token import Bools, Ints, Learned
+from models.objectives.lm_objective import Bools, Ints, LMTargets
+from models.objectives.next_token import cross_entropy
 from parallel.errors import InputError
 from parallel.random import key_of, normal, uniform
-from parallel.sequence.packed import CODED
-from parallel.sequence.relayout import IGNORED
+from parallel.sequence.packed import CODED, IGNORED
 from parallel.setting_effects import Numbers, State
 
 
@@ -46,8 +46,8 @@ class MaskedToken:
     def __init__(self, config: MaskedTokenConfig) -> None:
         self.config = config
 
-    def learned(self, tokens: Ints, labels: Ints, kinds: Ints, visual: Bools, key: int) -> Learned:
-        """Of one conversation; `kinds` are those of the labels, so a token's own kind is that of the label before."""
+    def prepare(self, tokens: Ints, labels: Ints, kinds: Ints, visual: Bools, key: int) -> LMTargets:
+        """Targets of a conversation; `kinds` are those of labels, so a token's own kind is that of the label before."""
         own = np.append(0, kinds[:-1])
         codes = np.flatnonzero(own == CODED)
         if len(codes) and self.config.mask_token <= tokens[codes].max():
@@ -60,13 +60,8 @@ class MaskedToken:
         hidden = codes[order[:count]]
         masked, found, weight = tokens.copy(), np.full(len(tokens), IGNORED), np.zeros(len(tokens))
         masked[hidden], found[hidden], weight[hidden] = self.config.mask_token, tokens[hidden], 1.0
-        return Learned(masked, found, weight)
+        return LMTargets(masked, found, weight)
 
-    def head(self, model: Any, hidden: Tensor, heard: Any) -> Tensor:
+    def loss(self, model: Any, batch: Any, plans: Any) -> tuple[Tensor, Tensor]:
         """As of `NextToken`: the labels stand where they are to be named."""
-        loss: Tensor = model.lm.loss(hidden, heard.labels, heard.packed.weight)[0]
-        return loss
-
-    def loss(self, prediction: Tensor, heard: Any) -> tuple[Tensor, Tensor]:
-        """See `NextToken`."""
-        return prediction, heard.packed.weight.sum()
+        return cross_entropy(model, batch, plans)

@@ -9,20 +9,15 @@ questions about images. `normalize_by: sample` gives each conversation the same 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from models.objectives.lm_objective import Bools, Floats, Ints, LMTargets
 from parallel.errors import InputError
 from parallel.setting_effects import Numbers, State
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 
 class NextTokenConfig(BaseModel):
@@ -60,21 +55,6 @@ class NextTokenConfig(BaseModel):
         return found / total if self.normalize_by == "sample" and total else found
 
 
-@dataclass(frozen=True, eq=False)
-class Learned:
-    """What a conversation is to a model that learns it.
-
-    Attributes:
-        tokens: [tokens] that go in.
-        labels: [tokens] that should come out, -100 for none.
-        weight: [tokens] of each label.
-    """
-
-    tokens: Ints
-    labels: Ints
-    weight: Floats
-
-
 class NextToken:
     """The objective."""
 
@@ -83,15 +63,17 @@ class NextToken:
     def __init__(self, config: NextTokenConfig) -> None:
         self.config = config
 
-    def learned(self, tokens: Ints, labels: Ints, kinds: Ints, visual: Bools, key: int) -> Learned:
-        """Of one conversation; `key` is that of its document."""
-        return Learned(tokens, labels, self.config.weigh(kinds, labels >= 0))
+    def prepare(self, tokens: Ints, labels: Ints, kinds: Ints, visual: Bools, key: int) -> LMTargets:
+        """Targets of one conversation; `key` is that of its document."""
+        return LMTargets(tokens, labels, self.config.weigh(kinds, labels >= 0))
 
-    def head(self, model: Any, hidden: Tensor, heard: Any) -> Tensor:
-        """The sum over local tokens of weight x cross entropy; see `Backbone.loss`."""
-        loss: Tensor = model.lm.loss(hidden, heard.labels, heard.packed.weight)[0]
-        return loss
+    def loss(self, model: Any, batch: Any, plans: Any) -> tuple[Tensor, Tensor]:
+        """The sum over local tokens of weight x cross entropy, and of weight; see `Backbone.loss`."""
+        return cross_entropy(model, batch, plans)
 
-    def loss(self, prediction: Tensor, heard: Any) -> tuple[Tensor, Tensor]:
-        """The model has computed it: ZeRO-3 owns its head while it is asked."""
-        return prediction, heard.packed.weight.sum()
+
+def cross_entropy(model: Any, batch: Any, plans: Any) -> tuple[Tensor, Tensor]:
+    """The sum over this rank's tokens of weight x cross entropy of their labels, and of weight."""
+    hidden = model(batch, plans)
+    loss: Tensor = model.lm.loss(hidden, batch.labels, batch.packed.weight)[0]
+    return loss, batch.packed.weight.sum()

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -86,7 +86,7 @@ def shifted(level: Tensor, shift: float) -> Tensor:
 
 
 class RectifiedFlow:
-    """The objective: `prepare` makes noise, `loss` compares."""
+    """The objective: `prepare` makes noise, `loss` lets the model predict and compares."""
 
     def __init__(self, config: RectifiedFlowConfig) -> None:
         self.config = config
@@ -135,7 +135,11 @@ class RectifiedFlow:
         )
         return Prepared(noisy_packed, noise - clean if self.config.predict == "velocity" else clean, levels)
 
-    def loss(self, prediction: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor]:
+    def loss(self, model: Any, batch: Any, plans: Any) -> tuple[Tensor, Tensor]:
+        """See `weighted_error`; the batch is a `Prepared` with the `input` of the model."""
+        return self.weighted_error(model(batch.input, plans), batch)
+
+    def weighted_error(self, prediction: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor]:
         """The sum over local tokens of weight x squared error of the velocity (mean over token_dim), and of weight."""
         packed = prepared.packed
         error = prediction.to(prepared.target.dtype) - prepared.target

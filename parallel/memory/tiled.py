@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from parallel.dtypes import accumulator
 from parallel.errors import InputError
 from parallel.masks.rectangles import Ints
-from parallel.sequence.relayout import IGNORED
+from parallel.sequence.packed import IGNORED
 
 TILE_TOKENS = 2048  # the weight's gradient is read and written once a tile: enough rows to hide that
 

@@ -24,10 +24,8 @@ from parallel.device_stream import Send, stream_for
 from parallel.errors import InputError
 from parallel.masks.rectangles import Ints
 from parallel.mesh import Groups
-from parallel.sequence.packed import Ranges
+from parallel.sequence.packed import IGNORED, Ranges
 from parallel.sequence.sharding import Split, contiguous
-
-IGNORED = -100  # the label that torch's losses leave out
 
 
 @dataclass(frozen=True, eq=False)

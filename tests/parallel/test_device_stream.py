@@ -78,7 +78,7 @@ def test_all_that_a_model_reads_is_on_the_device(tmp_path: Path, dataset: Path, 
     feed = feed_of(made, **(conversations.settings(made, model={**conversations.MODEL, **eyes}) if speaks else {}))
     stream, packs, _ = feed.curriculum.next_step(Position())
     maker: Any = replace(feed.maker, device=torch.device("meta"))  # type: ignore[type-var]
-    found = tensors_of(maker.micro_step(stream, packs[0]).prepared)
+    found = tensors_of(maker.micro_step(stream, packs[0]).batch)
     assert len(found) > 10
     assert all(tensor.is_meta for tensor in found)
 

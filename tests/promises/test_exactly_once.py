@@ -22,7 +22,8 @@ from data.curation.clips import CutOptions
 from data.media import video
 from data.prepare.pipeline import PrepareOptions, prepare
 from data.streams.curriculum import Position
-from launcher.batches.loader import CHECKSUM, Feed
+from launcher.batches.checksum import CHECKSUM
+from launcher.batches.loader import Feed
 from launcher.training.loop import build_feed
 from launcher.training.rendezvous import RankPlace
 from parallel.mesh import Groups, Mesh
@@ -88,8 +89,8 @@ def step(feeds: list[Feed], position: Position) -> tuple[Counter[tuple[int, int]
     assert sum(b.received for b in batches) & CHECKSUM == batches[0].expected
     for batch in batches:
         for micro in batch.micro_steps:
-            counts = [micro.prepared.packed.documents[d].weight > 0 for d in micro.prepared.packed.document.tolist()]
-            for token, real in zip(micro.prepared.target.numpy(), counts, strict=True):
+            counts = [micro.batch.packed.documents[d].weight > 0 for d in micro.batch.packed.document.tolist()]
+            for token, real in zip(micro.batch.target.numpy(), counts, strict=True):
                 received[read_back(token)] += real
     return +received, batches[0].position
 

@@ -83,8 +83,8 @@ def test_packs_are_mixed(tmp_path: Path, spoken: Path) -> None:
         batch = feed.batch(position)
         position = batch.position
         for micro in batch.micro_steps:
-            kinds = micro.prepared.packed.kind
-            found |= {(bool((kinds == VIDEO).any()), len(micro.prepared.seen.pixels) > 0)}
+            kinds = micro.batch.packed.kind
+            found |= {(bool((kinds == VIDEO).any()), len(micro.batch.visuals.pixels) > 0)}
     assert found == {(True, True), (False, False)}
 
 
@@ -98,7 +98,7 @@ def gradient(rank: int, settings: RunConfig, steps: int) -> tuple[float, dict[st
         agree(batch, Words(False, False, 0), feed.groups)
         position, weight = batch.position, weight + batch.weight
         for micro in batch.micro_steps:
-            part, _ = feed.maker.objective.loss(engine.forward(micro.prepared.input, micro.plans), micro.prepared)
+            part, _ = engine.forward(micro.batch, micro.plans)
             engine.backward(part)
             total += float(part.detach())
     return total / weight, {name: grad / weight for name, grad in engine.gradients.items()}

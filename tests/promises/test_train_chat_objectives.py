@@ -132,7 +132,7 @@ def test_streams_learn_to_be_silent(tmp_path: Path, watched: Path) -> None:
     laid = [source.layout(row) for row in range(len(source.index))]
     assert [int((one.kinds == SILENT).sum()) for one in laid] == [2] * (len(laid) - 1) + [0]
     batch = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu")).batch(Position())
-    assert all(bool((micro.prepared.packed.kind == VIDEO).any()) for micro in batch.micro_steps)
+    assert all(bool((micro.batch.packed.kind == VIDEO).any()) for micro in batch.micro_steps)
 
 
 SEGMENTS: list[dict[str, Any]] = [

@@ -35,8 +35,7 @@ from launcher.training.rendezvous import RankPlace
 from models.objectives.masked_token import MaskedToken, MaskedTokenConfig
 from parallel.errors import InputError
 from parallel.random import key_of
-from parallel.sequence.packed import ANSWERED, ASKED, CODED
-from parallel.sequence.relayout import IGNORED
+from parallel.sequence.packed import ANSWERED, ASKED, CODED, IGNORED
 from tests.promises.test_train_chat import gradient, mesh_of, same
 from tests.support import conversations
 from tests.support.process_groups import run_world
@@ -131,7 +130,7 @@ def test_packing_does_not_matter(tmp_path: Path, coded: Path, objective: dict[st
         feed = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
         batch = feed.batch(Position())
         assert len(set(batch.samples)) == 25
-        assert [len(micro.prepared.packed.documents) for micro in batch.micro_steps] == [25 // packs] * packs
+        assert [len(micro.batch.packed.documents) for micro in batch.micro_steps] == [25 // packs] * packs
         found += run_world(1, gradient, settings, 1)
     for (loss, grads), (other_loss, other) in pairwise(found):
         assert loss == pytest.approx(other_loss, rel=1e-12)
@@ -167,9 +166,9 @@ def test_what_is_hidden_depends_on_seed_epoch_and_sample(tmp_path: Path, coded: 
             batch = feed.batch(position)
             position = batch.position
             for micro in batch.micro_steps:
-                packed = micro.prepared.packed
+                packed = micro.batch.packed
                 for number, document in enumerate(packed.documents):
-                    here = micro.prepared.labels[packed.document == number] != IGNORED
+                    here = micro.batch.labels[packed.document == number] != IGNORED
                     seen.setdefault(document.uid, here.nonzero().flatten().tolist())
         by_uid.append(seen)
     assert by_uid[0] == by_uid[1]

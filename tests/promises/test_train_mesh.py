@@ -102,7 +102,7 @@ def first_gradient(rank: int, settings: RunConfig) -> dict[str, Tensor]:
     batch = feed.batch(Position())
     agreed = agree(batch, Words(False, False, 0), feed.groups)
     for micro in batch.micro_steps:
-        part, _ = feed.maker.objective.loss(engine.forward(micro.prepared.input, micro.plans), micro.prepared)
+        part, _ = engine.forward(micro.batch, micro.plans)
         engine.backward(part / agreed.weight)
     if isinstance(engine, PlainEngine):
         torch.distributed.all_reduce(engine.flat_gradient)

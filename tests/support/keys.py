@@ -11,8 +11,8 @@ from typing import Any
 
 from launcher.config.config_schema import Key, keys
 from launcher.config.loading import check
-from models.language.video_lm import VideoLMConfig
-from models.registry import LEARNS, OBJECTIVES
+from models.language.video_lm_config import VideoLMConfig
+from models.registry import OBJECTIVES
 from parallel.setting_effects import Effect
 from tests.support import conversations
 from tests.support.runs import config
@@ -127,9 +127,9 @@ def base(key: Key, out: Path, clips: Path, spoken: Path) -> dict[str, Any]:
         or name.startswith("model.mask")
         or name.endswith((".rope_scaling", ".max_positions", ".timestamps"))
     )
-    learns = key.section if key.section in OBJECTIVES.values() else None
-    if speaks or (learns is not None and learns in LEARNS[VideoLMConfig]):
-        kind = next((n for n, c in OBJECTIVES.items() if c is learns), "next_token")
+    learned = next((n for n, objective in OBJECTIVES.items() if objective.config is key.section), None)
+    if speaks or (learned is not None and OBJECTIVES[learned].family == "language"):
+        kind = learned or "next_token"
         objective = {"kind": kind, **({"mask_token": 300} if kind == "masked_token" else {})}
         changes = conversations.settings(spoken, objective=objective)
     else:

@@ -29,8 +29,7 @@ from data.streams.pack_stream import pack_of
 from models.objectives.next_token import NextTokenConfig
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
-from parallel.sequence.packed import ANSWERED, ASKED, SILENT
-from parallel.sequence.relayout import IGNORED
+from parallel.sequence.packed import ANSWERED, ASKED, IGNORED, SILENT
 from parallel.sequence.visual_tokens import Views
 from tests.support import datasets
 from tests.support.conversations import said

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from data.prepare.pipeline import PrepareOptions, prepare
 from data.synthetic.shapes import synth
-from launcher.batches.dataset_codec import NOTE, note, with_own_codec
+from launcher.batches.dataset_codec import NOTE, note
+from launcher.batches.datasets import with_own_codec
 from launcher.config.loading import check, to_yaml
 from launcher.config.run_config import RunConfig
 from launcher.core import progress_bar

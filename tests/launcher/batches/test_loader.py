@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from data.planning.data_plan import Cursor
 from data.streams.curriculum import Position
 from data.streams.pack_stream import Pack
-from launcher.batches.loader import CHECKSUM, Feed, assign
+from launcher.batches.checksum import CHECKSUM
+from launcher.batches.loader import Feed, assign
 from launcher.config.lr_schedule import learning_rate
 from launcher.core.run_folder import append_line, keep_steps, read_lines
 from launcher.training.loop import build_feed
@@ -46,8 +47,8 @@ def test_an_epoch_shows_every_token_once(dataset: Path, mesh: Mesh) -> None:
         assert len({len(b.micro_steps) for b in batches}) == 1
         for batch in batches:
             for micro in batch.micro_steps:
-                packed = micro.prepared.packed
-                assert len(packed.values) == len(packed.weight) == len(micro.prepared.target)
+                packed = micro.batch.packed
+                assert len(packed.values) == len(packed.weight) == len(micro.batch.target)
                 for document, position, weight in zip(packed.document, packed.position, packed.weight, strict=True):
                     if packed.documents[document].weight:
                         tokens[packed.documents[document].uid, int(position)] += 1
@@ -69,7 +70,7 @@ def test_prefetching_changes_nothing(dataset: Path) -> None:
     position = Position()
     for _ in range(4):
         got, want = next(ahead), feed.batch(position)
-        assert torch.equal(got.micro_steps[0].prepared.target, want.micro_steps[0].prepared.target)
+        assert torch.equal(got.micro_steps[0].batch.target, want.micro_steps[0].batch.target)
         assert got.position == want.position
         position = want.position
     ahead.close()

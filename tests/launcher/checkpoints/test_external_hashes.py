@@ -26,7 +26,8 @@ from launcher.checkpoints.safetensors_files import SINGLE, stored_in
 from launcher.checkpoints.storage import LocalStorage
 from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder
-from models.language.video_lm import VideoLM, VideoLMConfig
+from models.language.video_lm import VideoLM
+from models.language.video_lm_config import VideoLMConfig
 from models.registry import build
 from parallel.errors import InputError
 from parallel.zero.fragments import Fragment, trained

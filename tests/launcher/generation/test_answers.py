@@ -103,7 +103,7 @@ def test_answers_are_those_of_transformers(run: Path, speaker: Speaker, files: l
     tokens = torch.from_numpy(laid.tokens[:stop].copy()).masked_fill(places, own.config.image_token_id)[None]
     assert places.sum() == 2 * FRAMES * 16
     given = {"input_ids": tokens, "pixel_values": pixels, "attention_mask": torch.ones_like(tokens)}
-    hidden = Streamer(speaker.model.lm).hear(asked.embeddings, asked.plans)[-1:]
+    hidden = Streamer(speaker.model.lm).feed(asked.embeddings, asked.plans)[-1:]
     logits = speaker.model.lm.logits(hidden)[0]
     assert torch.allclose(logits, own(**given).logits[0, -1], rtol=1e-4, atol=1e-5)
     said = own.generate(**given, max_new_tokens=256, do_sample=False, eos_token_id=sorted(speaker.ends))[0, stop:]
@@ -141,7 +141,7 @@ def test_kept_keys_change_nothing(speaker: Speaker, files: list[Path], mask: dic
         found.append(int(lm.logits(hidden[-1:]).argmax()))
         embeddings = torch.cat((embeddings, lm.embed(torch.tensor(found[-1:]))))
         runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-    streamed = list(masked._streamer().say(asked.embeddings, WORDS, asked.plans))
+    streamed = list(masked._streamer().generate(asked.embeddings, WORDS, asked.plans))
     assert streamed == found
 
 
@@ -178,8 +178,9 @@ def test_an_answer_is_as_likely_as_training_says(run: Path, speaker: Speaker, ch
     pack, laid = pack_of(source, [0], [0]), source.layout(0)
     (frames,) = (piece.frames for piece in source.read(pack, ((0, FRAMES),)))
     assert frames is not None
-    heard, plans = maker.hear(pack.documents, [laid], lambda begin, end: frames[begin:end])
-    loss = speaker.model(heard, plans) / heard.packed.weight.sum()
+    batch, plans = maker.prepare(pack.documents, [laid], lambda begin, end: frames[begin:end])
+    summed, weight = maker.objective.loss(speaker.model, batch, plans)
+    loss = summed / weight
     asked = replace(speaker, maker=maker).asked(laid, frames)
     answer = speaker.tokenizer.decode(asked.words[:-1])
     assert answer.startswith("It is number")
@@ -215,7 +216,7 @@ def test_templates_that_end_otherwise(speaker: Speaker, name: str) -> None:
     words = torch.tensor([*tokenizer("Yes")["input_ids"], *tokenizer(end)["input_ids"]])
     with torch.no_grad():
         lm = speaker.model.lm
-        hidden = Streamer(lm).hear(torch.cat((asked.embeddings, lm.embed(words[:-1]))))[-len(words) :]
+        hidden = Streamer(lm).feed(torch.cat((asked.embeddings, lm.embed(words[:-1]))))[-len(words) :]
         of_each = lm.logits(hidden).double().log_softmax(1)[torch.arange(len(words)), words]
     assert other.likelihood(asked, "Yes") == pytest.approx(float(of_each.mean()), rel=1e-5)
     assert isinstance(other.answer(asked, 4), str)

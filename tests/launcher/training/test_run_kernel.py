@@ -20,13 +20,13 @@ from launcher.training import run_kernel
 from launcher.training.loop import build_feed
 from launcher.training.rendezvous import RankPlace
 from launcher.training.run_kernel import (
-    HeadShape,
     be_deterministic,
     chosen_before,
-    head_shapes,
     heads_of_rank,
     kernel_of,
 )
+from models.core.specs import HeadShape
+from models.registry import spec_of
 from parallel.attention.plan import Plan
 from parallel.errors import InputError
 from parallel.kernels.flash_cpu import FlashCPU
@@ -47,11 +47,13 @@ def speaking(out: Path, **language: Any) -> RunConfig:
 
 def test_heads_of_each_kind_of_attention(tmp_path: Path) -> None:
     drawing = config(tmp_path, tmp_path, mesh={"ulysses": 2})
-    own, text = head_shapes(drawing)
+    own, text = spec_of(drawing.model).head_shapes(drawing.model)
     assert own == HeadShape("model.dim / model.heads", 4, 4, 12)
     assert text == HeadShape("model.text.dim / model.text.heads", 2, 2, 16)
     assert heads_of_rank(drawing) == (2, 2, 12)
-    assert head_shapes(speaking(tmp_path)) == (HeadShape("the language model", 8, 2, 16),)
+    assert spec_of(speaking(tmp_path).model).head_shapes(speaking(tmp_path).model) == (
+        HeadShape("the language model", 8, 2, 16),
+    )
     assert heads_of_rank(speaking(tmp_path, head_dim=32)) == (8, 2, 32)
 
 

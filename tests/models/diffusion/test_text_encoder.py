@@ -17,8 +17,8 @@ from data.streams.curriculum import Position
 from data.synthetic.shapes import synth
 from launcher.analysis.attention_plan import words_notes
 from launcher.analysis.packing_simulation import words_of
-from launcher.batches.batch_builders import maker_of
-from launcher.batches.datasets import FREE_BYTES, open_curriculum, words_cost
+from launcher.batches.clip_family import FREE_BYTES, words_cost
+from launcher.batches.datasets import builder_of, open_curriculum
 from launcher.config.run_config import RunConfig
 from launcher.generation.videos import Request, long_prompts
 from launcher.preflight.preflight import check
@@ -128,9 +128,9 @@ def test_packs_are_dealt_by_their_words_too(talkative: tuple[Path, list[str]], t
 def test_training_reads_no_more_than_the_limit(talkative: tuple[Path, list[str]], tmp_path: Path) -> None:
     settings = run_of(talkative[0], tmp_path / "run", max_bytes=512)
     mesh = Mesh(1, 1, 1)
-    maker = maker_of(settings, Groups(mesh, mesh.place(0)), torch.device("cpu"))
+    maker = builder_of(settings, Groups(mesh, mesh.place(0)), torch.device("cpu"))
     stream, packs, _ = open_curriculum(settings).next_step(Position())
-    read = [n for pack in packs for n in maker.micro_step(stream, pack).prepared.input.captions.lengths]
+    read = [n for pack in packs for n in maker.micro_step(stream, pack).batch.input.captions.lengths]
     assert max(read) <= 513
     longest = [max(len(d.text) for d in pack.documents) for pack in packs]
     assert (LONG in longest) == (513 in read)

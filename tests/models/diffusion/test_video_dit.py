@@ -52,7 +52,9 @@ def loss_and_grads(model: VideoDiT, packed: Packed) -> tuple[torch.Tensor, dict[
     objective = RectifiedFlow(RectifiedFlowConfig(conditioning={"first_frame": 0.5}))
     prepared = objective.prepare(packed)
     model.zero_grad()
-    loss, _ = objective.loss(model(read(prepared.packed), [local_plan(packed_mask(packed.lengths))]), prepared)
+    loss, _ = objective.weighted_error(
+        model(read(prepared.packed), [local_plan(packed_mask(packed.lengths))]), prepared
+    )
     loss.backward()
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
@@ -165,7 +167,7 @@ def test_no_tokens_give_zero_gradients_for_every_parameter():
         nothing = [replace(cross_plan(packed.lengths, (), packed.lengths), keys=0)]
         out = model(read(prepared.packed), nothing)
         assert out.shape == (0, 12)
-        loss, weight = RectifiedFlow(RectifiedFlowConfig()).loss(out, prepared)
+        loss, weight = RectifiedFlow(RectifiedFlowConfig()).weighted_error(out, prepared)
         assert loss == weight == 0
         loss.backward()
         for name, parameter in model.named_parameters():
@@ -310,6 +312,6 @@ def test_unknown_kind_names_the_nearest():
     assert adapter.validate_python("video_dit") == VideoDiTConfig()
     with pytest.raises(ValidationError, match="a mapping with a kind"):
         adapter.validate_python(3)
-    objective = registry.build_flow(TypeAdapter(registry.ObjectiveConfig).validate_python({}))
+    objective = registry.build_objective(TypeAdapter(registry.ObjectiveConfig).validate_python({}))
     assert objective.config == RectifiedFlowConfig()
     assert isinstance(registry.build(SMALL, 3, 0, torch.float32), VideoDiT)

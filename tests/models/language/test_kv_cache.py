@@ -44,7 +44,7 @@ def test_pieces_give_what_the_whole_gives(kind: str, window: int | None, sinks: 
     streamer, edges = Streamer(backbone, window, sinks), sorted({0, *cuts, LENGTH})
     embeddings = backbone.embed(words(LENGTH)).detach()
     pieces = [embeddings[start:stop] for start, stop in pairwise(edges)]
-    found = torch.cat([streamer.hear(piece) for piece in pieces])
+    found = torch.cat([streamer.feed(piece) for piece in pieces])
     assert torch.allclose(found, whole(backbone, window, sinks), rtol=0, atol=1e-10)
 
 
@@ -52,7 +52,7 @@ def test_memory_does_not_grow() -> None:
     backbone = MADE["llama"]
     streamer, held = Streamer(backbone, window=8, sinks=4), []
     for start in range(0, 400, 10):
-        streamer.hear(backbone.embed(words(400)[start : start + 10]).detach())
+        streamer.feed(backbone.embed(words(400)[start : start + 10]).detach())
         held.append(streamer.memory.bytes)
     assert len(set(held[1:])) == 1
     assert held[-1] == 3 * 2 * (8 - 1 + 4) * 6 * 8  # layers, keys and values, tokens, head_dim of one head, float64

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from models.language.causal_lm import masks_of
-from models.language.vision_tower import Averages, Seen, make, places_for, pooled, rows_of
+from models.language.vision_tower import Averages, VisualInputs, make, pooled, rows_of
 from parallel.attention.plan import plan_for
 from parallel.errors import InputError
 from parallel.mesh import Mesh, join
 from parallel.sequence.packed import local_spans
 from parallel.sequence.relayout import next_tokens
+from parallel.sequence.row_exchange import RowExchange, row_exchange_for
 from parallel.sequence.sharding import balanced
 from tests.models.language.test_causal_lm import MESHES, SIZES, Found, largest, of_all_ranks
 from tests.support.process_groups import run_world
@@ -88,8 +89,8 @@ def ours(rank: int, kind: str, mesh: Mesh) -> Found:
     ranges = split.ranges[groups.place.sequence]
     mine = torch.cat([torch.arange(0), *(torch.arange(start, stop) for start, stop in ranges)])
     position = torch.cat([torch.arange(0), *(torch.arange(a, b) for _, a, b in local_spans(lengths, ranges))])
-    places = places_for(tuple(images), split, groups)
-    seen = model.see(words[mine], frames(pixels[slice(*places.views)], len(images)), places, groups)
+    exchange = row_exchange_for(tuple(images), split, groups)
+    seen = model.encode_visuals(words[mine], frames(pixels[slice(*exchange.views)], len(images), exchange))
     hidden = model.hidden(seen, position, plans)
     loss, _ = model.loss(hidden, next_tokens(words[mine], lengths, split, groups), weights[mine], tile_tokens=7)
     loss.backward()
@@ -119,8 +120,8 @@ def empty_pack(rank: int, mesh: Mesh) -> tuple[bool, set[str]]:
     split = balanced(masks[None], mesh)
     ranges = split.ranges[groups.place.sequence]
     mine = torch.cat([torch.arange(start, stop) for start, stop in ranges])
-    places = places_for((), split, groups)
-    seen = model.see(mine, frames(torch.zeros(0, 3, IMAGE, IMAGE, dtype=torch.float64), 0), places, groups)
+    nothing = torch.zeros(0, 3, IMAGE, IMAGE, dtype=torch.float64)
+    seen = model.encode_visuals(mine, frames(nothing, 0, row_exchange_for((), split, groups)))
     model.hidden(seen, mine, {None: plan_for(masks[None], split, groups)}).sum().backward()
     return torch.equal(seen, model.embed(mine)), {n for n, p in model.model.named_parameters() if p.grad is None}
 
@@ -171,7 +172,7 @@ def test_rows_of_views() -> None:
         pooled(features, 3)
 
 
-def frames(pixels: Tensor, most: int) -> Seen:
+def frames(pixels: Tensor, most: int, exchange: RowExchange) -> VisualInputs:
     """One a view, all rows of each."""
     each = np.ones(len(pixels), np.int64)
-    return Seen(pixels, Averages.of(each, each * TOKENS, TOKENS), most)
+    return VisualInputs(pixels, Averages.of(each, each * TOKENS, TOKENS), most, exchange)

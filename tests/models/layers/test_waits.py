@@ -81,7 +81,7 @@ def asked(rank: int, settings: RunConfig) -> Counter[str]:
     model = build(settings.model, geometry_of(settings).channels, 0, DTYPES[settings.dtype], settings.objective)
     counter = Asked()
     with counter:
-        feed.maker.objective.loss(model(micro.prepared.input, micro.plans), micro.prepared)[0].backward()
+        feed.maker.objective.loss(model, micro.batch, micro.plans)[0].backward()
     _setup_privateuseone_for_python_backend(NAME)
     with FakeTensorMode(allow_non_fake_inputs=False), torch.no_grad():
         for module in model.modules():
@@ -90,7 +90,7 @@ def asked(rank: int, settings: RunConfig) -> Counter[str]:
                     fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=NAME)
                     where = module._parameters if name in module._parameters else module._buffers
                     where[name] = torch.nn.Parameter(fake) if name in module._parameters else fake
-        inputs = faked(micro.prepared.input)
+        inputs = faked(micro.batch.input)
         with counter:
             model(inputs, micro.plans)
     return counter.found

@@ -70,19 +70,19 @@ def test_formula():
     assert torch.equal(b.target, packed.values)
     guess = torch.randn_like(packed.values)
     as_velocity = clean.velocity(guess, b.packed.values, b.packed.noise_level)
-    for ours, theirs in zip(clean.loss(guess, b), velocity.loss(as_velocity, a), strict=True):
+    for ours, theirs in zip(clean.weighted_error(guess, b), velocity.weighted_error(as_velocity, a), strict=True):
         torch.testing.assert_close(ours, theirs)
-    loss, weight = velocity.loss(guess, a)
+    loss, weight = velocity.weighted_error(guess, a)
     torch.testing.assert_close(loss, (guess - a.target).square().mean(dim=1).sum())
     assert weight == TOTAL
-    assert velocity.loss(a.target, a)[0] == 0
+    assert velocity.weighted_error(a.target, a)[0] == 0
 
 
 def test_weight_of_a_document_counts():
     ghost = [replace(DOCUMENTS[0], weight=0.0), *DOCUMENTS[1:]]
     objective = RectifiedFlow(RectifiedFlowConfig())
     prepared = objective.prepare(whole(ghost))
-    loss, weight = objective.loss(torch.zeros_like(prepared.target), prepared)
+    loss, weight = objective.weighted_error(torch.zeros_like(prepared.target), prepared)
     assert weight == TOTAL - 24
     torch.testing.assert_close(loss, prepared.target[24:].square().mean(dim=1).sum())
     assert loss.dtype == torch.float32
@@ -92,7 +92,9 @@ def test_loss_of_bf16_is_summed_in_float32():
     prepared = RectifiedFlow(RectifiedFlowConfig()).prepare(
         whole([Document("a", 1, "", (1, 100, 100))], torch.bfloat16)
     )
-    loss, weight = RectifiedFlow(RectifiedFlowConfig()).loss(torch.zeros(10_000, 12, dtype=torch.bfloat16), prepared)
+    loss, weight = RectifiedFlow(RectifiedFlowConfig()).weighted_error(
+        torch.zeros(10_000, 12, dtype=torch.bfloat16), prepared
+    )
     assert weight.dtype == loss.dtype == torch.float32
     assert weight == 10_000  # bf16 would have stopped at 256
 
@@ -128,7 +130,7 @@ def test_first_frame_is_given_clean_and_not_counted():
     assert torch.equal(prepared.packed.values[first], packed.values[first])
     for predict in ("velocity", "clean"):
         objective = RectifiedFlow(RectifiedFlowConfig(conditioning={"first_frame": 1.0}, predict=predict))
-        loss, weight = objective.loss(torch.zeros_like(packed.values), objective.prepare(packed))
+        loss, weight = objective.weighted_error(torch.zeros_like(packed.values), objective.prepare(packed))
         assert torch.isfinite(loss)
         assert weight == TOTAL - int(first.sum())
 
@@ -141,7 +143,7 @@ def learn(model, objective, documents, values, steps, lr):
         fresh = [replace(d, key=key_of(d.key, step)) for d in documents]
         prepared = objective.prepare(lay_out(fresh, ((0, len(values)),), values))
         plan = [local_plan(packed_mask(prepared.packed.lengths))]
-        loss, weight = objective.loss(model(batch_of(prepared.packed, prepared.levels), plan), prepared)
+        loss, weight = objective.weighted_error(model(batch_of(prepared.packed, prepared.levels), plan), prepared)
         optimiser.zero_grad()
         (loss / weight).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

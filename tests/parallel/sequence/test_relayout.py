@@ -17,8 +17,8 @@ from parallel.errors import InputError
 from parallel.masks import mask as masks
 from parallel.masks import video_patterns
 from parallel.mesh import Mesh, join
-from parallel.sequence.packed import Ranges
-from parallel.sequence.relayout import IGNORED, by_place, move_for, next_tokens, relayout
+from parallel.sequence.packed import IGNORED, Ranges
+from parallel.sequence.relayout import by_place, move_for, next_tokens, relayout
 from parallel.sequence.sharding import Split, balanced, contiguous, zigzag
 from tests.parallel.attention.test_attend import dense, dense_mask, rows_of
 from tests.support.process_groups import run_world
