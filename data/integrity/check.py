@@ -18,7 +18,7 @@ from data.dataset import index
 from data.dataset.manifest import path_of
 from data.integrity.diagnosis import Job
 from data.integrity.findings import LEAVE_OUT_SECOND, Finding
-from data.integrity.inventory import Inventory, survey
+from data.integrity.inventory import Inventory, inventory_of
 from data.integrity.shard_check import findings_of
 from data.workers.processes import Limits, Lost, Workers, available_cores, fair_memory
 
@@ -58,7 +58,7 @@ def check(
         InputError: it is no dataset.
     """
     deep = deep or decode
-    records = survey(dataset, deep, decode)
+    records = inventory_of(dataset, deep, decode)
     findings = list(records.findings)
     broken = {finding.shard for finding in findings}
     for job, found in one_by_one(records.jobs, workers, on_progress):

@@ -56,7 +56,7 @@ class Inventory:
         return self.generations[max(self.generations)] if self.generations else None
 
 
-def survey(dataset: Path, deep: bool = True, decode: bool = False, held: bool = False) -> Inventory:
+def inventory_of(dataset: Path, deep: bool = True, decode: bool = False, held: bool = False) -> Inventory:
     """Reads every record of a dataset.
 
     Args:

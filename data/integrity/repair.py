@@ -21,9 +21,9 @@ from data.dataset.shards import COMMITS, SHARDS, digest_of
 from data.integrity.check import Progress, one_by_one, same_samples, wrong_digest
 from data.integrity.diagnosis import Diagnosis
 from data.integrity.findings import Finding
-from data.integrity.inventory import ASIDE, Inventory, survey
-from data.integrity.repair_shard import is_gone, mend
-from data.integrity.shard_check import examine
+from data.integrity.inventory import ASIDE, Inventory, inventory_of
+from data.integrity.repair_shard import is_gone, repair_shard
+from data.integrity.shard_check import check_shard
 from parallel.errors import InputError
 
 
@@ -61,16 +61,16 @@ def repair(
     Raises:
         InputError: it is no dataset, another process writes to it, or none of its shards is there.
     """
-    survey(dataset)  # before the lock makes a folder of what is none
+    inventory_of(dataset)  # before the lock makes a folder of what is none
     with held(dataset):
-        records = survey(dataset, decode=decode, held=True)
+        records = inventory_of(dataset, decode=decode, held=True)
         noted = {finding.shard for finding in records.findings}
         told = Repaired(list(records.findings))
         broken: dict[str, Diagnosis] = {}
         for job, found in one_by_one(records.jobs, workers, on_progress):
             told.findings += found
             if found or job.shard in noted:
-                broken[job.shard] = examine(job)
+                broken[job.shard] = check_shard(job)
         _check_any_left(records, broken)
         across = list(_across(records, broken))
         told.findings += across
@@ -79,12 +79,12 @@ def repair(
             shards.quarantine(dataset, told.lost)
             told.done += _records_aside(records)
             for one in broken.values():
-                told.done += mend(one, records.commits)
+                told.done += repair_shard(one, records.commits)
             dropped = {shard_id for shard_id, one in broken.items() if is_gone(one)}
             anew = any(finding.kind == "changed manifest" for finding in across)
             made = publish(dataset, _config(records), dropped, anew)
             told.generation = made.generation if made else None
-            told.done += _strays_aside(survey(dataset, deep=False, held=True))
+            told.done += _strays_aside(inventory_of(dataset, deep=False, held=True))
     return told
 
 
@@ -110,7 +110,7 @@ def _across(records: Inventory, broken: dict[str, Diagnosis]) -> Iterator[Findin
     uids |= {shard_id: [row["uid"] for row in one.rows] for shard_id, one in broken.items()}
     for finding in same_samples(records, uids):
         yield finding
-        one = broken.setdefault(finding.shard, examine(jobs[finding.shard]))
+        one = broken.setdefault(finding.shard, check_shard(jobs[finding.shard]))
         last = max(number for number, row in enumerate(one.rows) if row["uid"] == finding.sample)
         one.lose(one.rows.pop(last), finding.what)
 

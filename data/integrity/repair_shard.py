@@ -1,4 +1,4 @@
-"""`mend`: one shard becomes what its diagnosis says can be had: tar, then rows, then commit, each by rename.
+"""`repair_shard`: one shard becomes what its diagnosis says can be had: tar, then rows, then commit, each by rename.
 
 The tar keeps its layout: what can be known is written again at its place, and a tar that is cut short ends after its
 last whole sample. So rows of older generations stay right. Rows that come out as they were get their old file back;
@@ -32,7 +32,7 @@ def is_gone(one: Diagnosis) -> bool:
     return not one.rows and not _is_unreadable(one)
 
 
-def mend(one: Diagnosis, commits: Mapping[str, Record]) -> Iterator[tuple[str, str]]:
+def repair_shard(one: Diagnosis, commits: Mapping[str, Record]) -> Iterator[tuple[str, str]]:
     """Makes of a shard what can be had; yields (file, what was done to it).
 
     Args:

@@ -1,4 +1,4 @@
-"""`examine`: one shard, its rows and its commit against each other, down to the byte that is wrong.
+"""`check_shard`: one shard, its rows and its commit against each other, down to the byte that is wrong.
 
     tar as committed?  rows as committed?
         yes                yes             do the rows say what the tar says?          wrong row, missing row, ...
@@ -33,16 +33,16 @@ from parallel.errors import InputError
 
 def findings_of(job: Job) -> list[Finding]:
     """What is wrong with a shard; runs in a worker."""
-    return examine(job).findings
+    return check_shard(job).findings
 
 
-def examine(job: Job) -> Diagnosis:
+def check_shard(job: Job) -> Diagnosis:
     """Compares a shard with all that is known of it."""
     found = Diagnosis(job)
     rows, suspect = _rows(found)
     try:
         with (job.dataset / job.tar).open("rb") as file:
-            _examine(file.fileno(), rows, suspect, found)
+            _check_bytes(file.fileno(), rows, suspect, found)
             if job.decode:
                 _decode(file.fileno(), found)
     except FileNotFoundError:
@@ -100,7 +100,7 @@ def _readable(data: bytes) -> list[Row] | None:
     return table.to_pylist() if table.schema.equals(SCHEMA) else None
 
 
-def _examine(file: int, rows: list[Row] | None, suspect: list[Row] | None, found: Diagnosis) -> None:
+def _check_bytes(file: int, rows: list[Row] | None, suspect: list[Row] | None, found: Diagnosis) -> None:
     job, size = found.job, os.fstat(file).st_size
     if not job.deep:
         tell_size(size, job.size, found, "a deep check tells what is left of it")

@@ -118,7 +118,7 @@ def check(
 
     from data.integrity.check import Progress
     from data.integrity.check import check as look
-    from data.integrity.repair import repair as mend
+    from data.integrity.repair import repair as run_repair
     from launcher.core.progress_bar import Bar
     from launcher.tables.check_tables import as_json, closing_line, findings_table, long_captions, plain, repaired_table
 
@@ -133,7 +133,7 @@ def check(
         bar.update(progress.done >> 20, progress.total >> 20, note)
 
     with Bar(console, "MiB") as bar:
-        repaired = mend(dataset, decode, None, show) if repair else None
+        repaired = run_repair(dataset, decode, None, show) if repair else None
         findings = repaired.findings if repaired else look(dataset, not quick, decode, None, show)
     seconds = monotonic() - began
     left = look(dataset, True, decode) if repaired and findings else findings

@@ -58,7 +58,7 @@ def kinds(findings) -> Counter[str]:
     return Counter(finding.kind for finding in findings)
 
 
-def mended(dataset: Path):
+def repaired(dataset: Path):
     """Repairs; what is left is whole, and a second repair finds nothing to do."""
     done = repair(dataset)
     assert check(dataset) == []
@@ -92,7 +92,7 @@ def test_a_tar_cut_at_every_block(whole, tmp_path, step):
         assert [f.sample for f in found if f.kind == "cut sample"] == lost
         assert kinds(found) == Counter({"short shard": 1, "cut sample": len(lost)}) - Counter()
         assert kinds(check(ill, deep=False)) == {"short shard": 1}
-        done = mended(ill)
+        done = repaired(ill)
         assert kinds(done.findings) == kinds(found)
         assert [entry["sample"] for entry in done.lost] == lost
         assert read_all(ill) == [uid for uid in uids if uid not in lost]
@@ -117,7 +117,7 @@ def test_a_flipped_byte_in_every_part_and_header_field(whole, tmp_path, every):
         (found,) = check(ill)
         assert (found.kind, found.shard) == (f"changed {stretch.what}", shard)
         assert (found.sample, found.part) == (stretch.sample, stretch.part)
-        done = mended(ill)
+        done = repaired(ill)
         if (stretch.what, stretch.part) == ("data", "mp4"):
             assert [(entry["sample"], entry["reason"]) for entry in done.lost] == [(stretch.sample, "changed bytes")]
             assert stretch.sample not in read_all(ill)
@@ -140,7 +140,7 @@ def test_bytes_too_many(ill, whole):
     with (ill / "shards" / f"{first(ill)}.tar").open("ab") as file:
         file.write(b"more")
     assert kinds(check(ill)) == kinds(check(ill, deep=False)) == {"long shard": 1}
-    mended(ill)
+    repaired(ill)
     assert tree(ill) == tree(whole)
 
 
@@ -149,7 +149,7 @@ def test_a_missing_shard_leaves_its_samples_out_and_a_missing_disk_nothing(ill, 
     uids = [row["uid"] for row in rows_of(ill, shard)]
     (ill / "shards" / f"{shard}.tar").unlink()
     assert [(f.kind, f.shard) for f in check(ill)] == [("missing shard", shard)]
-    done = mended(ill)
+    done = repaired(ill)
     assert [(e["sample"], e["file"], e["reason"]) for e in done.lost] == [
         (uid, f"{n}.mp4", "its shard is missing") for n, uid in enumerate(uids)
     ]
@@ -204,7 +204,7 @@ def test_a_wrong_row_of_every_kind(whole, tmp_path, consistent):
         assert {f.file for f in every} == {f"index/{shard}.parquet"}
         assert consistent == (len(found) == len(every))
         if not number % 8:
-            assert mended(ill).lost == []
+            assert repaired(ill).lost == []
             assert read_all(ill) == read_all(whole)
             assert (tree(ill) == tree(whole)) == (not consistent)
 
@@ -216,7 +216,7 @@ def test_a_lost_index_is_made_again(ill, whole, content):
     kind = "missing index" if content is None else "changed index"
     assert [(f.kind, f.file) for f in check(ill)] == [(kind, f"index/{file.name}")]
     assert kinds(check(ill, deep=False)) == {kind: 1}
-    mended(ill)
+    repaired(ill)
     assert tree(ill) == tree(whole)
 
 
@@ -240,7 +240,7 @@ def test_a_lost_commit_is_made_again(ill, whole, content):
     assert [(f.kind, f.shard) for f in check(ill)] == [
         ("missing commit" if content is None else "changed commit", shard)
     ]
-    assert mended(ill).lost == []
+    assert repaired(ill).lost == []
     assert tree(ill, "commits", "quarantine") == tree(whole, "commits")
     made, was = shards.commits(ill)[shard], shards.commits(whole)[shard]
     assert {k: v for k, v in made.items() if k not in ("inputs", "left_out")} == {
@@ -256,24 +256,24 @@ def test_lost_generations(ill, whole):
     three = copy(ill, ill.parent / "three")
     (ill / "manifest" / "00000001.json").write_bytes(b"{}")
     assert [(f.kind, f.file) for f in check(ill)] == [("changed manifest", "manifest/00000001.json")]
-    mended(ill)
+    repaired(ill)
     assert tree(ill, "manifest", "quarantine") == tree(three, "manifest")
     assert [p.name for p in (ill / "manifest").iterdir()] == ["00000002.json"]
     ill = copy(three, ill)
     (ill / "manifest" / "00000001.json").unlink()
     assert kinds(check(ill)) == {"missing manifest": 1}
-    mended(ill)
+    repaired(ill)
     ill = copy(three, ill)
     (ill / "manifest" / "00000002.json").write_bytes(b"?")
     assert kinds(check(ill)) == {"changed manifest": 1, "unpublished": 1}
     with pytest.raises(InputError, match="data check"):
         Index.open(ill)
-    assert mended(ill).generation == 2
+    assert repaired(ill).generation == 2
     assert tree(ill, "quarantine") == tree(three)
     for file in (ill / "manifest").iterdir():
         file.unlink()
     assert kinds(check(ill)) == {"missing manifest": 1}
-    assert mended(ill).generation == 1
+    assert repaired(ill).generation == 1
     assert sorted(read_all(ill)) == sorted(read_all(three))
 
 
@@ -290,7 +290,7 @@ def test_strays_are_named_and_put_aside(ill, whole):
     shards.write_bytes(ill / "previews" / f"{first(ill)}-0000.jpg", b"ours")
     found = check(ill, deep=False)
     assert sorted((f.kind, f.file) for f in found) == sorted(("stray file", name) for name in names)
-    done = mended(ill)
+    done = repaired(ill)
     assert sorted(file for file, _ in done.done) == sorted(names)
     assert (ill / "previews" / f"{first(ill)}-0000.jpg").exists()
     assert tree(ill / "quarantine" / "strays") == dict.fromkeys(names[1:], b"stray")
@@ -302,7 +302,7 @@ def test_the_same_sample_twice(ill):
     twice = read_all(ill)
     (found,) = check(ill)
     assert (found.kind, twice.count(found.sample)) == ("same sample", 2)
-    assert [entry["sample"] for entry in mended(ill).lost] == [found.sample]
+    assert [entry["sample"] for entry in repaired(ill).lost] == [found.sample]
     assert sorted(read_all(ill)) == sorted(set(twice))
 
 
@@ -318,7 +318,7 @@ def test_two_accidents_at_once(whole, tmp_path):
             (ill / "shards" / f"{shard}.tar").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
             found = kinds(check(ill))
             assert found[f"missing {'index' if gone == 'index' else 'commit'}"] == 1
-            lost = [entry["sample"] for entry in mended(ill).lost]
+            lost = [entry["sample"] for entry in repaired(ill).lost]
             expected = at < len(data) - 1 and (gone == "index" or at > row["media_offset"])
             assert lost == ([row["uid"]] if expected else [])
             assert read_all(ill) == [uid for uid in read_all(whole) if uid not in lost]
@@ -334,7 +334,7 @@ def test_damage_beside_damage_that_was_left_out(ill):
         data[row["json_offset"] - 500] ^= 1
         tar.write_bytes(data)
         assert kinds(check(ill)) == {"changed data": 1, "changed header": 1}
-        assert [entry["sample"] for entry in mended(ill).lost] == [row["uid"]]
+        assert [entry["sample"] for entry in repaired(ill).lost] == [row["uid"]]
         assert len(read_all(ill)) == kept
     assert shard not in shards.commits(ill)
 
@@ -361,7 +361,7 @@ def test_what_cannot_be_read_is_not_dropped(ill, whole, monkeypatch):
         raise OSError(5, "Input/output error")
 
     before = tree(ill)
-    monkeypatch.setattr("data.integrity.shard_check._examine", fails)
+    monkeypatch.setattr("data.integrity.shard_check._check_bytes", fails)
     assert kinds(check(ill)) == {"unreadable": 2}
     assert repair(ill).done == []
     assert tree(ill) == before
@@ -389,7 +389,7 @@ def test_what_was_lost_comes_again_with_its_source(tmp_path, files):
     data = bytearray((out / row["shard"]).read_bytes())
     data[row["media_offset"] + 99] ^= 1
     (out / row["shard"]).write_bytes(data)
-    assert [entry["sample"] for entry in mended(out).lost] == [row["uid"]]
+    assert [entry["sample"] for entry in repaired(out).lost] == [row["uid"]]
     again = prepare(tmp_path / "in", out, options)
     assert (again.kept, again.skipped) == (1, 3)
     assert sorted(read_all(out)) == sorted(before)
@@ -446,12 +446,12 @@ def test_latents_images_and_text_alone(tmp_path):
     (out / "index" / f"{'0' * 32}.parquet").unlink()
     assert kinds(check(out)) == {"missing index": 1, "changed shard": 1, "changed header": 1, "bad sample": 1}
     (out / rows[0]["shard"]).write_bytes(whole[rows[0]["shard"]])
-    assert mended(out).lost == []
+    assert repaired(out).lost == []
     assert tree(out) == whole
     data = bytearray(whole[rows[0]["shard"]])
     data[rows[0]["media_offset"] + rows[0]["slice_offsets"][1]] ^= 1
     data[rows[1]["json_offset"]] ^= 1
     (out / rows[0]["shard"]).write_bytes(data)
     assert [f.sample for f in check(out)] == [rows[0]["uid"], rows[1]["uid"]]
-    assert [entry["sample"] for entry in mended(out).lost] == [rows[0]["uid"]]
+    assert [entry["sample"] for entry in repaired(out).lost] == [rows[0]["uid"]]
     assert len(read_all(out)) == 2

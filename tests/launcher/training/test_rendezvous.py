@@ -195,7 +195,7 @@ def test_visible_devices_are_read_as_the_driver_does(visible: str, seen: int) ->
 
 
 def fails_while_others_wait(rank: int, port: int) -> tuple[str, str, bool]:
-    """Rank 1 raises inside of `join_process_group`, rank 0 sits in a collective. Freeing a group waits, as NCCL does."""
+    """Rank 1 raises while it joins the group, rank 0 sits in a collective. Freeing a group waits, as NCCL does."""
     dist.destroy_process_group()
     freed = threading.Event()
 
