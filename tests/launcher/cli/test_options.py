@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from data.curation.clips import CutOptions
 from data.curation.filters import Filters
 from launcher.cli.options import with_options
-from launcher.cli.prepare_options import CutArguments, FilterArguments, PrepareArguments
+from launcher.cli.prepare import CutArguments, FilterArguments, PrepareArguments
 
 
 @dataclass(frozen=True)
