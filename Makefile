@@ -101,7 +101,7 @@ learn: $(READY)
 	@$(LONGREEL) data questions --out $(LEARN)-clips --clips 3072 --seed 0
 	@$(LONGREEL) data questions --out $(LEARN)-held-out --clips 100 --seed 1
 	@$(LONGREEL) prepare $(LEARN)-clips --out $(LEARN)-data
-	@$(LONGREEL) data talks $(LEARN)-clips/conversations.json --clips $(LEARN)-data --out $(LEARN)-talks
+	@$(LONGREEL) data chat $(LEARN)-clips/conversations.json --clips $(LEARN)-data --out $(LEARN)-talks
 	@echo "2/4  training a model that sees and speaks"
 	@$(LONGREEL) train recipes/video_lm.yaml out=$(LEARN) data.dataset=$(LEARN)-talks --no-ray
 	@echo "3/4  questions about clips that it has not seen; and with their frames shuffled"
@@ -109,7 +109,7 @@ learn: $(READY)
 	@$(LONGREEL) eval $(LEARN) $(LEARN)-held-out/questions.json --shuffle-frames
 	@echo "4/4  needles in 32, 256, 1024, 2048 bytes, one after the other"
 	@for n in 32 256 1024 2048; do $(LONGREEL) data needles --out $(NEEDLE)-$$n.jsonl --length $$n && \
-		$(LONGREEL) data talks $(NEEDLE)-$$n.jsonl --out $(NEEDLE)-$$n || exit 1; done
+		$(LONGREEL) data chat $(NEEDLE)-$$n.jsonl --out $(NEEDLE)-$$n || exit 1; done
 	@$(LONGREEL) train recipes/needle.yaml out=$(NEEDLE) --no-ray
 	@$(LONGREEL) needle $(NEEDLE) --lengths 256,1024,2048 --depths 5 --each 12
 

@@ -47,7 +47,7 @@ class Workshop:
         self.do("data", "questions", "--out", root / "clips", "--clips", clips, "--seed", 0)
         self.do("prepare", root / "clips", "--out", root / "data")
         self.do(
-            "data", "talks", root / "clips" / "conversations.json", "--clips", root / "data", "--out", root / "talks"
+            "data", "chat", root / "clips" / "conversations.json", "--clips", root / "data", "--out", root / "talks"
         )
 
     def settings(self, family: str, **changes: Any) -> dict[str, Any]:

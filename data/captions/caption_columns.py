@@ -81,7 +81,7 @@ def missing(headers: Sequence[str], accepted: Sequence[str], file: Path) -> Inpu
         remedy = f"it may be UTF-16 without a mark: iconv -f UTF-16LE -t UTF-8 {quote(str(file))} > NEW{file.suffix}"
         headers = [header.replace("\0", "") for header in headers]
     if {"conversations", "messages"} & lower.keys():
-        remedy = f"longreel data talks {quote(str(file))} --clips DATASET --out TALKS, for conversations"
+        remedy = f"longreel data chat {quote(str(file))} --clips DATASET --out CHATS, for conversations"
     return InputError(
         f"a table has a column {' or '.join(map(repr, accepted[:2]))}",
         f"{file} has: {', '.join(map(repr, headers)) or 'none'}",

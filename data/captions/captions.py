@@ -378,7 +378,7 @@ def _unread(entry: Any, origin: str) -> str:
     if not isinstance(entry, Mapping) or not entry or {_key(key) for key in entry} & {*SHORT_KEYS, *LONG_KEYS}:
         return ""
     keys = {_key(key) for key in entry}
-    how = "; moments with words: longreel data talks" if {"timestamps", "sentences"} <= keys else ""
+    how = "; moments with words: longreel data chat" if {"timestamps", "sentences"} <= keys else ""
     return f"{origin} has no caption of it, but {listed([str(key) for key in entry])}{how}"
 
 

@@ -142,7 +142,7 @@ class Talks:
 
     @classmethod
     def open(cls, folder: Path, digest: str | None = None) -> Talks:
-        """What `longreel data talks` wrote, its hashes compared.
+        """What `longreel data chat` wrote, its hashes compared.
 
         Raises:
             InputError: no such folder, something else, changed, or not of this digest.
@@ -159,7 +159,7 @@ class Talks:
                 raise InputError(
                     "talks do not change once they are written",
                     f"{path} is {'not what talks.json says' if path.exists() else 'missing'}",
-                    "run the same longreel data talks again",
+                    "run the same longreel data chat again",
                 )
             tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
         table = pa.concat_tables(tables)
@@ -197,7 +197,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        remedy = "longreel data talks CONVERSATIONS --tokenizer FOLDER --clips DATASET --out TALKS, and give TALKS"
+        remedy = "longreel data chat CONVERSATIONS --tokenizer FOLDER --clips DATASET --out CHATS, and give CHATS"
         found = f"{folder}: {'no ' + MANIFEST if Path(folder).is_dir() else 'no such folder'}"
         raise InputError("a video_lm trains on talks", found, remedy)
     found_there = unsealed(path, read_json(path))

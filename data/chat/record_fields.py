@@ -50,7 +50,7 @@ REMEDIES = {
     **dict.fromkeys(["tools", "functions", "tool_calls"], "calls of tools are not learned"),
     **dict.fromkeys(["objects", "bbox"], "boxes are not put into the text: write them there"),
     **dict.fromkeys(["weight", "loss", "loss_scale", "train"], "weights are those of objective in a run"),
-    **dict.fromkeys(["caption", "captions"], "for captions as answers: longreel data talks --captions"),
+    **dict.fromkeys(["caption", "captions"], "for captions as answers: longreel data chat --captions"),
 }
 DOCS = "docs/video-language.md"
 MEDIA = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".jpg", ".jpeg", ".png", ".webp", ".wav", ".mp3", ".flac")

@@ -134,7 +134,7 @@ def _rows_of(names: pa.Array, clips: ClipReader) -> Ints:
         raise InputError(
             "the clips of talks are in their dataset",
             f"{len(missing)} are not, the first is {missing[0].as_py()}",
-            "make the talks again: longreel data talks",
+            "make the talks again: longreel data chat",
         )
     return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
 

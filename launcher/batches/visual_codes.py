@@ -163,7 +163,7 @@ def coding_of(talks: Talks) -> Coding | None:
     quantiser = open_codes(str(folder) if about["kind"] == "folder" else about["kind"], _device())
     if quantiser.identity != about["identity"]:
         found = f"{folder}: {quantiser.identity}, the talks were made with {about['identity']}"
-        raise InputError("codes are decoded by what made them", found, "make the talks again: longreel data talks")
+        raise InputError("codes are decoded by what made them", found, "make the talks again: longreel data chat")
     height, width = about["size"]
     return Coding(quantiser, about["first"], (height, width), about["frames"], about["stride"])
 
@@ -185,7 +185,7 @@ def refuse_other_mask(curriculum: Curriculum, token: int | None) -> None:
         mask, folder = stream.source.index.tokenizer.get("mask"), stream.index.folders[0]
         if mask is None:
             rule = "masked_token hides codes of talks"
-            raise InputError(rule, f"{folder}: visuals are no codes", "longreel data talks --codes, or next_token")
+            raise InputError(rule, f"{folder}: visuals are no codes", "longreel data chat --codes, or next_token")
         if token != mask:
             rule = "a token that talks keep for it stands where a code is hidden"
             found = f"objective.mask_token={token}, {folder} keeps {mask}"

@@ -21,6 +21,7 @@ from launcher.cli.drill import drill
 from launcher.cli.dryrun import dryrun
 from launcher.cli.eval import evaluate
 from launcher.cli.needle import needle
+from launcher.cli.options import RUN_HELP, Json, reflow
 from launcher.cli.plan import plan
 from launcher.cli.prepare import prepare
 from launcher.cli.sample import sample
@@ -38,8 +39,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.add_typer(data_app, name="data")
-app.add_typer(checkpoint_app, name="checkpoint")
+START, DATA, TRAIN, BEFORE = "Start here", "Prepare data", "Train", "Plan and rehearse"
+LOOK, MODEL, CLUSTER = "Understand a run", "Use a model", "Run on a cluster"
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSALS = (
@@ -54,7 +55,6 @@ REFUSALS = (
     errno.EEXIST,
     errno.EISDIR,
 )
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
 
 
 def main() -> None:
@@ -93,12 +93,12 @@ def _leave_if_head_is_gone(error: InputError) -> None:
         os._exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def doctor(
-    path: Annotated[Path, typer.Option(help="Where runs will be written: is there room on that disk?")] = Path("."),
+    path: Annotated[Path, typer.Option(help="Folder of the runs, whose free disk space is checked.")] = Path("."),
     json_: Json = False,
 ) -> None:
-    """Tell what this machine can run, with a remedy for each problem."""
+    """Check this machine: devices, packages, network, disk. Suggest a fix for each problem."""
     from launcher.doctor.doctor import as_json, examine, render
 
     findings = examine(path)
@@ -109,25 +109,24 @@ def doctor(
     raise typer.Exit(1 if any(f.status == "problem" for f in findings) else 0)
 
 
-app.command()(prepare)
-app.command("eval")(evaluate)
-app.command()(needle)
+app.command(rich_help_panel=DATA)(prepare)
+app.add_typer(data_app, name="data", rich_help_panel=DATA)
 
 
-@app.command(cls=RunCommand, context_settings=CONTEXT)
+@app.command(cls=RunCommand, context_settings=CONTEXT, rich_help_panel=TRAIN)
 def train(
-    run: Annotated[Path, typer.Argument(help="The run, a YAML file; see recipes/.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example steps=20 mesh.ring=2")] = None,
-    ray: Annotated[
-        bool, typer.Option("--ray/--no-ray", help="Ranks as Ray actors, or as plain processes here.")
-    ] = True,
-    address: Annotated[
-        str | None, typer.Option(help="host:port of a Ray cluster's head; else Ray is embedded.")
+    run: Annotated[Path, typer.Argument(help=RUN_HELP)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings as key=value, such as steps=20 mesh.ring=2.")
     ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray/--no-ray", help="Start ranks as Ray actors, or as local processes.")
+    ] = True,
+    address: Annotated[str | None, typer.Option(help="host:port of a Ray head; a local Ray if not given.")] = None,
 ) -> None:
-    """Train. Goes on from the newest checkpoint if the run folder holds one.
+    """Train a run. Resumes from the newest checkpoint if the run folder holds one.
 
-    Ctrl-C or SIGTERM saves a checkpoint after the current step and exits with 75; once more stops at once.
+    Ctrl-C or SIGTERM saves a checkpoint after the current step and exits with 75; a second one stops at once.
 
     Example: longreel train recipes/quickstart.yaml data.dataset=datasets/mine steps=20
     """
@@ -174,13 +173,16 @@ def train(
     raise typer.Exit(code)
 
 
-app.command()(sample)
-app.command(cls=RunCommand)(plan)
+app.add_typer(checkpoint_app, name="checkpoint", rich_help_panel=TRAIN)
+app.command(cls=RunCommand, rich_help_panel=BEFORE)(plan)
+app.command(rich_help_panel=MODEL)(sample)
+app.command("eval", rich_help_panel=MODEL)(evaluate)
+app.command(rich_help_panel=MODEL)(needle)
 
 
-@app.command()
-def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Write one self-contained HTML page about a run: curves, samples, events."""
+@app.command(rich_help_panel=LOOK)
+def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Write one self-contained HTML page of a run: curves, samples, events."""
     from launcher.reports.recorded_run import read_run
     from launcher.reports.run_report import write_page
 
@@ -196,7 +198,12 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     console.print(f"{page}", markup=False, highlight=False, soft_wrap=True)
 
 
-for command in (dryrun, why, drill, submit, status, logs, stop, cluster):
+for command, panel in (
+    (dryrun, BEFORE), (why, LOOK), (drill, BEFORE), (submit, CLUSTER), (status, CLUSTER), (logs, CLUSTER),
+    (stop, CLUSTER), (cluster, CLUSTER),
+):  # fmt: skip
     takes_settings = command in (dryrun, drill, submit, cluster)
-    app.command(cls=RunCommand if takes_settings else None, context_settings=CONTEXT)(command)
-app.command("list")(list_)
+    app.command(cls=RunCommand if takes_settings else None, context_settings=CONTEXT, rich_help_panel=panel)(command)
+app.command("list", rich_help_panel=CLUSTER)(list_)
+for each in (app, data_app, checkpoint_app):
+    reflow(each)

@@ -1,4 +1,4 @@
-"""The command `longreel data talks`. Heavy imports wait until it runs."""
+"""The command `longreel data chat`. Heavy imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.options import frame_size, with_options
+from launcher.cli.options import Json, frame_size, with_options
 from launcher.core.terminal import Console
 from parallel.errors import InputError
 
@@ -17,12 +17,12 @@ from parallel.errors import InputError
 class WordOptions:
     """How words and places of visuals become tokens, and whether captions become conversations."""
 
-    tokenizer: Annotated[str, typer.Option(help="A folder as transformers saves it, or bytes.")] = "bytes"
+    tokenizer: Annotated[str, typer.Option(help="Tokenizer folder as transformers saves it, or `bytes`.")] = "bytes"
     captions: Annotated[
-        bool, typer.Option("--captions", help="Also a question about each clip, and its caption as the answer.")
+        bool, typer.Option("--captions", help="Add a question about each clip, with its caption as the answer.")
     ] = False
-    video_token: Annotated[str, typer.Option(help="The tokenizer's word for a video.")] = "<video>"
-    image_token: Annotated[str, typer.Option(help="The tokenizer's word for an image.")] = "<image>"
+    video_token: Annotated[str, typer.Option(help="Token that stands for a video.")] = "<video>"
+    image_token: Annotated[str, typer.Option(help="Token that stands for an image.")] = "<image>"
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,16 @@ class CodeOptions:
     """Visuals as tokens of the vocabulary."""
 
     codes: Annotated[
-        str | None, typer.Option(help="Visuals are tokens: colour:PATCH[:LEVELS], or a VQModel's folder.")
+        str | None,
+        typer.Option(help="Store visuals as discrete tokens: colour:PATCH[:LEVELS], or the folder of a VQModel."),
     ] = None
-    code_size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of frames that are coded; as stored.")] = None
-    code_frames: Annotated[int | None, typer.Option(min=1, help="Of each clip, at most, from its first.")] = None
-    code_stride: Annotated[int, typer.Option(min=1, help="Code every so many-th frame.")] = 1
+    code_size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH of coded frames; the stored size if not given.")
+    ] = None
+    code_frames: Annotated[int | None, typer.Option(min=1, help="Maximum coded frames per clip, from its first.")] = (
+        None
+    )
+    code_stride: Annotated[int, typer.Option(min=1, help="Code every N-th frame.")] = 1
 
     def refuse_sizes_alone(self) -> None:
         """Sizes are of visuals that are coded.
@@ -52,32 +57,31 @@ class UnusableOptions:
     """What becomes of records that cannot be used."""
 
     leave_out: Annotated[
-        bool, typer.Option("--leave-out/--strict", help="List unusable records and go on, or stop at the first.")
+        bool, typer.Option("--leave-out/--strict", help="List unusable records and continue, or stop at the first.")
     ] = True
-    ignore: Annotated[
-        list[str] | None, typer.Option(help="A key of records to pass over, such as fps; give it again for another.")
-    ] = None
+    ignore: Annotated[list[str] | None, typer.Option(help="Record key to ignore, such as fps; may be repeated.")] = None
 
 
 @with_options
-def talks(
-    out: Annotated[Path, typer.Option(help="The folder of talks; what it holds is replaced.")],
+def chat(
+    out: Annotated[Path, typer.Option(help="Chat dataset folder to write; its content is replaced.")],
     conversations: Annotated[
-        list[Path] | None, typer.Argument(help="JSON lists, or files with a JSON object a line: LLaVA, messages ...")
+        list[Path] | None, typer.Argument(help="JSON lists, or JSON lines: LLaVA, ShareGPT, messages ...")
     ] = None,
-    clips: Annotated[Path | None, typer.Option(help="The dataset of their videos and images.")] = None,
+    clips: Annotated[Path | None, typer.Option(help="Dataset folder of their videos and images.")] = None,
     words: WordOptions = WordOptions(),
     coding: CodeOptions = CodeOptions(),
     unusable: UnusableOptions = UnusableOptions(),
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of a table.")] = False,
+    json_: Json = False,
 ) -> None:
-    """Make conversations about clips into tokens, once for a tokenizer: what a video_lm trains on.
+    """Tokenize conversations about clips into a chat dataset, which a video_lm trains on.
 
-    With --codes videos and images are words of the vocabulary, so that a model without eyes reads and draws them.
+    With --codes, videos and images become tokens of the vocabulary, so that a model without a vision tower reads and
+    generates them.
 
-    Example: longreel data talks llava.json --clips datasets/mine --tokenizer models/qwen2 --out talks/mine
+    Example: longreel data chat llava.json --clips datasets/mine --tokenizer models/qwen2 --out chats/mine
 
-    Example: longreel data talks draw.json --clips datasets/mine --codes models/vqvae --code-size 256x256 --out talks/d
+    Example: longreel data chat draw.json --clips datasets/mine --codes models/vqvae --code-size 256x256 --out chats/d
     """
     from data.chat.chat_builder import write
     from data.chat.chat_index import Talks
@@ -88,7 +92,9 @@ def talks(
     from launcher.tables.chat_tables import as_json, records, table_of
 
     if not conversations and not words.captions:
-        raise InputError("talks are made of something", "no file, no --captions", "give CONVERSATIONS, or --captions")
+        raise InputError(
+            "a chat dataset must be made of conversations or captions", "neither", "give CONVERSATIONS, or --captions"
+        )
     coding.refuse_sizes_alone()
     console, opened = Console(stderr=json_), open_tokenizer(words.tokenizer)
     size = None if coding.code_size is None else frame_size(coding.code_size, clips)

@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from launcher.cli.options import Json
 from launcher.config.overrides import RunCommand
 from launcher.core.terminal import Console
 from parallel.errors import InputError
@@ -22,16 +23,17 @@ if TYPE_CHECKING:
     from launcher.checkpoints.reading import Checkpoint
     from launcher.checkpoints.storage import Storage
 
-app = typer.Typer(help="What a run has saved: list, verify, prune, show, export; and import.", no_args_is_help=True)
+app = typer.Typer(
+    help="List, verify, show, prune, export and import checkpoints.", no_args_is_help=True, rich_markup_mode="rich"
+)
 
-Run = Annotated[str, typer.Argument(help="A run folder, or a folder or URL of checkpoints.")]
-Step = Annotated[int | None, typer.Option(help="Of which step; the newest if not given.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
+Run = Annotated[str, typer.Argument(help="Run folder, or folder or URL of checkpoints.")]
+Step = Annotated[int | None, typer.Option(help="Checkpoint step; the newest if not given.")]
 
 
 @app.command("list")
 def list_(run: Run, json_: Json = False) -> None:
-    """Every checkpoint of a run: loss, size, layout, and whether its files are there; `verify` compares hashes too.
+    """List the checkpoints of a run: loss, size, layout, and whether the files are there (verify compares hashes).
 
     Example: longreel checkpoint list runs/mine
     """
@@ -49,7 +51,7 @@ def list_(run: Run, json_: Json = False) -> None:
 
 @app.command()
 def verify(run: Run, json_: Json = False) -> None:
-    """Read every file of every checkpoint and compare its hash; exit code 1 if one is broken.
+    """Verify the hash of every file of every checkpoint. Exit code 1 if one is broken.
 
     Example: longreel checkpoint verify runs/mine
     """
@@ -67,18 +69,18 @@ def verify(run: Run, json_: Json = False) -> None:
 @app.command()
 def prune(
     run: Run,
-    keep: Annotated[int, typer.Option(min=1, help="Newest whole ones that stay.")],
-    keep_best: Annotated[bool, typer.Option("--keep-best", help="The one of the lowest loss stays, too.")] = False,
+    keep: Annotated[int, typer.Option(min=1, help="Number of newest whole checkpoints to keep.")],
+    keep_best: Annotated[bool, typer.Option("--keep-best", help="Keep the one of the lowest loss too.")] = False,
     keep_every: Annotated[
-        int | None, typer.Option(min=0, help="Those of every N-th step stay; as in the run if not given, 0 for none.")
+        int | None, typer.Option(min=0, help="Keep those of every N-th step; as in the run if not given, 0 for none.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed; remove nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
     json_: Json = False,
 ) -> None:
-    """Remove old checkpoints, after a question. The newest one that is whole stays, whatever is asked for.
+    """Remove old checkpoints, after a confirmation. The newest whole checkpoint always stays.
 
-    Broken ones are told and not touched: longreel checkpoint verify says what is wrong with them.
+    Broken checkpoints are listed and not touched: longreel checkpoint verify says what is wrong with them.
 
     Example: longreel checkpoint prune runs/mine --keep 2 --keep-best --dry-run
     """
@@ -127,7 +129,7 @@ def _ask(question: str) -> None:
 
 @app.command()
 def show(run: Run, step: Step = None, json_: Json = False) -> None:
-    """What a checkpoint holds: the moment, what wrote it, its parameters and their sizes.
+    """Show what a checkpoint holds: step, versions, layout, parameters and their sizes.
 
     Example: longreel checkpoint show runs/mine --step 200
     """
@@ -161,19 +163,17 @@ def show(run: Run, step: Step = None, json_: Json = False) -> None:
 @app.command()
 def export(
     run: Run,
-    out: Annotated[
-        Path, typer.Option(help="The file to write, such as model.safetensors; of a video_lm a folder, too.")
-    ],
+    out: Annotated[Path, typer.Option(help="File to write, such as model.safetensors; for a video_lm also a folder.")],
     step: Step = None,
     averaged: Annotated[
-        bool | None, typer.Option("--ema/--no-ema", help="The moving average; by default if the run kept one.")
+        bool | None, typer.Option("--ema/--no-ema", help="Export the moving average; by default if the run kept one.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or bf16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Type of the tensors: float32 or bf16.")] = "float32",
     json_: Json = False,
 ) -> None:
-    """Weights alone, as one safetensors file that any program reads: a third of a checkpoint or less.
+    """Export the weights as one safetensors file: a third of a checkpoint or less.
 
-    Those of a video_lm as a folder, which transformers opens: from_pretrained(FOLDER).
+    A video_lm may be exported as a folder, which transformers opens: from_pretrained(FOLDER).
 
     Example: longreel checkpoint export runs/mine --out model.safetensors --dtype bf16
     """
@@ -194,13 +194,15 @@ def export(
 
 @app.command("import", cls=RunCommand)
 def import_(
-    source: Annotated[Path, typer.Argument(help="A universal checkpoint of DeepSpeed: a folder that has zero/.")],
-    run: Annotated[Path, typer.Argument(help="The run that goes on from it, a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example out=runs/mine")] = None,
-    updates: Annotated[int | None, typer.Option(min=0, help="That its state has seen; read if it tells.")] = None,
+    source: Annotated[Path, typer.Argument(help="Universal checkpoint of DeepSpeed: a folder that has zero/.")],
+    run: Annotated[Path, typer.Argument(help="Run that continues from it, a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings as key=value, such as out=runs/mine.")] = None,
+    updates: Annotated[
+        int | None, typer.Option(min=0, help="Number of optimizer updates; read from the checkpoint if stored.")
+    ] = None,
     json_: Json = False,
 ) -> None:
-    """Weights and optimizer state that DeepSpeed saved, as the first checkpoint of a run; then train as usual.
+    """Import weights and optimizer state that DeepSpeed saved as the first checkpoint of a run.
 
     Example: longreel checkpoint import converted/ run.yaml out=runs/mine
     """

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from launcher.cli.options import with_options
+from launcher.cli.options import Json, with_options
 from launcher.core.terminal import Console, visible
 from parallel import shell
 from parallel.errors import InputError
@@ -24,25 +24,26 @@ if TYPE_CHECKING:
     from launcher.cluster.machines import Machines
     from launcher.config.run_config import RunConfig
 
-Address = Annotated[str, typer.Option(help="http://HEAD:8265, the head of a Ray cluster.")]
-NoToken = Annotated[bool, typer.Option("--no-token", help="Use a cluster that asks nobody for a token.")]
-Id = Annotated[str, typer.Argument(help="Of the job, as submit printed it.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
+Address = Annotated[str, typer.Option(help="Ray head, as http://HEAD:8265.")]
+NoToken = Annotated[bool, typer.Option("--no-token", help="Connect without a token, to a cluster that asks for none.")]
+Id = Annotated[str, typer.Argument(help="Job id, as longreel submit printed it.")]
 CODES = {"done": 0, "stopped": 75, "refused": 2, "failed": 1}
 COLOURS = {"done": "green", "failed": "red", "refused": "red", "waiting": "yellow", "stopped": "yellow"}
 
 
 def submit(
-    run: Annotated[Path, typer.Argument(help="The run, a YAML file; its paths lie on storage that all nodes see.")],
+    run: Annotated[Path, typer.Argument(help="Run, a YAML file; its paths must be on storage that all nodes see.")],
     address: Address,
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example steps=20 mesh.ring=2")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what it prints until it ends.")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings as key=value, such as steps=20 mesh.ring=2.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print its output until it ends.")] = False,
     no_token: NoToken = False,
     json_: Json = False,
 ) -> None:
-    """Train on a Ray cluster, from any machine that reaches its head: ships the code, returns an id.
+    """Submit a run to a Ray cluster, from any machine that reaches its head: ships the code, prints a job id.
 
-    Goes on from the newest checkpoint if the run folder holds one. Waits for room where other runs hold it.
+    Resumes from the newest checkpoint if the run folder holds one. Waits for free slots while other runs hold them.
 
     Example: longreel submit recipes/quickstart.yaml out=/shared/runs/mine --address http://head:8265
     """
@@ -69,11 +70,13 @@ def submit(
 
 def status(
     address: Address,
-    id_: Annotated[str | None, typer.Argument(metavar="[ID]", help="Of a job; the nodes and all jobs without.")] = None,
+    id_: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="Job id; the nodes and all jobs if not given.")
+    ] = None,
     no_token: NoToken = False,
     json_: Json = False,
 ) -> None:
-    """Tell how far a job is, or what a cluster has and does.
+    """Print the progress of a job, or the nodes and jobs of a cluster.
 
     Example: longreel status mine-3fa2c1 --address http://head:8265
     """
@@ -97,12 +100,14 @@ def status(
 
 
 def logs(
-    id_: Annotated[str, typer.Argument(metavar="ID", help="Of the job, as submit printed it.")],
+    id_: Annotated[str, typer.Argument(metavar="ID", help="Job id, as longreel submit printed it.")],
     address: Address,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends; exits as the run does.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Follow until it ends; exits as the run does.")
+    ] = False,
     no_token: NoToken = False,
 ) -> None:
-    """Print what a job printed: rank 0's lines, and everybody's errors.
+    """Print the output of a job: the lines of rank 0 and the errors of all ranks.
 
     Example: longreel logs -f mine-3fa2c1 --address http://head:8265
     """
@@ -118,13 +123,13 @@ def logs(
 
 
 def stop(
-    id_: Annotated[str, typer.Argument(metavar="ID", help="Of the job, as submit printed it.")],
+    id_: Annotated[str, typer.Argument(metavar="ID", help="Job id, as longreel submit printed it.")],
     address: Address,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it has saved and ended.")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has saved and ended.")] = True,
     no_token: NoToken = False,
     json_: Json = False,
 ) -> None:
-    """Stop a job after its current step, with a last checkpoint. The same submit goes on from there.
+    """Stop a job after its current step, with a last checkpoint. The same submit resumes it.
 
     Example: longreel stop mine-3fa2c1 --address http://head:8265
     """
@@ -142,7 +147,7 @@ def stop(
 
 
 def list_(address: Address, no_token: NoToken = False, json_: Json = False) -> None:
-    """List the jobs that longreel submitted to a cluster, the newest first.
+    """List the jobs that longreel submitted to a cluster, newest first.
 
     Example: longreel list --address http://head:8265
     """
@@ -159,33 +164,39 @@ def list_(address: Address, no_token: NoToken = False, json_: Json = False) -> N
 class MachineOptions:
     """What ranks run on."""
 
-    nodes: Annotated[int, typer.Option(min=1, help="That ranks run on.")] = 1
-    gpus: Annotated[int, typer.Option(min=0, help="Of each node.")] = 0
-    cpus: Annotated[int, typer.Option(min=1, help="Of each node.")] = 8
-    memory: Annotated[int | None, typer.Option(min=1, help="kuberay, slurm: of each node, in GiB; else 64.")] = None
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs per node.")] = 0
+    cpus: Annotated[int, typer.Option(min=1, help="CPUs per node.")] = 8
+    memory: Annotated[
+        int | None, typer.Option(min=1, help="kuberay, slurm: memory per node [GiB]; 64 if not given.")
+    ] = None
 
 
 @dataclass(frozen=True)
 class KindOptions:
     """What some kinds of cluster alone have a use for."""
 
-    image: Annotated[str | None, typer.Option(help="kuberay: with Ray and longreel.")] = None
+    image: Annotated[str | None, typer.Option(help="kuberay: container image with Ray and longreel.")] = None
     storage: Annotated[str | None, typer.Option(help="kuberay: CLAIM:PATH of a volume that all pods see.")] = None
-    option: Annotated[list[str] | None, typer.Option(help="slurm: more of sbatch, such as --partition=gpu.")] = None
+    option: Annotated[
+        list[str] | None, typer.Option(help="slurm: further sbatch option, such as --partition=gpu; may be repeated.")
+    ] = None
 
 
 @with_options
 def cluster(
-    run: Annotated[Path, typer.Argument(help="The run, a YAML file; its paths lie on storage that all nodes see.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example steps=20 mesh.ring=2")] = None,
+    run: Annotated[Path, typer.Argument(help="Run, a YAML file; its paths must be on storage that all nodes see.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings as key=value, such as steps=20 mesh.ring=2.")
+    ] = None,
     kind: Annotated[
-        Literal["kuberay", "slurm", "ray"], typer.Option(help="Kubernetes, Slurm, or machines without a scheduler.")
+        Literal["kuberay", "slurm", "ray"], typer.Option(help="Scheduler: Kubernetes, Slurm, or none.")
     ] = "ray",
     machines: MachineOptions = MachineOptions(),
     own: KindOptions = KindOptions(),
-    out: Annotated[Path | None, typer.Option(help="A file; printed if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; printed if not given.")] = None,
 ) -> None:
-    """Write what starts a Ray cluster for a run, with token authentication: a RayJob, a batch script, a shell script.
+    """Write a RayJob, a Slurm script or a shell script that starts a Ray cluster for a run, with token authentication.
 
     Example: longreel cluster run.yaml --kind slurm --nodes 4 --gpus 8 --cpus 64 --option=--partition=gpu --out run.sh
     """

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from launcher.cli.chat_data import talks
-from launcher.cli.options import frame_size, with_options
+from launcher.cli.chat_data import chat
+from launcher.cli.options import DATASET_HELP, Json, frame_size, with_options
 from launcher.cli.synthetic import needles, questions, synth
 from launcher.config.overrides import RunCommand
 from launcher.core.terminal import Console
@@ -19,21 +20,44 @@ from parallel.errors import InputError
 if TYPE_CHECKING:
     from data.planning.clip_sampling import Sampling
 
-app = typer.Typer(help="Datasets: make, look into, check and repair them.", no_args_is_help=True)
+OTHER_NAMES = {  # what people type -> the command
+    **dict.fromkeys(("talks", "conversations", "tokenize"), "chat"),
+    **dict.fromkeys(("verify", "validate", "repair"), "check"),
+    **dict.fromkeys(("view", "browse", "gallery"), "show"),
+    **dict.fromkeys(("convert", "webdataset"), "import"),
+}
+MAKE, LOOK, CHECK, SYNTHETIC = "Make datasets", "Look at them", "Check them", "Make synthetic data"
 
 
-for command in (synth, questions, needles):
-    app.command()(command)
+class DataCommands(TyperGroup):
+    """The commands; one of another name is refused with the name that it has here."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As of typer; raises InputError for a name of OTHER_NAMES."""
+        meant = OTHER_NAMES.get(args[0]) if args else None
+        if meant is not None:
+            raise InputError("a command of longreel data must exist", args[0], f"did you mean longreel data {meant}?")
+        return super().resolve_command(ctx, args)
 
 
-@app.command(cls=RunCommand)
+app = typer.Typer(
+    cls=DataCommands, help="Make, inspect, check and repair datasets.", no_args_is_help=True, rich_markup_mode="rich"
+)
+app.command(rich_help_panel=MAKE)(chat)
+
+
+@app.command(cls=RunCommand, rich_help_panel=LOOK)
 def stats(
-    dataset: Annotated[Path, typer.Argument(help="A folder that longreel prepare or import wrote.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="With --run: key=value, such as data.frames=16")] = None,
-    run: Annotated[Path | None, typer.Option(help="A run, whose codec and patches make the tokens.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of tables.")] = False,
+    dataset: Annotated[Path, typer.Argument(help=DATASET_HELP)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="With --run: settings as key=value, such as data.frames=16.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run, a YAML file, whose codec and patch size turn clips into tokens.")
+    ] = None,
+    json_: Json = False,
 ) -> None:
-    """Tell what is in a dataset: lengths, sizes, scores, sources, tokens. Reads the index alone.
+    """Print statistics of a dataset: lengths, sizes, scores, sources, tokens. Reads only the index.
 
     Example: longreel data stats datasets/mine --run recipes/quickstart.yaml data.stride=2
     """
@@ -51,17 +75,22 @@ def stats(
         Console().print(render(str(dataset), found, words), highlight=False)
 
 
-@app.command(cls=RunCommand)
+@app.command(cls=RunCommand, rich_help_panel=LOOK)
 def show(
-    dataset: Annotated[Path, typer.Argument(help="A folder that longreel prepare or import wrote.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="With --run: key=value, such as data.frames=16")] = None,
-    out: Annotated[Path | None, typer.Option(help="The page; DATASET/show.html if not given.")] = None,
-    limit: Annotated[int, typer.Option(help="Samples on the page; of more, as many are taken evenly.")] = 50_000,
-    run: Annotated[Path | None, typer.Option(help="A run, whose codec and patches make the tokens.")] = None,
+    dataset: Annotated[Path, typer.Argument(help=DATASET_HELP)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="With --run: settings as key=value, such as data.frames=16.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML file to write; DATASET/show.html if not given.")] = None,
+    limit: Annotated[int, typer.Option(help="Maximum samples on the page, evenly spaced.")] = 50_000,
+    run: Annotated[
+        Path | None, typer.Option(help="Run, a YAML file, whose codec and patch size turn clips into tokens.")
+    ] = None,
 ) -> None:
-    """Write one HTML page to look through a dataset: frames, captions, scores, to search, filter and sort.
+    """Write an HTML page of a dataset: frames, captions and scores to search, filter and sort.
 
-    It needs no network and no server: open it in a browser. A hash filters: show.html#q=red&frames=16-64&sort=-motion
+    The page needs no network and no server: open it in a browser. Its URL may hold a filter:
+    show.html#q=red&frames=16-64&sort=-motion
 
     Example: longreel data show datasets/mine
     """
@@ -97,20 +126,18 @@ def _sampling(run: Path | None, overrides: list[str]) -> tuple[Sampling, str]:
     return sampling, f"as in {run}: {size}, stride {data.stride}"
 
 
-@app.command()
+@app.command(rich_help_panel=CHECK)
 def check(
-    dataset: Annotated[Path, typer.Argument(help="A folder that longreel prepare or import wrote.")],
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Mend what its own bytes can mend; leave the rest out.")
-    ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Sizes and structure alone, no hashes.")] = False,
-    decode: Annotated[bool, typer.Option("--decode", help="Decode every sample, too.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of tables.")] = False,
+    dataset: Annotated[Path, typer.Argument(help=DATASET_HELP)],
+    repair: Annotated[bool, typer.Option("--repair", help="Repair what its own bytes allow; drop the rest.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Check sizes and structure only, no hashes.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every sample too.")] = False,
+    json_: Json = False,
 ) -> None:
-    """Tell whether a dataset is what it was written to be, every byte of it. Exit code 1 if it is not.
+    """Verify every byte of a dataset; print what is damaged. Exit code 1 if anything is.
 
-    With --repair, shards, index and records are written again from each other where that can be done; samples that are
-    lost are listed in quarantine/ and left out of a new generation. Runs that began go on with theirs.
+    With --repair, shards, index and records are rebuilt from each other where that is possible; lost samples are listed
+    in quarantine/ and dropped from a new generation of the dataset. Runs that have begun keep their generation.
 
     Example: longreel data check datasets/mine --repair
     """
@@ -151,20 +178,20 @@ def check(
     raise typer.Exit(1 if left else 0)
 
 
-@app.command("import")
+@app.command("import", rich_help_panel=MAKE)
 def import_(
     sources: Annotated[
-        list[str], typer.Argument(help="Tars, folders of tars, patterns such as 'shards/{000..123}.tar'.")
+        list[str], typer.Argument(help="Tars, folders of tars, or patterns such as 'shards/{000..123}.tar'.")
     ],
-    out: Annotated[Path, typer.Option(help="The dataset folder; run again with more tars to add them.")],
+    out: Annotated[Path, typer.Option(help="Dataset folder to write; run again with more tars to add them.")],
     allow_missing_captions: Annotated[bool, typer.Option(help="Keep videos and images without a caption.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Processes; by default as many as there is work for.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of tables.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; chosen by the work if not given.")] = None,
+    json_: Json = False,
 ) -> None:
-    """Make a dataset of WebDataset tars that others made. They stay as they are: linked, not unpacked.
+    """Import WebDataset tars of others as a dataset. The tars stay as they are: linked, not unpacked.
 
-    Videos, images and text with captions in .txt, .json or .cls. A bad sample is reported and left out, never fatal.
-    What is in the dataset already is not done again.
+    Reads videos, images and text with captions in .txt, .json or .cls. A bad sample is reported and skipped, never
+    fatal. Finished tars are skipped.
 
     Example: longreel data import 'webvid/{000000..000999}.tar' --out datasets/webvid
     """
@@ -182,18 +209,15 @@ def import_(
     print(as_json(summary)) if json_ else print_summary(console, summary, out)
 
 
-app.command()(talks)
-
-
-@app.command()
+@app.command(rich_help_panel=CHECK)
 def audit(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    step: Annotated[int | None, typer.Option(help="Show what this step saw, sample by sample.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    step: Annotated[int | None, typer.Option(help="Print the samples of this step instead.")] = None,
+    json_: Json = False,
 ) -> None:
-    """Prove that a run saw every sample of each epoch once, and each step what its plan says.
+    """Prove that a run read every sample of each epoch exactly once, in the planned order.
 
-    Exit code 1 if anything was lost, seen twice, or is not what was planned.
+    Exit code 1 if a sample was lost, read twice, or read out of plan.
 
     Example: longreel data audit runs/quickstart --step 12
     """
@@ -217,36 +241,36 @@ def audit(
 class CountOptions:
     """Ranks and packs that are asked for in place of the run's."""
 
-    ranks: Annotated[int | None, typer.Option(min=1, help="In all; the run's own, or 64.")] = None
+    ranks: Annotated[int | None, typer.Option(min=1, help="Total ranks; the run's own, or 64.")] = None
     sequence: Annotated[
-        int | None, typer.Option(min=1, help="Ranks that share one sequence (ring x ulysses); the run's own, or 8.")
+        int | None, typer.Option(min=1, help="Ranks per sequence (ring x ulysses); the run's own, or 8.")
     ] = None
-    packs: Annotated[
-        int | None, typer.Option(min=1, help="Packs of each replica in a step; the run's own packs_per_step, or 4.")
-    ] = None
+    packs: Annotated[int | None, typer.Option(min=1, help="Packs per replica and step; the run's own, or 4.")] = None
 
 
 @dataclass(frozen=True)
 class SyntheticOptions:
     """Samples and a model to count with where no run is given."""
 
-    samples: Annotated[int, typer.Option(min=1, help="Synthetic ones, of log-normal lengths.")] = 10_000_000
-    mean: Annotated[float, typer.Option(min=1, help="Tokens of a synthetic sample.")] = 8192
-    sigma: Annotated[float, typer.Option(min=0, help="Spread of the logarithm of their lengths.")] = 1.0
-    pack_tokens: Annotated[int, typer.Option(min=1, help="Of a packed sequence.")] = 262_144
-    dim: Annotated[int, typer.Option(min=1, help="Of the model: attention against all else in the cost.")] = 3072
+    samples: Annotated[int, typer.Option(min=1, help="Synthetic samples, of log-normal lengths.")] = 10_000_000
+    mean: Annotated[float, typer.Option(min=1, help="Mean tokens of a synthetic sample.")] = 8192
+    sigma: Annotated[float, typer.Option(min=0, help="Standard deviation of the logarithm of their lengths.")] = 1.0
+    pack_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a packed sequence.")] = 262_144
+    dim: Annotated[int, typer.Option(min=1, help="Model width, for the cost of attention against all else.")] = 3072
 
 
-@app.command(cls=RunCommand)
+@app.command(cls=RunCommand, rich_help_panel=LOOK)
 @with_options
 def simulate(
-    run: Annotated[Path | None, typer.Argument(help="A run, whose dataset and model count; or give --samples.")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as for longreel train")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="Run, a YAML file, whose dataset and model count; or give --samples.")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings as key=value, as for longreel train.")] = None,
     asked: CountOptions = CountOptions(),
     synthetic: SyntheticOptions = SyntheticOptions(),
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    json_: Json = False,
 ) -> None:
-    """Show how an epoch packs and balances on many ranks, with no GPU and without reading a clip.
+    """Simulate how an epoch packs and balances on many ranks, without a GPU and without reading a clip.
 
     Example: longreel data simulate --ranks 4096 --samples 10000000 --pack-tokens 1048576
     """
@@ -266,27 +290,29 @@ def simulate(
 class EncodeArguments:
     """What is encoded of each clip, and how it is computed."""
 
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH to scale and crop to; as stored if not given.")] = None
-    frames: Annotated[int | None, typer.Option(help="At most so many of each clip, from its first.")] = None
-    dtype: Annotated[str, typer.Option(help="Of what is computed and stored: float32 or bf16.")] = "float32"
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")] = None
-    tiling: Annotated[bool, typer.Option(help="In tiles of the picture: less memory, slightly other values.")] = False
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH to scale and crop to; the stored size if not given.")
+    ] = None
+    frames: Annotated[int | None, typer.Option(help="Maximum frames per clip, from its first.")] = None
+    dtype: Annotated[str, typer.Option(help="Type of computation and storage: float32 or bf16.")] = "float32"
+    device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1 ...; a GPU if there is one.")] = None
+    tiling: Annotated[bool, typer.Option(help="Encode in tiles: less memory, slightly different values.")] = False
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 @with_options
 def encode(
-    dataset: Annotated[Path, typer.Argument(help="A folder that longreel prepare or import wrote.")],
-    codec: Annotated[Path, typer.Option(help="An autoencoder's folder, as diffusers saves it (often MODEL/vae).")],
-    out: Annotated[Path, typer.Option(help="The dataset of latents; run again to go on with it.")],
+    dataset: Annotated[Path, typer.Argument(help=DATASET_HELP)],
+    codec: Annotated[Path, typer.Option(help="Autoencoder folder, as diffusers saves it (often MODEL/vae).")],
+    out: Annotated[Path, typer.Option(help="Latent dataset folder to write; run again to continue.")],
     what: EncodeArguments = EncodeArguments(),
-    part: Annotated[str, typer.Option(help="i/n: this process makes these shards alone.")] = "1/1",
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of tables.")] = False,
+    part: Annotated[str, typer.Option(help="i/n: encode only the i-th of n parts of the shards.")] = "1/1",
+    json_: Json = False,
 ) -> None:
-    """Compute the latents of every clip once, mean and log-variance, so that training need not.
+    """Encode every clip into latents (mean and log-variance) once, so that training need not.
 
-    What is done is not done again. Several processes may share the work: run the same command on each GPU, or give each
-    a --part; the last one to finish publishes the dataset.
+    Finished shards are skipped. Several processes may share the work: run the same command on each GPU, or give each a
+    --part; the last one to finish publishes the dataset.
 
     Example: longreel data encode datasets/mine --codec models/wan/vae --out datasets/mine-wan --dtype bf16
     """
@@ -312,3 +338,7 @@ def encode(
         return
     for said in tables(summary, out, codec):
         console.print(said, highlight=False, markup=False, soft_wrap=isinstance(said, str))
+
+
+for command in (synth, questions, needles):
+    app.command(rich_help_panel=SYNTHETIC)(command)

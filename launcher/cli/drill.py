@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from launcher.cli.options import RUN_HELP, Json
 from launcher.core.terminal import Console
 from parallel import shell
 from parallel.errors import InputError
@@ -22,28 +23,28 @@ if TYPE_CHECKING:
 
 
 def drill(
-    run: Annotated[Path, typer.Argument(help="The run, a YAML file; see recipes/.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example mesh.ring=2")] = None,
-    faults: Annotated[str, typer.Option(help="Which, with commas; the usual ones if not given.")] = "",
-    steps: Annotated[int, typer.Option(help="Of each run.")] = 12,
+    run: Annotated[Path, typer.Argument(help=RUN_HELP)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings as key=value, such as mesh.ring=2.")] = None,
+    faults: Annotated[
+        str, typer.Option(help="Faults to inject, separated by commas; the usual ones if not given.")
+    ] = "",
+    steps: Annotated[int, typer.Option(help="Steps of each run.")] = 12,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the runs; that of the run, with -drill, if not given.")
+        Path | None, typer.Option(help="Folder for the runs; OUT-drill beside the run's own if not given.")
     ] = None,
     ray: Annotated[
-        bool, typer.Option("--ray/--no-ray", help="Ranks as Ray actors, or as plain processes here.")
+        bool, typer.Option("--ray/--no-ray", help="Start ranks as Ray actors, or as local processes.")
     ] = True,
-    address: Annotated[
-        str | None, typer.Option(help="host:port of a Ray cluster's head; else Ray is embedded.")
-    ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of a table.")] = False,
+    address: Annotated[str | None, typer.Option(help="host:port of a Ray head; a local Ray if not given.")] = None,
+    json_: Json = False,
 ) -> None:
-    """Let faults strike a short copy of a run, before it is paid for: what is survived, in what time, and what is lost.
+    """Rehearse failures on a short copy of a run; print which it survives, how fast it recovers, what it loses.
 
-    The copy trains on the run's own data, which is only read, with its mesh and settings, 12 steps long, in a folder of
-    its own: once undisturbed, and once for each fault. Exit code 1 if one was not survived.
+    The copy trains on the run's own data (read only), with its mesh and settings, for a few steps, in a folder of its
+    own: once undisturbed, and once per fault. Exit code 1 if a fault was not survived.
 
     Faults: kill, pause (SIGSTOP), cut (a rank's connections), tear (kill within a checkpoint write), full (disk),
-    driver (kill of the command), terminate (SIGTERM), flip (a bit of a checkpoint); raise and slow if asked for.
+    driver (kills the command), terminate (SIGTERM), flip (a bit of a checkpoint); raise and slow only on request.
 
     Example: longreel drill recipes/quickstart.yaml --no-ray --faults kill,tear
     """

@@ -8,28 +8,31 @@ from typing import Annotated
 
 import typer
 
+from launcher.cli.options import RUN_HELP, Json
 from launcher.core.terminal import Console
 from parallel.errors import InputError
 
 
 def dryrun(
-    run: Annotated[Path, typer.Argument(help="A run, as for longreel train.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example mesh.ring=8")] = None,
-    rank: Annotated[int | None, typer.Option(min=0, help="Of the mesh; the busiest one if not given.")] = None,
-    device: Annotated[str, typer.Option(help="Whose kernels: cuda, or cpu for what this machine would do.")] = "",
+    run: Annotated[Path, typer.Argument(help=RUN_HELP)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings as key=value, such as mesh.ring=8.")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="Rank of the mesh; the busiest if not given.")] = None,
+    device: Annotated[
+        str, typer.Option(help="Device whose kernels are counted: cuda or cpu; the run's own if not given.")
+    ] = "",
     documents: Annotated[
-        int | None, typer.Option(min=1, help="Draw packs of so many equal clips or conversations, whatever the data.")
+        int | None, typer.Option(min=1, help="Use packs of N equal clips or conversations, whatever the data.")
     ] = None,
     segment: Annotated[
-        int | None, typer.Option(min=0, help="Of data.segments; the one with the longest packs if not given.")
+        int | None, typer.Option(min=0, help="Segment of data.segments; the one with the longest packs if not given.")
     ] = None,
-    gpu_memory: Annotated[float, typer.Option(min=1, help="GiB of a device, for the verdict.")] = 80.0,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of a table.")] = False,
+    gpu_memory: Annotated[float, typer.Option(min=1, help="Memory of a GPU [GiB], for the verdict.")] = 80.0,
+    json_: Json = False,
 ) -> None:
-    """Run one training step of any rank on fake tensors: memory by kind, FLOPs, launches, waits, bytes sent.
+    """Run one step of any rank on fake tensors; print memory by kind, FLOPs, launches, waits, bytes sent.
 
-    It needs no GPU, no weights and no data. The same model, ZeRO engine and attention run as in training, without
-    numbers. A dataset that does not fill data.pack_tokens, or is not there, is drawn to that size.
+    Needs no GPU, no weights and no data. The same model, ZeRO engine and attention run as in training, without
+    numbers. A dataset that is missing or does not fill data.pack_tokens is replaced by a synthetic one.
 
     Example: longreel dryrun run.yaml mesh.ring=8 data.pack_tokens=1048576 --rank 7 --gpu-memory 139
     """

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from launcher.cli.options import with_options
+from launcher.cli.options import Json, with_options
 from launcher.core.terminal import Console
 
 if TYPE_CHECKING:
     from launcher.config.run_config import RunConfig
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
-Checkpoint = Annotated[int | None, typer.Option(help="Step of the checkpoint; the newest if not given.")]
+Checkpoint = Annotated[int | None, typer.Option(help="Checkpoint step; the newest if not given.")]
 Averaged = Annotated[
     bool | None,
-    typer.Option("--ema/--no-ema", help="The moving average of the weights; by default if the run kept one."),
+    typer.Option("--ema/--no-ema", help="Use the moving average of the weights; by default if the run kept one."),
 ]
 
 
@@ -38,36 +37,37 @@ class Asking:
     """How questions are asked."""
 
     shuffle_frames: Annotated[
-        bool, typer.Option("--shuffle-frames", help="A control: what depends on time should fall to chance.")
+        bool,
+        typer.Option(
+            "--shuffle-frames", help="Shuffle frames, as a control: answers about time should fall to chance."
+        ),
     ] = False
-    limit: Annotated[int | None, typer.Option(min=1, help="The first so many questions.")] = None
-    most: Annotated[int, typer.Option(min=1, help="Words of an answer.")] = 64
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions.")] = None
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of an answer.")] = 64
 
 
 @dataclass(frozen=True)
 class Records:
     """What becomes of records that are not as they should be."""
 
-    leave_out: Annotated[bool, typer.Option("--leave-out", help="List unusable questions, and go on.")] = False
-    ignore: Annotated[
-        list[str] | None, typer.Option(help="A key of records to pass over; give it again for another.")
-    ] = None
+    leave_out: Annotated[bool, typer.Option("--leave-out", help="List unusable questions and continue.")] = False
+    ignore: Annotated[list[str] | None, typer.Option(help="Record key to ignore; may be repeated.")] = None
 
 
 @with_options
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder of a video_lm.")],
-    questions: Annotated[Path, typer.Argument(help="A JSON list, or a JSON object a line: question, answer, video.")],
+    run: Annotated[Path, typer.Argument(help="Run folder of a video_lm.")],
+    questions: Annotated[Path, typer.Argument(help="Questions, a JSON list or JSON lines: question, answer, video.")],
     clips: Annotated[
-        Path | None, typer.Option(help="The dataset of their videos; if not given, files beside the questions.")
+        Path | None, typer.Option(help="Dataset folder of their videos; files beside the questions if not given.")
     ] = None,
     asking: Asking = Asking(),
     weights: Weights = Weights(),
-    out: Annotated[Path | None, typer.Option(help="A JSON file; in the run folder if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write; in the run folder if not given.")] = None,
     records: Records = Records(),
     json_: Json = False,
 ) -> None:
-    """Count how many questions a run's model answers right, by kind: exact match, or the likeliest of the choices.
+    """Evaluate a video_lm on questions; print the accuracy by kind: exact match, or the likeliest choice.
 
     Example: longreel eval runs/mine questions.jsonl --clips datasets/held-out --shuffle-frames
     """
@@ -78,7 +78,7 @@ def evaluate(
     from launcher.generation.evaluation import evaluate as answer
 
     left_out: list[tuple[str, str]] = []
-    limit, shuffled, most = asking.limit, asking.shuffle_frames, asking.most
+    limit, shuffled, most = asking.limit, asking.shuffle_frames, asking.max_new_tokens
     asked = questions_of(questions, limit, records.ignore or (), left_out if records.leave_out else None)
     speaker = open_speaker(run, weights.checkpoint, weights.averaged)
     looker = looker_for(speaker, clips, questions.parent)
@@ -87,7 +87,7 @@ def evaluate(
         found = answer(speaker, asked, looker, shuffled, most, lambda d, t: bar.update(d, t, ""))
     scores = scores_of(asked, found)
     name = f"{questions.stem}-step-{speaker.step}{'-shuffled' if shuffled else ''}{speaker.weights}"
-    how = {"questions": str(questions), "clips": clips and str(clips), "limit": limit, "most": most}
+    how = {"questions": str(questions), "clips": clips and str(clips), "limit": limit, "max_new_tokens": most}
     written = json.dumps({"asked": how, **as_record(scores, found, left_out)}, indent=1).encode()
     path = out or run / "eval" / f"{keep(run / 'eval', name, {'.json': written})}.json"
     if out is not None:

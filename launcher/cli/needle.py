@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from launcher.cli.eval import Weights
-from launcher.cli.options import with_options
+from launcher.cli.options import Json, with_options
 from launcher.core.terminal import Console
 from parallel.errors import InputError
 
@@ -21,23 +21,25 @@ from parallel.errors import InputError
 class Haystacks:
     """What is searched."""
 
-    lengths: Annotated[str, typer.Option(help="Of haystacks: bytes of words, or frames.")] = "256,1024,2048"
-    depths: Annotated[int, typer.Option(min=1, help="From the beginning to the end.")] = 5
-    each: Annotated[int, typer.Option(min=1, help="Needles of each length and depth.")] = 8
-    secrets: Annotated[int, typer.Option(min=1, help="In each haystack of words; one of them is asked for.")] = 1
-    frames: Annotated[bool, typer.Option("--frames", help="Haystacks of frames instead of words.")] = False
-    seed: Annotated[int, typer.Option(help="Of the haystacks; training data should have another.")] = 1
+    lengths: Annotated[str, typer.Option(help="Haystack lengths [bytes of text, or frames].")] = "256,1024,2048"
+    depths: Annotated[int, typer.Option(min=1, help="Number of depths, from the beginning to the end.")] = 5
+    each: Annotated[int, typer.Option(min=1, help="Needles per length and depth.")] = 8
+    secrets: Annotated[
+        int, typer.Option(min=1, help="Secrets per haystack of text; the question asks for one of them.")
+    ] = 1
+    frames: Annotated[bool, typer.Option("--frames", help="Use haystacks of frames instead of text.")] = False
+    seed: Annotated[int, typer.Option(help="Random seed of the haystacks; use another than for training.")] = 1
 
 
 @with_options
 def needle(
-    run: Annotated[Path, typer.Argument(help="A run folder of a video_lm.")],
+    run: Annotated[Path, typer.Argument(help="Run folder of a video_lm.")],
     haystacks: Haystacks = Haystacks(),
     weights: Weights = Weights(),
-    out: Annotated[Path | None, typer.Option(help="The picture, a PNG; in the run folder if not given.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of a table.")] = False,
+    out: Annotated[Path | None, typer.Option(help="PNG heat map to write; in the run folder if not given.")] = None,
+    json_: Json = False,
 ) -> None:
-    """Hide a secret in haystacks of growing length and see where a run's model finds it: a table and a heat map.
+    """Run the needle-in-a-haystack test at several lengths and depths; print a table, write a heat map.
 
     Example: longreel needle runs/mine --lengths 1024,4096,16384 --depths 7
     """

@@ -14,9 +14,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
+
+import typer
 
 from parallel.errors import InputError
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of text.")]
+DATASET_HELP = "Dataset folder, as longreel prepare or longreel data import wrote it."
+RUN_HELP = "Run, a YAML file; see recipes/."
+
+
+def reflow(app: typer.Typer) -> None:
+    """Take the line breaks inside paragraphs out of the help of every command: a terminal has its own width."""
+    for command in app.registered_commands:
+        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(one.split()) for one in paragraphs)
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from launcher.cli.eval import Json
-from launcher.cli.options import with_options
+from launcher.cli.options import Json, with_options
 from launcher.core.terminal import Console
 from parallel.errors import InputError
 
@@ -25,18 +24,22 @@ if TYPE_CHECKING:
 class MaskOptions:
     """Who sees whom."""
 
-    mask: Annotated[str, typer.Option(help="full, causal, packed:5000,300, window:64, frame-window:16,2, ...")] = "full"
-    tokens: Annotated[int, typer.Option(help="Of the sequence; a packed mask has its own.")] = 65536
+    mask: Annotated[
+        str, typer.Option(help="Mask: full, causal, packed:5000,300, window:64, frame-window:16,2, ...")
+    ] = "full"
+    tokens: Annotated[int, typer.Option(help="Sequence length; a packed mask has its own.")] = 65536
 
 
 @dataclass(frozen=True)
 class SplitOptions:
     """How a sequence and its keys are shared out."""
 
-    ring: Annotated[int, typer.Option(min=1, help="Ranks along which keys travel.")] = 4
-    ulysses: Annotated[int, typer.Option(min=1, help="Ranks that share out the heads.")] = 1
-    split: Annotated[str, typer.Option(help="balanced, contiguous or zigzag.")] = "balanced"
-    transport: Annotated[str, typer.Option(help="Of keys: need (only what is needed) or ring.")] = "need"
+    ring: Annotated[int, typer.Option(min=1, help="Ring size (context parallel).")] = 4
+    ulysses: Annotated[int, typer.Option(min=1, help="Ulysses size (head parallel).")] = 1
+    split: Annotated[str, typer.Option(help="How the sequence is split: balanced, contiguous or zigzag.")] = "balanced"
+    transport: Annotated[str, typer.Option(help="How keys and values move: need (only needed blocks) or ring.")] = (
+        "need"
+    )
 
 
 @dataclass(frozen=True)
@@ -44,23 +47,27 @@ class HeadOptions:
     """Of one layer."""
 
     heads: Annotated[int, typer.Option(min=1, help="Query heads.")] = 24
-    kv_heads: Annotated[int | None, typer.Option(min=1, help="Key heads; as many as query heads if not given.")] = None
+    kv_heads: Annotated[int | None, typer.Option(min=1, help="Key heads; the number of query heads if not given.")] = (
+        None
+    )
     head_dim: Annotated[int, typer.Option(min=1)] = 128
 
 
 @with_options
 def plan(
     run: Annotated[
-        Path | None, typer.Argument(help="A run, whose first pack and mesh are taken; or give --mask.")
+        Path | None, typer.Argument(help="Run, a YAML file, whose first pack and mesh are used; or give --mask.")
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example mesh.ring=2")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings as key=value, such as mesh.ring=2.")] = None,
     asked: MaskOptions = MaskOptions(),
     sharing: SplitOptions = SplitOptions(),
     of_layer: HeadOptions = HeadOptions(),
-    picture: Annotated[Path | None, typer.Option(help="A PNG of who computes and fetches what.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="PNG to write, of the blocks that each rank computes and fetches.")
+    ] = None,
     json_: Json = False,
 ) -> None:
-    """Show what attention costs on a mesh: work, bytes and balance of each rank, of one layer, counted exactly.
+    """Count what attention costs per rank of a mesh: work, bytes and balance of one layer, exactly.
 
     Example: longreel plan --mask causal --tokens 1048576 --ring 8 --ulysses 8 --picture plan.png
     """

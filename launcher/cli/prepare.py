@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launcher.cli.options import with_options
+from launcher.cli.options import Json, with_options
 from launcher.core.terminal import Console
 from parallel.errors import InputError
 
@@ -44,11 +44,13 @@ def _running(text: str, *names: str) -> Any:
 class CutArguments:
     """As `data.curation.clips.CutOptions`, as they are typed."""
 
-    min_frames: Annotated[int, _cut("Reject shots shorter than this.")] = 8
-    max_frames: Annotated[int | None, _cut("Divide longer shots into equal parts.")] = None
-    short_side: Annotated[int | None, _cut("Shrink to this many pixels on the shorter side.")] = None
-    sizes: Annotated[str | None, _cut("Buckets HEIGHTxWIDTH,...: scale and crop each clip to the nearest.")] = None
-    max_gop: Annotated[int, _cut("Encode clips with longer stretches between key frames.")] = 256
+    min_frames: Annotated[int, _cut("Reject shorter shots [frames].")] = 8
+    max_frames: Annotated[int | None, _cut("Divide longer shots into equal parts [frames].")] = None
+    short_side: Annotated[int | None, _cut("Shrink the shorter side to N pixels.")] = None
+    sizes: Annotated[
+        str | None, _cut("Resolution buckets HEIGHTxWIDTH,...: scale and crop each clip to the nearest.")
+    ] = None
+    max_gop: Annotated[int, _cut("Re-encode clips with a longer distance between key frames [frames].")] = 256
     frames_per_second: Annotated[
         float | None, _cut("Read folders of numbered pictures (clip0/000001.jpg, ...) as films of this rate.")
     ] = None
@@ -68,22 +70,22 @@ class CutArguments:
 class FilterArguments:
     """As `data.curation.filters.Filters`."""
 
-    min_seconds: Annotated[float | None, _filter("Length at least.")] = None
-    max_seconds: Annotated[float | None, _filter("Length at most.")] = None
-    min_side: Annotated[int | None, _filter("Shorter side of the source at least, in pixels.")] = None
-    min_aspect: Annotated[float | None, _filter("Width over height at least.")] = None
-    max_aspect: Annotated[float | None, _filter("Width over height at most.")] = None
-    min_motion: Annotated[float | None, _filter("Mean change from frame to frame at least, 0 to 255.")] = None
-    max_motion: Annotated[float | None, _filter("Mean change from frame to frame at most, 0 to 255.")] = None
-    min_sharpness: Annotated[float | None, _filter("Sharpness at least; see longreel data stats.")] = None
-    min_brightness: Annotated[float | None, _filter("Mean brightness at least, 0 to 255.")] = None
-    max_black: Annotated[float | None, _filter("Share of black frames at most, 0 to 1.")] = None
-    max_text: Annotated[float | None, _filter("Share of the picture with overlaid text at most, 0 to 1.")] = None
-    min_caption_chars: Annotated[int | None, _filter("Length of the caption at least.")] = None
-    max_caption_chars: Annotated[int | None, _filter("Length of the caption at most.")] = None
-    near_duplicates: Annotated[int | None, _filter("Leave out copies, to so many bits of a picture hash: 4 to 8.")] = (
-        None
-    )
+    min_seconds: Annotated[float | None, _filter("Minimum length [s].")] = None
+    max_seconds: Annotated[float | None, _filter("Maximum length [s].")] = None
+    min_side: Annotated[int | None, _filter("Minimum shorter side of the source [pixels].")] = None
+    min_aspect: Annotated[float | None, _filter("Minimum width / height.")] = None
+    max_aspect: Annotated[float | None, _filter("Maximum width / height.")] = None
+    min_motion: Annotated[float | None, _filter("Minimum mean change between frames, 0 to 255.")] = None
+    max_motion: Annotated[float | None, _filter("Maximum mean change between frames, 0 to 255.")] = None
+    min_sharpness: Annotated[float | None, _filter("Minimum sharpness; see longreel data stats.")] = None
+    min_brightness: Annotated[float | None, _filter("Minimum mean brightness, 0 to 255.")] = None
+    max_black: Annotated[float | None, _filter("Maximum share of black frames, 0 to 1.")] = None
+    max_text: Annotated[float | None, _filter("Maximum share of the frame with overlaid text, 0 to 1.")] = None
+    min_caption_chars: Annotated[int | None, _filter("Minimum caption length [characters].")] = None
+    max_caption_chars: Annotated[int | None, _filter("Maximum caption length [characters].")] = None
+    near_duplicates: Annotated[
+        int | None, _filter("Reject near-duplicates within N bits of a perceptual hash: 4 to 8.")
+    ] = None
 
     def filters(self) -> Filters:
         """The limits that a clip must keep."""
@@ -96,10 +98,10 @@ class FilterArguments:
 class WorkerArguments:
     """Who does the work, and how much each may take."""
 
-    workers: Annotated[int | None, _running("Processes; by default as many as there is work for.")] = None
-    timeout: Annotated[float, _running("Seconds that one file may take.")] = 600.0
-    memory: Annotated[float | None, _running("GiB that one worker may take; by default a fair share.")] = None
-    ray: Annotated[bool, _running("Work as Ray actors on this machine.", "--ray")] = False
+    workers: Annotated[int | None, _running("Worker processes; chosen by the work if not given.")] = None
+    timeout: Annotated[float, _running("Time limit per file [s].")] = 600.0
+    memory: Annotated[float | None, _running("Memory limit per worker [GiB]; a fair share if not given.")] = None
+    ray: Annotated[bool, _running("Run workers as Ray actors on this machine.", "--ray")] = False
     address: Annotated[
         str | None, _running("host:port of a Ray cluster that works; sources are URLs, or paths that its nodes share.")
     ] = None
@@ -110,11 +112,12 @@ class PrepareArguments:
     """As `data.prepare.pipeline.PrepareOptions`, as they are typed."""
 
     captions: Annotated[
-        str | None, typer.Option(help="Captions, if not beside the videos: JSON, JSON lines, CSV, TSV, Parquet.")
+        str | None,
+        typer.Option(help="Caption file, if captions are not beside the videos: JSON, JSON lines, CSV, TSV, Parquet."),
     ] = None
     allow_missing_captions: Annotated[bool, typer.Option(help="Keep videos that have no caption.")] = False
-    limit: Annotated[int | None, typer.Option(help="Only the first so many files.")] = None
-    previews: Annotated[bool, typer.Option(help="Draw sheets of frames for `longreel data show`.")] = True
+    limit: Annotated[int | None, typer.Option(help="Read only the first N files.")] = None
+    previews: Annotated[bool, typer.Option(help="Store frame previews for longreel data show.")] = True
     cut: CutArguments = CutArguments()
     filters: FilterArguments = FilterArguments()
     working: WorkerArguments = WorkerArguments()
@@ -150,15 +153,14 @@ def prepare(
             "TSV, Parquet, JSON lines, JSON) of paths or URLs."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The dataset folder; run again with more videos to add them.")],
+    out: Annotated[Path, typer.Option(help="Dataset folder to write; run again with more videos to add them.")],
     arguments: PrepareArguments,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text.")] = False,
+    json_: Json = False,
 ) -> None:
     """Turn videos, images and captions into WebDataset shards with an index.
 
-    Files are cut at their shot changes, measured, filtered, and kept without a loss where they can be. A bad file is
-    reported and skipped, never fatal. What is in the dataset already is not done again; Ctrl-C or a kill costs little,
-    and the same command goes on.
+    Files are cut at their shot changes, measured, filtered, and kept without re-encoding where possible. A bad file is
+    reported and skipped, never fatal. Finished files are skipped too: after Ctrl-C or a kill, rerun the command.
 
     Example: longreel prepare videos/ --out datasets/mine
 

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from launcher.cli.eval import Json, Weights, speaks, tell_answers
-from launcher.cli.options import with_options
+from launcher.cli.eval import Weights, speaks, tell_answers
+from launcher.cli.options import Json, with_options
 from launcher.core.terminal import Console
 from parallel import shell
 from parallel.errors import InputError
@@ -24,7 +24,7 @@ class Words:
 
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="May be given several times; else sample.prompts, else captions of the dataset."),
+        typer.Option(help="Prompt; may be repeated. sample.prompts, else captions of the dataset, if not given."),
     ] = None
     first_frame: Annotated[
         list[Path] | None,
@@ -40,33 +40,39 @@ class Words:
             help="What another conditioning task is given: a picture, or a folder with one for each frame.",
         ),
     ] = None
-    seed: Annotated[int, typer.Option(help="Of the noise: the same seed and prompt give the same bytes.")] = 0
+    seed: Annotated[
+        int, typer.Option(help="Random seed of the noise; the same seed and prompt give the same bytes.")
+    ] = 0
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How."""
 
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None
-    sampler: Annotated[str | None, typer.Option(help="euler, or heun: two evaluations a step, second order.")] = None
+    steps: Annotated[int | None, typer.Option(help="Sampler steps.")] = None
+    sampler: Annotated[
+        str | None, typer.Option(help="Sampler: euler, or heun (second order, two evaluations per step).")
+    ] = None
     guidance: Annotated[float | None, typer.Option("--guidance", "--cfg", help="Guidance scale; 1 for none.")] = None
-    frames: Annotated[int | None, typer.Option(help="Of each video; as trained if not given.")] = None
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; as trained if not given.")] = None
+    frames: Annotated[int | None, typer.Option(help="Frames per video; as trained if not given.")] = None
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the videos; as trained if not given.")] = None
 
 
 @with_options
 def sample(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
     words: Words = Words(),
     how: Sampling = Sampling(),
     weights: Weights = Weights(),
     out: Annotated[Path | None, typer.Option(help="Folder for the files; samples/ of the run if not given.")] = None,
-    video: Annotated[list[Path] | None, typer.Option(help="Of a video_lm: what is asked about.")] = None,
+    video: Annotated[
+        list[Path] | None, typer.Option(help="video_lm only: video or image to ask about; may be repeated.")
+    ] = None,
     json_: Json = False,
 ) -> None:
-    """Sample videos from a run's checkpoint: mp4 files and one contact sheet. Of a video_lm: answer prompts.
+    """Sample videos from a checkpoint: mp4 files and a contact sheet. With a video_lm: answer prompts.
 
-    Settings that are not given are those that the checkpoint was trained with. Files are named by all settings, and
+    Settings that are not given are those of the training. Files are named by all settings, and
     none is ever overwritten.
 
     Example: longreel sample runs/quickstart --prompt "a red square moving right" --guidance 4 --steps 50

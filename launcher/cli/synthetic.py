@@ -12,13 +12,13 @@ from parallel import shell
 
 
 def synth(
-    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
-    clips: Annotated[int, typer.Option(help="How many clips.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of everything random: the same seed gives the same bytes.")] = 0,
-    frames: Annotated[int, typer.Option(help="Of each clip.")] = 8,
-    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 32,
+    out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
+    clips: Annotated[int, typer.Option(help="Number of clips.")] = 256,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same bytes.")] = 0,
+    frames: Annotated[int, typer.Option(help="Frames per clip.")] = 8,
+    size: Annotated[int, typer.Option(help="Height and width [pixels].")] = 32,
 ) -> None:
-    """Make captioned H.264 clips of moving coloured shapes ("a red square moving right").
+    """Make captioned H.264 clips of moving colored shapes ("a red square moving right").
 
     Example: longreel data synth --out clips --clips 256 --seed 0
     """
@@ -35,16 +35,18 @@ def synth(
 
 
 def questions(
-    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
-    clips: Annotated[int, typer.Option(help="How many clips.")] = 3072,
-    seed: Annotated[int, typer.Option(help="Of everything random: the same seed gives the same bytes.")] = 0,
-    frames: Annotated[int, typer.Option(help="Of each clip.")] = 8,
-    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 32,
-    glimpses: Annotated[bool, typer.Option("--glimpses", help="Clips that are plain but for one frame.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
+    clips: Annotated[int, typer.Option(help="Number of clips.")] = 3072,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same bytes.")] = 0,
+    frames: Annotated[int, typer.Option(help="Frames per clip.")] = 8,
+    size: Annotated[int, typer.Option(help="Height and width [pixels].")] = 32,
+    glimpses: Annotated[
+        bool, typer.Option("--glimpses", help="Make clips whose answer shows in a single frame.")
+    ] = False,
 ) -> None:
-    """Make clips with conversations whose answers can be judged: what colour, left or right, how many.
+    """Make clips with questions and answers: what color, left or right, how many.
 
-    conversations.json is to train on (longreel data talks), questions.json to ask a model (longreel eval).
+    Train on conversations.json (longreel data chat); evaluate with questions.json (longreel eval).
 
     Example: longreel data questions --out clips --clips 3072
     """
@@ -60,13 +62,13 @@ def questions(
 
 
 def needles(
-    out: Annotated[Path, typer.Option(help="The file, a conversation a line.")],
-    records: Annotated[int, typer.Option(help="How many haystacks.")] = 4096,
-    length: Annotated[int, typer.Option(help="Of a haystack, in bytes.")] = 256,
-    secrets: Annotated[int, typer.Option(help="In each; one of them is asked for.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of everything random: the same seed gives the same bytes.")] = 0,
+    out: Annotated[Path, typer.Option(help="JSON lines file to write, one conversation per line.")],
+    records: Annotated[int, typer.Option(help="Number of haystacks.")] = 4096,
+    length: Annotated[int, typer.Option(help="Length of a haystack [bytes].")] = 256,
+    secrets: Annotated[int, typer.Option(help="Secrets per haystack; the question asks for one of them.")] = 1,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same bytes.")] = 0,
 ) -> None:
-    """Make haystacks of words with a secret in them and a question at the end, to learn to find it from.
+    """Make needle-in-a-haystack training conversations: text with a secret in it and a question at its end.
 
     Example: longreel data needles --out needles-1024.jsonl --length 1024
     """

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.analysis.timeline import count_of
+from launcher.cli.options import Json
 from launcher.core.terminal import Console
 from parallel import shell
 
@@ -50,11 +51,11 @@ CAUSES = {
 
 
 def why(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    all_: Annotated[bool, typer.Option("--all", help="Every event and incident, not only the last.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text.")] = False,
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    all_: Annotated[bool, typer.Option("--all", help="Print every event and incident, not only the last.")] = False,
+    json_: Json = False,
 ) -> None:
-    """Tell what happened to a run: which rank, where, when and why, on what evidence, and what to type next.
+    """Explain what happened to a run: which rank failed, where, when and why, and what to type next.
 
     Example: longreel why runs/mine
     """

@@ -1,4 +1,4 @@
-"""What `longreel data talks` reads and tells."""
+"""What `longreel data chat` reads and tells."""
 
 from __future__ import annotations
 

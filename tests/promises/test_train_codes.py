@@ -206,7 +206,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     records = [make(name, file) for name, file in of_row.items() for make in (drawing, reading)]
     (root / "talks.json").write_text(json.dumps(records))
     flags = ("--codes", CODES, "--code-frames", FRAMES, "--code-size", "32x32", "--code-stride", 3)
-    said = longreel("data", "talks", root / "talks.json", "--clips", dataset, "--out", root / "talks", *flags)
+    said = longreel("data", "chat", root / "talks.json", "--clips", dataset, "--out", root / "talks", *flags)
     assert f"objective.mask_token={MASK}" in said
     asked = [
         {"id": name, "video": file, "question": "What is it?", "answer": name, **more}
@@ -327,7 +327,7 @@ def test_what_cannot_work_is_refused(tmp_path: Path, coded: Path, dataset: Path)
         (("--codes", "colour:16", "--code-size", "large"), r"a size is HEIGHTxWIDTH"),
         (("--code-frames", "2"), r"sizes of codes are for visuals that are coded"),
     ):
-        asked = ["data", "talks", "--captions", "--clips", str(dataset), "--out", str(tmp_path / "no"), *flags]
+        asked = ["data", "chat", "--captions", "--clips", str(dataset), "--out", str(tmp_path / "no"), *flags]
         done = CliRunner().invoke(app, asked)
         assert isinstance(done.exception, InputError), done.output
         with pytest.raises(InputError, match=match):

@@ -449,7 +449,7 @@ def test_words_that_others_go_before_are_told(tmp_path, files, words, passed):
         (
             {"captions.json": {"x": {"timestamps": [[0, 1]], "sentences": ["A"]}}},
             "no caption; captions.json has no caption of it, but timestamps, sentences; "
-            "moments with words: longreel data talks",
+            "moments with words: longreel data chat",
         ),
     ],
 )
@@ -640,7 +640,7 @@ def test_words_in_folders_of_their_own(tmp_path, files, expected):
         ({"c.json": {"videos": [{"path": "1.mp4", "cap": "A"}], "info": {}}}, "A"),
         ({"c.json": [{"file_name": "1.mp4", "prompt": "A"}]}, "A"),
         ({"c.xlsx": ""}, "save it from the spreadsheet as c.csv"),
-        ({"c.json": [{"video": "1.mp4", "conversations": []}]}, "longreel data talks"),
+        ({"c.json": [{"video": "1.mp4", "conversations": []}]}, "longreel data chat"),
     ],
 )
 def test_files_of_captions_as_people_have_them(tmp_path, captions, expected):

@@ -229,4 +229,4 @@ def test_a_file_of_conversations_is_no_table(folder: Path) -> None:
     (folder / "c.jsonl").write_text('{"messages": [{"role": "user", "content": "?"}]}\n')
     with pytest.raises(InputError) as error:
         find(str(folder / "c.jsonl"))
-    assert error.value.remedy.startswith(f"longreel data talks {folder}/c.jsonl --clips DATASET --out TALKS")
+    assert error.value.remedy.startswith(f"longreel data chat {folder}/c.jsonl --clips DATASET --out CHATS")

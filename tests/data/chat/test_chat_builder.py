@@ -344,7 +344,7 @@ def test_the_command(tmp_path: Path, clips: Path) -> None:
 
     file = tmp_path / "talks.jsonl"
     file.write_text(json.dumps(words("Words.")) + '\n{"talk": 1}\n')
-    asked = ["data", "talks", str(file), "--clips", str(clips), "--captions", "--leave-out", "--out"]
+    asked = ["data", "chat", str(file), "--clips", str(clips), "--captions", "--leave-out", "--out"]
     done = CliRunner().invoke(app, [*asked, str(tmp_path / "one"), "--json"], catch_exceptions=False)
     told = json.loads(done.stdout)
     assert (told["kept"], told["visuals"], told["left_out"][0][0]) == (5, 4, f"{file}, line 2")
@@ -360,7 +360,7 @@ def test_one_odd_record_costs_itself(tmp_path: Path) -> None:
 
     file = tmp_path / "talks.jsonl"
     file.write_text("\n".join([json.dumps(words("One.")), "[1", '{"talk": 1}', "7", json.dumps(words("Two."))]))
-    asked = ["data", "talks", str(file), "--out", str(tmp_path / "out")]
+    asked = ["data", "chat", str(file), "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, asked, catch_exceptions=False)
     assert done.exit_code == 0
     assert "3 of 5 records cannot be used:" in done.output

@@ -410,7 +410,7 @@ def test_the_commands(run: Path, dataset: Path, tmp_path: Path) -> None:
         {"id": "b", "question": "?", "answer": "y"},
     ]
     (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, records)))
-    asked = ["eval", str(run), str(tmp_path / "asked.jsonl"), "--clips", str(dataset), "--most", "3"]
+    asked = ["eval", str(run), str(tmp_path / "asked.jsonl"), "--clips", str(dataset), "--max-new-tokens", "3"]
     done = CliRunner().invoke(app, [*asked, "--json"], catch_exceptions=False)
     told = json.loads(done.stdout)
     rows = [(s["kind"], s["questions"], s["choices"]) for s in told["scores"]]
