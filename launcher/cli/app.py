@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -137,20 +138,22 @@ def train(
 
     if note := address_space.refuse_little():
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    from launcher.config.loading import load
     from launcher.core.hardware import ranks_here
-    from launcher.supervision.run import absolute
-    from launcher.supervision.run import train as go
+    from launcher.supervision.fork_server import context, loading
 
-    config = absolute(load(run, overrides or []))
+    if not ray and address is not None:
+        raise InputError("--address is for Ray", f"--no-ray --address {address}", "leave one of them out")
+    with nullcontext() if ray else loading(run, overrides or []):
+        from launcher.config.loading import load
+        from launcher.supervision.run import absolute
+        from launcher.supervision.run import train as go
+
+        config = absolute(load(run, overrides or []))
     mesh = config.mesh.mesh()
     if not ray:
-        if address is not None:
-            raise InputError("--address is for Ray", f"--no-ray --address {address}", "leave one of them out")
-        from launcher.supervision.fork_server import context
         from launcher.supervision.local_ranks import ProcessRanks
 
-        processes = context(config.zero.stage, config.device)  # begins to load torch and DeepSpeed while we check
+        processes = context(config.zero.stage, config.device)
         code = go(config, lambda: ProcessRanks(processes), console, ranks_here(config.device))
     else:
         from launcher.cluster.connection import asks_for_token, check_address

@@ -26,8 +26,24 @@ def import_deepspeed(device: torch.device) -> Any:
         import deepspeed.ops
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled, for 41 s, where a compiler is
+    _leave_muon_uncompiled()
     _read_norms_once()
     return deepspeed
+
+
+def _leave_muon_uncompiled() -> None:
+    """Spare every start the second in which torch's compiler is loaded, for a function that no run calls.
+
+    Each of DeepSpeed's optimizers for ZeRO imports Muon's step, and that is handed to `torch.compile` as it is defined.
+    """
+    from deepspeed.runtime import compiler
+
+    before = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        compiler.compile = before
 
 
 def _read_norms_once() -> None:

@@ -19,9 +19,7 @@ from typing import Any
 PRELOAD = [
     "torch._dynamo",
     "pytest",
-    "deepspeed",
-    "deepspeed.runtime.zero.muon.muon_optimizer",  # what initialize() imports, for a second or two
-    "deepspeed.runtime.zero.stage3",
+    "parallel.zero.preloaded_deepspeed",
     "launcher.training.loop",
     "tests.support.process_groups",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from ray.job_submission import JobDetails, JobStatus, JobType
@@ -13,6 +12,7 @@ from launcher.cluster.capacity import Capacity, Node, capacity_for, refuse_too_l
 from launcher.cluster.head_probe import url_of
 from launcher.cluster.job import OURS, job_of, quiet
 from launcher.cluster.job_package import stage
+from launcher.core import versions
 from launcher.core.versions import (
     CODE,
     HOME,
@@ -164,8 +164,8 @@ def test_states_of_a_job(status: JobStatus, code: int | None, state: str) -> Non
 
 
 def test_another_nccl_is_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    wheels = [SimpleNamespace(metadata={"Name": n}, version=v) for n, v in (("nvidia-nccl-cu13", "2.28.3"), ("x", "1"))]
-    monkeypatch.setattr("launcher.core.versions.distributions", lambda: wheels)
+    wheels, of_others = {"nvidia-nccl-cu13": "2.28.3"}, versions.version
+    monkeypatch.setattr(versions, "version", lambda name: wheels[name] if name in wheels else of_others(name))
     here = versions_here()
     assert here["nccl"] == "2.28.3"
     there = {**here, "nccl": "2.27.5"}
