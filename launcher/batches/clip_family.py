@@ -53,7 +53,7 @@ def words_cost(model: Any, sizes: Ints, lengths: Ints) -> Floats:
         return np.zeros(len(sizes))
 
     def cost(size: Ints) -> Floats:
-        tokens = np.minimum(size, text.max_bytes) + 1.0  # one begins a caption
+        tokens = text.tokens(size)
         encoding = text.operations(tokens) / (12.0 * model.dim * model.depth)
         return np.asarray(encoding + tokens * (lengths + text.dim), np.float64)
 
@@ -86,7 +86,7 @@ def _builder(model: Any, objective: Any, codec: CodecConfig, where: OnRank) -> C
     opened = open_codec(codec, model.patch, where.dtype, where.device)
     learned: Any = build_objective(objective)
     place = where.groups, where.device, where.kernel, where.keep
-    return ClipBatchBuilder(opened, learned, model.attention, *place, caption_bytes(model))
+    return ClipBatchBuilder(opened, learned, model.attention, *place, getattr(model, "text", None))
 
 
 def _check_data(model: Any, objective: Any, codec: CodecConfig, curriculum: Curriculum) -> None:

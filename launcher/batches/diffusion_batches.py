@@ -24,6 +24,7 @@ from launcher.batches.codec_check import refuse_other_codec
 from launcher.batches.family import MicroStep
 from models.codecs.codec import Codec
 from models.diffusion.attention_schedule import AttentionConfig, area_of, masks_of
+from models.diffusion.text_encoder import TextEncoderConfig
 from models.diffusion.video_dit import DiTBatch, batch_of
 from models.layers.patches import patchify
 from models.objectives.rectified_flow import Prepared, RectifiedFlow
@@ -63,7 +64,7 @@ class ClipBatchBuilder:
         groups: of this rank.
         device: of the tensors.
         kernel, keep: of self attention: see `Plan`.
-        text_bytes: of a caption that are read; None for all.
+        text: of the model, that reads captions.
     """
 
     codec: Codec
@@ -73,7 +74,7 @@ class ClipBatchBuilder:
     device: torch.device
     kernel: Kernel | None = None
     keep: Keep = "exchanged"
-    text_bytes: int | None = None
+    text: TextEncoderConfig | None = None
 
     @cached_property
     def stream(self) -> streams.Stream:
@@ -120,7 +121,7 @@ class ClipBatchBuilder:
         split = balanced(max(masks, key=lambda mask: mask.area), self.groups.mesh)
         ranges = split.ranges[self.groups.place.sequence]
         noisy = self.objective.prepare(lay_out(documents, ranges, read(ranges)), self.stream.send)
-        inputs = batch_of(noisy.packed, noisy.levels, self.stream.send, self.kernel, self.text_bytes)
+        inputs = batch_of(noisy.packed, noisy.levels, self.stream.send, self.kernel, self.text)
         plans = {id(mask): plan_for(mask, split, self.groups, kernel=self.kernel, keep=self.keep) for mask in masks}
         for plan in plans.values():
             plan.prepare(self.device)

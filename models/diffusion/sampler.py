@@ -236,8 +236,7 @@ class _Task:
         level = self.send(torch.from_numpy(levels)).to(values)
         noisy = values.to(self.dtype).repeat(self.copies, 1)
         step = replace(self.packed, values=noisy, noise_level=level.repeat(self.copies))
-        text_bytes = self.model.config.text.max_bytes
-        batch = batch_of(step, np.tile(levels, self.copies), self.send, text_bytes=text_bytes)
+        batch = batch_of(step, np.tile(levels, self.copies), self.send, text=self.model.config.text)
         predictions = self.model(batch, self.plans).to(values).chunk(self.copies)
         found = [self.objective.velocity(prediction, values, level) for prediction in predictions]
         if self.copies == 1:

@@ -1,154 +1,96 @@
-"""Built-in text encoder: bytes in, features out; needs no download and no vocabulary.
+"""Text encoders of diffusion models: captions to features that clips see by cross attention.
 
-Every caption is its UTF-8 bytes after one start token, so that "" (no caption, for guidance) has a token too. Captions
-are packed end to end like clips, each seeing itself alone: a pack costs in proportion to the number of its captions,
-and to the square of the length of each. A caption of 100 bytes is next to nothing beside its video, so every rank
-encodes all captions of its pack; one of 40 KB would be the dearest thing in a step, and one of 300 KB would end it. So
-no more than `max_bytes` of each are read, whole characters, as users of T5 read 512 tokens.
+    captions --tokenize, on the host--> TextBatch, on the device --encoder, in the model--> [text tokens, dim]
+
+`TEXT_ENCODERS` has the kinds of `model.text`; the byte encoder (`byte_encoder.py`) is the first, and so the default.
+One of your own is a file with one call: its settings, how captions become a batch, and a module that encodes it. A
+frozen encoder (T5, CLIP) or embeddings that were computed before fit as well: what they know of a caption is made in
+`tokenize`, and the module only projects it (`tests/extending/text_encoder.py`).
+
+Every rank encodes all captions of its pack. "" is a caption too: the one that guidance compares with, and of every clip
+whose caption was dropped; it has one feature or more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor, nn
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
 
-from models.layers.blocks import MLP, Linear, SelfAttention, norm
-from models.layers.rope import Rotary
-from parallel.attention.plan import Plan, local_plan
-from parallel.device_stream import Send, here
-from parallel.errors import InputError
+from parallel.device_stream import Send
 from parallel.kernels.kernel import Kernel
-from parallel.masks.mask import packed as packed_mask
+from parallel.registry import Registry
 from parallel.setting_effects import State
 
 Floats = npt.NDArray[np.float64]
-START = 256  # the token before the bytes 0 .. 255
 
 
-class TextConfig(BaseModel):
-    """Sizes of the byte encoder; the defaults cost 0.9 million parameters.
+class TextEncoderConfig(BaseModel):
+    """What the settings of every text encoder have.
 
     Attributes:
-        dim, depth, heads, rope_theta: of its transformer.
+        kind: one of `TEXT_ENCODERS`.
+        dim: width of a feature.
         max_bytes: of a caption or prompt that are read, from its beginning, in UTF-8; what is longer is told. Packs are
             dealt by what words cost, so a begun run keeps it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dim: State[int] = Field(default=128, gt=0)
-    depth: State[int] = Field(default=4, ge=0)
-    heads: State[int] = Field(default=4, gt=0)
-    rope_theta: State[float] = Field(default=10_000.0, gt=1)
+    kind: State[str]
+    dim: State[int] = Field(gt=0)
     max_bytes: State[int] = Field(default=1024, ge=1, le=65536)
 
+    def tokens(self, sizes: npt.NDArray[Any]) -> Floats:
+        """How many features captions of so many bytes have, nearly: clips see each of them."""
+        return np.asarray(np.minimum(sizes, self.max_bytes) + 1.0, np.float64)
+
     def operations(self, tokens: Floats) -> Floats:
-        """Of encoding captions of so many tokens, forward and backward, each by itself."""
-        wide = 72.0 * self.dim**2  # 12 dim^2 parameters a block, 6 operations each
-        return self.depth * tokens * (wide + 12.0 * self.dim * tokens)
+        """Of encoding captions of so many tokens, forward and backward, each by itself; none for what was before."""
+        return np.zeros_like(tokens)
 
-    @model_validator(mode="after")
-    def _heads_divide(self) -> TextConfig:
-        check_heads(self.dim, self.heads, axes=1, name="text.")
-        return self
-
-
-def check_heads(dim: int, heads: int, axes: int, name: str = "") -> None:
-    """Refuse a width that does not divide into heads which rotary embedding can turn.
-
-    Raises:
-        InputError: `dim` / `heads` is not an even number of at least 2 x axes.
-    """
-    if dim % heads or dim // heads % 2 or dim // heads < 2 * axes:
-        unit = 2 * heads
-        near = max(axes, round(dim / unit)) * unit
-        fitting = [n for n in range(1, dim + 1) if dim % n == 0 and dim // n % 2 == 0 and dim // n >= 2 * axes]
-        below, above = [n for n in fitting if n < heads][-1:], [n for n in fitting if n > heads][:1]
-        of_this_dim = [f"model.{name}heads={n}" for n in (*below, *above)]
-        raise InputError(
-            f"{name}dim / {name}heads is an even number of at least {2 * axes} (rotary embedding turns pairs)",
-            f"{name}dim: {dim}, {name}heads: {heads}",
-            " or ".join([*of_this_dim, f"model.{name}dim={near}"]),
-        )
+    @property
+    def attention(self) -> tuple[int, int] | None:
+        """(heads, width of a head) of attention in the encoder; None for none that runs on `parallel.attention`."""
+        return None
 
 
-def byte_tokens(text: str, limit: int | None = None) -> list[int]:
-    """The start token and the UTF-8 bytes; a lone surrogate keeps its three bytes, so that no string fails.
-
-    Args:
-        text: a caption.
-        limit: bytes of it that are read, less where they would end inside a character; None for all.
-    """
-    data = text.encode("utf-8", "surrogatepass")
-    if limit is not None and len(data) > limit:
-        while data[limit] & 0xC0 == 0x80:  # inside a character
-            limit -= 1
-        data = data[:limit]
-    return [START, *data]
-
-
-@dataclass(frozen=True, eq=False)
-class Captions:
-    """Captions laid end to end, ready on the device.
+class TextBatch(Protocol):
+    """Captions of a pack, ready on the device.
 
     Attributes:
-        tokens: [text tokens] int64.
-        place: [text tokens, 1] int64, in the own caption.
-        lengths: tokens of each caption.
-        plan: who sees whom.
+        lengths: features of each caption, at least 1.
     """
 
-    tokens: Tensor
-    place: Tensor
-    lengths: tuple[int, ...]
-    plan: Plan
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """See above."""
 
-    @classmethod
-    def of(
-        cls, texts: Sequence[str], send: Send = here, kernel: Kernel | None = None, limit: int | None = None
-    ) -> Captions:
-        """Captions of these texts, of which there is one at least; `limit` as of `byte_tokens`."""
-        tokens = [byte_tokens(text, limit) for text in texts]
-        lengths = tuple(len(t) for t in tokens)
-        place = torch.cat([torch.arange(n) for n in lengths])[:, None]
-        flat = torch.tensor([token for caption in tokens for token in caption])
-        return cls(send(flat), send(place), lengths, local_plan(packed_mask(lengths), kernel))
+    def prepare(self, device: torch.device) -> None:
+        """Lay down what the forward pass needs there, before it begins."""
 
 
-class TextBlock(nn.Module):
-    """Attention and MLP, each on a norm and added."""
+@dataclass(frozen=True)
+class TextEncoderSpec:
+    """An entry of `TEXT_ENCODERS`.
 
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.attention, self.mlp = SelfAttention(dim, heads), MLP(dim, 4 * dim)
+    Attributes:
+        config: its settings.
+        tokenize: (settings, captions, puts a tensor on the device, kernel of attention) to their batch. The same
+            captions give the same batch in every process.
+        build: settings to a module that gives features [text tokens, dim], those of all captions end to end, of a
+            batch; its parameters are trained and kept with the model's.
+    """
 
-    def forward(self, x: Tensor, rotary: Rotary, plan: Plan) -> Tensor:
-        """`x` [text tokens, dim] -> the same shape."""
-        x = x + self.attention(norm(x), rotary, plan)
-        return x + cast(Tensor, self.mlp(norm(x)))
+    config: type[TextEncoderConfig]
+    tokenize: Callable[[Any, Sequence[str], Send, Kernel | None], TextBatch]
+    build: Callable[[Any], nn.Module]
 
 
-class TextEncoder(nn.Module):
-    """Captions to one feature for each byte."""
-
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embed = nn.Embedding(START + 1, config.dim)
-        self.blocks = nn.ModuleList(TextBlock(config.dim, config.heads) for _ in range(config.depth))
-        self.out = Linear(config.dim, config.dim)
-
-    def forward(self, captions: Captions) -> Tensor:
-        """Features [text tokens, dim] of all captions end to end."""
-        x = self.embed(captions.tokens)
-        rotary = Rotary.at(captions.place, self.config.dim // self.config.heads, self.config.rope_theta, x.dtype)
-        for block in self.blocks:
-            x = block(x, rotary, captions.plan)
-        return cast(Tensor, self.out(norm(x)))
+TEXT_ENCODERS: Registry[TextEncoderSpec] = Registry("text encoder")

@@ -27,7 +27,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,11 +38,12 @@ from torch import Tensor, nn
 
 from models.core.specs import HeadShape, ModelSpec, own_heads
 from models.diffusion.attention_schedule import AttentionConfig
-from models.diffusion.text_encoder import Captions, TextConfig, TextEncoder, check_heads
+from models.diffusion.byte_encoder import ByteEncoderConfig
+from models.diffusion.text_encoder import TEXT_ENCODERS, TextBatch, TextEncoderConfig
 from models.layers.blocks import MLP, CrossAttention, Linear, SelfAttention, ZeroLinear, norm
 from models.layers.fused import Compile, Kernels, gated, kernels_of, modulated
 from models.layers.modulation import Stretches
-from models.layers.rope import Rotary
+from models.layers.rope import Rotary, check_heads
 from parallel.attention.plan import Plan, cross_plan
 from parallel.device_stream import Send, here
 from parallel.errors import InputError
@@ -50,6 +51,7 @@ from parallel.kernels.kernel import Kernel
 from parallel.memory.activation_checkpointing import recompute
 from parallel.memory.activation_offload import offload_if
 from parallel.memory.tiled import tiled_rows
+from parallel.registry import OneOf
 from parallel.sequence.geometry import Grid
 from parallel.sequence.packed import Packed, local_spans
 from parallel.setting_effects import Memory, Rounding, State
@@ -69,7 +71,7 @@ class VideoDiTConfig(BaseModel):
         mlp_hidden: that width itself, instead.
         mlp_tiles: of the MLP with its norm and gate, whose wide rows exist for one tile of tokens at a time.
         patch: latent cells per token along (t, y, x).
-        text: the built-in text encoder.
+        text: the text encoder: a kind of `TEXT_ENCODERS` and its settings; that of bytes if none is named.
         rope_theta: base of the rotary frequencies, and of the sinusoids of `absolute_positions`.
         absolute_positions: add an embedding of each token's own position, besides the rotary embedding (both: Li and
             He, arXiv:2511.13720); short trainings on small clips need it to learn that a word means a direction.
@@ -91,7 +93,7 @@ class VideoDiTConfig(BaseModel):
     mlp_hidden: State[int | None] = Field(default=None, gt=0)
     mlp_tiles: Rounding[int] = Field(default=1, ge=1)
     patch: State[Grid] = (1, 2, 2)
-    text: TextConfig = TextConfig()
+    text: Annotated[TextEncoderConfig, OneOf(TEXT_ENCODERS, lambda spec: spec.config)] = ByteEncoderConfig()
     rope_theta: State[float] = Field(default=10_000.0, gt=1)
     absolute_positions: State[bool] = False
     recompute: Memory[bool] = False
@@ -143,7 +145,7 @@ class DiTBatch:
 
     packed: Packed
     stretches: Stretches
-    captions: Captions
+    captions: TextBatch
     words: Plan
 
 
@@ -152,7 +154,7 @@ def batch_of(
     levels: npt.NDArray[np.float64],
     send: Send = here,
     kernel: Kernel | None = None,
-    text_bytes: int | None = None,
+    text: TextEncoderConfig | None = None,
 ) -> DiTBatch:
     """The input of the model: the one place where it is made, for training and sampling.
 
@@ -161,14 +163,15 @@ def batch_of(
         levels: [tokens], the noise level of each token of this rank, on the host.
         send: puts a tensor of the host on the device.
         kernel: see `Plan`.
-        text_bytes: of a caption that are read (`TextConfig.max_bytes`); None for all.
+        text: of the model that reads them; the default one if None.
     """
     spans = local_spans(packed.lengths, packed.ranges)
     document = np.repeat([index for index, _, _ in spans], [stop - start for _, start, stop in spans])
-    captions = Captions.of([d.text for d in packed.documents], send, kernel, text_bytes)
+    text = text or ByteEncoderConfig()
+    captions = TEXT_ENCODERS[text.kind].tokenize(text, [d.text for d in packed.documents], send, kernel)
     words = cross_plan(packed.lengths, packed.ranges, captions.lengths, kernel)
-    for plan in (captions.plan, words):
-        plan.prepare(packed.values.device)
+    for needed in (captions, words):
+        needed.prepare(packed.values.device)
     return DiTBatch(packed, Stretches.of(document.astype(np.int64), levels, send), captions, words)
 
 
@@ -256,7 +259,7 @@ class VideoDiT(nn.Module):
     def __init__(self, config: VideoDiTConfig, channels: int) -> None:
         super().__init__()
         self.config, self.token_dim = config, channels * math.prod(config.patch)
-        self.text = TextEncoder(config.text)
+        self.text = TEXT_ENCODERS[config.text.kind].build(config.text)
         self.pool = MLP(config.text.dim, config.dim, config.dim)
         self.level = NoiseLevel(config.dim)
         self.embed = Linear(self.token_dim, config.dim)
@@ -299,10 +302,11 @@ def build(config: VideoDiTConfig, channels: int, seed: int, dtype: torch.dtype) 
 
 
 def _head_shapes(config: VideoDiTConfig) -> tuple[HeadShape, ...]:
-    text = config.text
-    return *own_heads(config), HeadShape(
-        "model.text.dim / model.text.heads", text.heads, text.heads, text.dim // text.heads
-    )
+    own = own_heads(config)
+    if config.text.attention is None:
+        return own
+    heads, dim = config.text.attention
+    return *own, HeadShape("model.text.dim / model.text.heads", heads, heads, dim)
 
 
 def _kept(config: VideoDiTConfig) -> float:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from models.layers.fused import turn_into
+from parallel.errors import InputError
 
 
 def pairs_per_axis(head_dim: int, axes: int) -> tuple[int, ...]:
@@ -63,3 +64,22 @@ class Rotary:
         """`x` [tokens, heads, head_dim], turned; computed in at least float32, returned in the dtype of `x`."""
         turn_into(x, self.cos, self.sin, out := torch.empty_like(x))
         return out
+
+
+def check_heads(dim: int, heads: int, axes: int, name: str = "") -> None:
+    """Refuse a width that does not divide into heads which rotary embedding can turn.
+
+    Raises:
+        InputError: `dim` / `heads` is not an even number of at least 2 x axes.
+    """
+    if dim % heads or dim // heads % 2 or dim // heads < 2 * axes:
+        unit = 2 * heads
+        near = max(axes, round(dim / unit)) * unit
+        fitting = [n for n in range(1, dim + 1) if dim % n == 0 and dim // n % 2 == 0 and dim // n >= 2 * axes]
+        below, above = [n for n in fitting if n < heads][-1:], [n for n in fitting if n > heads][:1]
+        of_this_dim = [f"model.{name}heads={n}" for n in (*below, *above)]
+        raise InputError(
+            f"{name}dim / {name}heads is an even number of at least {2 * axes} (rotary embedding turns pairs)",
+            f"{name}dim: {dim}, {name}heads: {heads}",
+            " or ".join([*of_this_dim, f"model.{name}dim={near}"]),
+        )

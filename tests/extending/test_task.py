@@ -17,8 +17,8 @@ from launcher.generation.mesh_sampling import sample_over
 from launcher.generation.sample_request import Request
 from launcher.generation.videos import sample_videos
 from launcher.supervision.local_ranks import free_port
+from models.diffusion.byte_encoder import ByteEncoderConfig
 from models.diffusion.sampler import Clip, Given, Solver
-from models.diffusion.text_encoder import TextConfig
 from models.diffusion.video_dit import VideoDiT, VideoDiTConfig, build
 from models.objectives.conditioning import CONDITIONING
 from models.objectives.rectified_flow import RectifiedFlow, RectifiedFlowConfig
@@ -104,7 +104,7 @@ def test_a_run_is_sampled_with_it(whole: tuple[Path, list[float]], tmp_path: Pat
 
 def model() -> VideoDiT:
     """One that is not zero."""
-    text = TextConfig(dim=16, depth=1, heads=2)
+    text = ByteEncoderConfig(dim=16, depth=1, heads=2)
     made = build(VideoDiTConfig(dim=48, depth=2, heads=4, patch=(1, 2, 2), text=text), 3, 0, torch.float64)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():

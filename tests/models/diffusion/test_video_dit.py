@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from models import registry
-from models.diffusion.text_encoder import Captions, TextConfig, TextEncoder, byte_tokens
+from models.diffusion.byte_encoder import ByteBatch, ByteEncoder, ByteEncoderConfig, byte_tokens
 from models.diffusion.video_dit import DiTBatch, VideoDiT, VideoDiTConfig, batch_of, build
 from models.layers.fused import EAGER, gated, modulated
 from models.layers.modulation import Stretches
@@ -22,7 +22,7 @@ from parallel.masks.mask import packed as packed_mask
 from parallel.sequence.packed import Document, Packed, lay_out
 
 SMALL = VideoDiTConfig(
-    dim=36, depth=2, heads=3, patch=(1, 2, 2), absolute_positions=True, text=TextConfig(dim=16, depth=1, heads=2)
+    dim=36, depth=2, heads=3, patch=(1, 2, 2), absolute_positions=True, text=ByteEncoderConfig(dim=16, depth=1, heads=2)
 )
 GRIDS = [(2, 3, 4), (1, 2, 2), (3, 1, 5)]
 TEXTS = ["a red square", "", "ein grüner Kreis"]
@@ -251,15 +251,15 @@ def test_bf16_is_near_float32():
 
 
 def test_text_encoder_packs_captions_and_cuts_none():
-    encoder = TextEncoder(TextConfig(dim=16, depth=2, heads=2)).double()
+    encoder = ByteEncoder(ByteEncoderConfig(dim=16, depth=2, heads=2)).double()
     texts = ["", "a red square", "é" * 2000]
-    captions = Captions.of(texts)
+    captions = ByteBatch.of(texts)
     features, lengths = encoder(captions), captions.lengths
     assert lengths == (1, 13, 4001)
     assert features.shape == (sum(lengths), 16)
     for text, part in zip(texts, features.split(lengths), strict=True):
-        torch.testing.assert_close(encoder(Captions.of([text])), part)
-    swapped = encoder(Captions.of(["a red squaer"])).mean(dim=0)  # the order of bytes counts
+        torch.testing.assert_close(encoder(ByteBatch.of([text])), part)
+    swapped = encoder(ByteBatch.of(["a red squaer"])).mean(dim=0)  # the order of bytes counts
     assert not torch.allclose(swapped, features.split(lengths)[1].mean(dim=0))
     assert byte_tokens("\ud800") == [256, 0xED, 0xA0, 0x80]
 

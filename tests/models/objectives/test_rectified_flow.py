@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from models.diffusion.byte_encoder import ByteEncoderConfig
 from models.diffusion.sampler import SAMPLERS, Clip, Given, Solver, sample
-from models.diffusion.text_encoder import TextConfig
 from models.diffusion.video_dit import VideoDiTConfig, batch_of, build
 from models.objectives.rectified_flow import RectifiedFlow, RectifiedFlowConfig, shifted
 from parallel.attention.plan import local_plan
@@ -26,7 +26,7 @@ SMALL = VideoDiTConfig(
     patch=(1, 2, 2),
     absolute_positions=True,
     rope_theta=30.0,
-    text=TextConfig(dim=16, depth=1, heads=2),
+    text=ByteEncoderConfig(dim=16, depth=1, heads=2),
 )
 DOCUMENTS = [Document(f"{i}", key_of(i), f"clip {i}", grid) for i, grid in enumerate([(2, 3, 4), (1, 2, 2), (3, 1, 5)])]
 TOTAL = sum(d.tokens for d in DOCUMENTS)

@@ -16,14 +16,14 @@ from torch.utils._pytree import tree_iter
 from launcher.config.run_config import RunConfig
 from launcher.training.loop import build_engine, build_feed
 from launcher.training.rendezvous import RankPlace
-from models.diffusion.text_encoder import TextConfig
+from models.diffusion.byte_encoder import ByteEncoderConfig
 from models.diffusion.video_dit import VideoDiTConfig, build
 from models.registry import DTYPES
 from parallel.zero.meta_init import Drawn
 from tests.support.process_groups import run_world
 from tests.support.runs import config
 
-BIG = VideoDiTConfig(dim=96, depth=6, heads=4, text=TextConfig(dim=16, depth=1, heads=2))
+BIG = VideoDiTConfig(dim=96, depth=6, heads=4, text=ByteEncoderConfig(dim=16, depth=1, heads=2))
 
 
 class Live(TorchDispatchMode):

@@ -23,7 +23,7 @@ from launcher.config.run_config import RunConfig
 from launcher.generation.videos import Request, long_prompts
 from launcher.preflight.preflight import check
 from launcher.tables.check_tables import long_captions
-from models.diffusion.text_encoder import START, Captions, TextConfig, byte_tokens
+from models.diffusion.byte_encoder import START, ByteBatch, ByteEncoderConfig, byte_tokens
 from models.diffusion.video_dit import VideoDiTConfig, batch_of
 from parallel.mesh import Groups, Mesh
 from parallel.sequence.packed import Document, lay_out
@@ -46,7 +46,7 @@ def talkative(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]
 
 def run_of(dataset: Path, out: Path, **text: int) -> RunConfig:
     settings = config(out, dataset)
-    model = settings.model.model_copy(update={"text": TextConfig(dim=16, depth=1, heads=2, **text)})
+    model = settings.model.model_copy(update={"text": ByteEncoderConfig(dim=16, depth=1, heads=2, **text)})
     return settings.model_copy(update={"model": model, "data": settings.data.model_copy(update={"frames": None})})
 
 
@@ -67,19 +67,19 @@ def test_whole_characters_up_to_the_limit_are_read(text: str, limit: int | None,
 
 
 def test_a_pack_of_captions_costs_in_proportion_to_their_number() -> None:
-    few, many = (Captions.of(["x" * 99] * count).plan.area for count in (2, 8))
+    few, many = (ByteBatch.of(["x" * 99] * count).plan.area for count in (2, 8))
     assert (few, many) == (2 * 100**2, 8 * 100**2)
 
 
 def test_the_model_reads_no_more_than_the_limit() -> None:
     documents = [Document("a", 0, "x" * 5000, (1, 2, 2)), Document("b", 1, "short", (1, 2, 2))]
     packed = lay_out(documents, ((0, 8),), torch.zeros(8, 3))
-    assert batch_of(packed, np.zeros(8), text_bytes=1024).captions.lengths == (1025, 6)
-    assert batch_of(packed, np.zeros(8)).captions.lengths == (5001, 6)
+    assert batch_of(packed, np.zeros(8), text=ByteEncoderConfig(max_bytes=1024)).captions.lengths == (1025, 6)
+    assert batch_of(packed, np.zeros(8), text=ByteEncoderConfig(max_bytes=9000)).captions.lengths == (5001, 6)
 
 
 def test_prepare_tells_of_what_the_default_cuts(talkative: tuple[Path, list[str]]) -> None:
-    assert TextConfig().max_bytes == LONG_CAPTION
+    assert ByteEncoderConfig().max_bytes == LONG_CAPTION
     (note,) = talkative[1]
     assert "1 caption has more than 1,024 bytes" in note
     assert "the longest has 40,000 (clip-00002.mp4)" in note
@@ -97,7 +97,7 @@ def test_prepare_tells_of_clips_that_share_a_caption(tmp_path: Path) -> None:
 
 
 def test_words_are_counted_as_they_are_computed() -> None:
-    model = VideoDiTConfig(dim=96, depth=3, heads=4, text=TextConfig(dim=32, depth=2, heads=2, max_bytes=2000))
+    model = VideoDiTConfig(dim=96, depth=3, heads=4, text=ByteEncoderConfig(dim=32, depth=2, heads=2, max_bytes=2000))
     sizes, lengths = np.array([0, FREE_BYTES, FREE_BYTES + 1, 1000, 2000, LONG]), np.full(6, 64)
     costs = words_cost(model, sizes, lengths)
 
@@ -116,10 +116,10 @@ def test_packs_are_dealt_by_their_words_too(talkative: tuple[Path, list[str]], t
     curriculum = open_curriculum(settings)
     (stream,) = curriculum.streams
     row = int(Index.open(talkative[0]).caption_bytes().argmax())
-    assert np.flatnonzero(stream.of_words).tolist() == [row]
+    assert np.flatnonzero(stream.source.caption_costs).tolist() == [row]
     _, packs, _ = curriculum.next_step(Position())
     costs = {uid: pack.cost for pack in packs for uid in pack.rows}
-    assert costs[row] >= stream.of_words[row] > 0
+    assert costs[row] >= stream.source.caption_costs[row] > 0
     found = words_of(settings, curriculum)
     assert found["cut_captions"] == 1
     assert 0.5 < found["share_of_words"] < 1
