@@ -101,9 +101,9 @@ learn: $(READY)
 	@$(LONGREEL) data questions --out $(LEARN)-clips --clips 3072 --seed 0
 	@$(LONGREEL) data questions --out $(LEARN)-held-out --clips 100 --seed 1
 	@$(LONGREEL) prepare $(LEARN)-clips --out $(LEARN)-data
-	@$(LONGREEL) data chat $(LEARN)-clips/conversations.json --clips $(LEARN)-data --out $(LEARN)-talks
+	@$(LONGREEL) data chat $(LEARN)-clips/conversations.json --clips $(LEARN)-data --out $(LEARN)-chats
 	@echo "2/4  training a model that sees and speaks"
-	@$(LONGREEL) train recipes/video_lm.yaml out=$(LEARN) data.dataset=$(LEARN)-talks --no-ray
+	@$(LONGREEL) train recipes/video_lm.yaml out=$(LEARN) data.dataset=$(LEARN)-chats --no-ray
 	@echo "3/4  questions about clips that it has not seen; and with their frames shuffled"
 	@$(LONGREEL) eval $(LEARN) $(LEARN)-held-out/questions.json
 	@$(LONGREEL) eval $(LEARN) $(LEARN)-held-out/questions.json --shuffle-frames

@@ -47,7 +47,7 @@ class Workshop:
         self.do("data", "questions", "--out", root / "clips", "--clips", clips, "--seed", 0)
         self.do("prepare", root / "clips", "--out", root / "data")
         self.do(
-            "data", "chat", root / "clips" / "conversations.json", "--clips", root / "data", "--out", root / "talks"
+            "data", "chat", root / "clips" / "conversations.json", "--clips", root / "data", "--out", root / "chats"
         )
 
     def settings(self, family: str, **changes: Any) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Workshop:
         }  # fmt: skip
         found: dict[str, Any] = {
             "steps": STEPS, "dtype": "bf16", "zero": {"stage": 0},
-            "data": {"dataset": str(self.root / ("data" if family == "dit" else "talks")),
+            "data": {"dataset": str(self.root / ("data" if family == "dit" else "chats")),
                      "pack_tokens": self.case.scaled(16384, 512)},
             "model": dit if family == "dit" else self.language(),
             "objective": {"kind": "rectified_flow"} if family == "dit" else {"kind": "next_token"},

@@ -249,12 +249,12 @@ def language(case: Case, model: Model, tokens: int, layers: int, way: str) -> tu
     from models.objectives.next_token import NextTokenConfig
     from models.registry import build_loss, build_objective
     from parallel.mesh import Groups, Mesh
-    from parallel.sequence.packed import ANSWERED, Document
+    from parallel.sequence.packed import ASSISTANT, Document
 
     size = case.scaled(WORDS, 263)
     config = language_config(model, layers, size, way)
     words = np.arange(tokens, dtype=np.int64) % size
-    layout = layout_of(words, np.full(tokens, ANSWERED), np.zeros(0, np.int64), [], None, None)
+    layout = layout_of(words, np.full(tokens, ASSISTANT), np.zeros(0, np.int64), [], None, None)
     document = Document("drawn", 1, "", (tokens, 1, 1))
     pack = Pack((0,), (document,), (0,), float(tokens))
     stream = SimpleNamespace(source=SimpleNamespace(layout=lambda row: layout, options=SimpleNamespace(rope=())))

@@ -1,6 +1,6 @@
-"""From records of conversations to `Talks`: chat template, tokens, and the clips that visuals stand for.
+"""From records of conversations to a chat dataset: chat template, tokens, and the clips that visuals stand for.
 
-    {"id": ..., "video": "a.mp4", "conversations": [...]}      --conversation_of, encode-->   tokens, kinds, spots
+    {"id": ..., "video": "a.mp4", "conversations": [...]}      --conversation_of, encode-->   tokens, their kinds
     "a.mp4"                    --index: file, name or uid-->   the clips that were cut from it, in order
                                --coder, if there is one-->     codes, as tokens of the same vocabulary
 
@@ -36,7 +36,7 @@ from data.dataset.shards import digest_file, digest_of, make_folder, publish_fil
 from data.media.timeline import Timelines
 from parallel.errors import InputError
 from parallel.parsing import shorter
-from parallel.sequence.packed import ANSWERED, ASKED, CODED
+from parallel.sequence.packed import ASSISTANT, USER, VISUAL_CODE
 
 Ints = npt.NDArray[np.int64]
 SLACK = 1.0  # seconds that a moment may end after its video: times are rounded, last frames are cut
@@ -73,7 +73,7 @@ class Coder:
     Attributes:
         about: for the manifest: `words`, how many codes there are; and what it takes to code other visuals alike.
         code: codes [n] from 0 to words - 1 of clips, by their uids in order, frame after frame, row by row.
-        files: kept beside the talks, so that a run needs nothing else.
+        files: kept beside the conversations, so that a run needs nothing else.
     """
 
     about: Mapping[str, Any]
@@ -146,17 +146,17 @@ def write(
     coder: Coder | None = None,
     ignored: Collection[str] = (),
 ) -> Told:
-    """Write talks; the same arguments write the same bytes.
+    """Write a chat dataset; the same arguments write the same bytes.
 
     Args:
         records: (where it stands, record) in any form that `conversation_of` knows.
         tokenizer: of transformers, with a chat template.
-        out: a new folder, or one of talks, which are replaced.
+        out: a new folder, or one of a chat dataset, which is replaced.
         clips: the dataset that visuals are looked for in.
         places: words of the tokenizer that stand for visuals.
         leave_out: go on without records that cannot be used, and list them.
         on_progress: told how many records are done, now and then.
-        coder: visuals are as many tokens as they have codes, and the talks need no clips any more; None: each is one
+        coder: visuals are as many tokens as they have codes, and the dataset needs no clips any more; None: each is one
             token, in whose place a model puts what its tower sees.
         ignored: keys of records that are passed over, whatever they say.
 
@@ -166,7 +166,7 @@ def write(
     _refuse_other_folder(out)
     index = Index.open(clips) if clips else None
     names, told = Names(index), Told(0, 0, 0, 0, [])
-    for name in (chat_index.MANIFEST, chat_index.LEFT_OUT):  # talks are there once the first is
+    for name in (chat_index.MANIFEST, chat_index.LEFT_OUT):  # a dataset is there once the first is
         (out / name).unlink(missing_ok=True)
     rows = _rows(records, tokenizer, names, places, leave_out, told, on_progress, coder, ignored)
     parts: list[dict[str, Any]] = []
@@ -179,7 +179,7 @@ def write(
         write_bytes(out / chat_index.LEFT_OUT, lines.encode())
     if not parts:
         first = f"; {told.left_out[0][0]}: {told.left_out[0][1]}" if told.left_out else ""
-        raise InputError("talks have conversations", f"none{first}", "give a file with conversations")
+        raise InputError("a chat dataset has conversations", f"none{first}", "give a file with conversations")
     tokenizer.save_pretrained(out / chat_index.TOKENIZER)
     about = {
         "digest": tokenizer_digest(tokenizer),
@@ -202,18 +202,18 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return str(blake3(text.encode()).hexdigest(length=16))
 
 
-def with_codes(tokens: Ints, kinds: Ints, spots: Ints, codes: Sequence[Ints]) -> tuple[Ints, Ints]:
+def with_codes(tokens: Ints, kinds: Ints, visual_positions: Ints, codes: Sequence[Ints]) -> tuple[Ints, Ints]:
     """Tokens and their kinds with codes in the places of visuals.
 
     Args:
         tokens, kinds: of a conversation, each visual one of them.
-        spots: which of them stand for visuals.
+        visual_positions: which of them stand for visuals.
         codes: [n] of each visual, as tokens.
     """
     sizes, coded = np.ones(len(tokens), np.int64), np.zeros(len(tokens), bool)
-    sizes[spots], coded[spots] = [len(one) for one in codes], True
+    sizes[visual_positions], coded[visual_positions] = [len(one) for one in codes], True
     coded, found, of_kind = (np.repeat(values, sizes) for values in (coded, tokens, kinds))
-    found[coded], of_kind[coded] = np.concatenate([tokens[:0], *codes]), CODED
+    found[coded], of_kind[coded] = np.concatenate([tokens[:0], *codes]), VISUAL_CODE
     return found, of_kind
 
 
@@ -247,10 +247,10 @@ def _rows(
             continue
         seen.add(row["uid"])
         told.kept += 1
-        codes = row["kinds"].count(CODED)
+        codes = row["kinds"].count(VISUAL_CODE)
         told.codes += codes
         told.tokens += len(row["tokens"]) - len(row["spots"]) - codes
-        told.answers += row["kinds"].count(ANSWERED)
+        told.answers += row["kinds"].count(ASSISTANT)
         told.visuals += len(conversation.visuals)
         if on_progress is not None and number % 100 == 0:
             on_progress(number)
@@ -264,23 +264,23 @@ def _row(
     _refuse_half_characters(conversation.uid, parts)
     _refuse_control_marks(conversation.uid, parts, tokenizer)
     encoded = encode(conversation, tokenizer, places)
-    tokens, kinds = encoded.tokens, np.where(encoded.answers, ANSWERED, ASKED)
-    spots, visuals = encoded.spots.tolist(), []
+    tokens, kinds = encoded.tokens, np.where(encoded.answers, ASSISTANT, USER)
+    visual_positions, visuals = encoded.visual_positions.tolist(), []
     if coder is None:
         said = " ".join(part for part in parts if isinstance(part, str))
         visuals = [_visual(visual, names, conversation.uid) for visual in conversation.visuals]
     else:
         said = " ".join(part if isinstance(part, str) else f"[{part.name}]" for part in parts)
         codes = [_codes(visual, names, conversation.uid, coder) + len(tokenizer) for visual in conversation.visuals]
-        tokens, kinds = with_codes(tokens, kinds, np.array(spots, np.int64), codes)
-        spots = []
+        tokens, kinds = with_codes(tokens, kinds, np.array(visual_positions, np.int64), codes)
+        visual_positions = []
     as_lists = tokens.tolist(), kinds.tolist()
     return {
         "uid": digest_of(conversation.uid, *as_lists, visuals),
         "text": said[:TEXT_CHARACTERS],
         "tokens": as_lists[0],
         "kinds": as_lists[1],
-        "spots": spots,
+        "spots": visual_positions,
         "visuals": visuals,
     }
 
@@ -417,4 +417,6 @@ def _refuse_other_folder(out: Path) -> None:
     others = sorted(path.name for path in out.iterdir() if path.name not in own) if out.is_dir() else []
     if others or (out.exists() and not out.is_dir()):
         found = f"{out} has: {', '.join(others[:5])}" if others else f"{out} is a file"
-        raise InputError("talks are written into a new folder, or one of talks", found, "give another --out")
+        raise InputError(
+            "a chat dataset is written into a new folder, or one of a chat dataset", found, "give another --out"
+        )

@@ -1,6 +1,6 @@
-"""`Talks`: conversations as tokens, made once for a tokenizer, beside the clips that they are about.
+"""`ChatIndex`: a chat dataset: conversations as tokens of one tokenizer, beside the clips that they are about.
 
-    talks/
+    chats/mine/
       talks.json            what it is: parts and their hashes, the tokenizer, the clips; written last
       parts/00000.arrow     one row a conversation: tokens, what each is, where visuals stand, which clips they are
       tokenizer/            a copy, so that a run needs nothing else
@@ -11,7 +11,7 @@ A visual is one token here; how many rows a model makes of it is arithmetic on f
 so one folder serves every model of a tokenizer. Rows are read where they lie on the disk (Arrow, memory-mapped): ranks
 of a machine share them.
 
-With `--codes` a visual is its codes instead, tokens like others: the talks then need no clips, and a model no eyes.
+With `--codes` a visual is its codes instead, tokens like others: it then needs no clips, and a model no vision tower.
 
     vocabulary    0 .. first - 1  words    first .. first + words - 1  codes    mask, which stands where one is hidden
 """
@@ -50,7 +50,7 @@ SCHEMA = pa.schema(
         ("uid", pa.string()),  # digest of its id, tokens and visuals
         ("text", pa.string()),  # how it begins, for people
         ("tokens", pa.list_(pa.int32())),
-        ("kinds", pa.list_(pa.int8())),  # of each token: ASKED, ANSWERED, CODED
+        ("kinds", pa.list_(pa.int8())),  # of each token: USER, ASSISTANT, VISUAL_CODE
         ("spots", pa.list_(pa.int32())),  # which tokens stand for visuals
         ("visuals", pa.list_(VISUAL)),
     ]
@@ -58,11 +58,11 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, eq=False)
-class Talks:
+class ChatIndex:
     """Conversations of one or several folders, in a fixed order; a *row* is a position in it.
 
     Attributes:
-        folders: of talks.
+        folders: of chat datasets.
         digests: identity of the rows of each.
         starts: [folders + 1] the first row of each, and the end.
         table: of `SCHEMA`.
@@ -141,7 +141,7 @@ class Talks:
         return {folder / part["path"]: int(part["size"]) for folder, manifest in pairs for part in manifest["parts"]}
 
     @classmethod
-    def open(cls, folder: Path, digest: str | None = None) -> Talks:
+    def open(cls, folder: Path, digest: str | None = None) -> ChatIndex:
         """What `longreel data chat` wrote, its hashes compared.
 
         Raises:
@@ -150,14 +150,14 @@ class Talks:
         manifest = manifest_of(folder)
         if digest is not None and manifest["digest"] != digest:
             found = f"{folder}: {manifest['digest']}, the run began with {digest}"
-            remedy = "bring the old talks back, or train anew with another out"
+            remedy = "bring the old chat dataset back, or train anew with another out"
             raise InputError("a run goes on with the samples that it began with", found, remedy)
         tables = []
         for part in manifest["parts"]:
             path = folder / part["path"]
             if not path.is_file() or path.stat().st_size != part["size"] or digest_file(path) != part["hash"]:
                 raise InputError(
-                    "talks do not change once they are written",
+                    "a chat dataset does not change once it is written",
                     f"{path} is {'not what talks.json says' if path.exists() else 'missing'}",
                     "run the same longreel data chat again",
                 )
@@ -166,7 +166,7 @@ class Talks:
         return cls((Path(folder),), (manifest["digest"],), (0, len(table)), table, (manifest,))
 
     @classmethod
-    def join(cls, parts: Sequence[Talks]) -> Talks:
+    def join(cls, parts: Sequence[ChatIndex]) -> ChatIndex:
         """Several folders as one, in this order.
 
         Raises:
@@ -199,10 +199,12 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         remedy = "longreel data chat CONVERSATIONS --tokenizer FOLDER --clips DATASET --out CHATS, and give CHATS"
         found = f"{folder}: {'no ' + MANIFEST if Path(folder).is_dir() else 'no such folder'}"
-        raise InputError("a video_lm trains on talks", found, remedy)
+        raise InputError("a video_lm trains on a chat dataset", found, remedy)
     found_there = unsealed(path, read_json(path))
     if found_there.get("schema") != SCHEMA_NUMBER:
-        raise InputError(f"talks have schema {SCHEMA_NUMBER}", f"{path}: {found_there.get('schema')}", "make them anew")
+        raise InputError(
+            f"a chat dataset has schema {SCHEMA_NUMBER}", f"{path}: {found_there.get('schema')}", "make them anew"
+        )
     return found_there
 
 

@@ -55,12 +55,12 @@ class Encoded:
     Attributes:
         tokens: [tokens] int64; a visual is one of them.
         answers: [tokens], whether it is a word that the assistant says.
-        spots: [visuals] which tokens stand for the visuals, in order.
+        visual_positions: [visuals] which tokens stand for the visuals, in order.
     """
 
     tokens: npt.NDArray[np.int64]
     answers: npt.NDArray[np.bool_]
-    spots: npt.NDArray[np.int64]
+    visual_positions: npt.NDArray[np.int64]
 
 
 def encode(conversation: Conversation, tokenizer: Tokenizer, words: Mapping[Kind, str] = DEFAULT_PLACES) -> Encoded:
@@ -94,9 +94,9 @@ def encode(conversation: Conversation, tokenizer: Tokenizer, words: Mapping[Kind
     answers = np.zeros(len(tokens), dtype=bool)
     for start, stop in spans:
         answers |= (said[:, 0] >= start) & (said[:, 0] < stop) & (said[:, 1] > said[:, 0])
-    spots = np.flatnonzero(np.isin(tokens, list(ids.values())))
-    answers[spots] = False
-    return Encoded(tokens, answers, spots)
+    visual_positions = np.flatnonzero(np.isin(tokens, list(ids.values())))
+    answers[visual_positions] = False
+    return Encoded(tokens, answers, visual_positions)
 
 
 @lru_cache(maxsize=4)

@@ -15,7 +15,7 @@ from parallel.errors import InputError
 from parallel.hf_folder import from_folder
 
 BYTES = "bytes"
-SILENCE = "<|silence|>"
+SILENCE_TOKEN = "<|silence|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -60,13 +60,13 @@ def byte_tokenizer() -> Any:
     model.decoder = decoders.ByteLevel()
     kind: Any = PreTrainedTokenizerFast
     made = kind(tokenizer_object=model, chat_template=TEMPLATE, eos_token="<|end|>")
-    made.add_special_tokens({"additional_special_tokens": [*ROLES, "<video>", "<image>", SILENCE]})
+    made.add_special_tokens({"additional_special_tokens": [*ROLES, "<video>", "<image>", SILENCE_TOKEN]})
     return made
 
 
 def silence_of(tokenizer: Any) -> int | None:
     """The token that says nothing: its own, or the one that ends an answer; None if it has neither."""
-    own = tokenizer.convert_tokens_to_ids(SILENCE)
+    own = tokenizer.convert_tokens_to_ids(SILENCE_TOKEN)
     if own is not None and own != tokenizer.unk_token_id:
         return int(own)
     return None if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)

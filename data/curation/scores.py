@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from data.curation.near_duplicates import phash
 from data.curation.text_overlay import text_share
-from data.media.reservoir import Thinned
+from data.media.reservoir import Reservoir
 from data.media.video import Frames
 
 Floats = npt.NDArray[np.float64]
@@ -68,7 +68,7 @@ class Scorer:
         self._motion = self._brightness = self._text = 0.0
         self._black = 0
         self._before: Frames | None = None
-        self._sharpnesses: Thinned[float] = Thinned(SHARPNESSES, SHARP_EVERY)
+        self._sharpnesses: Reservoir[float] = Reservoir(SHARPNESSES, SHARP_EVERY)
         self._means: _Means | None = None
 
     def add(self, frame: Frames) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 import cv2
 import numpy as np
 
-from data.media.reservoir import Thinned
+from data.media.reservoir import Reservoir
 from data.media.video import Frames
 
 CELLS = 8  # of a strip
@@ -33,7 +33,7 @@ class Strip:
     """Evenly spaced frames of a clip that comes frame by frame; holds at most 24 frames."""
 
     def __init__(self) -> None:
-        self._frames: Thinned[Frames] = Thinned(KEPT)
+        self._frames: Reservoir[Frames] = Reservoir(KEPT)
 
     def add(self, frame: Frames) -> None:
         """The next frame, uint8 RGB [height, width, 3]; copied if it is kept."""

@@ -1,4 +1,4 @@
-"""`Thinned`: a few evenly spaced items of a stream whose length nobody knows yet.
+"""`Reservoir`: a few evenly spaced items of a stream whose length nobody knows yet.
 
 Every `step`-th row is kept; when there are too many, every second one is thrown away and the step doubles:
 
@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Thinned(Generic[T]):
+class Reservoir(Generic[T]):
     """At most `most` items, of rows 0, step, 2 step and so on; `step` is a power of two times the first."""
 
     def __init__(self, most: int, step: int = 1) -> None:

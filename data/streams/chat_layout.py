@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from data.media.timeline import STILL, Timeline
 from parallel.errors import InputError
-from parallel.sequence.packed import ANSWERED, ASKED, IGNORED, SILENT
+from parallel.sequence.packed import ASSISTANT, IGNORED, SILENCE, USER
 from parallel.sequence.visual_tokens import Views
 
 Ints = npt.NDArray[np.int64]
@@ -62,7 +62,7 @@ class ChatLayout:
     Attributes:
         tokens: [tokens]; the token of the place where a row of a visual stands.
         labels: [tokens], IGNORED where nothing is said next.
-        kinds: [tokens] of the labels: ASKED, ANSWERED, CODED or SILENT.
+        kinds: [tokens] of the labels: USER, ASSISTANT, VISUAL_CODE or SILENCE.
         visual: [tokens], whether it is a row of a visual.
         starts: [views] of the rows of each view.
         rows: [views] of each.
@@ -103,7 +103,7 @@ class ChatLayout:
 def layout_of(
     tokens: Ints,
     kinds: Ints,
-    spots: Ints,
+    visual_positions: Ints,
     spans: Sequence[Sequence[VisualSpan]],
     views: Views | None,
     silence: int | None,
@@ -113,7 +113,7 @@ def layout_of(
 
     Args:
         tokens, kinds: [row], of each token.
-        spots: which of them stand for visuals.
+        visual_positions: which of them stand for visuals.
         spans: of each visual, at least one.
         views: of the model; None if there are no visuals.
         silence: the token that says nothing; None if there is none.
@@ -122,40 +122,40 @@ def layout_of(
     Raises:
         InputError: a visual is watched, and there is no such token.
     """
-    bounds: list[int] = [*spots.tolist(), len(tokens)]
+    bounds: list[int] = [*visual_positions.tolist(), len(tokens)]
     first, stops = bounds[0], bounds[1:]
     pieces, said, at = [tokens[:first]], [kinds[:first]], first
     starts, rows, silent, speaks = ([np.zeros(0, np.int64)] for _ in range(4))
-    for spot, stop, of_visual in zip(spots.tolist(), stops, spans, strict=True):
+    for position, stop, of_visual in zip(visual_positions.tolist(), stops, spans, strict=True):
         for span in of_visual:
-            assert views is not None, "talks with visuals were refused"
+            assert views is not None, "conversations with visuals were refused"
             of_span, stamps = views.rows(span.frames), stamps_of(span, views, times)
             sizes = of_span + np.array([len(stamp) for stamp in stamps], np.int64)
             ends = at + sizes.cumsum()
             starts.append(ends - of_span)
             rows.append(of_span)
             for stamp, count in zip(stamps, of_span.tolist(), strict=True):
-                pieces += [stamp, np.full(count, tokens[spot])]
-                said += [np.full(len(stamp), ASKED), np.full(count, ROW)]
+                pieces += [stamp, np.full(count, tokens[position])]
+                said += [np.full(len(stamp), USER), np.full(count, ROW)]
             silent.append(ends[: len(ends) * span.watched] - 1)
             at += int(sizes.sum())
-        if of_visual[-1].watched and ANSWERED in kinds[spot + 1 : stop]:
+        if of_visual[-1].watched and ASSISTANT in kinds[position + 1 : stop]:
             of_all = np.concatenate(silent[-len(of_visual) :])  # its last clips may show nothing of this stretch
             speaks.append(of_all[-1:])  # after its last view the model begins to speak
-        pieces.append(tokens[spot + 1 : stop])
-        said.append(kinds[spot + 1 : stop])
-        at += stop - spot - 1
-    laid, kind = np.concatenate(pieces), np.concatenate(said)
-    labels, of_label = np.append(laid[1:], IGNORED), np.append(kind[1:], ASKED)
+        pieces.append(tokens[position + 1 : stop])
+        said.append(kinds[position + 1 : stop])
+        at += stop - position - 1
+    placed, kind = np.concatenate(pieces), np.concatenate(said)
+    labels, of_label = np.append(placed[1:], IGNORED), np.append(kind[1:], USER)
     labels[of_label == ROW] = IGNORED
-    of_label = np.maximum(of_label, ASKED)
+    of_label = np.maximum(of_label, USER)
     begins = np.concatenate(speaks)
     quiet = np.setdiff1d(np.concatenate(silent), begins)
     if len(quiet):
-        labels[quiet], of_label[quiet] = _silence(silence), SILENT
-    of_label[begins] = ANSWERED
+        labels[quiet], of_label[quiet] = _silence(silence), SILENCE
+    of_label[begins] = ASSISTANT
     flat = tuple(span for of_visual in spans for span in of_visual)
-    return ChatLayout(laid, labels, of_label, kind == ROW, np.concatenate(starts), np.concatenate(rows), flat)
+    return ChatLayout(placed, labels, of_label, kind == ROW, np.concatenate(starts), np.concatenate(rows), flat)
 
 
 def stamps_of(span: VisualSpan, views: Views, times: Times | None) -> list[Ints]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data.chat.chat_index import Talks
+from data.chat.chat_index import ChatIndex
 from data.planning.packing import Floats
 from data.planning.permutation import Ints
 from data.streams.chat_layout import ChatLayout, Times, layout_of
@@ -58,7 +58,7 @@ class ChatSource:
 
     def __init__(
         self,
-        index: Talks,
+        index: ChatIndex,
         clips: ClipReader | None,
         options: ChatOptions,
         seed: int,
@@ -95,7 +95,7 @@ class ChatSource:
             longer = int((self.lengths > pack_tokens).sum())
             raise InputError(
                 f"a sample fits into a pack of data.pack_tokens={pack_tokens}",
-                f"{longer} of {len(self.lengths)} talks are longer, the longest, {uid}, has {tokens} tokens",
+                f"{longer} of {len(self.lengths)} conversations are longer, the longest, {uid}, has {tokens} tokens",
                 f"data.pack_tokens={tokens}, or fewer frames: data.frames, data.stride",
             )
 

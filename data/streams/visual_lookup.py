@@ -19,7 +19,7 @@ from data.streams.clip_reader import ClipReader
 from parallel.errors import InputError
 
 
-class Looker:
+class FrameIndexer:
     """Finds visuals by name.
 
     Args:

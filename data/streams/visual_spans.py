@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
-from data.chat.chat_index import Talks
+from data.chat.chat_index import ChatIndex
 from data.media.timeline import Timelines
 from data.planning.packing import Floats
 from data.streams.chat_layout import Times, VisualSpan, stamps_of
@@ -34,7 +34,7 @@ class VisualSpans:
         tokens: [rows of conversations] rows of their visuals, and words of times before them.
     """
 
-    def __init__(self, index: Talks, clips: ClipReader | None, views: Views | None, times: Times | None) -> None:
+    def __init__(self, index: ChatIndex, clips: ClipReader | None, views: Views | None, times: Times | None) -> None:
         """Reads no frames.
 
         Args:
@@ -62,7 +62,7 @@ class VisualSpans:
             raise InputError(
                 "a model that is trained on videos has a vision tower",
                 f"{index.uid(row)} has {index.file(row)}; model.vision is none",
-                "give model.vision, or talks of words alone",
+                "give model.vision, or conversations of words alone",
             )
         self.rows = _rows_of(names, clips)
         of_visual = np.repeat(np.arange(len(flat)), np.diff(self.clips_before))
@@ -115,7 +115,7 @@ def refuse_random_segments(clips: ClipReader) -> None:
     """
     if clips.sampling.frames is not None:
         raise InputError(
-            "talks about moments see clips whole",
+            "conversations about moments see clips whole",
             f"data.frames={clips.sampling.frames} takes a stretch from a random start",
             "leave data.frames out, and use data.stride",
         )
@@ -132,9 +132,9 @@ def _rows_of(names: pa.Array, clips: ClipReader) -> Ints:
     if found.null_count:
         missing = names.filter(pa.compute.is_null(found))
         raise InputError(
-            "the clips of talks are in their dataset",
+            "the clips of conversations are in their dataset",
             f"{len(missing)} are not, the first is {missing[0].as_py()}",
-            "make the talks again: longreel data chat",
+            "make the chat dataset again: longreel data chat",
         )
     return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
 

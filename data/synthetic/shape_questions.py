@@ -115,19 +115,19 @@ def questions(
     names = _names(clips)
     refuse_others(out, {*names, FILE_NAME, TALKS, ASKED})
     out.mkdir(parents=True, exist_ok=True)
-    captions, talks, asked = {}, [], []
+    captions, chats, asked = {}, [], []
     for number, name in enumerate(names):
         seen, uid = scene(seed, number, frames, shaken), name.removesuffix(".mp4")
         captions[name] = seen.caption
         turns = {what: _said(text, seen.answers[what]) for what, text in seen.questions.items()}
         mixed = sorted(turns, key=lambda what: key_of(seed, number, "turn", what))
-        talks.append(_record(uid, name, [said for what in mixed for said in turns[what]]))
+        chats.append(_record(uid, name, [said for what in mixed for said in turns[what]]))
         asked += [{**_record(f"{uid}-{what}", name, turns[what]), "about": what} for what in turns]
         (out / name).write_bytes(video.encode(film(seen, size), FPS, crf=CRF))
         if on_progress:
             on_progress(number + 1, clips)
     write_json(out / FILE_NAME, captions)
-    write_json(out / TALKS, talks)
+    write_json(out / TALKS, chats)
     write_json(out / ASKED, asked)
 
 
@@ -151,15 +151,15 @@ def glimpses(
     names = _names(clips)
     refuse_others(out, {*names, TALKS})
     out.mkdir(parents=True, exist_ok=True)
-    talks = []
+    chats = []
     for number, name in enumerate(names):
         key = key_of(seed, number)
         shown, colour = glimpse(key, frames, size, uniform(key_of(key, "depth")))
-        talks.append(_record(name.removesuffix(".mp4"), name, _said(COLOUR, colour)))
+        chats.append(_record(name.removesuffix(".mp4"), name, _said(COLOUR, colour)))
         (out / name).write_bytes(video.encode(shown, FPS, crf=CRF))
         if on_progress:
             on_progress(number + 1, clips)
-    write_json(out / TALKS, talks)
+    write_json(out / TALKS, chats)
 
 
 def glimpse(key: int, frames: int, size: int, depth: float) -> tuple[Frames, str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data.chat.chat_index import Talks
+from data.chat.chat_index import ChatIndex
 from data.chat.tokenizers import open_tokenizer
 from data.dataset.index import Index
 from data.planning.clip_sampling import Sampling
@@ -29,7 +29,7 @@ from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
 
 
-def clips_of(model: VideoLMConfig, data: DataConfig, seed: int, talks: Talks) -> ClipReader | None:
+def clips_of(model: VideoLMConfig, data: DataConfig, seed: int, chats: ChatIndex) -> ClipReader | None:
     """Open the clips of a chat dataset, a frame a token, resized to the input of the vision tower.
 
     None if the model has no tower, or the dataset no clips.
@@ -38,13 +38,13 @@ def clips_of(model: VideoLMConfig, data: DataConfig, seed: int, talks: Talks) ->
         InputError: a dataset of clips is missing or changed, or the settings ask for another size.
     """
     views = model.views
-    if views is None or not talks.clips:
+    if views is None or not chats.clips:
         return None
     side = (views.pixels, views.pixels)
     if data.size not in (None, side):
         found = f"data.size={list(data.size or ())}, the model sees {views.pixels} x {views.pixels}"
         raise InputError("frames have the size that the model sees", found, "leave data.size out")
-    clips = Index.join([Index.open(folder, digest) for folder, digest in talks.clips])
+    clips = Index.join([Index.open(folder, digest) for folder, digest in chats.clips])
     sampling = Sampling(frame_geometry(model), data.frames, side, data.stride)
     return ClipReader(clips, sampling, seed, data.workers)
 
@@ -55,19 +55,19 @@ def frame_geometry(model: VideoLMConfig, codec: CodecConfig | None = None) -> Ge
     return Geometry(stride=(1, pixels, pixels), patch=(1, 1, 1))
 
 
-def _open_index(folders: Sequence[Path], digests: Sequence[str | None]) -> Talks:
-    return Talks.join([Talks.open(folder, digest) for folder, digest in zip(folders, digests, strict=True)])
+def _open_index(folders: Sequence[Path], digests: Sequence[str | None]) -> ChatIndex:
+    return ChatIndex.join([ChatIndex.open(folder, digest) for folder, digest in zip(folders, digests, strict=True)])
 
 
 def _source(
-    model: VideoLMConfig, codec: CodecConfig, data: DataConfig, seed: int, geometry: Geometry, talks: Talks
+    model: VideoLMConfig, codec: CodecConfig, data: DataConfig, seed: int, geometry: Geometry, chats: ChatIndex
 ) -> ChatSource:
     attention, dim = model.attention, model.dim
     refuse_rope({**model.text.rope_parameters, **(data.rope_scaling or {})})
-    times = times_of(open_tokenizer(str(talks.tokenizer_folder))) if data.timestamps else None
+    times = times_of(open_tokenizer(str(chats.tokenizer_folder))) if data.timestamps else None
     options = ChatOptions(model.views, data.max_positions or model.positions, data.rope_items, times)
-    clips = clips_of(model, data, seed, talks)
-    return ChatSource(talks, clips, options, seed, lambda tokens: cost_of(attention, dim, (tokens, 1, 1)))
+    clips = clips_of(model, data, seed, chats)
+    return ChatSource(chats, clips, options, seed, lambda tokens: cost_of(attention, dim, (tokens, 1, 1)))
 
 
 def _builder(model: VideoLMConfig, objective: Any, codec: CodecConfig, where: OnRank) -> ChatBatchBuilder:

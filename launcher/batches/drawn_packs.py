@@ -16,7 +16,7 @@ from models.language.video_lm_config import VideoLMConfig
 from parallel.errors import InputError
 from parallel.random import key_of
 from parallel.sequence.geometry import Geometry, Grid
-from parallel.sequence.packed import ANSWERED, ASKED, Document
+from parallel.sequence.packed import ASSISTANT, USER, Document
 
 CAPTION = "x" * 255  # of a drawn clip at least: bytes of a long sentence
 QUESTION = 64  # text tokens of a drawn conversation that are not said by the model
@@ -91,10 +91,10 @@ def drawn_conversations(model: VideoLMConfig, data: DataConfig, documents: int |
         frames = max(0, bisect_right(most, tokens - 2 * QUESTION, key=views.total) - 1)
         rows = views.total(frames)
     words = np.zeros(tokens - rows, np.int64)
-    kinds = np.where(np.arange(len(words)) < QUESTION, ASKED, ANSWERED)
+    kinds = np.where(np.arange(len(words)) < QUESTION, USER, ASSISTANT)
     spans: Sequence[Sequence[VisualSpan]] = [[VisualSpan(0, 0, frames)]] if frames else []
     if frames:  # the position of the video, which its rows replace
-        words, kinds = np.append(words, 0), np.append(kinds, ANSWERED)
+        words, kinds = np.append(words, 0), np.append(kinds, ASSISTANT)
     layout = layout_of(words, kinds, np.array([1] if frames else [], np.int64), spans, views, None)
     made = tuple(Document(f"drawn-{n}", key_of("drawn", n), "", (len(layout), 1, 1)) for n in range(count))
     about = f" about a video of {frames:,} frames, {rows:,} rows" if frames else ""

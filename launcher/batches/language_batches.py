@@ -92,7 +92,7 @@ class ChatBatchBuilder:
 
     def micro_step(self, stream: PackStream[ChatSource], pack: Pack) -> MicroStep:
         """See `BatchBuilder`."""
-        laid = [stream.source.layout(row) for row in pack.rows]
+        layouts = [stream.source.layout(row) for row in pack.rows]
         problems: dict[int, str] = {}
 
         def shown(begin: int, end: int) -> Frames:
@@ -101,10 +101,10 @@ class ChatBatchBuilder:
             )
             return np.concatenate([piece.frames for piece in pieces if piece.frames is not None])
 
-        batch, plans = self.prepare(pack.documents, laid, shown, stream.source.options.rope)
+        batch, plans = self.prepare(pack.documents, layouts, shown, stream.source.options.rope)
         received = sum(
             checksum(pack.documents[number].uid, stop - start)
-            for number, start, stop in local_spans([len(one) for one in laid], batch.packed.ranges)
+            for number, start, stop in local_spans([len(one) for one in layouts], batch.packed.ranges)
             if pack.documents[number].weight and number not in problems
         )
         return MicroStep(batch, plans, received, problems)
@@ -121,7 +121,7 @@ class ChatBatchBuilder:
     def prepare(
         self,
         documents: Sequence[Document],
-        laid: Sequence[ChatLayout],
+        layouts: Sequence[ChatLayout],
         shown: Callable[[int, int], Frames],
         rope: Rope = (),
     ) -> tuple[LMBatch, dict[Window, Plan]]:
@@ -129,30 +129,30 @@ class ChatBatchBuilder:
 
         Args:
             documents: of the pack.
-            laid: as many.
-            shown: frames [begin, end) of all that they see, laid end to end: uint8 [n, height, width, 3].
+            layouts: as many.
+            shown: frames [begin, end) of all that they see, layouts end to end: uint8 [n, height, width, 3].
             rope: see `LMBatch`.
         """
-        masks = masks_of(self.model.windows, self.model.mask, [one.runs for one in laid], self.objective.sees)
+        masks = masks_of(self.model.windows, self.model.mask, [one.runs for one in layouts], self.objective.sees)
         split = balanced(max(masks.values(), key=lambda mask: mask.area), self.groups.mesh)
         ranges = split.ranges[self.groups.place.sequence]
         here = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for start, stop in ranges)])
         visuals = None
         if self.model.views is not None:
-            before = list(accumulate(map(len, laid), initial=0))
-            starts = np.concatenate([one.starts + at for one, at in zip(laid, before, strict=False)])
-            rows = np.concatenate([one.rows for one in laid])
+            before = list(accumulate(map(len, layouts), initial=0))
+            starts = np.concatenate([one.starts + at for one, at in zip(layouts, before, strict=False)])
+            rows = np.concatenate([one.rows for one in layouts])
             views = tuple(zip(starts.tolist(), (starts + rows).tolist(), strict=True))
             exchange = row_exchange_for(views, split, self.groups).to(self.stream.send)
-            visuals = self._visuals(self.model.views, laid, rows, exchange, shown)
+            visuals = self._visuals(self.model.views, layouts, rows, exchange, shown)
         targets = [
             self.objective.prepare(one.tokens, one.labels, one.kinds, one.visual, document.key)
-            for one, document in zip(laid, documents, strict=True)
+            for one, document in zip(layouts, documents, strict=True)
         ]
         labels = np.concatenate([one.labels for one in targets])[here]
         refuse_labels(labels, self.model.vocabulary)
         weight = np.concatenate([one.weight * d.weight for one, d in zip(targets, documents, strict=True)])[here]
-        visual = np.concatenate([one.visual for one in laid])[here]
+        visual = np.concatenate([one.visual for one in layouts])[here]
         packed = lay_out(documents, ranges, torch.zeros(len(here), 0, dtype=self.dtype, device=self.device))
         wide = torch.promote_types(self.dtype, torch.float32)
         batch = LMBatch(
@@ -175,13 +175,13 @@ class ChatBatchBuilder:
     def _visuals(
         self,
         views: Views,
-        laid: Sequence[ChatLayout],
+        layouts: Sequence[ChatLayout],
         rows: Ints,
         exchange: RowExchange,
         shown: Callable[[int, int], Frames],
     ) -> VisualInputs:
         """The frames of the views that this rank was dealt."""
-        by_span = (views.frames(span.frames) for one in laid for span in one.spans)
+        by_span = (views.frames(span.frames) for one in layouts for span in one.spans)
         frames = np.concatenate([np.zeros(0, np.int64), *by_span])
         first, stop = exchange.views
         begin, end = int(frames[:first].sum()), int(frames[:stop].sum())
@@ -214,7 +214,7 @@ def refuse_other_vocabulary(curriculum: Curriculum, vocabulary: int) -> None:
         InputError: it has fewer.
     """
     for stream in curriculum.streams:
-        assert isinstance(stream.source, ChatSource), "talks are for models that speak"
+        assert isinstance(stream.source, ChatSource), "conversations are for models that speak"
         tokens = int(stream.source.index.tokenizer["tokens"])
         if tokens > vocabulary:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Visuals as words: a frozen quantiser (`models.codecs.vq`) and its place in the vocabulary of talks.
+"""Visuals as words: a frozen quantiser (`models.codecs.vq`) and its place in the vocabulary of conversations.
 
     vocabulary    0 .. first - 1  words  |  first .. first + words - 1  codes  |  mask
 
@@ -6,7 +6,7 @@
     what a model says  --runs of codes, whole frames--> codes --quantiser--> frames -->  PNG, or mp4 of several
 
 The shape of LWM (Liu et al., arXiv:2402.08268): one model reads and draws with one vocabulary. Settings of the coding
-are in the manifest of the talks, so that what is asked later is coded as what was learned.
+are in the manifest of the chat dataset, so that what is asked later is coded as what was learned.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from data.chat.chat_builder import Coder, Told
-from data.chat.chat_index import Talks
+from data.chat.chat_index import ChatIndex
 from data.dataset.index import Index
 from data.media.video import Frames, encode
 from data.planning.clip_sampling import Sampling, Size
@@ -40,7 +40,9 @@ from models.codecs.vq import DiffusersCodes, Quantiser, enlarged, open_codes
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
 
-KEPT = 64  # clips whose codes are remembered while talks are written: many questions in a row are about one clip
+KEPT = (
+    64  # clips whose codes are remembered while conversations are written: many questions in a row are about one clip
+)
 Ints = npt.NDArray[np.int64]
 
 
@@ -150,44 +152,46 @@ def coder_for(name: str, clips: Path | None, size: Size | None, frames: int | No
     return Coder(about, _code_of(coding, index), files)
 
 
-def coding_of(talks: Talks) -> Coding | None:
-    """How visuals of these talks are words; None if they are not.
+def coding_of(chats: ChatIndex) -> Coding | None:
+    """How visuals of these conversations are words; None if they are not.
 
     Raises:
         InputError: the quantiser is gone, or another one.
     """
-    about: dict[str, Any] | None = talks.tokenizer.get("codes")
+    about: dict[str, Any] | None = chats.tokenizer.get("codes")
     if about is None:
         return None
-    folder = talks.folder_of_codes
+    folder = chats.folder_of_codes
     quantiser = open_codes(str(folder) if about["kind"] == "folder" else about["kind"], _device())
     if quantiser.identity != about["identity"]:
-        found = f"{folder}: {quantiser.identity}, the talks were made with {about['identity']}"
-        raise InputError("codes are decoded by what made them", found, "make the talks again: longreel data chat")
+        found = f"{folder}: {quantiser.identity}, the conversations were made with {about['identity']}"
+        raise InputError(
+            "codes are decoded by what made them", found, "make the chat dataset again: longreel data chat"
+        )
     height, width = about["size"]
     return Coding(quantiser, about["first"], (height, width), about["frames"], about["stride"])
 
 
 def refuse_other_mask(curriculum: Curriculum, token: int | None) -> None:
-    """What stands where a code is hidden is a token that talks keep for that.
+    """What stands where a code is hidden is a token that a chat dataset keeps for that.
 
     Args:
         curriculum: of the run.
         token: that the objective names; None if it hides nothing.
 
     Raises:
-        InputError: talks have no codes, or the objective names another token.
+        InputError: a chat dataset has no codes, or the objective names another token.
     """
     if token is None:
         return
     for stream in curriculum.streams:
-        assert isinstance(stream.source, ChatSource), "talks are for models that speak"
+        assert isinstance(stream.source, ChatSource), "conversations are for models that speak"
         mask, folder = stream.source.index.tokenizer.get("mask"), stream.index.folders[0]
         if mask is None:
-            rule = "masked_token hides codes of talks"
+            rule = "masked_token hides codes of conversations"
             raise InputError(rule, f"{folder}: visuals are no codes", "longreel data chat --codes, or next_token")
         if token != mask:
-            rule = "a token that talks keep for it stands where a code is hidden"
+            rule = "a token that a chat dataset keeps for it stands where a code is hidden"
             found = f"objective.mask_token={token}, {folder} keeps {mask}"
             raise InputError(rule, found, f"objective.mask_token={mask}")
 
@@ -210,9 +214,9 @@ def write_drawn(drawn: Drawn, folder: Path, name: str, fps: int) -> list[Path]:
     return found
 
 
-def closing_lines(told: Told, talks: Talks) -> list[str]:
-    """For a person who has coded talks: what a run of them must know."""
-    about, tokens, mask = talks.tokenizer["codes"], talks.tokenizer["tokens"], talks.tokenizer["mask"]
+def closing_lines(told: Told, chats: ChatIndex) -> list[str]:
+    """For a person who has coded visuals of conversations: what a run of them must know."""
+    about, tokens, mask = chats.tokenizer["codes"], chats.tokenizer["tokens"], chats.tokenizer["mask"]
     y, x = about["grid"]
     return [
         f"{told.codes:,} codes, {y} x {x} a frame, of {about['words']:,} words: {about['identity']}",

@@ -240,7 +240,7 @@ def _other_datasets(checkpoint: Checkpoint, before: DataConfig, now: DataConfig)
 
 
 def _holds(folder: Path, digest: str) -> bool:
-    """Whether these samples, or talks, lie there."""
+    """Whether these samples, or conversations, lie there."""
     try:
         if (folder / chat_index.MANIFEST).is_file():
             return bool(chat_index.manifest_of(folder)["digest"] == digest)

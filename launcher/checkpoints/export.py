@@ -61,7 +61,7 @@ def export_folder(found: Checkpoint, out: Path, averaged: bool | None, dtype: st
         InputError: see `export`; the folder is there, or the model is none of transformers; or what is frozen is not
             what the run was trained with.
     """
-    from data.chat.chat_index import MANIFEST, TOKENIZER, Talks
+    from data.chat.chat_index import MANIFEST, TOKENIZER, ChatIndex
     from launcher.checkpoints.external_hashes import (
         TOKENIZER_OF,
         Hashes,
@@ -93,8 +93,8 @@ def export_folder(found: Checkpoint, out: Path, averaged: bool | None, dtype: st
     module.lm.describe(data.rope_items, data.max_positions)
     write(out, found, module, key, kind, like=like)
     if (data.folders[0] / MANIFEST).is_file():
-        talks, segment = Talks.open(data.folders[0]), config.data.merged().index(data)
-        refuse_other_outside(found, config, {TOKENIZER_OF.format(segment): hash_of_tokenizer(talks)})
+        chats, segment = ChatIndex.open(data.folders[0]), config.data.merged().index(data)
+        refuse_other_outside(found, config, {TOKENIZER_OF.format(segment): hash_of_tokenizer(chats)})
     tokenizer = data.folders[0] / TOKENIZER
     for file in tokenizer.iterdir() if tokenizer.is_dir() else ():
         if not (out / file.name).exists():

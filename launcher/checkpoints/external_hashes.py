@@ -5,7 +5,7 @@
     model.path frozen         parameters that are not trained: read there at each start  by the model's names, so that
                                                                                          files may be cut otherwise
     codec.path                the autoencoder: encodes while training, decodes samples   settings and weights
-    tokenizer of segment N    tokenizer and chat template of stored talks                meaning
+    tokenizer of segment N    tokenizer and chat template of a chat dataset              meaning
 
 Datasets have digests of their own in the manifest, and each sample its hash. A path may change as it likes: what lies
 there is compared when a run goes on, when it is sampled and when it is exported.
@@ -28,7 +28,7 @@ import torch.distributed as dist
 from blake3 import blake3
 from torch import nn
 
-from data.chat.chat_index import Talks
+from data.chat.chat_index import ChatIndex
 from data.streams.curriculum import Curriculum
 from launcher.checkpoints.pretrained import CONFIG, folder_of_weights, frozen_in
 from launcher.checkpoints.reading import Checkpoint
@@ -134,14 +134,14 @@ def outside_of(
             rule = "a diffusers codec is a folder with config.json and weights"
             raise InputError(rule, f"{codec}: {error}", "give codec.path=FOLDER that has both") from None
     for number, stream in enumerate(curriculum.streams if curriculum is not None else ()):
-        if isinstance(stream.index, Talks) and stream.index.tokenizer_folder.is_dir():
+        if isinstance(stream.index, ChatIndex) and stream.index.tokenizer_folder.is_dir():
             found[TOKENIZER_OF.format(number)] = hash_of_tokenizer(stream.index)
     return found
 
 
-def hash_of_tokenizer(talks: Talks) -> str:
-    """Of the copy that lies with the talks, template and all."""
-    return _of_meaning(sorted(file for file in talks.tokenizer_folder.iterdir() if file.is_file()))
+def hash_of_tokenizer(chats: ChatIndex) -> str:
+    """Of the copy that lies with the conversations, template and all."""
+    return _of_meaning(sorted(file for file in chats.tokenizer_folder.iterdir() if file.is_file()))
 
 
 def refuse_other_outside(checkpoint: Checkpoint, config: RunConfig, now: Mapping[str, str]) -> None:
@@ -156,7 +156,7 @@ def refuse_other_outside(checkpoint: Checkpoint, config: RunConfig, now: Mapping
             where = _where(config, name)
             remedy = f"put back what was there, or give a copy of it: {where}=FOLDER"
             if name.startswith("tokenizer"):
-                remedy = "put back what was there: the tokenizer folder of those talks"
+                remedy = "put back what was there: the tokenizer folder of that chat dataset"
             raise InputError(
                 "what a run reads beside its checkpoints stays as it was when the run began",
                 f"{name}: its hash is {now[name]}, {checkpoint.where} was made with {was}",

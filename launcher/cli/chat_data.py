@@ -84,7 +84,7 @@ def chat(
     Example: longreel data chat draw.json --clips datasets/mine --codes models/vqvae --code-size 256x256 --out chats/d
     """
     from data.chat.chat_builder import write
-    from data.chat.chat_index import Talks
+    from data.chat.chat_index import ChatIndex
     from data.chat.formats import Kind
     from data.chat.tokenizers import open_tokenizer
     from launcher.batches.visual_codes import closing_lines, coder_for
@@ -107,6 +107,6 @@ def chat(
     if json_:
         print(as_json(told))
         return
-    more = closing_lines(told, Talks.open(out)) if coder else []
+    more = closing_lines(told, ChatIndex.open(out)) if coder else []
     for said in (*table_of(told, out), *more):
         console.print(said, highlight=False, markup=False, soft_wrap=isinstance(said, str))

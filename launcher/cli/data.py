@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from data.planning.clip_sampling import Sampling
 
 OTHER_NAMES = {  # what people type -> the command
-    **dict.fromkeys(("talks", "conversations", "tokenize"), "chat"),
+    **dict.fromkeys(("chats", "conversations", "tokenize"), "chat"),
     **dict.fromkeys(("verify", "validate", "repair"), "check"),
     **dict.fromkeys(("view", "browse", "gallery"), "show"),
     **dict.fromkeys(("convert", "webdataset"), "import"),
@@ -99,9 +99,9 @@ def show(
     page = write_gallery(dataset, out, limit, Tokens(*_sampling(run, overrides or [])))
     console = Console()
     console.print(f"{page.path}", highlight=False, markup=False, soft_wrap=True)
-    thinned = f" of {page.samples:,}, evenly spread" if page.shown < page.samples else ""
+    spread = f" of {page.samples:,}, evenly spread" if page.shown < page.samples else ""
     console.print(
-        f"{page.shown:,} samples{thinned}; open it in a browser", markup=False, highlight=False, soft_wrap=True
+        f"{page.shown:,} samples{spread}; open it in a browser", markup=False, highlight=False, soft_wrap=True
     )
 
 

@@ -74,17 +74,17 @@ def evaluate(
     from launcher.core.progress_bar import Bar
     from launcher.core.run_folder import keep, write_whole
     from launcher.generation.answers import open_speaker
-    from launcher.generation.evaluation import as_record, looker_for, questions_of, scores_of
+    from launcher.generation.evaluation import as_record, indexer_for, questions_of, scores_of
     from launcher.generation.evaluation import evaluate as answer
 
     left_out: list[tuple[str, str]] = []
     limit, shuffled, most = asking.limit, asking.shuffle_frames, asking.max_new_tokens
     asked = questions_of(questions, limit, records.ignore or (), left_out if records.leave_out else None)
     speaker = open_speaker(run, weights.checkpoint, weights.averaged)
-    looker = looker_for(speaker, clips, questions.parent)
+    indexer = indexer_for(speaker, clips, questions.parent)
     console = Console(stderr=json_)
     with Bar(console, "questions") as bar:
-        found = answer(speaker, asked, looker, shuffled, most, lambda d, t: bar.update(d, t, ""))
+        found = answer(speaker, asked, indexer, shuffled, most, lambda d, t: bar.update(d, t, ""))
     scores = scores_of(asked, found)
     name = f"{questions.stem}-step-{speaker.step}{'-shuffled' if shuffled else ''}{speaker.weights}"
     how = {"questions": str(questions), "clips": clips and str(clips), "limit": limit, "max_new_tokens": most}
@@ -126,16 +126,16 @@ def tell_answers(
 ) -> None:
     """Print what a run's model says to each prompt about these videos; what it draws is in samples/ of the run.
 
-    Without prompts these are how conversations of its talks begin, about the clips of these where no video is given.
+    Without prompts these are how its conversations begin, about the clips of these where no video is given.
 
     Raises:
         InputError: there is no prompt, or a video cannot be read.
     """
-    from data.streams.visual_lookup import Looker
+    from data.streams.visual_lookup import FrameIndexer
     from launcher.batches.visual_codes import Drawn, write_drawn
     from launcher.core.run_folder import RunFolder
     from launcher.generation.answers import MOST_WORDS, conversation_about, open_speaker
-    from launcher.generation.evaluation import looker_for
+    from launcher.generation.evaluation import indexer_for
     from launcher.generation.sample_prompts import Question, questions_of
     from launcher.generation.videos import slug
     from parallel.random import key_of
@@ -143,21 +143,21 @@ def tell_answers(
     speaker = open_speaker(run, checkpoint, averaged)
     console = Console(stderr=as_json)
     asked = [Question(prompt, tuple(map(str, videos))) for prompt in prompts or speaker.prompts]
-    looker, coding = Looker(speaker.sampling), speaker.coding
+    indexer, coding = FrameIndexer(speaker.sampling), speaker.coding
     if not asked:
-        talks = speaker.talks
-        assert talks is not None, "a speaker of a run has talks"
-        told = f'no --prompt: questions of {talks.folders[0]}; your own: --prompt "..."'
+        chats = speaker.chats
+        assert chats is not None, "a speaker of a run has a chat dataset"
+        told = f'no --prompt: questions of {chats.folders[0]}; your own: --prompt "..."'
         console.print(told, highlight=False, markup=False, soft_wrap=True)
-        asked = list(questions_of(talks))
+        asked = list(questions_of(chats))
         if videos:
             asked = [Question(one.prompt, tuple(map(str, videos))) for one in asked]
-        elif talks.clips:
-            looker = looker_for(speaker, talks.clips[0][0], run)
+        elif chats.clips:
+            indexer = indexer_for(speaker, chats.clips[0][0], run)
     for prompt, seen in ((one.prompt, one.clips) for one in asked):
         conversation = conversation_about([Path(name) for name in seen], prompt)
         words = speaker.said(
-            speaker.asked(*speaker.layout(conversation, looker.frames, None, looker.timelines)),
+            speaker.asked(*speaker.layout(conversation, indexer.frames, None, indexer.timelines)),
             MOST_WORDS + (coding.most if coding else 0),
         )
         said, drawn = speaker.text(words), coding.drawn(words) if coding else Drawn((), 0)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from data.chat.chat_builder import with_codes
-from data.chat.chat_index import Talks
+from data.chat.chat_index import ChatIndex
 from data.chat.chat_template import DEFAULT_PLACES, encode
 from data.chat.formats import Conversation, Kind, Turn, Visual
 from data.chat.tokenizers import open_tokenizer
@@ -41,7 +41,7 @@ from models.registry import DTYPES, build_objective, objective_spec_of, spec_of
 from parallel.attention.plan import local_plan
 from parallel.errors import InputError
 from parallel.mesh import Groups, Mesh
-from parallel.sequence.packed import ANSWERED, ASKED, CODED, Document
+from parallel.sequence.packed import ASSISTANT, USER, VISUAL_CODE, Document
 
 MOST_WORDS = 256
 Ints = npt.NDArray[np.int64]
@@ -69,7 +69,7 @@ class Speaker:
 
     Attributes:
         model: of the checkpoint.
-        tokenizer: of its talks.
+        tokenizer: of its chat dataset.
         places: words that stand for visuals.
         silence: the token that says nothing.
         maker: of its input.
@@ -81,7 +81,7 @@ class Speaker:
         coding: how visuals are words; None if they are not.
         times: words of the time of each view; None for no times.
         positions: tokens of the longest conversation.
-        talks: that it was trained on.
+        chats: that it was trained on.
         weights: which, for names of files; empty for what is usual.
     """
 
@@ -98,7 +98,7 @@ class Speaker:
     coding: Coding | None = None
     times: Times | None = None
     positions: int = 1 << 31
-    talks: Talks | None = None
+    chats: ChatIndex | None = None
     weights: str = ""
 
     def layout(
@@ -116,15 +116,15 @@ class Speaker:
             order: in which the n frames of each clip are shown; None as they are.
             timelines: of each clip; where the model is told times.
         """
-        places = {**DEFAULT_PLACES, **self.places}  # talks know those alone that their tokenizer has
+        places = {**DEFAULT_PLACES, **self.places}  # a chat dataset knows those alone that its tokenizer has
         encoded = encode(conversation, self.tokenizer, places)
         shown = [list(look(visual.name)) for visual in conversation.visuals]
-        kinds, spots = np.where(encoded.answers, ANSWERED, ASKED), encoded.spots
+        kinds, visual_positions = np.where(encoded.answers, ASSISTANT, USER), encoded.visual_positions
         if self.coding is not None:
             coding, none = self.coding, np.zeros((0, 1, 1, 3), np.uint8)
             codes = [np.concatenate([coding.tokens(frames, order) for frames in clips]) for clips in shown]
-            tokens, kinds = with_codes(encoded.tokens, kinds, spots, codes)
-            return layout_of(tokens, kinds, spots[:0], [], None, self.silence), none
+            tokens, kinds = with_codes(encoded.tokens, kinds, visual_positions, codes)
+            return layout_of(tokens, kinds, visual_positions[:0], [], None, self.silence), none
         when = [
             timelines(visual.name) if self.times and timelines else [STILL] * len(clips)
             for visual, clips in zip(conversation.visuals, shown, strict=True)
@@ -136,34 +136,36 @@ class Speaker:
             ]
             for clips, times in zip(shown, when, strict=True)
         ]
-        laid = layout_of(encoded.tokens, kinds, spots, spans, self.maker.model.views, self.silence, self.times)
+        layout = layout_of(
+            encoded.tokens, kinds, visual_positions, spans, self.maker.model.views, self.silence, self.times
+        )
         flat = [frames if order is None else frames[order(len(frames))] for clips in shown for frames in clips]
-        return laid, np.concatenate(flat) if flat else np.zeros((0, 1, 1, 3), np.uint8)
+        return layout, np.concatenate(flat) if flat else np.zeros((0, 1, 1, 3), np.uint8)
 
     @torch.no_grad()
-    def asked(self, laid: ChatLayout, frames: Frames) -> Asked:
+    def asked(self, layout: ChatLayout, frames: Frames) -> Asked:
         """Everything before the last words of the assistant, and these.
 
         Raises:
             InputError: these are not words alone: what was drawn is in no words that could be compared.
         """
-        if len(laid) > self.positions:
-            found = f"{len(laid):,} tokens, {self.positions:,} positions"
+        if len(layout) > self.positions:
+            found = f"{len(layout):,} tokens, {self.positions:,} positions"
             remedy = "fewer frames or words, or a run whose data.max_positions are more"
             raise InputError("a conversation is no longer than the positions that the model knows", found, remedy)
-        said = np.flatnonzero((laid.kinds == ANSWERED) | (laid.kinds == CODED))
+        said = np.flatnonzero((layout.kinds == ASSISTANT) | (layout.kinds == VISUAL_CODE))
         if not len(said):  # a template that ends no turn, and nothing is said: it is to be said last
-            said = np.array([len(laid) - 1])
+            said = np.array([len(layout) - 1])
         first = int(said[np.flatnonzero(np.diff(said, prepend=-2) > 1)[-1]])
-        if CODED in laid.kinds[first : int(said[-1]) + 1]:
+        if VISUAL_CODE in layout.kinds[first : int(said[-1]) + 1]:
             raise InputError("an answer that is judged has words alone", "a video or an image in it", "leave it out")
-        document = Document("", 0, "", (len(laid), 1, 1))
-        batch, _ = self.maker.prepare([document], [laid], lambda begin, end: frames[begin:end], self.rope)
+        document = Document("", 0, "", (len(layout), 1, 1))
+        batch, _ = self.maker.prepare([document], [layout], lambda begin, end: frames[begin:end], self.rope)
         embeddings = self.model.embedded(batch)
         # no token sees a later one but in its own frame, and frames are whole before the answer
-        masks = masks_of(self.maker.model.windows, self.maker.model.mask, [laid.before(first + 1).runs])
+        masks = masks_of(self.maker.model.windows, self.maker.model.mask, [layout.before(first + 1).runs])
         plans = {window: local_plan(mask) for window, mask in masks.items()}
-        return Asked(embeddings[: first + 1], plans, tuple(laid.labels[first : int(said[-1]) + 1].tolist()))
+        return Asked(embeddings[: first + 1], plans, tuple(layout.labels[first : int(said[-1]) + 1].tolist()))
 
     def answer(self, asked: Asked, most: int = MOST_WORDS) -> str:
         """The likeliest words, up to the end of the turn."""
@@ -216,7 +218,7 @@ def open_speaker(run: Path, step: int | None = None, averaged: bool | None = Non
     """The model of a run's checkpoint; the newest, if no step is given; `averaged` as of `is_averaged`.
 
     Raises:
-        InputError: no run, no checkpoint, no talks any more, or a model that draws.
+        InputError: no run, no checkpoint, no chat dataset any more, or a model that draws.
     """
     config, found = open_run(run, step)
     return speaker_of(config, found, averaged)
@@ -232,27 +234,27 @@ def speaker_of(config: RunConfig, found: Checkpoint, averaged: bool | None = Non
         raise InputError("a model that speaks has learned next_token", found_there, "objective.kind=next_token")
     device = device_here(config.device)
     data = config.data_of(found.state.step)
-    talks = Talks.open(data.folders[0])
+    chats = ChatIndex.open(data.folders[0])
     segment = config.data.merged().index(data)
-    refuse_other_outside(found, config, {TOKENIZER_OF.format(segment): hash_of_tokenizer(talks)})
+    refuse_other_outside(found, config, {TOKENIZER_OF.format(segment): hash_of_tokenizer(chats)})
     model = load_model(config, found, 3, device, averaged)
     assert isinstance(model, VideoLM), "a video_lm is built as one"
     mesh = Mesh(1, 1, 1)
     groups = Groups(mesh, mesh.place(0))
     learned: Any = build_objective(config.objective)
     maker = ChatBatchBuilder(config.model, learned, groups, DTYPES[config.dtype], device)
-    tokenizer = open_tokenizer(str(talks.tokenizer_folder))
+    tokenizer = open_tokenizer(str(chats.tokenizer_folder))
     places: dict[Kind, str] = {
-        kind: tokenizer.convert_ids_to_tokens(id_) for kind, id_ in talks.tokenizer["places"].items()
+        kind: tokenizer.convert_ids_to_tokens(id_) for kind, id_ in chats.tokenizer["places"].items()
     }
     views = config.model.views
     size = (views.pixels, views.pixels) if views else None
     sampling = Sampling(geometry_of(config), data.frames, size, data.stride)
-    coding, silence, asks = coding_of(talks), talks.tokenizer["silence"], config.sample
+    coding, silence, asks = coding_of(chats), chats.tokenizer["silence"], config.sample
     return Speaker(
         model, tokenizer, places, silence, maker, data.rope_items, found.state.step,
         coding.sampling if coding else sampling, asks.prompts, asks.fps, coding,
-        times_of(tokenizer) if data.timestamps else None, data.max_positions or config.model.positions, talks,
+        times_of(tokenizer) if data.timestamps else None, data.max_positions or config.model.positions, chats,
         "-no-ema" if averaged is False and is_averaged(found) else "",
     )  # fmt: skip
 

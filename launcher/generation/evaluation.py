@@ -23,7 +23,7 @@ from data.chat.record_fields import HARMLESS, Fields
 from data.chat.records import records_of, refuse_unread
 from data.dataset.index import Index
 from data.streams.clip_reader import ClipReader
-from data.streams.visual_lookup import Looker
+from data.streams.visual_lookup import FrameIndexer
 from launcher.generation.answers import Speaker
 from parallel.errors import InputError
 from parallel.random import key_of
@@ -142,7 +142,7 @@ def question_of(record: Mapping[str, Any], where: str, ignored: Collection[str] 
 def evaluate(
     speaker: Speaker,
     questions: Sequence[Question],
-    looker: Looker,
+    indexer: FrameIndexer,
     shuffle: bool = False,
     most: int = 64,
     on_progress: Callable[[int, int], None] | None = None,
@@ -152,7 +152,7 @@ def evaluate(
     Args:
         speaker: the model.
         questions: any number.
-        looker: finds their videos.
+        indexer: finds their videos.
         shuffle: show the frames of each clip in an order drawn from the question's id.
         most: words of an answer.
         on_progress: called with (done, total).
@@ -161,7 +161,9 @@ def evaluate(
     for number, question in enumerate(questions, 1):
         order = _order(question.uid) if shuffle else None
         asked = speaker.asked(
-            *speaker.layout(question.conversation, _look(looker, question.uid), order, _timelines(looker, question.uid))
+            *speaker.layout(
+                question.conversation, _look(indexer, question.uid), order, _timelines(indexer, question.uid)
+            )
         )
         if question.choices:
             scores = [speaker.likelihood(asked, choice) for choice in question.choices]
@@ -226,11 +228,11 @@ def questions_of(
     return found[:limit]
 
 
-def looker_for(speaker: Speaker, clips: Path | None, folder: Path) -> Looker:
+def indexer_for(speaker: Speaker, clips: Path | None, folder: Path) -> FrameIndexer:
     """Finds videos in a dataset, or as files in a folder."""
     if clips is None:
-        return Looker(speaker.sampling, None, folder)
-    return Looker(speaker.sampling, ClipReader(Index.open(clips), speaker.sampling, 0))
+        return FrameIndexer(speaker.sampling, None, folder)
+    return FrameIndexer(speaker.sampling, ClipReader(Index.open(clips), speaker.sampling, 0))
 
 
 def as_record(
@@ -249,12 +251,12 @@ def plain(text: str) -> str:
     return text.strip().rstrip(".").strip().casefold()
 
 
-def _look(looker: Looker, uid: str) -> Callable[[str], Any]:
-    return lambda name: looker.frames(name, uid)
+def _look(indexer: FrameIndexer, uid: str) -> Callable[[str], Any]:
+    return lambda name: indexer.frames(name, uid)
 
 
-def _timelines(looker: Looker, uid: str) -> Callable[[str], Any]:
-    return lambda name: looker.timelines(name, uid)
+def _timelines(indexer: FrameIndexer, uid: str) -> Callable[[str], Any]:
+    return lambda name: indexer.timelines(name, uid)
 
 
 def _order(uid: str) -> Callable[[int], Ints]:

@@ -88,9 +88,9 @@ def search(
             for number in range(each):
                 key = key_of(seed, length, depths, str(depth), number)
                 conversation, shown = _haystack(speaker, key, length, float(depth), secrets, frames)
-                laid, seen = speaker.layout(conversation, lambda _, shown=shown: shown)  # type: ignore[misc]
-                said = speaker.answer(speaker.asked(laid, seen), most=8)
-                found, most = found + (plain(said) == plain(_expected(conversation))), max(most, len(laid))
+                layout, seen = speaker.layout(conversation, lambda _, shown=shown: shown)  # type: ignore[misc]
+                said = speaker.answer(speaker.asked(layout, seen), most=8)
+                found, most = found + (plain(said) == plain(_expected(conversation))), max(most, len(layout))
                 done += 1
                 if on_progress is not None:
                     on_progress(done, total)

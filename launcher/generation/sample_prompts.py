@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.chat.chat_index import Talks
+from data.chat.chat_index import ChatIndex
 from data.dataset.index import Index
 from data.planning.clip_sampling import Choice, Sampling, Size
 from launcher.batches.datasets import geometry_of
@@ -108,13 +108,13 @@ def captions_of(folders: Sequence[Path], which: Choice) -> tuple[tuple[str, ...]
     return ("",), folders[0]  # nothing has words: as trained, the empty caption
 
 
-def questions_of(talks: Talks) -> tuple[Question, ...]:
+def questions_of(chats: ChatIndex) -> tuple[Question, ...]:
     """How conversations of a folder begin, evenly over it, each words once, about the clips that they are about."""
     found: dict[str, Question] = {}
-    for row in _evenly(len(talks), PROMPTS * 16):
-        words = _question(talks.text(row))
+    for row in _evenly(len(chats), PROMPTS * 16):
+        words = _question(chats.text(row))
         if words and words not in found and len(found) < PROMPTS:
-            visuals = talks.visuals(row) if talks.clips else []
+            visuals = chats.visuals(row) if chats.clips else []
             found[words] = Question(words, tuple(uid for visual in visuals[:1] for uid in visual["clips"]))
     return tuple(found.values())
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from models.objectives.lm_objective import Bools, Ints, LMTargets
-from parallel.sequence.packed import ANSWERED, IGNORED
+from parallel.sequence.packed import ASSISTANT, IGNORED
 from parallel.setting_effects import State
 
 
@@ -43,7 +43,7 @@ class VideoText:
     def prepare(self, tokens: Ints, labels: Ints, kinds: Ints, visual: Bools, key: int) -> LMTargets:
         """Targets of a conversation: rows of its video, and what is answered, each half of a document's weight of 1."""
         own = np.append(0, kinds[:-1])
-        said = (own == ANSWERED) & ~visual
+        said = (own == ASSISTANT) & ~visual
         weight = np.zeros(len(tokens))
         if said.any() and visual.any():
             weight[said], weight[visual] = 0.5 / said.sum(), 0.5 / visual.sum()

@@ -19,7 +19,7 @@ from models.objectives.lm_objective import Bools, Ints, LMTargets
 from models.objectives.next_token import cross_entropy
 from parallel.errors import InputError
 from parallel.random import key_of, normal, uniform
-from parallel.sequence.packed import CODED, IGNORED
+from parallel.sequence.packed import IGNORED, VISUAL_CODE
 from parallel.setting_effects import Numbers, State
 
 
@@ -49,7 +49,7 @@ class MaskedToken:
     def prepare(self, tokens: Ints, labels: Ints, kinds: Ints, visual: Bools, key: int) -> LMTargets:
         """Targets of a conversation; `kinds` are those of labels, so a token's own kind is that of the label before."""
         own = np.append(0, kinds[:-1])
-        codes = np.flatnonzero(own == CODED)
+        codes = np.flatnonzero(own == VISUAL_CODE)
         if len(codes) and self.config.mask_token <= tokens[codes].max():
             rule = "a token that no code has stands where one is hidden"
             told = f"objective.mask_token={self.config.mask_token}, and there is a code {tokens[codes].max()}"

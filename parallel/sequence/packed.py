@@ -24,7 +24,7 @@ from parallel.sequence.geometry import Grid
 
 VIDEO, TEXT = 0, 1  # values of Packed.kind
 IGNORED = -100  # the label that torch's losses leave out
-ASKED, ANSWERED, CODED, SILENT = range(4)  # what a label is: a word that is given, an answer, a visual code, no word
+USER, ASSISTANT, VISUAL_CODE, SILENCE = range(4)  # what a label is: words of each side, a code, none
 
 Ranges = tuple[tuple[int, int], ...]
 

@@ -73,7 +73,7 @@ def test_a_batch_is_made_in_the_feed_and_handed_over_to_the_rank(dataset: Path) 
 @pytest.mark.parametrize("speaks", [False, True])
 def test_all_that_a_model_reads_is_on_the_device(tmp_path: Path, dataset: Path, speaks: bool) -> None:
     """The meta device stands in: whatever the feed forgets to send, it would meet with in an operator."""
-    made = conversations.make(tmp_path / "talks", dataset) if speaks else dataset
+    made = conversations.make(tmp_path / "chats", dataset) if speaks else dataset
     eyes = {"temporal_pool": 2, "slow_fast": 2}
     feed = feed_of(made, **(conversations.settings(made, model={**conversations.MODEL, **eyes}) if speaks else {}))
     stream, packs, _ = feed.curriculum.next_step(Position())

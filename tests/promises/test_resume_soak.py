@@ -38,7 +38,7 @@ LEFT_OUT = {
 CODES = "masked_token"  # needs a dataset of codes, which neither of these is
 CASES = [
     case
-    for case in keys.cases(Path("out"), Path("clips"), Path("talks"))
+    for case in keys.cases(Path("out"), Path("clips"), Path("chats"))
     if not any(case.key == key or case.key.startswith(f"{key}.") for key in LEFT_OUT)
     and case.before["objective"]["kind"] != CODES
 ]
@@ -48,7 +48,7 @@ class Killed:
     """Runs that were killed after step 6, with the checkpoint of step 2; made once for each base."""
 
     def __init__(self, root: Path, clips: Path, spoken: Path) -> None:
-        self.root, self.places = root, {"clips": str(clips), "talks": str(spoken)}
+        self.root, self.places = root, {"clips": str(clips), "chats": str(spoken)}
         self.made = cache(self._made)
 
     def settings(self, raw: dict[str, Any], out: Path) -> RunConfig:
@@ -75,7 +75,7 @@ class Killed:
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Killed:
     root = tmp_path_factory.mktemp("killed")
-    return Killed(root / "runs", dataset, conversations.make(root / "talks", dataset))
+    return Killed(root / "runs", dataset, conversations.make(root / "chats", dataset))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

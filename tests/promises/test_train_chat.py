@@ -1,4 +1,4 @@
-"""Talks are trained on: the cut, the packing and the ZeRO stage do not matter, text alone beside video included."""
+"""Conversations are trained on: cut, packing and ZeRO stage do not matter, text alone beside video included."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def mesh_of(mesh: tuple[int, int, int]) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
-    return conversations.make(tmp_path_factory.mktemp("talks") / "talks", dataset)
+    return conversations.make(tmp_path_factory.mktemp("chats") / "chats", dataset)
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +158,14 @@ def test_every_parameter_that_is_trained_learns(tmp_path: Path, spoken: Path) ->
 
 
 def test_unreadable_frames_weigh_nothing(tmp_path: Path, dataset: Path) -> None:
-    """A clip that is damaged silences the talks about it, on whichever rank finds out, and the run goes on."""
+    """A clip that is damaged silences the conversations about it, on whichever rank finds out, and the run goes on."""
     import shutil
 
     from tests.support.runs import events
 
     copy = tmp_path / "clips"
     shutil.copytree(dataset, copy)
-    spoken = conversations.make(tmp_path / "talks", copy)
+    spoken = conversations.make(tmp_path / "chats", copy)
     (shard,) = list((copy / "shards").rglob("*.tar"))[:1]
     data = bytearray(shard.read_bytes())
     from data.dataset.index import Index
@@ -190,7 +190,7 @@ def test_what_cannot_work_is_refused(tmp_path: Path, spoken: Path, dataset: Path
             r"263 tokens, .* 200 rows",
         ),
         ({"model": {"kind": "video_lm", "language": conversations.LANGUAGE}}, r"has a vision tower"),
-        ({"data__dataset": str(dataset)}, r"trains on talks\n.*no talks.json"),
+        ({"data__dataset": str(dataset)}, r"trains on a chat dataset\n.*no talks.json"),
         ({"data__size": [32, 32]}, r"frames have the size that the model sees"),
         ({"objective": {"kind": "rectified_flow"}}, r"a video_lm learns: next_token"),
         ({"model": {**conversations.MODEL, "spatial_pool": 3}}, r"4 tokens a side, spatial_pool 3"),

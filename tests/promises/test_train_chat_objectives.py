@@ -24,7 +24,7 @@ from launcher.supervision.local_ranks import ProcessRanks
 from launcher.supervision.run import train as supervise
 from launcher.training.loop import Words, agree, build_engine, build_feed, gradients
 from launcher.training.rendezvous import RankPlace
-from parallel.sequence.packed import SILENT, VIDEO
+from parallel.sequence.packed import SILENCE, VIDEO
 from tests.support import conversations
 from tests.support.process_groups import run_world, server
 from tests.support.runs import config, events, lines
@@ -55,13 +55,13 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
-    return conversations.make(tmp_path_factory.mktemp("talks") / "talks", dataset)
+    return conversations.make(tmp_path_factory.mktemp("chats") / "chats", dataset)
 
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     """Streams of all clips, words at the first and in the middle of the frames, and one question."""
-    index, out = Index.open(dataset), tmp_path_factory.mktemp("watched") / "talks"
+    index, out = Index.open(dataset), tmp_path_factory.mktemp("watched") / "chats"
     fps = float(index.table["fps"][0].as_py())
     records: list[tuple[str, Any]] = [
         (f"{row}", {"video": index.file(row), "stream": [{"time": n / fps, "text": f"It is at {n}."} for n in (0, 4)]})
@@ -129,8 +129,8 @@ def test_streams_learn_to_be_silent(tmp_path: Path, watched: Path) -> None:
     settings = run_of(tmp_path, watched, **WAYS["stream"])
     source = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu")).curriculum.streams[0].source
     assert isinstance(source, ChatSource)
-    laid = [source.layout(row) for row in range(len(source.index))]
-    assert [int((one.kinds == SILENT).sum()) for one in laid] == [2] * (len(laid) - 1) + [0]
+    layouts = [source.layout(row) for row in range(len(source.index))]
+    assert [int((one.kinds == SILENCE).sum()) for one in layouts] == [2] * (len(layouts) - 1) + [0]
     batch = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu")).batch(Position())
     assert all(bool((micro.batch.packed.kind == VIDEO).any()) for micro in batch.micro_steps)
 

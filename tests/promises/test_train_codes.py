@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from data.chat.chat_builder import write
-from data.chat.chat_index import Talks
+from data.chat.chat_index import ChatIndex
 from data.chat.records import records_of
 from data.chat.tokenizers import byte_tokenizer
 from data.dataset.index import Index
@@ -35,7 +35,7 @@ from launcher.training.rendezvous import RankPlace
 from models.objectives.masked_token import MaskedToken, MaskedTokenConfig
 from parallel.errors import InputError
 from parallel.random import key_of
-from parallel.sequence.packed import ANSWERED, ASKED, CODED, IGNORED
+from parallel.sequence.packed import ASSISTANT, IGNORED, USER, VISUAL_CODE
 from tests.promises.test_train_chat import gradient, mesh_of, same
 from tests.support import conversations
 from tests.support.process_groups import run_world
@@ -47,7 +47,7 @@ FIRST = len(byte_tokenizer())
 MASK = FIRST + WORDS
 OBJECTIVES: list[dict[str, Any]] = [
     {"kind": "next_token", "visual_code": 0.7, "user": 0.2},
-    {"kind": "masked_token", "token": MASK},
+    {"kind": "masked_token", "mask_token": MASK},
 ]
 
 
@@ -78,7 +78,7 @@ def run_of(out: Path, coded: Path, **changes: Any) -> RunConfig:
 @pytest.fixture(scope="module")
 def coded(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     """Each clip is drawn, or read; some words alone."""
-    out, index = tmp_path_factory.mktemp("codes") / "talks", Index.open(dataset)
+    out, index = tmp_path_factory.mktemp("codes") / "chats", Index.open(dataset)
     records = [(drawing if row % 2 else reading)(str(row), index.file(row)) for row in range(len(index))]
     records.append({"id": "words", "conversations": conversations.said("Count.", "1 2 3")})
     named = [(str(record["id"]), record) for record in records]
@@ -87,7 +87,7 @@ def coded(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
 
 
 def test_codes_are_those_of_the_first_frames(coded: Path, dataset: Path) -> None:
-    found, index = Talks.open(coded), Index.open(dataset)
+    found, index = ChatIndex.open(coded), Index.open(dataset)
     coding = coding_of(found)
     assert coding is not None
     assert (found.tokenizer["tokens"], found.tokenizer["mask"]) == (MASK + 1, MASK)
@@ -95,17 +95,17 @@ def test_codes_are_those_of_the_first_frames(coded: Path, dataset: Path) -> None
         "kind": CODES, "identity": "colours patch=16 levels=4", "first": FIRST, "words": WORDS, "grid": [2, 2],
         "size": [32, 32], "frames": FRAMES, "stride": 3,
     }  # fmt: skip
-    assert not found.clips, "talks need them no more"
+    assert not found.clips, "conversations need them no more"
     for row in range(len(index)):
         file = dataset.parent / "clips" / index.file(row)
-        tokens, kinds, spots = found.tokens(row)
-        here = tokens[kinds == CODED]
+        tokens, kinds, visual_positions = found.tokens(row)
+        here = tokens[kinds == VISUAL_CODE]
         frames = film(file, coding)
         assert len(frames) == 3
         assert here.tolist() == coding.tokens(frames).tolist()
         assert here.reshape(FRAMES, 2, 2)[1].tolist() == coding.tokens(frames[1:2]).reshape(2, 2).tolist()
         assert index.file(row) in found.text(row)
-        assert not len(spots)
+        assert not len(visual_positions)
         assert not found.visuals(row)
         drawn = coding.drawn(tokens.tolist())
         assert coding.tokens(drawn.visuals[0]).tolist() == here.tolist()
@@ -138,16 +138,16 @@ def test_packing_does_not_matter(tmp_path: Path, coded: Path, objective: dict[st
             assert (grad - other[name]).abs().max() <= 1e-12 * max(1.0, float(grad.abs().max())), name
 
 
-def hidden(source: ChatSource, laid: ChatLayout, row: int, seed: int, epoch: int) -> list[int]:
+def hidden(source: ChatSource, layout: ChatLayout, row: int, seed: int, epoch: int) -> list[int]:
     """Which tokens of a conversation are hidden; checks all else that is said of them."""
-    objective = MaskedToken(MaskedTokenConfig(token=MASK))
+    objective = MaskedToken(MaskedTokenConfig(mask_token=MASK))
     key = key_of(seed, epoch, source.index.uid(row))
-    learned = objective.learned(laid.tokens, laid.labels, laid.kinds, laid.visual, key)
-    where = np.flatnonzero(learned.tokens != laid.tokens)
-    codes = np.flatnonzero(laid.tokens >= FIRST)
+    learned = objective.prepare(layout.tokens, layout.labels, layout.kinds, layout.visual, key)
+    where = np.flatnonzero(learned.tokens != layout.tokens)
+    codes = np.flatnonzero(layout.tokens >= FIRST)
     assert set(where) <= set(codes), "words are never hidden"
     assert (learned.tokens[where] == MASK).all()
-    assert (learned.labels[where] == laid.tokens[where]).all()
+    assert (learned.labels[where] == layout.tokens[where]).all()
     assert (np.delete(learned.labels, where) == IGNORED).all()
     assert np.flatnonzero(learned.weight).tolist() == where.tolist()
     assert len(where) > 0 or not len(codes)
@@ -156,7 +156,7 @@ def hidden(source: ChatSource, laid: ChatLayout, row: int, seed: int, epoch: int
 
 def test_what_is_hidden_depends_on_seed_epoch_and_sample(tmp_path: Path, coded: Path) -> None:
     """As the feeds of two packings hand it to the model, and as the objective draws it by itself."""
-    objective = {"kind": "masked_token", "token": MASK}
+    objective = {"kind": "masked_token", "mask_token": MASK}
     by_uid: list[dict[str, list[int]]] = []
     for tokens in (180, 400):
         settings = run_of(tmp_path, coded, objective=objective, data__pack_tokens=tokens, data__window=25)
@@ -185,11 +185,11 @@ def test_what_is_hidden_depends_on_seed_epoch_and_sample(tmp_path: Path, coded: 
 
 def test_kinds_of_what_is_read_and_of_what_is_drawn(coded: Path) -> None:
     """A drawing stands between the words before the assistant's turn and the end of it."""
-    codes = [CODED] * FRAMES * 4
-    found = Talks.open(coded)
+    codes = [VISUAL_CODE] * FRAMES * 4
+    found = ChatIndex.open(coded)
     (_, read, _), (_, drawn, _) = found.tokens(0), found.tokens(1)
-    assert drawn.tolist() == [ASKED] * len("xDraw 1.xx") + codes + [ANSWERED] * 2
-    assert read.tolist() == [ASKED] + codes + [ASKED] * len("\nWhat is it?xx") + [ANSWERED] * 2
+    assert drawn.tolist() == [USER] * len("xDraw 1.xx") + codes + [ASSISTANT] * 2
+    assert read.tolist() == [USER] + codes + [USER] * len("\nWhat is it?xx") + [ASSISTANT] * 2
 
 
 def longreel(*arguments: object) -> str:
@@ -206,7 +206,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     records = [make(name, file) for name, file in of_row.items() for make in (drawing, reading)]
     (root / "talks.json").write_text(json.dumps(records))
     flags = ("--codes", CODES, "--code-frames", FRAMES, "--code-size", "32x32", "--code-stride", 3)
-    said = longreel("data", "chat", root / "talks.json", "--clips", dataset, "--out", root / "talks", *flags)
+    said = longreel("data", "chat", root / "talks.json", "--clips", dataset, "--out", root / "chats", *flags)
     assert f"objective.mask_token={MASK}" in said
     asked = [
         {"id": name, "video": file, "question": "What is it?", "answer": name, **more}
@@ -216,9 +216,9 @@ def learned(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     (root / "asked.json").write_text(json.dumps(asked))
     (root / "files.json").write_text(json.dumps(of_row))
     settings = run_of(
-        root / "run", root / "talks", steps=60, dtype="float32", model=model(hidden_size=48, initializer_range=0.05),
-        objective={"kind": "next_token", "coded": 1.0},
-        data={"dataset": str(root / "talks"), "pack_tokens": 400, "packs_per_step": 1},
+        root / "run", root / "chats", steps=60, dtype="float32", model=model(hidden_size=48, initializer_range=0.05),
+        objective={"kind": "next_token", "visual_code": 1.0},
+        data={"dataset": str(root / "chats"), "pack_tokens": 400, "packs_per_step": 1},
         optimizer={"learning_rate": 1e-2, "warmup_steps": 5, "schedule": "cosine"},
     )  # fmt: skip
     assert train(settings)[-1]["loss"] < 0.05
@@ -236,7 +236,7 @@ def _different(dataset: Path) -> tuple[int, int]:
 @pytest.mark.parametrize("name", ["A", "B"])
 def test_what_was_learned_is_drawn(learned: Path, dataset: Path, name: str) -> None:
     """The codes exactly, and colours of the mp4 that are theirs."""
-    coding = coding_of(Talks.open(learned / "talks"))
+    coding = coding_of(ChatIndex.open(learned / "chats"))
     assert coding is not None
     told = json.loads(longreel("sample", learned / "run", "--prompt", f"Draw {name}.", "--json").splitlines()[-1])
     assert told["answer"] == ""
@@ -271,7 +271,7 @@ def test_answers_that_were_drawn_are_not_judged(learned: Path, dataset: Path) ->
 
 def test_drawn_files_have_the_expected_colours(coded: Path, tmp_path: Path) -> None:
     """One frame is a PNG, exactly; what fills no frame is counted."""
-    coding = coding_of(Talks.open(coded))
+    coding = coding_of(ChatIndex.open(coded))
     assert coding is not None
     codes = [FIRST + code for code in (0, 63, 48, 3)]  # black, white, red, blue
     drawn = coding.drawn([65, *codes, 66, *codes, *codes[:3], MASK, 67])
@@ -287,7 +287,7 @@ def test_drawn_files_have_the_expected_colours(coded: Path, tmp_path: Path) -> N
     assert coding.tokens(film(written, replace(coding, stride=1))).tolist() == codes * 2
 
 
-def test_a_folder_of_codes_is_kept_with_the_talks(tmp_path: Path, dataset: Path) -> None:
+def test_a_folder_of_codes_is_kept_with_the_conversations(tmp_path: Path, dataset: Path) -> None:
     import diffusers
 
     torch.manual_seed(0)
@@ -298,25 +298,25 @@ def test_a_folder_of_codes_is_kept_with_the_talks(tmp_path: Path, dataset: Path)
 
     def make(name: str) -> None:
         coder = coder_for(name, dataset, (16, 16), 1, 1)
-        write([("it", record)], byte_tokenizer(), tmp_path / "talks", dataset, coder=coder)
+        write([("it", record)], byte_tokenizer(), tmp_path / "chats", dataset, coder=coder)
 
     make(str(tmp_path / "vq"))
     (tmp_path / "vq" / "config.json").unlink()
-    found = Talks.open(tmp_path / "talks")
+    found = ChatIndex.open(tmp_path / "chats")
     coding = coding_of(found)
     assert coding is not None
     tokens, kinds_of, _ = found.tokens(0)
-    assert (kinds_of == CODED).sum() == 64
+    assert (kinds_of == VISUAL_CODE).sum() == 64
     assert found.tokenizer["tokens"] == FIRST + 37 + 1
     assert coding.drawn(tokens.tolist()).visuals[0].shape == (1, 16, 16, 3)
-    make(str(tmp_path / "talks" / "codes"))
-    assert Talks.open(tmp_path / "talks").digests == found.digests
-    (weights,) = (tmp_path / "talks" / "codes").glob("*.safetensors")
+    make(str(tmp_path / "chats" / "codes"))
+    assert ChatIndex.open(tmp_path / "chats").digests == found.digests
+    (weights,) = (tmp_path / "chats" / "codes").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(InputError, match="codes are decoded by what made them"):
         coding_of(found)
     make("colour:8")
-    assert not (tmp_path / "talks" / "codes").exists()
+    assert not (tmp_path / "chats" / "codes").exists()
 
 
 def test_what_cannot_work_is_refused(tmp_path: Path, coded: Path, dataset: Path) -> None:
@@ -344,13 +344,13 @@ def test_what_cannot_work_is_refused(tmp_path: Path, coded: Path, dataset: Path)
     with pytest.raises(InputError, match="a run has one tokenizer"):
         check(run_of(tmp_path / "out", coded, data__dataset={str(coded): 1, str(plain): 1}))
     curriculum = open_curriculum(run_of(tmp_path / "out", coded))
-    refuse_other_mask(curriculum, MaskedTokenConfig(token=MASK))
+    refuse_other_mask(curriculum, MaskedTokenConfig(mask_token=MASK))
     with pytest.raises(InputError, match=f"objective.mask_token={MASK}$"):
-        refuse_other_mask(curriculum, MaskedTokenConfig(token=MASK - 1))
+        refuse_other_mask(curriculum, MaskedTokenConfig(mask_token=MASK - 1))
     of_words = open_curriculum(run_of(tmp_path / "out", plain, data__pack_tokens=400))
     with pytest.raises(InputError, match="masked_token hides codes"):
-        refuse_other_mask(of_words, MaskedTokenConfig(token=MASK))
+        refuse_other_mask(of_words, MaskedTokenConfig(mask_token=MASK))
     with pytest.raises(InputError, match="a token that no code has"):
-        MaskedToken(MaskedTokenConfig(token=FIRST)).learned(
-            np.array([1, FIRST]), np.array([FIRST, IGNORED]), np.array([CODED, ASKED]), np.zeros(2, bool), 0
+        MaskedToken(MaskedTokenConfig(mask_token=FIRST)).prepare(
+            np.array([1, FIRST]), np.array([FIRST, IGNORED]), np.array([VISUAL_CODE, USER]), np.zeros(2, bool), 0
         )

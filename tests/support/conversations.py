@@ -1,4 +1,4 @@
-"""Small talks for tests: clips, conversations about some of them and about none, and a model for them."""
+"""Small chat datasets for tests: clips, conversations about some of them and about none, and a model for them."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def records(index: Index) -> list[tuple[str, Any]]:
 
 
 def make(out: Path, clips: Path, only: str = "") -> Path:
-    """Talks of all records, or of those whose id begins so."""
+    """A chat dataset of all records, or of those whose id begins so."""
     found = [(where, record) for where, record in records(Index.open(clips)) if where.startswith(only)]
     write(found, byte_tokenizer(), out, clips)
     return out
 
 
-def settings(talks: Path, **changes: Any) -> dict[str, Any]:
-    """What `tests.support.runs.config` needs beside `out` to train on talks."""
+def settings(chats: Path, **changes: Any) -> dict[str, Any]:
+    """What `tests.support.runs.config` needs beside `out` to train on a chat dataset."""
     usual = {
-        "data": {"dataset": str(talks), "pack_tokens": 400, "packs_per_step": 3, "frames": 5},
+        "data": {"dataset": str(chats), "pack_tokens": 400, "packs_per_step": 3, "frames": 5},
         "model": MODEL,
         "objective": {"kind": "next_token"},
     }

@@ -1,4 +1,4 @@
-"""Talks: what is made of records, what is refused, and how a conversation is laid out for a model."""
+"""Chat datasets: what is made of records, what is refused, and how a conversation is laid out for a model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from data.chat.chat_builder import Told, write
-from data.chat.chat_index import LEFT_OUT, MANIFEST, Talks
+from data.chat.chat_index import LEFT_OUT, MANIFEST, ChatIndex
 from data.chat.records import captions_of, records_of, refuse_unread
 from data.chat.temporal_annotations import speaks
-from data.chat.tokenizers import SILENCE, TEMPLATE, byte_tokenizer, open_tokenizer
+from data.chat.tokenizers import SILENCE_TOKEN, TEMPLATE, byte_tokenizer, open_tokenizer
 from data.dataset.index import Index
 from data.media.timeline import Timeline
 from data.media.video import Frames
@@ -29,7 +29,7 @@ from data.streams.pack_stream import pack_of
 from models.objectives.next_token import NextTokenConfig
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
-from parallel.sequence.packed import ANSWERED, ASKED, IGNORED, SILENT
+from parallel.sequence.packed import ASSISTANT, IGNORED, SILENCE, USER
 from parallel.sequence.visual_tokens import Views
 from tests.support import datasets
 from tests.support.conversations import said
@@ -53,21 +53,21 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "_row", row)
-        return datasets.make(tmp_path_factory.mktemp("talks") / "clips")
+        return datasets.make(tmp_path_factory.mktemp("chats") / "clips")
 
 
 @pytest.fixture(scope="module")
 def made(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Talks about one clip, both shots of a film, two files, a stream, and nothing."""
-    out = tmp_path_factory.mktemp("made") / "talks"
+    """Conversations about one clip, both shots of a film, two files, a stream, and nothing."""
+    out = tmp_path_factory.mktemp("made") / "chats"
     both = {"id": "both", "video": ["film.mp4", "a/x.mp4"], "conversations": said("<video>\n<video>\nAlike?", "No.")}
     stream = {**FILM, "stream": [{"time": 1.0, "text": "It comes."}, {"time": 5.0, "text": "It goes."}]}
-    talk([both, {"id": "one", "video": "b/x.mp4", "conversations": ASK}, stream, words("Words.")], out, clips)
+    build([both, {"id": "one", "video": "b/x.mp4", "conversations": ASK}, stream, words("Words.")], out, clips)
     return out
 
 
-def talk(records: list[Any], out: Path, clips: Path | None = None, tokenizer: Any = None, **more: Any) -> Told:
-    """Write talks of these records."""
+def build(records: list[Any], out: Path, clips: Path | None = None, tokenizer: Any = None, **more: Any) -> Told:
+    """Write a chat dataset of these records."""
     named = [(f"record {n}", record) for n, record in enumerate(records, 1)]
     return write(named, tokenizer or byte_tokenizer(), out, clips, **more)
 
@@ -78,17 +78,17 @@ def words(text: str) -> dict[str, Any]:
 
 
 def source_of(folder: Path, stride: int = 1, views: Views = Views(16, 2), frames: int | None = None) -> ChatSource:
-    """Talks as a model with such views has them."""
-    talks = Talks.open(folder)
+    """Conversations as a model with such views has them."""
+    chats = ChatIndex.open(folder)
     sampling = Sampling(Geometry(stride=(1, 16, 16), patch=(1, 1, 1)), frames, (16, 16), stride)
-    seen = ClipReader(Index.open(talks.clips[0][0]), sampling, 0) if talks.clips else None
-    return ChatSource(talks, seen, ChatOptions(views), 0)
+    seen = ClipReader(Index.open(chats.clips[0][0]), sampling, 0) if chats.clips else None
+    return ChatSource(chats, seen, ChatOptions(views), 0)
 
 
 def names_of(folder: Path) -> dict[str, list[list[str]]]:
-    """Of each talk, the clips of its visuals."""
-    talks = Talks.open(folder)
-    return {talks.text(row): [visual["clips"] for visual in talks.visuals(row)] for row in range(len(talks))}
+    """Of each conversation, the clips of its visuals."""
+    chats = ChatIndex.open(folder)
+    return {chats.text(row): [visual["clips"] for visual in chats.visuals(row)] for row in range(len(chats))}
 
 
 def by_file(clips: Path) -> dict[tuple[str, int], str]:
@@ -105,47 +105,47 @@ def test_words_alone_that_name_a_clip(clips: Path, tmp_path: Path, key: str, val
     """Their video is not lost in silence; a record that has it may be called as it."""
     lost = {key: value, **words("It.")}
     with pytest.raises(InputError, match=f"in a key that is read\n.*{key}.*\n.*--ignore {key}"):
-        talk([lost], tmp_path / "talks", clips)
-    assert talk([lost], tmp_path / "talks", clips, ignored=(key,)).kept == 1
+        build([lost], tmp_path / "chats", clips)
+    assert build([lost], tmp_path / "chats", clips, ignored=(key,)).kept == 1
     shows = {"video": "film.mp4", "conversations": ASK, key: value}
-    assert talk([{key: "other", **words("It.")}, shows], tmp_path / "talks", clips).kept == 2
-    assert talk([lost if key != "id" and "mp4" not in str(value) else words("?")], tmp_path / "words").kept == 1
+    assert build([{key: "other", **words("It.")}, shows], tmp_path / "chats", clips).kept == 2
+    assert build([lost if key != "id" and "mp4" not in str(value) else words("?")], tmp_path / "words").kept == 1
 
 
 def test_the_same_arguments_write_the_same_bytes(made: Path, clips: Path, tmp_path: Path) -> None:
-    """Also over talks of others, of which nothing stays."""
+    """Also over a dataset of others, of which nothing stays."""
     records = [words("one"), {"video": "nowhere.mp4", "conversations": ASK}]
-    talk(records, tmp_path / "fresh", clips, leave_out=True)
-    talk(records, tmp_path / "other", clips, leave_out=True)
+    build(records, tmp_path / "fresh", clips, leave_out=True)
+    build(records, tmp_path / "other", clips, leave_out=True)
     assert datasets.tree(tmp_path / "other") == datasets.tree(tmp_path / "fresh")
-    talk([words("one")], tmp_path / "clean", clips)
-    talk([words("one")], tmp_path / "fresh", clips)
+    build([words("one")], tmp_path / "clean", clips)
+    build([words("one")], tmp_path / "fresh", clips)
     assert datasets.tree(tmp_path / "fresh") == datasets.tree(tmp_path / "clean")
     assert not (tmp_path / "fresh" / LEFT_OUT).exists()
 
 
 def test_what_is_written(tmp_path: Path, clips: Path) -> None:
-    told = talk([{"id": "one", "video": "a/x.mp4", "conversations": ASK}], tmp_path / "talks", clips)
-    talks, tokenizer = Talks.open(tmp_path / "talks"), byte_tokenizer()
-    tokens, kinds, spots = talks.tokens(0)
+    told = build([{"id": "one", "video": "a/x.mp4", "conversations": ASK}], tmp_path / "chats", clips)
+    chats, tokenizer = ChatIndex.open(tmp_path / "chats"), byte_tokenizer()
+    tokens, kinds, visual_positions = chats.tokens(0)
     assert tokenizer.decode(tokens) == "<|user|><video>\nWhat?<|end|><|assistant|>It.<|end|>"
-    assert spots.tolist() == [1]
-    assert tokenizer.decode(tokens[kinds == ANSWERED]) == "It.<|end|>"
+    assert visual_positions.tolist() == [1]
+    assert tokenizer.decode(tokens[kinds == ASSISTANT]) == "It.<|end|>"
     assert (told.kept, told.tokens, told.answers, told.visuals) == (1, len(tokens) - 1, 4, 1)
-    assert talks.tokenizer["silence"] == tokenizer.convert_tokens_to_ids(SILENCE)
-    assert (talks.text(0), talks.file(0)) == ("What? It.", "a/x.mp4")
-    assert talks.clips == [(clips.resolve(), Index.open(clips).digest)]
-    assert talks.lengths.tolist() == [told.tokens]
+    assert chats.tokenizer["silence"] == tokenizer.convert_tokens_to_ids(SILENCE_TOKEN)
+    assert (chats.text(0), chats.file(0)) == ("What? It.", "a/x.mp4")
+    assert chats.clips == [(clips.resolve(), Index.open(clips).digest)]
+    assert chats.lengths.tolist() == [told.tokens]
 
 
 def test_words_alone_are_all_learned(tmp_path: Path) -> None:
     """With the end, and without what makes the assistant speak."""
-    told = talk([{"text": "Words."}, {"messages": [{"role": "assistant", "content": "First."}]}], tmp_path / "talks")
+    told = build([{"text": "Words."}, {"messages": [{"role": "assistant", "content": "First."}]}], tmp_path / "chats")
     tokenizer = byte_tokenizer()
     for row, text in enumerate(("Words.<|end|>", "First.<|end|>")):
-        tokens, kinds, _ = Talks.open(tmp_path / "talks").tokens(row)
+        tokens, kinds, _ = ChatIndex.open(tmp_path / "chats").tokens(row)
         assert tokenizer.decode(tokens) == f"<|assistant|>{text}"
-        assert tokenizer.decode(tokens[kinds == ANSWERED]) == text
+        assert tokenizer.decode(tokens[kinds == ASSISTANT]) == text
     assert (told.kept, told.answers) == (2, 14)
 
 
@@ -155,8 +155,8 @@ def test_names(tmp_path: Path, clips: Path) -> None:
     shots = [uid["film.mp4", 0], uid["film.mp4", FRAMES]]
     names = {"film.mp4": shots, "elsewhere/film.mp4": shots, "a/x.mp4": [uid["a/x.mp4", 0]], shots[1]: [shots[1]]}
     records = [{"video": name, "conversations": said(f"<video>\n{name}", ".")} for name in names]
-    talk(records, tmp_path / "talks", clips)
-    assert names_of(tmp_path / "talks") == {f"{name} .": [found] for name, found in names.items()}
+    build(records, tmp_path / "chats", clips)
+    assert names_of(tmp_path / "chats") == {f"{name} .": [found] for name, found in names.items()}
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,8 @@ def test_a_moment_is_all_that_is_seen(
     asked = {"role": "user", "content": [part, {"type": "text", "text": "What?"}]}
     answer = {"role": "assistant", "content": "It."}
     beside = {"id": "a", "messages": [{"role": "user", "content": "<video>What?"}, answer], "videos": ["film.mp4"]}
-    talk([{**beside, **moment}, {"id": "b", "messages": [asked, answer]}], tmp_path / "talks", clips)
-    source = source_of(tmp_path / "talks")
+    build([{**beside, **moment}, {"id": "b", "messages": [asked, answer]}], tmp_path / "chats", clips)
+    source = source_of(tmp_path / "chats")
     for row in (0, 1):
         (spans,) = source.spans.by_visual(row)
         seen = [span for span in spans if span.frames]
@@ -190,9 +190,9 @@ def test_a_moment_is_all_that_is_seen(
 
 def test_captions_are_conversations(tmp_path: Path, clips: Path) -> None:
     index = Index.open(clips)
-    told = write(captions_of(index, "What?"), byte_tokenizer(), tmp_path / "talks", clips)
+    told = write(captions_of(index, "What?"), byte_tokenizer(), tmp_path / "chats", clips)
     assert told.kept == told.visuals == len(index)
-    found = names_of(tmp_path / "talks")
+    found = names_of(tmp_path / "chats")
     assert found == {f"What? {index.caption(row)}": [[index.uid(row)]] for row in range(len(index))}
 
 
@@ -229,23 +229,23 @@ def test_records_that_are_refused(tmp_path: Path, clips: Path, name: str) -> Non
     """With the record and the reason; or left out, and listed."""
     record, match = REFUSED[name]
     with pytest.raises(InputError, match=f"(?s){match}.*--leave-out"):
-        talk([record], tmp_path / "talks", clips)
-    told = talk([record, words("Words.")], tmp_path / "talks", clips, leave_out=True)
+        build([record], tmp_path / "chats", clips)
+    told = build([record, words("Words.")], tmp_path / "chats", clips, leave_out=True)
     assert told.kept == 1
     assert [where for where, _ in told.left_out] == ["record 1"]
-    listed = [json.loads(line) for line in (tmp_path / "talks" / LEFT_OUT).read_text().splitlines()]
+    listed = [json.loads(line) for line in (tmp_path / "chats" / LEFT_OUT).read_text().splitlines()]
     assert listed == [{"record": "record 1", "reason": told.left_out[0][1]}]
-    with pytest.raises(InputError, match=r"(?s)talks have conversations.*none; record 1: "):
-        talk([record], tmp_path / "talks", clips, leave_out=True)
+    with pytest.raises(InputError, match=r"(?s)a chat dataset has conversations.*none; record 1: "):
+        build([record], tmp_path / "chats", clips, leave_out=True)
     with pytest.raises(InputError, match=f"no {MANIFEST}"):  # what was there before is gone
-        Talks.open(tmp_path / "talks")
+        ChatIndex.open(tmp_path / "chats")
 
 
 def test_a_conversation_stands_once(tmp_path: Path) -> None:
     one = {"id": "a", "conversations": said("?", "!")}
     with pytest.raises(InputError, match=r"stands once\n.*record 2"):
-        talk([one, one], tmp_path / "talks")
-    assert talk([one, {**one, "id": "b"}, one], tmp_path / "talks", leave_out=True).kept == 2
+        build([one, one], tmp_path / "chats")
+    assert build([one, {**one, "id": "b"}, one], tmp_path / "chats", leave_out=True).kept == 2
 
 
 def test_tokenizers_that_are_refused(tmp_path: Path, clips: Path) -> None:
@@ -262,53 +262,53 @@ def test_tokenizers_that_are_refused(tmp_path: Path, clips: Path) -> None:
             open_tokenizer(str(tmp_path / name))
     asked = {"id": "one", "video": "a/x.mp4", "conversations": ASK}
     with pytest.raises(InputError, match=r"keeps one place for each video\n.*one: 0 times '<video>' in .* of 1"):
-        talk([asked], tmp_path / "talks", clips, silent(DROPS))
+        build([asked], tmp_path / "chats", clips, silent(DROPS))
     with pytest.raises(InputError, match="is one token of the tokenizer"):
-        talk([asked], tmp_path / "talks", clips, places={"video": "<clip>", "image": "<image>"})
+        build([asked], tmp_path / "chats", clips, places={"video": "<clip>", "image": "<image>"})
     with pytest.raises(InputError, match="no clips were given"):
-        talk([asked], tmp_path / "talks")
+        build([asked], tmp_path / "chats")
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:
-    folder, other = tmp_path / "talks", tmp_path / "other"
+    folder, other = tmp_path / "chats", tmp_path / "other"
     other.mkdir()
     (other / "mine").write_text("")
     (tmp_path / "file").write_text("")
     for out, match in ((other, "other has: mine"), (tmp_path / "file", "is a file")):
         with pytest.raises(InputError, match=match):
-            talk([words("a")], out)
-    with pytest.raises(InputError, match=r"talks have conversations\n.*none"):
-        talk([], folder)
-    talk([words("a" * 300)], folder)
+            build([words("a")], out)
+    with pytest.raises(InputError, match=r"a chat dataset has conversations\n.*none"):
+        build([], folder)
+    build([words("a" * 300)], folder)
     (part,) = (folder / "parts").iterdir()
     whole = part.read_bytes()
     for damaged in (whole[:-1], whole.replace(b"a" * 50, b"b" * 50)):
         part.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"(?s)do not change.*not what talks.json says"):
-            Talks.open(folder)
+        with pytest.raises(InputError, match=r"(?s)does not change.*not what talks.json says"):
+            ChatIndex.open(folder)
     part.unlink()
     with pytest.raises(InputError, match=r"00000\.arrow is missing"):
-        Talks.open(folder)
+        ChatIndex.open(folder)
     part.write_bytes(whole)
-    assert len(Talks.open(folder)) == 1
+    assert len(ChatIndex.open(folder)) == 1
     with pytest.raises(InputError, match="goes on with the samples that it began with"):
-        Talks.open(folder, "0" * 32)
+        ChatIndex.open(folder, "0" * 32)
     manifest = (folder / MANIFEST).read_text()
     (folder / MANIFEST).write_text(manifest.replace('"rows": 1', '"rows": 2'))
     with pytest.raises(InputError, match=MANIFEST):
-        Talks.open(folder)
+        ChatIndex.open(folder)
 
 
 def test_folders_are_joined(tmp_path: Path, made: Path) -> None:
     """Those of one tokenizer."""
-    talk([words("a")], tmp_path / "one")
-    talk([words("a")], tmp_path / "two", tokenizer=silent(TEMPLATE.replace("<|end|>", "<|end|>\n")))
-    one, two, other = (Talks.open(folder) for folder in (made, tmp_path / "one", tmp_path / "two"))
-    both = Talks.join([one, two])
+    build([words("a")], tmp_path / "one")
+    build([words("a")], tmp_path / "two", tokenizer=silent(TEMPLATE.replace("<|end|>", "<|end|>\n")))
+    one, two, other = (ChatIndex.open(folder) for folder in (made, tmp_path / "one", tmp_path / "two"))
+    both = ChatIndex.join([one, two])
     assert (len(both), both.starts, both.clips) == (5, (0, 4, 5), one.clips)
     assert [both.uid(row) for row in range(5)] == [*(one.uid(row) for row in range(4)), two.uid(0)]
     with pytest.raises(InputError, match="a run has one tokenizer"):
-        Talks.join([one, other])
+        ChatIndex.join([one, other])
 
 
 def test_files_of_records(tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def test_one_odd_record_costs_itself(tmp_path: Path) -> None:
     assert [one["record"] for one in listed] == [f"{file}, line {n}" for n in (2, 3, 4)]
     assert all(f"left out: {one['record']}: {one['reason']}" in done.output for one in listed)
     assert listed[0]["reason"].endswith("mend it there, or take it out")
-    assert len(Talks.open(tmp_path / "out").lengths) == 2
+    assert len(ChatIndex.open(tmp_path / "out").lengths) == 2
     with pytest.raises(InputError, match=r"line 2"):
         CliRunner().invoke(app, [*asked, "--strict"], catch_exceptions=False)
 
@@ -379,36 +379,36 @@ U, V, B, E = 1, 9, 2, 4  # a turn of the user, a visual, a turn of the assistant
 def test_a_layout_by_hand() -> None:
     """Two visuals, the second in two clips; 5 frames in views of 2 are 3 views, of 4, 1 and 4 rows."""
     tokens = np.array([U, V, 5, V, 6, B, 7, E])
-    kinds = np.array([ASKED] * 6 + [ANSWERED] * 2)
+    kinds = np.array([USER] * 6 + [ASSISTANT] * 2)
     spans = [[VisualSpan(0, 0, 5)], [VisualSpan(1, 2, 3), VisualSpan(2, 0, 3)]]
-    laid = layout_of(tokens, kinds, np.array([1, 3]), spans, Views(16, side=2, temporal_pool=2, slow_fast=2), None)
-    assert laid.tokens.tolist() == [U, *[V] * 9, 5, *[V] * 4, *[V] * 5, 6, B, 7, E]
+    layout = layout_of(tokens, kinds, np.array([1, 3]), spans, Views(16, side=2, temporal_pool=2, slow_fast=2), None)
+    assert layout.tokens.tolist() == [U, *[V] * 9, 5, *[V] * 4, *[V] * 5, 6, B, 7, E]
     no = IGNORED
-    assert laid.labels.tolist() == [no, *[no] * 8, 5, no, *[no] * 8, 6, B, 7, E, no]
-    assert laid.kinds.tolist() == [*[ASKED] * 21, ANSWERED, ANSWERED, ASKED]
-    assert laid.visual.tolist() == [False, *[True] * 9, False, *[True] * 9, *[False] * 4]
-    assert (laid.starts.tolist(), laid.rows.tolist()) == ([1, 5, 6, 11, 15, 19], [4, 1, 4, 4, 4, 1])
+    assert layout.labels.tolist() == [no, *[no] * 8, 5, no, *[no] * 8, 6, B, 7, E, no]
+    assert layout.kinds.tolist() == [*[USER] * 21, ASSISTANT, ASSISTANT, USER]
+    assert layout.visual.tolist() == [False, *[True] * 9, False, *[True] * 9, *[False] * 4]
+    assert (layout.starts.tolist(), layout.rows.tolist()) == ([1, 5, 6, 11, 15, 19], [4, 1, 4, 4, 4, 1])
     frames = [("frame", 4), ("frame", 1), ("frame", 4)]
-    assert laid.runs == (
+    assert layout.runs == (
         ("words", 1), *frames, ("words", 1), ("frame", 4), ("frame", 4), ("frame", 1), ("words", 4),
     )  # fmt: skip
-    before = laid.before(11)
-    assert (len(before), before.runs) == (11, laid.runs[:5])
-    assert laid.spans == (VisualSpan(0, 0, 5), VisualSpan(1, 2, 3), VisualSpan(2, 0, 3))
+    before = layout.before(11)
+    assert (len(before), before.runs) == (11, layout.runs[:5])
+    assert layout.spans == (VisualSpan(0, 0, 5), VisualSpan(1, 2, 3), VisualSpan(2, 0, 3))
 
 
 def test_a_watched_layout_by_hand() -> None:
     """Silence after each view but the last before an answer; after that the model begins to speak."""
-    tokens, kinds = np.array([U, V, 5, B, 7, E, U, V, E]), np.array([ASKED] * 4 + [ANSWERED] * 2 + [ASKED] * 3)
+    tokens, kinds = np.array([U, V, 5, B, 7, E, U, V, E]), np.array([USER] * 4 + [ASSISTANT] * 2 + [USER] * 3)
     spans = [[VisualSpan(0, 0, 3, True)], [VisualSpan(0, 3, 5, True)]]
     quiet = 8
-    laid = layout_of(tokens, kinds, np.array([1, 7]), spans, Views(16, side=1), quiet)
-    assert laid.tokens.tolist() == [U, V, V, V, 5, B, 7, E, U, V, V, E]
+    layout = layout_of(tokens, kinds, np.array([1, 7]), spans, Views(16, side=1), quiet)
+    assert layout.tokens.tolist() == [U, V, V, V, 5, B, 7, E, U, V, V, E]
     no = IGNORED
-    assert laid.labels.tolist() == [no, quiet, quiet, 5, B, 7, E, U, no, quiet, quiet, no]
-    kinds_of = {ASKED: "-", ANSWERED: "a", SILENT: "s"}
-    assert "".join(kinds_of[kind] for kind in laid.kinds.tolist()) == "-ssa-aa--ss-"
-    weights = NextTokenConfig(assistant=2, user=0.5, silence=0.25).weigh(laid.kinds, laid.labels >= 0)
+    assert layout.labels.tolist() == [no, quiet, quiet, 5, B, 7, E, U, no, quiet, quiet, no]
+    kinds_of = {USER: "-", ASSISTANT: "a", SILENCE: "s"}
+    assert "".join(kinds_of[kind] for kind in layout.kinds.tolist()) == "-ssa-aa--ss-"
+    weights = NextTokenConfig(assistant=2, user=0.5, silence=0.25).weigh(layout.kinds, layout.labels >= 0)
     assert weights.tolist() == [0, 0.25, 0.25, 2, 0.5, 2, 2, 0.5, 0, 0.25, 0.25, 0]
     with pytest.raises(InputError, match="a token that says nothing"):
         layout_of(tokens, kinds, np.array([1, 7]), spans, Views(16, side=1), None)
@@ -416,8 +416,8 @@ def test_a_watched_layout_by_hand() -> None:
 
 def test_words_alone_are_laid_out_without_views() -> None:
     none: list[list[VisualSpan]] = []
-    laid = layout_of(np.array([3, 4]), np.array([ANSWERED, ANSWERED]), np.zeros(0, np.int64), none, None, None)
-    assert (laid.labels.tolist(), laid.runs) == ([4, IGNORED], (("words", 2),))
+    layout = layout_of(np.array([3, 4]), np.array([ASSISTANT, ASSISTANT]), np.zeros(0, np.int64), none, None, None)
+    assert (layout.labels.tolist(), layout.runs) == ([4, IGNORED], (("words", 2),))
 
 
 @pytest.mark.parametrize(
@@ -426,12 +426,12 @@ def test_words_alone_are_laid_out_without_views() -> None:
 @pytest.mark.parametrize("stride", [1, 4])
 def test_lengths_are_those_of_layouts(made: Path, views: Views, stride: int) -> None:
     source = source_of(made, stride, views)
-    laid = [source.layout(row) for row in range(len(source.index))]
-    assert source.lengths.tolist() == [len(one) for one in laid]
+    layouts = [source.layout(row) for row in range(len(source.index))]
+    assert source.lengths.tolist() == [len(one) for one in layouts]
     frames = -(-FRAMES // stride)
-    seen = [sum(span.frames for span in one.spans) for one in laid]
+    seen = [sum(span.frames for span in one.spans) for one in layouts]
     assert seen == [3 * frames, frames, 2 * frames, 0]
-    for one in laid:
+    for one in layouts:
         assert one.visual.sum() == one.rows.sum()
         assert sum(rows for _, rows in one.runs) == len(one)
 
@@ -458,11 +458,11 @@ def test_the_shots_of_a_film_are_seen_in_order(made: Path, clips: Path) -> None:
     source.close()
 
 
-def heard(laid: ChatLayout) -> list[int]:
+def heard(layout: ChatLayout) -> list[int]:
     """What is learned after each view."""
-    last = laid.starts + laid.rows - 1
-    assert not (laid.kinds == SILENT)[np.setdiff1d(np.arange(len(laid)), last)].any()
-    return [int(kind) for kind in laid.kinds[last]]
+    last = layout.starts + layout.rows - 1
+    assert not (layout.kinds == SILENCE)[np.setdiff1d(np.arange(len(layout)), last)].any()
+    return [int(kind) for kind in layout.kinds[last]]
 
 
 STREAMS = {
@@ -480,33 +480,33 @@ STREAMS = {
 def test_a_stream_is_silent_and_speaks_as_annotations_say(clips: Path, tmp_path: Path, times: list[float]) -> None:
     """Over two shots of a film, for several strides: after the frames that `speaks` names."""
     record = {**FILM, "duration": 7.5, "stream": [{"time": time, "text": f"At {time}."} for time in times]}
-    talk([record], tmp_path / "talks", clips)
+    build([record], tmp_path / "chats", clips)
     for stride in (1, 3, 7, 29):
         at = np.concatenate([np.arange(0, FRAMES, stride), FRAMES + np.arange(0, FRAMES, stride)]) / FPS
-        laid = source_of(tmp_path / "talks", stride).layout(0)
-        assert len(laid.starts) == len(at)
+        layout = source_of(tmp_path / "chats", stride).layout(0)
+        assert len(layout.starts) == len(at)
         spoken = speaks(at, record)
-        assert heard(laid) == [ANSWERED if spoken[n] else SILENT for n in range(len(at))], stride
-        silence = laid.labels[laid.kinds == SILENT]
-        assert (silence == byte_tokenizer().convert_tokens_to_ids(SILENCE)).all()
+        assert heard(layout) == [ASSISTANT if spoken[n] else SILENCE for n in range(len(at))], stride
+        silence = layout.labels[layout.kinds == SILENCE]
+        assert (silence == byte_tokenizer().convert_tokens_to_ids(SILENCE_TOKEN)).all()
 
 
 def test_views_of_several_frames_are_watched(clips: Path, tmp_path: Path) -> None:
     """A view ends where a stretch does; the row that learns is the last of the view."""
     record = {**FILM, "duration": 7.5, "stream": [{"time": 1.0, "text": "A."}]}
-    talk([record], tmp_path / "talks", clips)
-    laid = source_of(tmp_path / "talks", 3, Views(16, 2, temporal_pool=2, slow_fast=2)).layout(0)
+    build([record], tmp_path / "chats", clips)
+    layout = source_of(tmp_path / "chats", 3, Views(16, 2, temporal_pool=2, slow_fast=2)).layout(0)
     # frames at 0, 3/8, 6/8 | 9/8 ...: views of 2 and 1 frames, then of the first shot 7 frames, then 10 of the second
-    assert laid.rows.tolist() == [4, 1, *[4, 1, 4, 1], *[4, 1, 4, 1, 4]]
-    assert heard(laid) == [SILENT, ANSWERED, *[SILENT] * 9]
+    assert layout.rows.tolist() == [4, 1, *[4, 1, 4, 1], *[4, 1, 4, 1, 4]]
+    assert heard(layout) == [SILENCE, ASSISTANT, *[SILENCE] * 9]
 
 
 def test_a_query_is_asked_before_the_video(clips: Path, tmp_path: Path) -> None:
     record = {**FILM, "query": "When?", "start": 1.0, "end": 2.0}
-    talk([record], tmp_path / "talks", clips)
-    laid = source_of(tmp_path / "talks", 2).layout(0)
-    assert heard(laid) == [*[SILENT] * 8, ANSWERED, *[SILENT] * 21]
-    assert byte_tokenizer().decode(laid.tokens[: laid.starts[0]]) == "<|user|>When?"
+    build([record], tmp_path / "chats", clips)
+    layout = source_of(tmp_path / "chats", 2).layout(0)
+    assert heard(layout) == [*[SILENCE] * 8, ASSISTANT, *[SILENCE] * 21]
+    assert byte_tokenizer().decode(layout.tokens[: layout.starts[0]]) == "<|user|>When?"
 
 
 def chance(folder: Path) -> ChatSource:
@@ -516,7 +516,7 @@ def chance(folder: Path) -> ChatSource:
 
 def blind(folder: Path) -> ChatSource:
     """No eyes."""
-    return ChatSource(Talks.open(folder), None, ChatOptions(), 0)
+    return ChatSource(ChatIndex.open(folder), None, ChatOptions(), 0)
 
 
 @pytest.mark.parametrize(
@@ -526,9 +526,9 @@ def blind(folder: Path) -> ChatSource:
 def test_streams_that_are_refused(
     clips: Path, tmp_path: Path, opened: Callable[[Path], ChatSource], match: str
 ) -> None:
-    talk([{**FILM, "stream": [{"time": 1.0, "text": "A."}]}], tmp_path / "talks", clips)
+    build([{**FILM, "stream": [{"time": 1.0, "text": "A."}]}], tmp_path / "chats", clips)
     with pytest.raises(InputError, match=match):
-        opened(tmp_path / "talks")
+        opened(tmp_path / "chats")
 
 
 def test_an_image_beside_a_stream(clips: Path, made: Path) -> None:
@@ -539,15 +539,15 @@ def test_an_image_beside_a_stream(clips: Path, made: Path) -> None:
     table = index.table.set_column(column, "fps", pa.array(rates, pa.float64()))
     sampling = Sampling(Geometry(stride=(1, 16, 16), patch=(1, 1, 1)), None, (16, 16))
     reader = ClipReader(replace(index, table=table), sampling, 0)
-    source = ChatSource(Talks.open(made), reader, ChatOptions(Views(16, 2)), 0)
+    source = ChatSource(ChatIndex.open(made), reader, ChatOptions(Views(16, 2)), 0)
     assert source.lengths.tolist() == source_of(made).lengths.tolist()
 
 
-def test_talks_of_other_clips_are_refused(clips: Path, made: Path, tmp_path: Path) -> None:
+def test_conversations_about_other_clips_are_refused(clips: Path, made: Path, tmp_path: Path) -> None:
     sampling = Sampling(Geometry(stride=(1, 16, 16), patch=(1, 1, 1)), None, (16, 16))
     other = ClipReader(Index.open(datasets.make(tmp_path / "other", ((7,),))), sampling, 0)
     with pytest.raises(InputError, match=r"are in their dataset\n.*are not, the first is"):
-        ChatSource(Talks.open(made), other, ChatOptions(Views(16, 2)), 0)
+        ChatSource(ChatIndex.open(made), other, ChatOptions(Views(16, 2)), 0)
 
 
 def test_times_stand_before_views() -> None:
@@ -558,15 +558,15 @@ def test_times_stand_before_views() -> None:
             return {"input_ids": [ord(letter) for letter in text]}
 
     times = times_of(Letters())
-    tokens, kinds = np.array([1, 9, 2, 3]), np.array([ASKED, ASKED, ASKED, ANSWERED])
+    tokens, kinds = np.array([1, 9, 2, 3]), np.array([USER, USER, USER, ASSISTANT])
     views = Views(pixels=4, side=1, temporal_pool=2)
-    laid = layout_of(
+    layout = layout_of(
         tokens, kinds, np.array([1]), [[VisualSpan(0, 2, 5, False, Timeline((0,), (3.0,), 4.0))]], views, None, times
     )
     stamps = [[ord(letter) for letter in text] for text in ("3.5s", "4.0s")]
-    assert laid.tokens.tolist() == [1, *stamps[0], 9, *stamps[1], 9, 2, 3]
-    assert laid.starts.tolist() == [5, 10]
-    assert laid.rows.tolist() == [1, 1]
-    assert laid.visual.sum() == 2
-    assert laid.labels[[4, 9]].tolist() == [IGNORED, IGNORED]  # rows are not said
-    assert laid.labels[5] == ord("4")
+    assert layout.tokens.tolist() == [1, *stamps[0], 9, *stamps[1], 9, 2, 3]
+    assert layout.starts.tolist() == [5, 10]
+    assert layout.rows.tolist() == [1, 1]
+    assert layout.visual.sum() == 2
+    assert layout.labels[[4, 9]].tolist() == [IGNORED, IGNORED]  # rows are not said
+    assert layout.labels[5] == ord("4")

@@ -79,8 +79,8 @@ def test_tokens_places_and_answers(tokenizer: Any) -> None:
     assert said(tokenizer, encoded, ~encoded.answers) == (
         "<|user|><video>\nWhat moves?<|end|>\n<|assistant|>\n<|user|>And here? <image>\n<|end|>\n<|assistant|>\n"
     )
-    assert said(tokenizer, encoded, encoded.spots) == "<video><image>"
-    assert not encoded.answers[encoded.spots].any()
+    assert said(tokenizer, encoded, encoded.visual_positions) == "<video><image>"
+    assert not encoded.answers[encoded.visual_positions].any()
 
 
 @given(st.lists(st.tuples(st.text(max_size=8), st.integers(0, 3)), min_size=1, max_size=5))
@@ -90,7 +90,9 @@ def test_any_words_and_any_visuals(tokenizer: Any, turns: list[tuple[str, int]])
         Turn("user" if i % 2 == 0 else "assistant", (*[A] * n, t.replace("<", ""))) for i, (t, n) in enumerate(turns)
     ]
     encoded = encode(Conversation("x", tuple(made)), tokenizer)
-    assert said(tokenizer, encoded, encoded.spots) == "<video>" * sum(part == A for turn in made for part in turn.parts)
+    assert said(tokenizer, encoded, encoded.visual_positions) == "<video>" * sum(
+        part == A for turn in made for part in turn.parts
+    )
     answers = "".join(
         "\n" * (len(turn.parts) - 1) + f"{turn.parts[-1]}<|end|>" for turn in made if turn.role == "assistant"
     )

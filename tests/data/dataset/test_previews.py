@@ -6,7 +6,7 @@ import pytest
 
 from data.dataset import previews
 from data.dataset.previews import CELL_HEIGHT, CELL_WIDTH, CELLS, STRIP_WIDTH, STRIPS, Strip, place, sheets
-from data.media.reservoir import Thinned
+from data.media.reservoir import Reservoir
 
 
 def picture(data):
@@ -24,33 +24,33 @@ def flat(value, height=54, width=96):
     return np.full((height, width, 3), value, np.uint8)
 
 
-def test_thinned_as_drawn():
-    thinned = Thinned(4)
+def test_a_reservoir_as_drawn():
+    reservoir = Reservoir(4)
     kept = []
     for row in range(13):
-        thinned.add(lambda row=row: row)
-        kept.append(list(thinned.items))
+        reservoir.add(lambda row=row: row)
+        kept.append(list(reservoir.items))
     assert kept[3] == [0, 1, 2, 3]
     assert kept[4] == [0, 2, 4]
     assert kept[6] == [0, 2, 4, 6]
     assert kept[8] == [0, 4, 8]
     assert kept[12] == [0, 4, 8, 12]
-    assert thinned.step == 4
-    third = Thinned(3)  # odd numbers stay evenly spaced too
+    assert reservoir.step == 4
+    third = Reservoir(3)  # odd numbers stay evenly spaced too
     for row in range(100):
         third.add(lambda row=row: row)
     assert third.items == [0, 32, 64, 96][:3] or np.ptp(np.diff(third.items)) == 0
 
 
-def test_thinned_makes_few():
+def test_a_reservoir_makes_few():
     made = []
-    thinned = Thinned(16, 2)
+    reservoir = Reservoir(16, 2)
     for row in range(10_000):
-        thinned.add(lambda row=row: made.append(row) or row)
-    assert 8 < len(thinned.items) <= 16
-    assert np.ptp(np.diff(thinned.items)) == 0
-    assert thinned.items[0] == 0
-    assert thinned.items[-1] > 10_000 - 2 * thinned.step
+        reservoir.add(lambda row=row: made.append(row) or row)
+    assert 8 < len(reservoir.items) <= 16
+    assert np.ptp(np.diff(reservoir.items)) == 0
+    assert reservoir.items[0] == 0
+    assert reservoir.items[-1] > 10_000 - 2 * reservoir.step
     assert len(made) < 16 + 8 * 12
 
 

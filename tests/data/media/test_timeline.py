@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from data.chat.chat_builder import write as write_talks
-from data.chat.chat_index import Talks
+from data.chat.chat_builder import write as write_chats
+from data.chat.chat_index import ChatIndex
 from data.chat.tokenizers import byte_tokenizer
 from data.curation.clips import cut_into_clips
 from data.dataset.index import ADDED, FACTS, OLDER, Index
@@ -28,7 +28,7 @@ from data.prepare.pipeline import PrepareOptions, prepare
 from data.statistics.stats import stats
 from data.streams.chat_source import ChatOptions, ChatSource
 from data.streams.clip_reader import ClipReader
-from data.streams.visual_lookup import Looker
+from data.streams.visual_lookup import FrameIndexer
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
 from parallel.sequence.visual_tokens import Views
@@ -70,13 +70,13 @@ def name_of(index: Index, stem: str) -> str:
     return next(index.file(row) for row in range(len(index)) if stem in index.file(row))
 
 
-def talk(dataset: Path, tmp_path: Path, record: dict, stride: int = 1) -> tuple[Talks, ChatSource]:
+def chat_about(dataset: Path, tmp_path: Path, record: dict, stride: int = 1) -> tuple[ChatIndex, ChatSource]:
     index = Index.open(dataset)
     record = {**record, "video": name_of(index, record["video"])}
-    write_talks([("a record", record)], byte_tokenizer(), tmp_path / "talks", dataset)
-    talks = Talks.open(tmp_path / "talks")
+    write_chats([("a record", record)], byte_tokenizer(), tmp_path / "chats", dataset)
+    chats = ChatIndex.open(tmp_path / "chats")
     sampling = Sampling(WIDE.geometry, None, WIDE.size, stride)
-    return talks, ChatSource(talks, ClipReader(index, sampling, 0), ChatOptions(Views(16, 2)), 0)
+    return chats, ChatSource(chats, ClipReader(index, sampling, 0), ChatOptions(Views(16, 2)), 0)
 
 
 def seen(source: ChatSource) -> list[list[int]]:
@@ -94,40 +94,40 @@ def seen(source: ChatSource) -> list[list[int]]:
 @pytest.mark.parametrize("second", [0.05, 1.0, 3.95, 4.01, 4.4, 5.5])
 def test_what_is_seen_before_a_moment_was_shown_before_it(dataset, tmp_path, second):
     record = {"video": "uneven", "stream": [{"time": second, "text": "Now."}]}
-    _, source = talk(dataset, tmp_path, record)
+    _, source = chat_about(dataset, tmp_path, record)
     first = seen(source)[0]
     assert sorted(set(first)) == np.flatnonzero(second + 1e-6 >= BEGAN).tolist()
-    _, source = talk(dataset, tmp_path, record, stride=3)
+    _, source = chat_about(dataset, tmp_path, record, stride=3)
     (span, *_) = source.spans.by_visual(0)[0]
     taken = [span.timeline.second(frame * 3) for frame in range(span.first, span.last)]
     assert max(taken) <= second + 0.01
 
 
 @pytest.mark.parametrize(("begin", "end"), [(5, 20), (3, 28)])
-def test_a_moment_that_shows_no_stored_frame_is_told_by_who_makes_talks(dataset, tmp_path, begin, end):
+def test_a_moment_that_shows_no_stored_frame_is_told_by_who_makes_a_chat_dataset(dataset, tmp_path, begin, end):
     record = {"video": "paused", "start": begin, "end": end, "text": "<video>Now."}
     found = rf"a visual shows a frame at least\n.*: {begin:g} to {end:g} s of .*paused.*, of which no frame is kept"
     with pytest.raises(InputError, match=found):
-        talk(dataset, tmp_path, record)
+        chat_about(dataset, tmp_path, record)
 
 
 def test_a_moment_after_a_pause_is_in_the_film(dataset, tmp_path):
     record = {"video": "paused", "stream": [{"time": 30.9, "text": "Now."}, {"time": 31.3, "text": "And now."}]}
-    _, source = talk(dataset, tmp_path, record)
+    _, source = chat_about(dataset, tmp_path, record)
     visuals = seen(source)
     assert visuals == [[*range(24)], [*range(24, 34)], [*range(34, 40)]]
     with pytest.raises(InputError, match=r"a moment lies within its video\n.*which has 31\.6 s"):
-        talk(dataset, tmp_path, {**record, "stream": [{"time": 40.0, "text": "Too late."}]})
+        chat_about(dataset, tmp_path, {**record, "stream": [{"time": 40.0, "text": "Too late."}]})
 
 
 def test_times_are_told_as_they_are(dataset):
     index = Index.open(dataset)
     clips = ClipReader(index, WIDE, 0)
-    looker = Looker(WIDE, clips)
+    indexer = FrameIndexer(WIDE, clips)
     for stem, steps in (("uneven", STEPS), ("paused", PAUSED)):
         name, began = name_of(index, stem), np.cumsum([0, *steps[:-1]]) / 1000
         told: dict[int, float] = {}
-        for timeline, frames in zip(looker.timelines(name), looker.frames(name), strict=True):
+        for timeline, frames in zip(indexer.timelines(name), indexer.frames(name), strict=True):
             for row, number in enumerate(stamps(frames)):
                 told.setdefault(number, timeline.second(row))
         assert np.abs(np.array([told[n] for n in range(len(steps))]) - began).max() < 0.0167
@@ -137,10 +137,10 @@ def test_times_are_told_as_they_are(dataset):
 
 def test_a_file_that_is_asked_about(tmp_path):
     path = film(tmp_path / "a.mkv", STEPS)
-    looker = Looker(WIDE, folder=tmp_path)
-    (timeline,) = looker.timelines("a.mkv")
+    indexer = FrameIndexer(WIDE, folder=tmp_path)
+    (timeline,) = indexer.timelines("a.mkv")
     assert [round(timeline.second(row), 2) for row in (0, 39, 40, 70)] == [0.0, 3.9, 4.0, 5.0]
-    few = Looker(Sampling(WIDE.geometry, 10, WIDE.size, 2), folder=tmp_path)
+    few = FrameIndexer(Sampling(WIDE.geometry, 10, WIDE.size, 2), folder=tmp_path)
     (timeline,), (frames,) = few.timelines("a.mkv"), few.frames("a.mkv")
     assert timeline.second(0) == pytest.approx(BEGAN[stamps(frames)[0]], abs=0.005)
     assert len(video.decode(path)) == len(STEPS)

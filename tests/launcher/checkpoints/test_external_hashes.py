@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from data.chat.chat_index import Talks
+from data.chat.chat_index import ChatIndex
 from data.chat.tokenizers import byte_tokenizer
 from data.streams.curriculum import Position
 from launcher.checkpoints.checkpoint_manifest import Manifest, TrainState
@@ -115,7 +115,7 @@ def test_files_are_read_once_as_long_as_nobody_touches_them(folder: Path, tmp_pa
 
 
 def test_a_tokenizer_is_named_with_its_template(tmp_path: Path, dataset: Path) -> None:
-    spoken = Talks.open(conversations.make(tmp_path / "talks", dataset, "w"))
+    spoken = ChatIndex.open(conversations.make(tmp_path / "chats", dataset, "w"))
     before = hash_of_tokenizer(spoken)
     tokenizer = byte_tokenizer()
     tokenizer.save_pretrained(spoken.tokenizer_folder)
@@ -166,7 +166,7 @@ def test_segments_that_have_not_begun_may_have_another_tokenizer(folder: Path, t
 
 def test_a_run_does_not_go_on_with_another_tower(folder: Path, original: Path, tmp_path: Path, dataset: Path) -> None:
     """It is told before the first step; the remedies work: put it back, or give a copy of it."""
-    spoken, out = conversations.make(tmp_path / "talks", dataset), tmp_path / "run"
+    spoken, out = conversations.make(tmp_path / "chats", dataset), tmp_path / "run"
     train(run_of(out, folder, spoken, steps=2, checkpoint__every=1))
     edit(folder, TOWER)
     (end,) = run(run_of(out, folder, spoken, steps=3))

@@ -27,7 +27,7 @@ from parallel.setting_effects import Effect
 from tests.support import keys
 from tests.support.keys import STEP, Case
 
-CASES = list(keys.cases(Path("out"), Path("clips"), Path("talks")))
+CASES = list(keys.cases(Path("out"), Path("clips"), Path("chats")))
 NOT_IN_SEGMENTS = ("data.packs_per_step", "data.segments.*.until")
 Outcome = Literal["invalid", "refused", "told", "silent"]
 ALLOWED: dict[Effect, set[Outcome]] = {  # by what a key declares; any may be no valid run by itself

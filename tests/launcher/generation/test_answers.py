@@ -14,7 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from data.chat.chat_index import Talks
+from data.chat.chat_index import ChatIndex
 from data.chat.formats import Conversation, Turn, Visual
 from data.chat.tokenizers import TEMPLATE
 from data.dataset.index import Index
@@ -22,7 +22,7 @@ from data.media import video
 from data.streams.chat_layout import ChatLayout
 from data.streams.chat_source import ChatSource
 from data.streams.pack_stream import pack_of
-from data.streams.visual_lookup import Looker
+from data.streams.visual_lookup import FrameIndexer
 from launcher.batches.datasets import open_curriculum
 from launcher.cli.app import app
 from launcher.generation.answers import Asked, Speaker, conversation_about, open_speaker, speaker_of
@@ -30,7 +30,7 @@ from launcher.generation.evaluation import (
     Question,
     as_record,
     evaluate,
-    looker_for,
+    indexer_for,
     plain,
     question_of,
     questions_of,
@@ -45,13 +45,13 @@ from tests.support import conversations
 from tests.support.runs import config, train
 
 WORDS = 24  # of an answer that is compared
-FRAMES = 5  # that a run of `talks.settings` takes
+FRAMES = 5  # that a run of `conversations.settings` takes
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     """A model of two steps, one row for each patch."""
-    spoken = conversations.make(tmp_path_factory.mktemp("talks") / "talks", dataset)
+    spoken = conversations.make(tmp_path_factory.mktemp("chats") / "chats", dataset)
     out = tmp_path_factory.mktemp("runs") / "run"
     model = {**conversations.MODEL, "spatial_pool": 1}
     train(config(out, spoken, **{**conversations.settings(spoken), "steps": 2, "dtype": "float32", "model": model}))
@@ -76,8 +76,8 @@ def with_mask(speaker: Speaker, **mask: Any) -> Speaker:
 
 
 def asked_about(speaker: Speaker, *videos: Path, prompt: str = "What is it?") -> tuple[ChatLayout, Asked]:
-    laid, frames = speaker.layout(conversation_about(videos, prompt), Looker(speaker.sampling).frames)
-    return laid, speaker.asked(laid, frames)
+    layout, frames = speaker.layout(conversation_about(videos, prompt), FrameIndexer(speaker.sampling).frames)
+    return layout, speaker.asked(layout, frames)
 
 
 def by_transformers(speaker: Speaker) -> Any:
@@ -94,13 +94,13 @@ def by_transformers(speaker: Speaker) -> Any:
 @torch.no_grad()
 def test_answers_are_those_of_transformers(run: Path, speaker: Speaker, files: list[Path]) -> None:
     """The words, and how likely the first one is; of two videos, and a question."""
-    laid, asked = asked_about(speaker, *files[:2])
+    layout, asked = asked_about(speaker, *files[:2])
     own, stop = by_transformers(speaker), len(asked.embeddings)
     side = 16
     frames = np.concatenate([video.decode(file, 1, 1 + FRAMES, 1, (side, side)) for file in files[:2]])
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255 * 2 - 1
-    places = torch.from_numpy(laid.visual[:stop])
-    tokens = torch.from_numpy(laid.tokens[:stop].copy()).masked_fill(places, own.config.image_token_id)[None]
+    places = torch.from_numpy(layout.visual[:stop])
+    tokens = torch.from_numpy(layout.tokens[:stop].copy()).masked_fill(places, own.config.image_token_id)[None]
     assert places.sum() == 2 * FRAMES * 16
     given = {"input_ids": tokens, "pixel_values": pixels, "attention_mask": torch.ones_like(tokens)}
     hidden = Streamer(speaker.model.lm).feed(asked.embeddings, asked.plans)[-1:]
@@ -130,8 +130,8 @@ MASKS: dict[str, dict[str, Any]] = {
 def test_kept_keys_change_nothing(speaker: Speaker, files: list[Path], mask: dict[str, Any]) -> None:
     """As computing everything anew at every word, with the mask of training."""
     masked = with_mask(speaker, **mask)
-    laid, asked = asked_about(masked, files[0])
-    runs, lm = list(laid.before(len(asked.embeddings)).runs), speaker.model.lm
+    layout, asked = asked_about(masked, files[0])
+    runs, lm = list(layout.before(len(asked.embeddings)).runs), speaker.model.lm
     embeddings, found = asked.embeddings, []
     for _ in range(WORDS):
         plans = {
@@ -149,8 +149,8 @@ def test_kept_keys_change_nothing(speaker: Speaker, files: list[Path], mask: dic
 @pytest.mark.parametrize("mask", [{}, {"visual": "self_only", "window": 7, "sinks": 2}], ids=["past", "itself"])
 def test_a_likelihood_is_that_of_one_pass(speaker: Speaker, files: list[Path], mask: dict[str, Any]) -> None:
     masked, text = with_mask(speaker, **mask), "A red one."
-    laid, asked = asked_about(masked, files[0])
-    runs, lm = list(laid.before(len(asked.embeddings)).runs), speaker.model.lm
+    layout, asked = asked_about(masked, files[0])
+    runs, lm = list(layout.before(len(asked.embeddings)).runs), speaker.model.lm
     end = speaker.tokenizer.convert_tokens_to_ids("<|end|>")
     words = torch.tensor([*speaker.tokenizer(text)["input_ids"], end])
     runs[-1] = (runs[-1][0], runs[-1][1] + len(words) - 1)
@@ -175,13 +175,13 @@ def test_an_answer_is_as_likely_as_training_says(run: Path, speaker: Speaker, ch
     (stream,) = open_curriculum(open_run(run)[0].model_copy(update={"model": model})).streams
     source = stream.source
     assert isinstance(source, ChatSource)
-    pack, laid = pack_of(source, [0], [0]), source.layout(0)
+    pack, layout = pack_of(source, [0], [0]), source.layout(0)
     (frames,) = (piece.frames for piece in source.read(pack, ((0, FRAMES),)))
     assert frames is not None
-    batch, plans = maker.prepare(pack.documents, [laid], lambda begin, end: frames[begin:end])
+    batch, plans = maker.prepare(pack.documents, [layout], lambda begin, end: frames[begin:end])
     summed, weight = maker.objective.loss(speaker.model, batch, plans)
     loss = summed / weight
-    asked = replace(speaker, maker=maker).asked(laid, frames)
+    asked = replace(speaker, maker=maker).asked(layout, frames)
     answer = speaker.tokenizer.decode(asked.words[:-1])
     assert answer.startswith("It is number")
     assert replace(speaker, maker=maker).likelihood(asked, answer) == pytest.approx(-float(loss), rel=1e-5)
@@ -191,12 +191,14 @@ def test_an_answer_is_as_likely_as_training_says(run: Path, speaker: Speaker, ch
 def test_what_comes_before_the_answer(speaker: Speaker) -> None:
     """Earlier answers are heard, the last one is not."""
     turns = (Turn("user", ("A?",)), Turn("assistant", ("B.",)), Turn("user", ("C?",)), Turn("assistant", ("D.",)))
-    laid, frames = speaker.layout(Conversation("", turns), lambda name: [])
-    asked, decode = speaker.asked(laid, frames), speaker.tokenizer.decode
-    heard = decode(laid.tokens[: len(asked.embeddings)])
+    layout, frames = speaker.layout(Conversation("", turns), lambda name: [])
+    asked, decode = speaker.asked(layout, frames), speaker.tokenizer.decode
+    heard = decode(layout.tokens[: len(asked.embeddings)])
     assert heard == "<|user|>A?<|end|><|assistant|>B.<|end|><|user|>C?<|end|><|assistant|>"
     assert decode(asked.words) == "D.<|end|>"
-    assert torch.equal(asked.embeddings, speaker.model.lm.embed(torch.from_numpy(laid.tokens[: len(asked.embeddings)])))
+    assert torch.equal(
+        asked.embeddings, speaker.model.lm.embed(torch.from_numpy(layout.tokens[: len(asked.embeddings)]))
+    )
 
 
 ENDS = {
@@ -228,7 +230,7 @@ def ask(**record: Any) -> Question:
 
 def test_answers_are_judged(speaker: Speaker, files: list[Path]) -> None:
     """Exact but for capitals, spaces and a full stop; the likeliest of the choices; a number is one of them."""
-    looker = Looker(speaker.sampling, None, files[0].parent)
+    indexer = FrameIndexer(speaker.sampling, None, files[0].parent)
     about = {"video": files[0].name, "question": "What is it?"}
     _, asked = asked_about(speaker, files[0])
     said = speaker.answer(asked, 8)
@@ -240,10 +242,10 @@ def test_answers_are_judged(speaker: Speaker, files: list[Path]) -> None:
         ask(**about, answer=best, choices=choices, about="choices"),
         ask(**about, answer=choices[best - 1], choices=choices, about="choices"),
         ask(**about, answer=choices[best], choices=choices, about="choices"),
-        ask(messages=talks_of(files[0].name, said), id="m"),
+        ask(messages=messages_of(files[0].name, said), id="m"),
     ]
     seen: list[tuple[int, int]] = []
-    found = evaluate(speaker, questions, looker, most=8, on_progress=lambda d, t: seen.append((d, t)))
+    found = evaluate(speaker, questions, indexer, most=8, on_progress=lambda d, t: seen.append((d, t)))
     assert [one.right for one in found] == [plain(said) == plain(said.swapcase()), False, True, False, True, True]
     assert {one.said for one in found} == {said, choices[best]}
     assert seen == [(n, 6) for n in range(1, 7)]
@@ -257,7 +259,7 @@ def test_answers_are_judged(speaker: Speaker, files: list[Path]) -> None:
     assert record["answers"][5] == {"id": "m", "kind": "", "expected": said, "said": said, "right": True}
 
 
-def talks_of(name: str, answer: str) -> list[dict[str, Any]]:
+def messages_of(name: str, answer: str) -> list[dict[str, Any]]:
     """Messages."""
     content = [{"type": "video", "video": name}, {"type": "text", "text": "What is it?"}]
     return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
@@ -290,49 +292,49 @@ class Recorder:
 def test_shuffled_frames(speaker: Speaker, files: list[Path]) -> None:
     """In an order that the id alone decides."""
     recorder: Any = Recorder()
-    looker = Looker(speaker.sampling)
+    indexer = FrameIndexer(speaker.sampling)
     questions = [ask(id=uid, question=q, answer="a", about=q) for uid, q in (("a", "1"), ("a", "2"), ("b", "1"))]
-    evaluate(recorder, questions, looker, shuffle=True)
+    evaluate(recorder, questions, indexer, shuffle=True)
     one, again, other = recorder.orders
     assert one == again != other
     assert sorted(one) == sorted(other) == list(range(9))
-    evaluate(recorder, questions[:1], looker)
+    evaluate(recorder, questions[:1], indexer)
     assert recorder.orders[3] is None
     conversation = conversation_about(files[:2], "What?")
-    _, plainly = speaker.layout(conversation, looker.frames)
-    _, shuffled = speaker.layout(conversation, looker.frames, lambda n: np.arange(n)[::-1])
+    _, plainly = speaker.layout(conversation, indexer.frames)
+    _, shuffled = speaker.layout(conversation, indexer.frames, lambda n: np.arange(n)[::-1])
     assert np.array_equal(shuffled, np.concatenate([plainly[FRAMES - 1 :: -1], plainly[: FRAMES - 1 : -1]]))
 
 
 def test_videos_of_a_dataset(speaker: Speaker, dataset: Path, files: list[Path]) -> None:
     """By name: a stretch of the clip, as a file gives it."""
-    looker = looker_for(speaker, dataset, Path())
+    indexer = indexer_for(speaker, dataset, Path())
     index = Index.open(dataset)
-    (found,) = looker.frames(index.file(3))
+    (found,) = indexer.frames(index.file(3))
     assert found.shape == (FRAMES, 16, 16, 3)
     by_name = {file.name: file for file in files}
     decoded = video.decode(by_name[Path(index.file(3)).name], 0, 8, 1, (16, 16))
     assert any(np.array_equal(found, decoded[start : start + FRAMES]) for start in range(4))
-    assert np.array_equal(looker.frames(index.uid(3))[0], found)
+    assert np.array_equal(indexer.frames(index.uid(3))[0], found)
     with pytest.raises(InputError, match="clips of a dataset"):
-        looker.frames("nowhere.mp4", "q")
+        indexer.frames("nowhere.mp4", "q")
 
 
 def test_an_image_is_a_video_of_one_frame(speaker: Speaker, tmp_path: Path) -> None:
-    """Also where the talks had no image, if the tokenizer has a place for one."""
+    """Also where the conversations had no image, if the tokenizer has a place for one."""
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    (frames,) = Looker(speaker.sampling, None, tmp_path).frames("a.png")
+    (frames,) = FrameIndexer(speaker.sampling, None, tmp_path).frames("a.png")
     assert frames.shape == (1, 16, 16, 3)
-    laid, asked = asked_about(speaker, tmp_path / "a.png")
-    assert laid.rows.tolist() == [16]
+    layout, asked = asked_about(speaker, tmp_path / "a.png")
+    assert layout.rows.tolist() == [16]
     assert isinstance(speaker.answer(asked, 2), str)
     picture = Conversation("", (Turn("user", (Visual("image", "a.png"), "?")), Turn("assistant", ("",))))
     only_videos = replace(speaker, places={"video": "<video>"})
-    laid, shown = only_videos.layout(picture, Looker(speaker.sampling, None, tmp_path).frames)
-    assert (laid.rows.tolist(), np.array_equal(shown, frames)) == ([16], True)
+    layout, shown = only_videos.layout(picture, FrameIndexer(speaker.sampling, None, tmp_path).frames)
+    assert (layout.rows.tolist(), np.array_equal(shown, frames)) == ([16], True)
 
 
 QUESTIONS = {
@@ -382,11 +384,11 @@ def test_what_is_refused(run: Path, speaker: Speaker, dataset: Path, tmp_path: P
     (tmp_path / "empty.mp4").write_bytes(b"")
     with pytest.raises(InputError, match=r"a file of questions has some\n.*none"):
         questions_of(tmp_path / "empty")
-    looker = Looker(speaker.sampling, None, tmp_path)
+    indexer = FrameIndexer(speaker.sampling, None, tmp_path)
     with pytest.raises(InputError, match=r"nowhere\.mp4: no such file"):
-        evaluate(speaker, [ask(question="?", answer="a", video="nowhere.mp4")], looker)
+        evaluate(speaker, [ask(question="?", answer="a", video="nowhere.mp4")], indexer)
     with pytest.raises(InputError, match=r"empty\.mp4"):
-        looker.frames("empty.mp4")
+        indexer.frames("empty.mp4")
     with pytest.raises(InputError, match=r"a question has words"):
         conversation_about([], " ")
     command = ["eval", str(run), str(tmp_path / "empty")]
@@ -435,12 +437,12 @@ def test_the_commands(run: Path, dataset: Path, tmp_path: Path) -> None:
     assert json.loads(Path(told["file"]).read_text()) == written
 
 
-def test_without_a_prompt_questions_of_its_talks_are_asked(run: Path) -> None:
-    """They are about the clips that the talks are about; the same again gives the same answers."""
+def test_without_a_prompt_questions_of_its_conversations_are_asked(run: Path) -> None:
+    """They are about the clips that the conversations are about; the same again gives the same answers."""
     done = [CliRunner().invoke(app, ["sample", str(run), "--json"], catch_exceptions=False) for _ in range(2)]
     assert done[0].stdout == done[1].stdout
     told = [json.loads(line) for line in done[0].stdout.splitlines()]
-    data = Talks.open(open_run(run)[0].data.folders[0])
+    data = ChatIndex.open(open_run(run)[0].data.folders[0])
     texts = [data.text(row) for row in range(len(data))]
     assert 1 <= len(told) <= 4
     for one in told:

@@ -48,7 +48,7 @@ def steps(rank: int, runs: list[RunConfig]) -> list[tuple[float, Tensor, int]]:
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
-    return conversations.make(tmp_path_factory.mktemp("spoken") / "talks", dataset)
+    return conversations.make(tmp_path_factory.mktemp("spoken") / "chats", dataset)
 
 
 @pytest.mark.parametrize("family", ["video_dit", "video_lm"])

@@ -154,7 +154,7 @@ def test_every_plan_of_a_step_names_the_kernel(tmp_path: Path, dataset: Path) ->
     drawing = made(0, config(tmp_path, dataset))
     assert len(drawing) >= 3  # self attention, words, captions
     assert set(drawing) == {"Reference"}
-    spoken = conversations.make(tmp_path / "talks", dataset)
+    spoken = conversations.make(tmp_path / "chats", dataset)
     speaking = made(0, config(tmp_path, dataset, **conversations.settings(spoken)))
     assert speaking
     assert set(speaking) == {"Reference"}

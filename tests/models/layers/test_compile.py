@@ -75,7 +75,7 @@ def settings_of(family: str, dataset: Path, tmp_path: Path, mesh: tuple[int, int
     where = dict(zip(("replica", "ring", "ulysses"), mesh, strict=True))
     if family == "draws":
         return config(Path("unused"), dataset, mesh=where, **{f"model__{name}": x for name, x in changes.items()})
-    made = tmp_path / "talks"
+    made = tmp_path / "chats"
     made = made if made.exists() else conversations.make(made, dataset)
     return config(
         Path("unused"), made, mesh=where, **conversations.settings(made, model={**conversations.MODEL, **changes})

@@ -108,7 +108,7 @@ def test_a_model_that_draws(dataset: Path, recompute: bool) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"recompute": True, "mlp_tiles": 2}], ids=str)
 def test_a_model_that_speaks(tmp_path: Path, dataset: Path, more: dict[str, Any]) -> None:
-    made = conversations.make(tmp_path / "talks", dataset)
+    made = conversations.make(tmp_path / "chats", dataset)
     settings = conversations.settings(made, model={**FLAT, **more}, dtype="bf16")
     assert run_world(1, asked, config(Path("unused"), made, **settings)) == [Counter()]
 
