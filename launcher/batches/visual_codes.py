@@ -40,9 +40,7 @@ from models.codecs.vq import DiffusersCodes, Quantiser, enlarged, open_codes
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
 
-KEPT = (
-    64  # clips whose codes are remembered while conversations are written: many questions in a row are about one clip
-)
+KEPT = 64  # clips whose codes are remembered while a dataset is written: many questions in a row are about one clip
 Ints = npt.NDArray[np.int64]
 
 

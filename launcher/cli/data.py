@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from data.planning.clip_sampling import Sampling
 
 OTHER_NAMES = {  # what people type -> the command
-    **dict.fromkeys(("chats", "conversations", "tokenize"), "chat"),
+    **dict.fromkeys(("talks", "conversations", "tokenize"), "chat"),
     **dict.fromkeys(("verify", "validate", "repair"), "check"),
     **dict.fromkeys(("view", "browse", "gallery"), "show"),
     **dict.fromkeys(("convert", "webdataset"), "import"),
