@@ -35,17 +35,16 @@ from parallel.zero.optimizers.optimizer_registry import OptimizerChoice
 
 
 class RunConfig(Section):
-    """A run.
+    """The keys without a section.
 
     Attributes:
-        out: the run folder; everything the run writes is there.
-        seed: of the first weights, the order of samples, and every noise.
-        dtype: of the model; masters and sums are float32 for bf16. On a GPU float32 multiplies in TF32, of 10 bits.
-        device: "auto": the GPUs, where there are any that torch can use; "cpu" insists on the CPU.
-        determinism: "strict": steps on CUDA repeat themselves bit by bit, and are slower; an operation that cannot,
-            fails. "fast": sums may add up in any order. On a CPU every step repeats itself.
-        objective: what the model learns; the usual one of its kind, if not given: rectified_flow, or next_token.
-        steps: of training; each makes an update of the model, unless `guard` finds it harmful.
+        out: run folder, which everything the run writes goes to.
+        seed: random seed of the initial weights, the order of samples and all noise.
+        dtype: type of the model; bf16 has float32 masters and sums. On a GPU float32 multiplies in TF32 (10 bits).
+        device: "auto" uses the GPUs that torch can use, else the CPU; "cpu" uses the CPU.
+        determinism: "strict" makes steps on CUDA repeat bit for bit, and slower; an operation that cannot fails. "fast"
+            lets sums add up in any order. On a CPU every step repeats.
+        steps: length of the training [steps]; each step updates the model, unless `guard` drops its update.
     """
 
     out: Nothing[Path]

@@ -120,7 +120,7 @@ class DataConfig(Section):
         stride: distance of the frames that are taken [frames]: 2 takes every second frame.
         window: number of samples among which packs are filled [samples]; null chooses it.
         caption: "short" or "long" caption, where a sample has both.
-        workers: decoding threads per rank; 0 decodes in the training thread's own loader.
+        workers: decoding threads per rank; 0 decodes in the loader's own thread.
         max_unreadable_samples: samples that may prove unreadable before the run stops [samples]; each weighs 0.
         max_positions: video_lm only: longest document to train on [tokens]; null for max_position_embeddings of its
             config.

@@ -28,9 +28,9 @@ class AttentionConfig(BaseModel):
     Attributes:
         kind: "full"; "frame_causal" sees its own frame and the past; "frame_window" sees frames near it; "spatial" sees
             its own frame alone; "temporal" its own place in all frames alone.
-        before: frames seen before the own one, of a frame_window.
-        after: frames seen after it.
-        sinks: first frames that all see.
+        before: frames before its own that a token of a frame_window sees [frames].
+        after: frames after its own that a token of a frame_window sees [frames].
+        sinks: first frames that all tokens of a frame_window see [frames].
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -35,10 +35,10 @@ class TextEncoderConfig(BaseModel):
     """What the settings of every text encoder have.
 
     Attributes:
-        kind: one of `TEXT_ENCODERS`.
+        kind: name of an entry of `TEXT_ENCODERS`.
         dim: width of a feature.
-        max_bytes: of a caption or prompt that are read, from its beginning, in UTF-8; what is longer is told. Packs are
-            dealt by what words cost, so a begun run keeps it.
+        max_bytes: bytes of a caption or prompt that are read, from its beginning, in UTF-8 [bytes]; a longer one is
+            reported. Packs are balanced by the cost of captions, so a run that has begun keeps it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -66,19 +66,18 @@ class VideoDiTConfig(BaseModel):
     Attributes:
         dim: width of a token.
         depth: number of blocks.
-        heads: of self and cross attention; dim / heads is even and at least 6.
-        mlp_ratio: hidden width of the MLP / dim, which is rounded.
-        mlp_hidden: that width itself, instead.
-        mlp_tiles: of the MLP with its norm and gate, whose wide rows exist for one tile of tokens at a time.
+        heads: heads of self and cross attention; dim / heads must be even and at least 6.
+        mlp_ratio: hidden width of the MLP / dim.
+        mlp_hidden: hidden width of the MLP, instead of mlp_ratio.
+        mlp_tiles: number of tiles of tokens that the MLP computes one after the other, to save activation memory.
         patch: latent cells per token along (t, y, x).
         text: the text encoder: a kind of `TEXT_ENCODERS` and its settings; that of bytes if none is named.
         rope_theta: base of the rotary frequencies, and of the sinusoids of `absolute_positions`.
         absolute_positions: add an embedding of each token's own position, besides the rotary embedding (both: Li and
             He, arXiv:2511.13720); short trainings on small clips need it to learn that a word means a direction.
-        recompute: keep only the input of each block and its attention for the backward pass, and compute the rest
-            again.
-        offload: what is kept for the backward pass waits in pinned memory of the host; best with recompute.
-        compile: "blocks" makes one kernel of each norm with its modulation or rotary embedding, and of each gate with
+        recompute: whether the backward pass recomputes all but the input and the attention of each block.
+        offload: whether kept activations wait in pinned host memory for the backward pass; best with recompute.
+        compile: "blocks" fuses each norm with its modulation or rotary embedding, and of each gate with
             its residual, by torch.compile; "none" calls several of torch's.
         attention: who sees whom; layer i takes pattern i modulo their number.
     """

@@ -35,19 +35,19 @@ class VideoLMConfig(BaseModel):
     """Which language model, and how it sees.
 
     Attributes:
-        path: a folder of transformers, with config.json and perhaps weights to begin with.
-        language: instead, a transformers config, such as {model_type: llama, hidden_size: 128, ...}.
-        vision: with it, that of a tower, such as {model_type: siglip_vision_model, ...}; none for words alone.
+        path: folder of transformers, with config.json and optionally initial weights.
+        language: instead of `path`, a transformers config, such as {model_type: llama, hidden_size: 128, ...}.
+        vision: with `language`, the config of a vision tower, such as {model_type: siglip_vision_model, ...}; null for
+            a text-only model.
         spatial_pool: averages over N x N neighboring features of a frame; N must divide the tower's grid.
         temporal_pool: averages N frames into one view.
         slow_fast: every N-th view keeps full resolution, the others become one token; 1 keeps all.
         mask: who sees whom.
-        freeze: parts that are not trained.
-        recompute: keep only the input of each layer and its attention for the backward pass, compute the rest again.
-        offload: what is kept for the backward pass waits in pinned memory of the host; best with recompute.
-        mlp_tiles: of each MLP, whose wide rows exist for one tile of tokens at a time; 8 need half the room of its
-            input.
-        compile: "blocks" makes one kernel of each norm of the language model, and of each activation with its product,
+        freeze: parts whose parameters are not trained.
+        recompute: whether the backward pass recomputes all but the input and the attention of each layer.
+        offload: whether kept activations wait in pinned host memory for the backward pass; best with recompute.
+        mlp_tiles: number of tiles of tokens that an MLP computes one after the other, to save activation memory.
+        compile: "blocks" fuses each norm of the language model, and of each activation with its product,
             by torch.compile; "none" calls several of torch's.
     """
 

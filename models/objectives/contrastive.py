@@ -18,11 +18,11 @@ from parallel.setting_effects import State
 
 
 class VideoTextConfig(BaseModel):
-    """Embeddings of video and words.
+    """Contrastive embeddings of video and text (CLIP).
 
     Attributes:
-        embedding_dim: of an embedding.
-        temperature: at first; it is learned.
+        embedding_dim: width of an embedding.
+        temperature: initial temperature of the logits; it is learned.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

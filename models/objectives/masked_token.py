@@ -24,11 +24,11 @@ from parallel.setting_effects import Numbers, State
 
 
 class MaskedTokenConfig(BaseModel):
-    """How codes are hidden.
+    """Masking of visual codes (MaskGIT).
 
     Attributes:
-        mask_token: of the vocabulary, that stands where a code is hidden: `mask` of talks.json, after the last code.
-        mask_ratio: of the codes that are hidden; none draws it for each sample by the cosine above.
+        mask_token: token id that replaces a masked code: `mask` of talks.json, after the last code.
+        mask_ratio: share of masked codes; null draws it per sample from the cosine schedule.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -21,14 +21,14 @@ from parallel.setting_effects import Numbers, State
 
 
 class NextTokenConfig(BaseModel):
-    """What each kind of token counts.
+    """Loss weights of next-token prediction, by the role of the token.
 
     Attributes:
-        assistant: words of the assistant.
-        user: words of everybody else.
-        visual_code: visual codes of the vocabulary: above 0 the model learns to draw them.
-        silence: saying nothing, after a view of a stream.
-        normalize_by: "token" counts every token by its kind; "sample" lets every conversation count the same in all.
+        assistant: loss weight of the assistant's tokens.
+        user: loss weight of all other roles' text tokens.
+        visual_code: loss weight of visual codes; above 0 the model learns to generate images and videos.
+        silence: loss weight of the silence token, after each view of a stream.
+        normalize_by: "token" weighs every token by its role; "sample" gives every conversation the same total weight.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -37,11 +37,11 @@ class RectifiedFlowConfig(BaseModel):
     """How noise levels are drawn and what the network predicts.
 
     Attributes:
-        logit_mean: of the noise level; above 0 trains more on noise.
-        logit_std: of the noise level.
-        shift: of the noise level towards noise; 1 for none, "tokens" for sqrt(tokens / base_tokens) of each clip.
-        base_tokens: of a clip whose levels are not shifted.
-        predict: what the network's output means.
+        logit_mean: mean of the logit of the noise level; above 0 trains more on noise.
+        logit_std: standard deviation of the logit of the noise level.
+        shift: shift of the noise level towards noise; 1 for none, "tokens" for sqrt(tokens / base_tokens) per clip.
+        base_tokens: size of a clip whose noise levels are not shifted, for shift: tokens [tokens].
+        predict: prediction type of the network: the velocity, or the clean latent.
         caption_dropout: share of clips that are trained without their caption, for guidance.
         conditioning: share of clips of each conditioning task (`models.objectives.conditioning`), such as
             {first_frame: 0.3} for image to video; the others are trained by their words alone.
