@@ -77,7 +77,7 @@ class VideoDiTConfig(BaseModel):
             He, arXiv:2511.13720); short trainings on small clips need it to learn that a word means a direction.
         recompute: whether the backward pass recomputes all but the input and the attention of each block.
         offload: whether kept activations wait in pinned host memory for the backward pass; best with recompute.
-        compile: "blocks" fuses each norm with its modulation or rotary embedding, and of each gate with
+        compile: "blocks" fuses each norm with its modulation or rotary embedding, and each gate with
             its residual, by torch.compile; "none" calls several of torch's.
         attention: who sees whom; layer i takes pattern i modulo their number.
     """

@@ -47,7 +47,7 @@ class VideoLMConfig(BaseModel):
         recompute: whether the backward pass recomputes all but the input and the attention of each layer.
         offload: whether kept activations wait in pinned host memory for the backward pass; best with recompute.
         mlp_tiles: number of tiles of tokens that an MLP computes one after the other, to save activation memory.
-        compile: "blocks" fuses each norm of the language model, and of each activation with its product,
+        compile: "blocks" fuses each norm of the language model, and each activation with its product,
             by torch.compile; "none" calls several of torch's.
     """
 
