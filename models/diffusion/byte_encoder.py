@@ -33,7 +33,9 @@ class ByteEncoderConfig(TextEncoderConfig):
     """Sizes of the byte encoder; the defaults cost 0.9 million parameters.
 
     Attributes:
-        depth, heads, rope_theta: of its transformer.
+        depth: number of transformer blocks.
+        heads: number of attention heads.
+        rope_theta: base of the rotary frequencies.
     """
 
     kind: State[Literal["bytes"]] = "bytes"
