@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from data.dataset import index
 from data.dataset.manifest import path_of
-from data.integrity.diagnosis import Job
+from data.integrity.diagnosis import ShardJob
 from data.integrity.findings import LEAVE_OUT_SECOND, Finding
 from data.integrity.inventory import Inventory, inventory_of
 from data.integrity.shard_check import findings_of
@@ -28,7 +28,7 @@ Words = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class Progress:
+class CheckProgress:
     """`done` of `total` bytes, the last of them of `shard`; `findings` so far."""
 
     done: int
@@ -42,7 +42,7 @@ def check(
     deep: bool = True,
     decode: bool = False,
     workers: int | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[CheckProgress], None] | None = None,
 ) -> list[Finding]:
     """What is wrong with a dataset; nothing is an empty list.
 
@@ -72,8 +72,8 @@ def check(
 
 
 def one_by_one(
-    jobs: Sequence[Job], workers: int | None, on_progress: Callable[[Progress], None] | None
-) -> Iterator[tuple[Job, list[Finding]]]:
+    jobs: Sequence[ShardJob], workers: int | None, on_progress: Callable[[CheckProgress], None] | None
+) -> Iterator[tuple[ShardJob, list[Finding]]]:
     """What is wrong with each shard; arguments as of `check`."""
     sizes = [_size(job) for job in jobs]
     if workers is None:
@@ -96,10 +96,10 @@ def one_by_one(
             yield job, found
             done, told = done + size, told + len(found)
             if on_progress:
-                on_progress(Progress(done, sum(sizes), job.shard, told))
+                on_progress(CheckProgress(done, sum(sizes), job.shard, told))
 
 
-def _size(job: Job) -> int:
+def _size(job: ShardJob) -> int:
     try:
         return (job.dataset / job.tar).stat().st_size
     except OSError:
@@ -124,7 +124,7 @@ def wrong_digest(records: Inventory, uids: Mapping[str, list[str]]) -> Iterator[
         yield Finding("changed manifest", name, what, "--repair publishes what is committed")
 
 
-def twice(uids: Mapping[str, list[str]], jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+def twice(uids: Mapping[str, list[str]], jobs: Sequence[ShardJob]) -> Iterator[tuple[ShardJob, str]]:
     """Samples that an earlier shard has, or that stand in theirs before. Ten million take about a second."""
     if not uids:
         return

@@ -17,7 +17,7 @@ from data.containers.byte_ranges import digest_bytes
 from data.dataset import index, tar_format
 from data.dataset.index import SCHEMA
 from data.dataset.tar_format import Damage
-from data.integrity.diagnosis import Diagnosis, Job
+from data.integrity.diagnosis import Diagnosis, ShardJob
 from data.integrity.expected_bytes import CHUNK, Stretch, begin, digest_range, is_as_expected, layout, parts
 from data.integrity.findings import ACCEPT, LEAVE_OUT, RESTORE, Kind
 from data.integrity.rebuild_index import Row, json_of, speaks_for_itself, told_by
@@ -35,7 +35,7 @@ def tell_size(size: int, known: int | None, found: Diagnosis, remedy: str) -> No
         found.tell("long shard", f"{size - known} bytes more than {known}", remedy)
 
 
-def is_ours(file: int, rows: list[Row], job: Job) -> bool:
+def is_ours(file: int, rows: list[Row], job: ShardJob) -> bool:
     """Whether we wrote the tar: its commit says it, else any header that must then be in it."""
     if job.record is not None:
         return not job.imported

@@ -1,4 +1,4 @@
-"""`Job` and `Diagnosis`: what the records say of a shard, and what was found out about it."""
+"""`ShardJob` and `Diagnosis`: what the records say of a shard, and what was found out about it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Part = tuple[str, str, int]  # path, BLAKE3 and number of rows of a part of the 
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardJob:
     """A shard and what the records say of it.
 
     Attributes:
@@ -67,7 +67,7 @@ class Diagnosis:
         end: where end blocks must follow; None: the tar ends well, or must stay as it is.
     """
 
-    job: Job
+    job: ShardJob
     findings: list[Finding] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     lost: list[tuple[Row, str]] = field(default_factory=list)

@@ -13,7 +13,7 @@ from data.dataset import manifest, shards
 from data.dataset.lock import check_place
 from data.dataset.manifest import Manifest
 from data.dataset.shards import COMMITS, INDEX, MANIFEST, PREVIEWS, QUARANTINE, SHARDS
-from data.integrity.diagnosis import Job, Part
+from data.integrity.diagnosis import Part, ShardJob
 from data.integrity.findings import Finding
 from parallel.errors import InputError
 
@@ -47,7 +47,7 @@ class Inventory:
     commits: dict[str, dict[str, Any]] = field(default_factory=dict)
     strays: list[Path] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[ShardJob] = field(default_factory=list)
     in_use: bool = False
 
     @property
@@ -138,7 +138,7 @@ def _jobs(found: Inventory, deep: bool, decode: bool) -> None:
             remedy = "run the same prepare or import again; or --repair publishes it"
             found.findings.append(Finding("unpublished", name, "the manifest does not have it so", remedy, shard_id))
         index = _part(record) if record is not None else part or (f"{INDEX}/{shard_id}.parquet", "", 0)
-        found.jobs.append(Job(found.dataset, shard_id, record, index, deep, decode))
+        found.jobs.append(ShardJob(found.dataset, shard_id, record, index, deep, decode))
 
 
 def _strays(found: Inventory) -> None:

@@ -18,7 +18,7 @@ from data.dataset.lock import held, put_aside
 from data.dataset.manifest import path_of
 from data.dataset.publish import publish
 from data.dataset.shards import COMMITS, SHARDS, digest_of
-from data.integrity.check import Progress, one_by_one, same_samples, wrong_digest
+from data.integrity.check import CheckProgress, one_by_one, same_samples, wrong_digest
 from data.integrity.diagnosis import Diagnosis
 from data.integrity.findings import Finding
 from data.integrity.inventory import ASIDE, Inventory, inventory_of
@@ -48,7 +48,7 @@ def repair(
     dataset: Path,
     decode: bool = False,
     workers: int | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[CheckProgress], None] | None = None,
 ) -> Repaired:
     """Mends a dataset as far as its own bytes allow; what cannot be mended is left out and listed.
 

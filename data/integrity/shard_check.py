@@ -23,7 +23,7 @@ import pyarrow.parquet
 from data.containers.byte_ranges import digest_bytes
 from data.dataset.index import ADDED, OLDER, SCHEMA
 from data.integrity.damage import compare_bytes, compare_parts, is_ours, salvage, tell_size
-from data.integrity.diagnosis import Diagnosis, Job
+from data.integrity.diagnosis import Diagnosis, ShardJob
 from data.integrity.expected_bytes import digest_range
 from data.integrity.findings import LEAVE_OUT_BAD, LEAVE_OUT_UNDECODED, LOOK, REBUILD, Finding
 from data.integrity.rebuild_index import Row, Told, told_by
@@ -31,12 +31,12 @@ from data.media import image, video
 from parallel.errors import InputError
 
 
-def findings_of(job: Job) -> list[Finding]:
+def findings_of(job: ShardJob) -> list[Finding]:
     """What is wrong with a shard; runs in a worker."""
     return check_shard(job).findings
 
 
-def check_shard(job: Job) -> Diagnosis:
+def check_shard(job: ShardJob) -> Diagnosis:
     """Compares a shard with all that is known of it."""
     found = Diagnosis(job)
     rows, suspect = _rows(found)

@@ -55,7 +55,7 @@ class EncodeOptions:
 
 
 @dataclass(frozen=True)
-class Progress:
+class EncodeProgress:
     """`done` of the `total` samples of this process, the last of them in `shard`."""
 
     done: int
@@ -97,7 +97,7 @@ def encode(
     out: Path,
     encoder: Encoder,
     options: EncodeOptions | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[EncodeProgress], None] | None = None,
 ) -> EncodeSummary:
     """Makes a dataset of latents at `out`, or goes on with the one that is there.
 
@@ -160,7 +160,7 @@ class _Work:
         out: Path,
         encoder: Encoder,
         options: EncodeOptions,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: Callable[[EncodeProgress], None] | None,
     ) -> None:
         self.source, self.out, self.encoder, self.on_progress = source, out, encoder, on_progress
         self.config: dict[str, Any] = {"encode": FORMAT, "codec": encoder.identity, "dtype": encoder.dtype}
@@ -246,7 +246,7 @@ class _Work:
     def _tell(self, shard: SourceShard, done: int) -> None:
         self.done = done
         if self.on_progress:
-            self.on_progress(Progress(done, self.total, shard.id))
+            self.on_progress(EncodeProgress(done, self.total, shard.id))
 
 
 def _twice(out: Path, parts: Sequence[str]) -> int:

@@ -87,7 +87,7 @@ class ImportSummary:
 
 
 @dataclass(frozen=True)
-class Progress:
+class ImportProgress:
     """`done` of `total` bytes, `kept` samples so far, the last of them in `tar`."""
 
     done: int
@@ -100,7 +100,7 @@ def import_tars(
     sources: Sequence[str],
     out: Path,
     options: ImportOptions | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[ImportProgress], None] | None = None,
 ) -> ImportSummary:
     """Makes a dataset of plain WebDataset tars at `out`, or adds them to the one that is there.
 
@@ -143,7 +143,7 @@ class _Importer:
         out: Path,
         options: ImportOptions,
         summary: ImportSummary,
-        tell: Callable[[Progress], None] | None,
+        tell: Callable[[ImportProgress], None] | None,
         total: int,
     ) -> None:
         self.out, self.options, self.summary, self.tell, self.total = out, options, summary, tell, total
@@ -241,7 +241,7 @@ class _Importer:
 
     def _tell(self, tar: Tar, offset: int) -> None:
         if self.tell:
-            self.tell(Progress(self.done + offset, self.total, tar.name, self.summary.kept))
+            self.tell(ImportProgress(self.done + offset, self.total, tar.name, self.summary.kept))
 
 
 def place(tar: Path, out: Path, shard_id: str, content: str) -> bool:

@@ -78,7 +78,7 @@ class PrepareOptions:
 
 
 @dataclass(frozen=True)
-class Progress:
+class PrepareProgress:
     """`done` of `total` files (None while their number is not known), the last of them `file`, `clips` kept so far."""
 
     done: int
@@ -134,7 +134,7 @@ def prepare(
     source: Path | str,
     out: Path,
     options: PrepareOptions | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[PrepareProgress], None] | None = None,
     make_pool: MakePool | None = None,
 ) -> Summary:
     """Makes a dataset of `source` at `out`, or adds to it what is not there yet.
@@ -176,7 +176,7 @@ def _write(
     options: PrepareOptions,
     listing: Listing,
     history: History,
-    on_progress: Callable[[Progress], None] | None,
+    on_progress: Callable[[PrepareProgress], None] | None,
     pool: Pool,
 ) -> Summary:
     """Converts what is to be done, and writes and commits its shards."""
@@ -218,7 +218,7 @@ def _write(
 class _Progress:
     """Tells the caller of each finished file."""
 
-    def __init__(self, tell: Callable[[Progress], None] | None, outcome: Outcome) -> None:
+    def __init__(self, tell: Callable[[PrepareProgress], None] | None, outcome: Outcome) -> None:
         self.tell, self.outcome = tell, outcome
         self.total: Callable[[], int | None] = lambda: None
         self.done = 0
@@ -226,7 +226,7 @@ class _Progress:
     def __call__(self, file: str) -> None:
         self.done += 1
         if self.tell:
-            self.tell(Progress(self.done, self.total(), file, self.outcome.tally.kept))
+            self.tell(PrepareProgress(self.done, self.total(), file, self.outcome.tally.kept))
 
 
 def _config(options: PrepareOptions) -> dict[str, Any]:

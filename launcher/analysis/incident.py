@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from launcher.analysis.timeline import count_of
+from launcher.analysis.event_timeline import count_of
 
 State = Literal["running", "done", "stopped", "failed", "vanished"]
 TRACE_LINES = 12

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.analysis.event_timeline import Event, rounded, timeline_of
 from launcher.analysis.incident import TRACE_LINES, Incident, State, merged
 from launcher.analysis.next_commands import next_commands, settings_of, with_commands
-from launcher.analysis.timeline import Event, rounded, timeline_of
 from launcher.core.run_folder import RunFolder
 from launcher.core.run_records import Steps, read_events, read_steps
 from launcher.core.stacks import alike

@@ -57,7 +57,7 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class RankCounts:
     """On how many ranks; None takes what the run says, or a default without one.
 
     Attributes:
@@ -87,7 +87,7 @@ class Asked:
 def simulated(
     run: Path | None,
     overrides: Sequence[str],
-    asked: Asked,
+    asked: RankCounts,
     synthetic: tuple[int, float, float, int, int],
     on_progress: Callable[[int, int], None],
 ) -> dict[str, Any]:

@@ -224,7 +224,7 @@ def cluster(
 def _text_of(kind: str, config: RunConfig, machines: Machines, own: KindOptions) -> str:
     """What starts a cluster of this kind."""
     from launcher.cluster import templates
-    from launcher.cluster.machines import Storage
+    from launcher.cluster.machines import SharedVolume
     from launcher.config.loading import to_yaml
     from launcher.config.run_config import paths_of
 
@@ -244,7 +244,7 @@ def _text_of(kind: str, config: RunConfig, machines: Machines, own: KindOptions)
 
     from launcher.cluster.job import metadata_of
 
-    volume, version = Storage(claim, path), str(ray.__version__)
+    volume, version = SharedVolume(claim, path), str(ray.__version__)
     volume.refuse_outside(paths_of(config))
     return templates.kuberay(name, to_yaml(config), machines, image, volume, version, metadata_of(config))
 

@@ -143,7 +143,7 @@ def check(
     """
     from time import monotonic
 
-    from data.integrity.check import Progress
+    from data.integrity.check import CheckProgress
     from data.integrity.check import check as look
     from data.integrity.repair import repair as run_repair
     from launcher.core.progress_bar import Bar
@@ -154,7 +154,7 @@ def check(
         raise InputError("a quick check reads no samples", f"--quick {other}", "leave out --quick")
     console, began, seen = Console(stderr=json_), monotonic(), [0, 0]
 
-    def show(progress: Progress) -> None:
+    def show(progress: CheckProgress) -> None:
         seen[:] = [seen[0] + 1, progress.total]
         note = f"{progress.findings:,} findings" if progress.findings else ""
         bar.update(progress.done >> 20, progress.total >> 20, note)
@@ -195,14 +195,14 @@ def import_(
 
     Example: longreel data import 'webvid/{000000..000999}.tar' --out datasets/webvid
     """
-    from data.prepare.import_webdataset import ImportOptions, Progress, import_tars
+    from data.prepare.import_webdataset import ImportOptions, ImportProgress, import_tars
     from launcher.core.progress_bar import Bar
     from launcher.tables.import_tables import as_json, print_summary
 
     console = Console(stderr=json_)
     with Bar(console, "MiB") as bar:
 
-        def show(progress: Progress) -> None:
+        def show(progress: ImportProgress) -> None:
             bar.update(progress.done >> 20, progress.total >> 20, f"{progress.kept:,} samples  {progress.tar}")
 
         summary = import_tars(sources, out, ImportOptions(allow_missing_captions, workers), show)
@@ -274,12 +274,12 @@ def simulate(
 
     Example: longreel data simulate --ranks 4096 --samples 10000000 --pack-tokens 1048576
     """
-    from launcher.analysis.packing_simulation import Asked, idle_in, simulated, table_of
+    from launcher.analysis.packing_simulation import RankCounts, idle_in, simulated, table_of
     from launcher.core.progress_bar import Bar
 
     console = Console(stderr=json_)
     with Bar(console, "windows") as bar:
-        counts = Asked(asked.ranks, asked.sequence, asked.packs)
+        counts = RankCounts(asked.ranks, asked.sequence, asked.packs)
         found = simulated(run, overrides or [], counts, astuple(synthetic), lambda d, t: bar.update(d, t, ""))
     for note in idle_in(found):
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -316,7 +316,7 @@ def encode(
 
     Example: longreel data encode datasets/mine --codec models/wan/vae --out datasets/mine-wan --dtype bf16
     """
-    from data.prepare.encode_stage import EncodeOptions, Progress
+    from data.prepare.encode_stage import EncodeOptions, EncodeProgress
     from data.prepare.encode_stage import encode as run
     from launcher.batches.dataset_codec import note
     from launcher.core.progress_bar import Bar
@@ -328,7 +328,7 @@ def encode(
     console = Console(stderr=json_)
     with Bar(console, "clips") as bar:
 
-        def show(progress: Progress) -> None:
+        def show(progress: EncodeProgress) -> None:
             bar.update(progress.done, progress.total, progress.shard)
 
         summary = run(dataset, out, encoder, options, show)

@@ -61,7 +61,7 @@ def drill(
     folder = (out or config.out.with_name(f"{config.out.name}-drill")).absolute()
     planned = plan(config, folder, kinds, steps, flags)
     console = Console(stderr=json_)
-    with Progress(console, len(planned.faults), steps) as progress:
+    with DrillProgress(console, len(planned.faults), steps) as progress:
         seconds, results = go(planned, progress.step, progress.result)
     survived = sum(result.survived for result in results)
     if json_:
@@ -84,7 +84,7 @@ def drill(
     raise typer.Exit(0 if survived == len(results) else 1)
 
 
-class Progress:
+class DrillProgress:
     """What is being run: a line that changes on a terminal, a line for each result in a log."""
 
     def __init__(self, console: Console, faults: int, steps: int) -> None:

@@ -21,7 +21,7 @@ from parallel.errors import InputError
 if TYPE_CHECKING:
     from data.curation.clips import CutOptions
     from data.curation.filters import Filters
-    from data.prepare.pipeline import MakePool, PrepareOptions, Progress, Summary
+    from data.prepare.pipeline import MakePool, PrepareOptions, PrepareProgress, Summary
 
 STOPPED = 75  # exit code, as of a run that was stopped: the same command goes on
 SECONDS_BETWEEN_LINES = 30.0
@@ -188,7 +188,7 @@ def _run(source: str, out: Path, options: PrepareOptions, console: Console, pool
     try:
         with _sigterm_as_ctrl_c(), pools as make_pool, Bar(console, "files") as bar:
 
-            def show(progress: Progress) -> None:
+            def show(progress: PrepareProgress) -> None:
                 bar.update(progress.done, progress.total, f"{progress.clips:,} clips  {printable(progress.file)}")
                 lines.update(progress)
 
@@ -225,7 +225,7 @@ class _Lines:
         self.console = console
         self.began = self.last = time.monotonic()
 
-    def update(self, progress: Progress) -> None:
+    def update(self, progress: PrepareProgress) -> None:
         """Says how far it is, if it did not for long."""
         now = time.monotonic()
         if self.console.is_terminal or now < self.last + SECONDS_BETWEEN_LINES:

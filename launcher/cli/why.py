@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from launcher.analysis.timeline import count_of
+from launcher.analysis.event_timeline import count_of
 from launcher.cli.options import Json
 from launcher.core.terminal import Console
 from parallel import shell

@@ -120,7 +120,7 @@ def refuse_other_options(kind: str, given: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Storage:
+class SharedVolume:
     """A volume that all pods see: a claim of Kubernetes, and where it is mounted."""
 
     claim: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from launcher.cluster.ray_host import Look
+from launcher.cluster.ray_host import HostReport
 from launcher.core.heartbeat import Heartbeat
 from launcher.supervision.rank_group import End, is_bad
 
@@ -27,7 +27,7 @@ class RankReports:
         self.first_failure = float("inf")
         self._new: dict[int, Heartbeat] = {}
 
-    def take(self, look: Look) -> None:
+    def take(self, look: HostReport) -> None:
         """What a host says of its ranks."""
         self._new.update({rank: heartbeat for rank, heartbeat in look.heartbeats.items() if heartbeat is not None})
         self.last.update(look.last)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # they import torch, while it is being loaded in the process 
 
 
 @dataclass(frozen=True)
-class Look:
+class HostReport:
     """What a host sees of its ranks.
 
     Attributes:
@@ -85,7 +85,7 @@ class Host:
         with self.turn, _nobody_main():
             return self.children.start(config, seats, lease)
 
-    def look(self, seconds: float) -> Look:
+    def look(self, seconds: float) -> HostReport:
         """Ask every rank for a heartbeat, and wait so long for answers and ends."""
         with self.turn:
             self.children.ask()
@@ -93,7 +93,7 @@ class Host:
             heartbeats = self.children.take_heartbeats()
             states = {rank: self.children.state(rank) for rank, heartbeat in heartbeats.items() if heartbeat is None}
             last = {rank: self.children.last(rank) for rank in self.children.ranks}
-            return Look(self.children.take_ends(), heartbeats, last, states)
+            return HostReport(self.children.take_ends(), heartbeats, last, states)
 
     def stacks(self, ranks: Sequence[int]) -> dict[int, str]:
         """See `Ranks`."""

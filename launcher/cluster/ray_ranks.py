@@ -22,7 +22,7 @@ from launcher.cluster.host_places import AWAY, LATE_SECONDS, HostPlace, stacks_o
 from launcher.cluster.node_checks import alive, check_nodes
 from launcher.cluster.placement import Placement
 from launcher.cluster.rank_reports import RankReports
-from launcher.cluster.ray_host import Host, Look, slay
+from launcher.cluster.ray_host import Host, HostReport, slay
 from launcher.config.run_config import RunConfig
 from launcher.core.hardware import Device, cores, gpus
 from launcher.core.heartbeat import Heartbeat
@@ -287,7 +287,7 @@ class ActorRanks:
     def _take(self, place: HostPlace) -> None:
         answer, place.pending = place.pending, None
         try:
-            look: Look = self.ray.get(answer)
+            look: HostReport = self.ray.get(answer)
         except self.ray.exceptions.ActorUnavailableError:
             time.sleep(0.1)  # the line to it broke: Ray will find out whether it lives
             return

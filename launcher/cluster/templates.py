@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from launcher.cluster.machines import Machines, Storage
+from launcher.cluster.machines import Machines, SharedVolume
 from parallel import shell
 from parallel.errors import InputError
 
@@ -47,7 +47,7 @@ def kuberay(
     run: str,
     machines: Machines,
     image: str,
-    storage: Storage,
+    storage: SharedVolume,
     ray_version: str,
     metadata: Mapping[str, str],
 ) -> str:

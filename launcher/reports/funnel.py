@@ -36,7 +36,7 @@ FIRST, LAST, NOTHING = (62, 104, 176), (46, 148, 128), (205, 209, 216)
 
 
 @dataclass(frozen=True)
-class Row:
+class FunnelRow:
     """One stage.
 
     Attributes:
@@ -61,7 +61,7 @@ class Row:
         return self.count / self.base if self.base else 0.0
 
 
-def rows(stages: Stages, dropped: Dropped) -> list[Row]:
+def rows(stages: Stages, dropped: Dropped) -> list[FunnelRow]:
     """The stages with what a table or a picture says of them.
 
     Args:
@@ -72,14 +72,16 @@ def rows(stages: Stages, dropped: Dropped) -> list[Row]:
     assert stages, "a funnel has stages"
     unknown = set(dropped) - {name for name, _ in stages}
     assert not unknown, f"no such stages: {sorted(unknown)}"
-    found: list[Row] = []
+    found: list[FunnelRow] = []
     base_name, base = stages[0]
     before = stages[0][1]
     for name, count in stages:
         each = count / before if count > before and before else None
         if count > before:
             base_name, base = name, count
-        found.append(Row(name, count, base, base_name, max(0, before - count), each, _most(dropped.get(name, {}))))
+        found.append(
+            FunnelRow(name, count, base, base_name, max(0, before - count), each, _most(dropped.get(name, {})))
+        )
         before = count
     return found
 
@@ -104,7 +106,7 @@ def draw(stages: Stages, dropped: Dropped, title: str = "") -> Image.Image:
     return image
 
 
-def _between(pen: _Pen, row: Row, before: Row, top: int) -> None:
+def _between(pen: _Pen, row: FunnelRow, before: FunnelRow, top: int) -> None:
     """What is said beside the gap above a stage: how many were lost, and why."""
     if row.each is not None:
         times = f"{row.each:,.1f} times as many as {before.name}"
@@ -121,7 +123,7 @@ def _between(pen: _Pen, row: Row, before: Row, top: int) -> None:
         top += LINE
 
 
-def _tops(found: Sequence[Row], top: int) -> list[int]:
+def _tops(found: Sequence[FunnelRow], top: int) -> list[int]:
     """Where each bar begins; the gap above it has room for what is said beside it."""
     tops = [top]
     for row in found[1:]:
@@ -130,7 +132,7 @@ def _tops(found: Sequence[Row], top: int) -> list[int]:
     return tops
 
 
-def _shapes(found: Sequence[Row], tops: Sequence[int], height: int) -> Image.Image:
+def _shapes(found: Sequence[FunnelRow], tops: Sequence[int], height: int) -> Image.Image:
     """Bars, and between them what they narrow by."""
     fine = SCALE * FINER
     image = Image.new("RGB", (WIDTH * fine, height * fine), PAPER)
@@ -148,7 +150,7 @@ def _shapes(found: Sequence[Row], tops: Sequence[int], height: int) -> Image.Ima
     return image.resize((WIDTH * SCALE, height * SCALE), Image.Resampling.BOX)
 
 
-def _ends(row: Row) -> tuple[float, float]:
+def _ends(row: FunnelRow) -> tuple[float, float]:
     """Left and right of a bar; one that is there stays visible, however small its share."""
     half = max(1.5, FUNNEL_WIDTH / 2 * row.share)
     middle = FUNNEL_LEFT + FUNNEL_WIDTH / 2

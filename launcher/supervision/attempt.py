@@ -11,14 +11,14 @@ from launcher.supervision.watchdog import Hang
 
 
 @dataclass
-class Asked:
+class StopRequests:
     """How often a person or the system asked to stop."""
 
     times: int = 0
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AttemptEnd:
     """How an attempt went.
 
     Attributes:

@@ -19,7 +19,7 @@ from launcher.config.run_config import RunConfig
 from launcher.core.hardware import cores, gpus
 from launcher.core.run_folder import RunFolder, in_use, make_run_folder, write_whole
 from launcher.preflight import preflight
-from launcher.supervision.attempt import Asked
+from launcher.supervision.attempt import StopRequests
 from launcher.supervision.console_view import Screen
 from launcher.supervision.orphans import end_leftovers
 from launcher.supervision.rank_group import Ranks
@@ -113,9 +113,9 @@ def only_launcher(folder: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Asked]:
+def stop_signals() -> Iterator[StopRequests]:
     """Count SIGINT and SIGTERM instead of dying of them. Installed after Ray has put in its own handlers."""
-    asked = Asked()
+    asked = StopRequests()
 
     def note(*_: Any) -> None:
         asked.times += 1

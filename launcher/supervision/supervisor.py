@@ -25,7 +25,7 @@ from launcher.config.run_config import RunConfig
 from launcher.config.sections import MeshConfig
 from launcher.core import stacks
 from launcher.core.run_folder import RunFolder
-from launcher.supervision.attempt import Asked, Failure, Verdict, is_same
+from launcher.supervision.attempt import AttemptEnd, Failure, StopRequests, is_same
 from launcher.supervision.console_view import Screen, describe
 from launcher.supervision.failure_causes import cause_of, last_line
 from launcher.supervision.rank_group import (
@@ -67,7 +67,7 @@ class Supervisor:
     """
 
     def __init__(
-        self, config: RunConfig, ranks: Ranks, screen: Screen, asked: Asked, console: Console, flops: float = 0.0
+        self, config: RunConfig, ranks: Ranks, screen: Screen, asked: StopRequests, console: Console, flops: float = 0.0
     ) -> None:
         self.flops = flops
         self.config, self.ranks, self.screen, self.asked, self.console = config, ranks, screen, asked, console
@@ -115,7 +115,7 @@ class Supervisor:
         except LostError as error:
             how: How = "failed" if error.trace else "died"
             end = End(-1, how, self.screen.done, error.trace or str(error), sign="" if error.trace else NODE)
-            verdict = Verdict([end])
+            verdict = AttemptEnd([end])
         self.ranks.kill()
         self.screen.update()
         if verdict.cut_short:
@@ -209,7 +209,7 @@ class Supervisor:
 
         return mesh_for(self.wanted, self.config.model.heads, self.wanted.ranks, capacities)
 
-    def _watch(self) -> Verdict:
+    def _watch(self) -> AttemptEnd:
         """Wait for the ranks; pass on requests to stop, the second of which does not wait for a checkpoint."""
         longest = patience(self.flops, self.config, self.mesh, self.ranks.kind())
         watchdog, passed_on = Watchdog(self.config.restart, longest), False
@@ -219,9 +219,9 @@ class Supervisor:
             ends = self.ranks.poll(POLL_SECONDS)
             self.screen.update()
             if ends is not None:
-                return Verdict(ends)
+                return AttemptEnd(ends)
             if self.asked.times > 1:
-                return Verdict(cut_short=True)
+                return AttemptEnd(cut_short=True)
             if self.asked.times and not passed_on:
                 self.screen.console.print("stopping after this step, with a checkpoint (again to stop at once)")
                 self.ranks.stop()
@@ -250,7 +250,7 @@ class Supervisor:
         mesh = self._largest(capacities) if capacities is not None else None
         return mesh is not None and mesh.ranks > self.mesh.ranks
 
-    def _tell_hang(self, hang: Hang) -> Verdict:
+    def _tell_hang(self, hang: Hang) -> AttemptEnd:
         """Gather the stacks of all ranks, and record who hangs."""
         state = self.ranks.state(hang.rank)
         texts = self.ranks.stacks(sorted(self.places))
@@ -268,9 +268,9 @@ class Supervisor:
         for rank, text in sorted(texts.items()):
             self._record("stacks", rank=rank, text=text)
         self.screen.update()
-        return Verdict(hang=hang, state=state)
+        return AttemptEnd(hang=hang, state=state)
 
-    def _explain(self, bad: End | None, verdict: Verdict) -> Failure:
+    def _explain(self, bad: End | None, verdict: AttemptEnd) -> Failure:
         """Record what went wrong, and on how many ranks."""
         hang, state = verdict.hang, verdict.state
         of_mesh = MeshConfig(replica=self.mesh.replica, ring=self.mesh.ring, ulysses=self.mesh.ulysses)

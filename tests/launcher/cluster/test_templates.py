@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from launcher.cli.app import app
 from launcher.cluster.job import OURS, metadata_of
-from launcher.cluster.machines import Machines, Storage
+from launcher.cluster.machines import Machines, SharedVolume
 from launcher.cluster.templates import STOP_SECONDS, job_name, kuberay, plain, slurm
 from launcher.config.loading import check, to_yaml
 from parallel.errors import InputError
@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> str:
 
 
 def rayjob(run: str, machines: Machines = MACHINES) -> tuple[dict[str, Any], dict[str, Any]]:
-    storage, about = Storage("shared", "/mnt/shared"), metadata_of(check(yaml.safe_load(run)))
+    storage, about = SharedVolume("shared", "/mnt/shared"), metadata_of(check(yaml.safe_load(run)))
     text = kuberay("mine", run, machines, "registry/longreel:1", storage, "2.60.0", about)
     files, job = yaml.safe_load_all(text)
     assert "&id" not in text
@@ -269,7 +269,7 @@ def test_paths_outside_of_the_mount_are_refused(tmp_path: Path, change: dict[str
 @pytest.mark.parametrize("where", ["/", "/etc/longreel", "/mnt/../.."])
 def test_a_mount_that_would_hide_the_pods_own_is_refused(where: str) -> None:
     with pytest.raises(InputError, match="the volume is mounted in a folder of the pods"):
-        Storage("shared", where).refuse_outside([])
+        SharedVolume("shared", where).refuse_outside([])
 
 
 def test_a_run_that_cannot_work_is_refused_before_it_waits_in_a_queue(tmp_path: Path, dataset: Path) -> None:

@@ -14,7 +14,7 @@ import launcher.supervision.supervisor
 from launcher.config.run_config import RunConfig
 from launcher.core.heartbeat import Heartbeat
 from launcher.core.run_folder import RunFolder, append_line, make_run_folder
-from launcher.supervision.attempt import Asked
+from launcher.supervision.attempt import StopRequests
 from launcher.supervision.console_view import Screen
 from launcher.supervision.rank_group import End, NoCapacityError, Wait, Where
 from launcher.supervision.supervisor import DONE, FAILED, STOPPED, Supervisor
@@ -88,7 +88,7 @@ class Played:
         pass
 
 
-def supervised(tmp_path: Path, ranks: Played, asked: Asked | None = None, **changes: Any) -> tuple[int, str]:
+def supervised(tmp_path: Path, ranks: Played, asked: StopRequests | None = None, **changes: Any) -> tuple[int, str]:
     """The exit code, and what was printed."""
     settings = config(tmp_path / "run", tmp_path, mesh={"replica": 3}, **changes)
     folder = RunFolder(settings.out)
@@ -96,7 +96,7 @@ def supervised(tmp_path: Path, ranks: Played, asked: Asked | None = None, **chan
     said = io.StringIO()
     console = Console(file=said, width=200)
     screen = Screen(folder, settings.steps, 0, console)
-    return Supervisor(settings, ranks, screen, asked or Asked(), console).run(), said.getvalue()
+    return Supervisor(settings, ranks, screen, asked or StopRequests(), console).run(), said.getvalue()
 
 
 def lost(rank: int = 0, how: Any = "died", sign: str = "SIGKILL", message: str = "killed by SIGKILL") -> End:
@@ -118,7 +118,7 @@ def test_a_queue_is_told_once_for_each_change(tmp_path: Path) -> None:
 
 
 def test_a_wait_can_be_stopped(tmp_path: Path) -> None:
-    asked, ranks = Asked(), Played([FULL] * 100)
+    asked, ranks = StopRequests(), Played([FULL] * 100)
     ranks.on_place = lambda: setattr(asked, "times", asked.times + (len(ranks.waits) < 98))
     code, _ = supervised(tmp_path, ranks, asked)
     assert code == STOPPED

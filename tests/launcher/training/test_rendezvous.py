@@ -182,10 +182,10 @@ def test_placing_and_starting_follow_the_device() -> None:
     with cuda(), patch("multiprocessing.forkserver.ensure_running"), patch.object(ray_ranks, "connect"):
         assert context(0).get_start_method() == "spawn"
         assert context(0, "cpu").get_start_method() == "forkserver"
-        with patch.object(ray_ranks, "Placement") as nodes:
+        with patch.object(ray_ranks, "Placement") as placement:
             ray_ranks.ActorRanks(None, 2)
             ray_ranks.ActorRanks(None, 2, "cpu")
-        assert [on_gpus for (_, _, on_gpus), _ in nodes.call_args_list] == [True, False]
+        assert [on_gpus for (_, _, on_gpus), _ in placement.call_args_list] == [True, False]
 
 
 @pytest.mark.parametrize(("visible", "seen"), [("0,1", 2), ("", 0), ("-1", 0), ("0,-1,1", 1), ("GPU-8f6a,GPU-1b", 2)])
