@@ -147,6 +147,7 @@ def train(
         from launcher.config.loading import load
         from launcher.supervision.run import absolute
         from launcher.supervision.run import train as go
+        from models.registry import objective_spec_of
 
         config = absolute(load(run, overrides or []))
     mesh = config.mesh.mesh()
@@ -170,8 +171,8 @@ def train(
     if code == 0:
         console.print(f"run folder: {config.out}", markup=False, highlight=False, soft_wrap=True)
         out = shell.quote(str(config.out))
-        draws = config.objective.kind in ("rectified_flow", "next_token")  # others are learned to go on from
-        first = f"longreel sample {out}   " if draws else ""
+        generates = objective_spec_of(config.objective).generates  # others are learned to go on from
+        first = f"longreel sample {out}   " if generates else ""
         console.print(f"next: {first}longreel report {out}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 

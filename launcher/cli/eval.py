@@ -110,7 +110,7 @@ def evaluate(
 
 
 def speaks(config: RunConfig) -> bool:
-    """Whether a run's model answers, rather than draws."""
+    """Whether a run's model answers, rather than samples videos."""
     from models.registry import spec_of
 
     return spec_of(config.model).family == "language"
@@ -124,7 +124,7 @@ def tell_answers(
     as_json: bool,
     averaged: bool | None = None,
 ) -> None:
-    """Print what a run's model says to each prompt about these videos; what it draws is in samples/ of the run.
+    """Print what a run's model says to each prompt about these videos; what it generates is in samples/ of the run.
 
     Without prompts these are how its conversations begin, about the clips of these where no video is given.
 

@@ -66,7 +66,7 @@ class RunFolder:
 
     @property
     def samples(self) -> Path:
-        """What `longreel sample` drew."""
+        """What `longreel sample` wrote."""
         return self.root / "samples"
 
     @property

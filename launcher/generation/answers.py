@@ -1,7 +1,7 @@
 """`Speaker`: a video_lm of a run's checkpoint that answers questions, on one device.
 
 turns, frames --chat template, layout--> tokens and rows --keys kept (`models.language.kv_cache`)--> words, one by one
-                --or codes (`batches/visual_codes.py`)--> tokens                                       and codes, drawn
+                --or codes (`batches/visual_codes.py`)--> tokens                                       and visual codes
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Speaker:
         step: of the checkpoint.
         sampling: of frames.
         prompts: of the run.
-        fps: of what is drawn.
+        fps: of videos that it generates.
         coding: how visuals are words; None if they are not.
         times: words of the time of each view; None for no times.
         positions: tokens of the longest conversation.
@@ -147,7 +147,7 @@ class Speaker:
         """Everything before the last words of the assistant, and these.
 
         Raises:
-            InputError: these are not words alone: what was drawn is in no words that could be compared.
+            InputError: these are not words alone: what was generated as visual codes is no text that could be compared.
         """
         if len(layout) > self.positions:
             found = f"{len(layout):,} tokens, {self.positions:,} positions"
@@ -218,7 +218,7 @@ def open_speaker(run: Path, step: int | None = None, averaged: bool | None = Non
     """The model of a run's checkpoint; the newest, if no step is given; `averaged` as of `is_averaged`.
 
     Raises:
-        InputError: no run, no checkpoint, no chat dataset any more, or a model that draws.
+        InputError: no run, no checkpoint, no chat dataset any more, or a diffusion model.
     """
     config, found = open_run(run, step)
     return speaker_of(config, found, averaged)
@@ -228,10 +228,10 @@ def speaker_of(config: RunConfig, found: Checkpoint, averaged: bool | None = Non
     """See `open_speaker`."""
     if spec_of(config.model).family != "language":
         found_there = f"model.kind: {config.model.kind}"
-        raise InputError("questions are for a model that speaks", found_there, "longreel sample RUN --prompt, to draw")
+        raise InputError("questions are for a language model", found_there, "longreel sample RUN --prompt, for a video")
     if not objective_spec_of(config.objective).generates:
         found_there = f"objective.kind: {config.objective.kind}"
-        raise InputError("a model that speaks has learned next_token", found_there, "objective.kind=next_token")
+        raise InputError("a model that answers has learned next_token", found_there, "objective.kind=next_token")
     device = device_here(config.device)
     data = config.data_of(found.state.step)
     chats = ChatIndex.open(data.folders[0])

@@ -1,4 +1,4 @@
-"""What a run's own data proposes where nobody says what to draw: captions, questions, and the usual length and size.
+"""What a run's own data proposes where nobody says what to sample: captions, questions, and the usual length and size.
 
     dataset of the checkpoint's segment --> 4 captions, 16 frames of 32 x 32      longreel sample RUN
     DATASET-held-out beside it, if there is one: its captions, which nobody has trained on
@@ -24,8 +24,8 @@ from launcher.config.sections import DataConfig
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
 
-PROMPTS = 4  # that are drawn where none are given
-MOST_CHARACTERS = 600  # of a caption that is drawn without being asked for, if there are others
+PROMPTS = 4  # that are taken where none are given
+MOST_CHARACTERS = 600  # of a caption that is taken without being asked for, if there are others
 MOST_WORDS = 24  # of a question that has no end
 HELD_OUT = "-held-out"  # what a dataset is called that is not trained on
 
@@ -87,7 +87,7 @@ def shape_of_run(config: RunConfig, data: DataConfig, geometry: Geometry | None 
 
 
 def captions_of(folders: Sequence[Path], which: Choice) -> tuple[tuple[str, ...], Path]:
-    """Captions to draw, evenly over a dataset, each once, and where they are from.
+    """Captions to sample, evenly over a dataset, each once, and where they are from.
 
     A dataset beside the first one that is called as it and `-held-out` goes before.
 

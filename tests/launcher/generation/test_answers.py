@@ -397,7 +397,7 @@ def test_what_is_refused(run: Path, speaker: Speaker, dataset: Path, tmp_path: P
 
 def test_a_run_that_draws_is_asked_nothing(tmp_path: Path, dataset: Path, run: Path) -> None:
     _, found = open_run(run)
-    with pytest.raises(InputError, match=r"for a model that speaks\n.*video_dit"):
+    with pytest.raises(InputError, match=r"for a language model\n.*video_dit"):
         speaker_of(config(tmp_path, dataset), found)
     contrast = config(tmp_path, dataset, **{**conversations.settings(dataset), "objective": {"kind": "video_text"}})
     with pytest.raises(InputError, match=r"has learned next_token\n.*video_text"):
