@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from launcher.config.config_errors import KNOWN, first_mistake, refuse_unknown, written_at
+from launcher.config.extensions import import_extensions
 from launcher.config.run_config import RunConfig, paths_of
 from launcher.config.run_yaml import DEEPEST, parse_yaml, read_run, refuse_odd_path
 from parallel.errors import InputError
@@ -70,6 +71,7 @@ def parse_override(override: str) -> tuple[str, Any]:
 def check(settings: Mapping[str, Any], lines: Mapping[str, str] | None = None) -> RunConfig:
     """The run of a plain mapping; `lines` says where each dotted key was written."""
     lines = lines or {}
+    import_extensions(settings)
     refuse_unknown(settings, lines)
     try:
         config = RunConfig.model_validate(settings)

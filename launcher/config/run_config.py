@@ -45,6 +45,7 @@ class RunConfig(Section):
         determinism: "strict" makes steps on CUDA repeat bit for bit, and slower; an operation that cannot fails. "fast"
             lets sums add up in any order. On a CPU every step repeats.
         steps: length of the training [steps]; each step updates the model, unless `guard` drops its update.
+        extensions: Python modules imported first; each registers a kind of its own, such as an optimizer.
     """
 
     out: Nothing[Path]
@@ -53,6 +54,7 @@ class RunConfig(Section):
     device: Rounding[Device] = "auto"
     steps: Rate[int] = Field(ge=1, le=10**9)
     determinism: Rounding[Literal["strict", "fast"]] = "fast"
+    extensions: Nothing[tuple[str, ...]] = ()
     mesh: MeshConfig = MeshConfig()
     attention: KernelConfig = KernelConfig()
     zero: ZeroConfig = ZeroConfig()

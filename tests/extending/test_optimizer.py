@@ -29,20 +29,22 @@ from tests.support.runs import config, train
 Mesh = tuple[int, int, int]
 ONE: Mesh = (1, 1, 1)
 HALF, STEPS = 3, 6
+MODULE = "tests.extending.optimizer"
 LIKE_SGD = {"kind": "momentum", "learning_rate": 0.1, "warmup_steps": 2, "weight_decay": 0.01, "momentum": 0.8}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
     """For these tests alone: others go through every optimizer that there is."""
-    importlib.import_module("tests.extending.optimizer")
+    importlib.import_module(MODULE)
     yield
     del OPTIMIZERS._entries["momentum"]
 
 
 def settings(out: Path, dataset: Path, mesh: Mesh = ONE, **changes: Any) -> RunConfig:
     cut = dict(zip(("replica", "ring", "ulysses"), mesh, strict=True))
-    return config(out, dataset, **{"optimizer": LIKE_SGD, "steps": STEPS, "mesh": cut, **changes})
+    usual = {"extensions": [MODULE], "optimizer": LIKE_SGD, "steps": STEPS, "mesh": cut}
+    return config(out, dataset, **{**usual, **changes})
 
 
 def checkpoint(out: Path) -> Checkpoint:

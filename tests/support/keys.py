@@ -27,6 +27,7 @@ SEGMENTS: list[dict[str, Any]] = [
 TOWER = {**conversations.VISION, "hidden_size": 24, "num_attention_heads": 2}
 VALUES: dict[str, list[Any]] = {  # of keys whose type tells no other value
     "out": ["elsewhere"],
+    "extensions": [["json"]],
     "model.kind": ["video_dit", "video_lm"],
     "objective.kind": ["rectified_flow", "next_token", "video_text"],
     "data.dataset": ["elsewhere"],
@@ -61,6 +62,7 @@ VALUES: dict[str, list[Any]] = {  # of keys whose type tells no other value
     "model.spatial_pool": [4],
     "model.mask.window": [40],
     "model.mask.chunk": [40],
+    "objective.conditioning": [{"first_frame": 0.5}, {}],
     "objective.shift": [3.0, "tokens"],
     "objective.mask_ratio": [0.5],
     "objective.mask_token": [263],
@@ -70,6 +72,7 @@ VALUES: dict[str, list[Any]] = {  # of keys whose type tells no other value
     "checkpoint.keep_every": [3],
     "restart.collective_timeout_seconds": [600.0],
     "restart.hang_timeout_seconds": [600.0],
+    "sample.sampler": ["heun"],
     "sample.prompts": [["a cat"]],
     "sample.frames": [4],
     "sample.size": [[16, 16]],
