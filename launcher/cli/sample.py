@@ -29,7 +29,7 @@ class Words:
     first_frame: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A picture that the video begins with: one for all prompts, or one for each. For a run that trained "
+            help="Image that the video begins with: one for all prompts, or one for each. For a run that trained "
             "objective.conditioning.first_frame."
         ),
     ] = None
@@ -37,7 +37,7 @@ class Words:
         list[str] | None,
         typer.Option(
             metavar="TASK=FILE",
-            help="What another conditioning task is given: a picture, or a folder with one for each frame.",
+            help="Input of another conditioning task: an image, or a folder with one per frame.",
         ),
     ] = None
     seed: Annotated[
