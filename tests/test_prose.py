@@ -23,7 +23,7 @@ OLD_KEYS = (  # dotted keys of settings that have the field's terms now
     "objective.share", "objective.width", "objective.caption_drop",
 )  # fmt: skip
 OLD_NAMES = {  # identifiers that nobody who knows the field would search for
-    "Talks", "TalkMaker", "ClipMaker", "TalkStream", "Laid", "Heard", "Looker", "Sight", "Beat", "Journal", "hoard", "Hoard",
+    "Talks", "TalkMaker", "ClipMaker", "TalkStream", "Laid", "Heard", "Looker", "Sight", "Beat", "Journal", "hoard",
     "Pulse", "ghost",
 }  # fmt: skip
 OLD_COMMANDS = ("data talks",)

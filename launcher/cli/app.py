@@ -34,7 +34,7 @@ from parallel.errors import InputError
 
 app = typer.Typer(
     name="longreel",
-    help="Train video transformers on very long contexts. Start with: longreel doctor",
+    help="Train video transformers on very long contexts. Start with `longreel doctor`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
