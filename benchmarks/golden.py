@@ -108,6 +108,8 @@ def differences(before: Path, after: Path) -> Iterator[str]:
         if curves[0] != curves[1] or len(curves[0]) != STEPS:
             yield f"{name}: {curves[0][-1:]} and {curves[1][-1:]}, {len(curves[0])} and {len(curves[1])} steps"
     old, new = tensors(before), tensors(after)
+    if not old:
+        yield "no tensors to compare"
     if old.keys() != new.keys():
         yield f"tensors: {sorted(old.keys() ^ new.keys())[:4]}"
     unequal = [name for name in old.keys() & new.keys() if not torch.equal(old[name], new[name])]
