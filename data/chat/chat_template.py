@@ -22,7 +22,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from data.chat.formats import Conversation, Kind
+from data.chat.turns import Conversation, Kind
 from data.workers.sandbox import Fence, FenceError
 from parallel.errors import InputError
 

@@ -25,17 +25,16 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote
 
 from data.chat.record_fields import DOCS, NAMES, Fields, seconds, wrong
 from data.chat.temporal_annotations import FORMS, query_of, stream_of
+from data.chat.turns import Conversation, Kind, Role, Turn, Visual
 from data.remote.addresses import split_url
 from parallel.errors import InputError
 from parallel.parsing import ParseError, parse_json, shorter
 
-Role = Literal["system", "user", "assistant"]
-Kind = Literal["video", "image"]
 ROLES: dict[str, Role] = {
     "system": "system",
     "human": "user",
@@ -53,55 +52,6 @@ OTHER_PLACE = re.compile(  # of other models: what stands there would be learned
     re.DOTALL,
 )
 BEGINS, ENDS = ("start", "begin", "start_time", "video_start"), ("end", "end_time", "video_end")
-
-
-@dataclass(frozen=True)
-class Visual:
-    """A video or an image in a conversation.
-
-    Attributes:
-        kind: which.
-        name: of its file, as the record has it.
-        begin, end: seconds of it that are seen here; None for its own.
-        watched: after each view the model says that it has nothing to say, or begins to speak.
-    """
-
-    kind: Kind
-    name: str
-    begin: float | None = None
-    end: float | None = None
-    watched: bool = False
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one side says.
-
-    Attributes:
-        role: who.
-        parts: words and visuals, in order.
-    """
-
-    role: Role
-    parts: tuple[str | Visual, ...]
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Turns about visuals; the assistant's are what a model learns to say.
-
-    Attributes:
-        uid: of the record.
-        turns: in order.
-    """
-
-    uid: str
-    turns: tuple[Turn, ...]
-
-    @property
-    def visuals(self) -> tuple[Visual, ...]:
-        """All of them, in order."""
-        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Visual))
 
 
 @dataclass(frozen=True)

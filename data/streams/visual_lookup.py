@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.chat.chat_builder import Names
+from data.chat.clip_names import ClipNames
 from data.containers.regular_file import read_regular
 from data.media import image, video
 from data.media.timeline import STILL, Timeline
@@ -30,7 +30,7 @@ class FrameIndexer:
 
     def __init__(self, sampling: Sampling, clips: ClipReader | None = None, folder: Path = Path()) -> None:
         self.sampling, self.clips, self.folder = sampling, clips, folder
-        self.names = Names(clips.index if clips else None)
+        self.names = ClipNames(clips.index if clips else None)
         self.rows = {uid: row for row, uid in enumerate(clips.index.table["uid"].to_pylist())} if clips else {}
 
     def frames(self, name: str, uid: str = "") -> list[Frames]:

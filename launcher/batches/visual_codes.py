@@ -26,8 +26,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from data.chat.chat_builder import Coder, Told
+from data.chat.chat_builder import ChatBuildSummary
 from data.chat.chat_index import ChatIndex
+from data.chat.chat_rows import Coder
 from data.dataset.index import Index
 from data.media.video import Frames, encode
 from data.planning.clip_sampling import Sampling, Size
@@ -212,7 +213,7 @@ def write_drawn(drawn: Drawn, folder: Path, name: str, fps: int) -> list[Path]:
     return found
 
 
-def closing_lines(told: Told, chats: ChatIndex) -> list[str]:
+def closing_lines(told: ChatBuildSummary, chats: ChatIndex) -> list[str]:
     """For a person who has coded visuals of conversations: what a run of them must know."""
     about, tokens, mask = chats.tokenizer["codes"], chats.tokenizer["tokens"], chats.tokenizer["mask"]
     y, x = about["grid"]
@@ -226,7 +227,7 @@ def closing_lines(told: Told, chats: ChatIndex) -> list[str]:
 def _code_of(coding: Coding, index: Index | None) -> Callable[[Sequence[str]], Ints]:
     """Codes [n] of clips by uid; those of the last ones are remembered."""
     if index is None:
-        return lambda uids: np.zeros(0, np.int64)  # `Names` of no dataset knows no clip
+        return lambda uids: np.zeros(0, np.int64)  # `ClipNames` of no dataset knows no clip
     reader = ClipReader(index, coding.sampling, 0)
     rows = {uid: row for row, uid in enumerate(index.table["uid"].to_pylist())}
 

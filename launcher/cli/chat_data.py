@@ -83,10 +83,10 @@ def chat(
 
     Example: longreel data chat draw.json --clips datasets/mine --codes models/vqvae --code-size 256x256 --out chats/d
     """
-    from data.chat.chat_builder import write
+    from data.chat.chat_builder import ChatBuildOptions, write
     from data.chat.chat_index import ChatIndex
-    from data.chat.formats import Kind
     from data.chat.tokenizers import open_tokenizer
+    from data.chat.turns import Kind
     from launcher.batches.visual_codes import closing_lines, coder_for
     from launcher.core.progress_bar import Bar
     from launcher.tables.chat_tables import as_json, records, table_of
@@ -103,7 +103,8 @@ def chat(
         found, total = records(conversations or [], clips if words.captions else None)
         places: dict[Kind, str] = {"video": words.video_token, "image": words.image_token}
         tell = lambda done: bar.update(done, total, "")  # noqa: E731
-        told = write(found, opened, out, clips, places, unusable.leave_out, tell, coder, unusable.ignore or ())
+        options = ChatBuildOptions(places, unusable.leave_out, coder, unusable.ignore or ())
+        told = write(found, opened, out, clips, options, tell)
     if json_:
         print(as_json(told))
         return

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from data.chat.chat_builder import with_codes
 from data.chat.chat_index import ChatIndex
+from data.chat.chat_rows import with_codes
 from data.chat.chat_template import DEFAULT_PLACES, encode
-from data.chat.formats import Conversation, Kind, Turn, Visual
 from data.chat.tokenizers import open_tokenizer
+from data.chat.turns import Conversation, Kind, Turn, Visual
 from data.media.timeline import STILL, Timeline
 from data.media.video import Frames
 from data.planning.clip_sampling import Sampling

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.chat.formats import Conversation, Kind, Turn, Visual, conversation_of
+from data.chat.formats import conversation_of
 from data.chat.record_fields import HARMLESS, Fields
 from data.chat.records import records_of, refuse_unread
+from data.chat.turns import Conversation, Kind, Turn, Visual
 from data.dataset.index import Index
 from data.streams.clip_reader import ClipReader
 from data.streams.visual_lookup import FrameIndexer

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data.chat.formats import Conversation, Turn, Visual, conversation_of
+from data.chat.formats import conversation_of
+from data.chat.turns import Conversation, Turn, Visual
 from data.media.video import Frames
 from data.synthetic.needle_in_haystack import needle
 from data.synthetic.shape_questions import glimpse

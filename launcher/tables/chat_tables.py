@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from data.chat.chat_builder import Told
+from data.chat.chat_builder import ChatBuildSummary
 from data.chat.chat_index import LEFT_OUT
 from data.chat.records import captions_of, records_of
 from data.dataset.index import Index
@@ -34,7 +34,7 @@ def records(files: Sequence[Path], captions: Path | None) -> tuple[Iterator[tupl
     return iter(found), len(found)
 
 
-def table_of(told: Told, out: Path) -> list[Table | str]:
+def table_of(told: ChatBuildSummary, out: Path) -> list[Table | str]:
     """For a person."""
     table = Table(show_header=False)
     table.add_column()
@@ -56,6 +56,6 @@ def table_of(told: Told, out: Path) -> list[Table | str]:
     return [*found, "next: longreel train RUN.yaml " + setting("data.dataset", str(out))]
 
 
-def as_json(told: Told) -> str:
+def as_json(told: ChatBuildSummary) -> str:
     """For a script."""
     return json.dumps(asdict(told))

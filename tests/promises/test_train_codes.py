@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from data.chat.chat_builder import write
+from data.chat.chat_builder import ChatBuildOptions, write
 from data.chat.chat_index import ChatIndex
 from data.chat.records import records_of
 from data.chat.tokenizers import byte_tokenizer
@@ -82,7 +82,8 @@ def coded(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     records = [(drawing if row % 2 else reading)(str(row), index.file(row)) for row in range(len(index))]
     records.append({"id": "words", "conversations": conversations.said("Count.", "1 2 3")})
     named = [(str(record["id"]), record) for record in records]
-    write(named, byte_tokenizer(), out, dataset, coder=coder_for(CODES, dataset, None, FRAMES, 3))
+    coder = coder_for(CODES, dataset, None, FRAMES, 3)
+    write(named, byte_tokenizer(), out, dataset, ChatBuildOptions(coder=coder))
     return out
 
 
@@ -298,7 +299,7 @@ def test_a_folder_of_codes_is_kept_with_the_conversations(tmp_path: Path, datase
 
     def make(name: str) -> None:
         coder = coder_for(name, dataset, (16, 16), 1, 1)
-        write([("it", record)], byte_tokenizer(), tmp_path / "chats", dataset, coder=coder)
+        write([("it", record)], byte_tokenizer(), tmp_path / "chats", dataset, ChatBuildOptions(coder=coder))
 
     make(str(tmp_path / "vq"))
     (tmp_path / "vq" / "config.json").unlink()
@@ -335,8 +336,9 @@ def test_what_cannot_work_is_refused(tmp_path: Path, coded: Path, dataset: Path)
     watched = {"id": "w", "video": Index.open(dataset).file(0), "conversations": conversations.said("<video>", "x")}
     with pytest.raises(InputError, match="no clips are given"):
         coder_for(CODES, None, None, 2, 1)
+    options = ChatBuildOptions(coder=coder_for(CODES, None, (32, 32), 2, 1))
     with pytest.raises(InputError, match="no clips were given"):
-        write([("w", watched)], byte_tokenizer(), tmp_path / "w", None, coder=coder_for(CODES, None, (32, 32), 2, 1))
+        write([("w", watched)], byte_tokenizer(), tmp_path / "w", None, options)
     small = model(vocab_size=MASK)
     with pytest.raises(InputError, match=f"{MASK + 1} tokens, the model has {MASK} rows"):
         check(run_of(tmp_path / "out", coded, model=small))
@@ -344,12 +346,12 @@ def test_what_cannot_work_is_refused(tmp_path: Path, coded: Path, dataset: Path)
     with pytest.raises(InputError, match="a run has one tokenizer"):
         check(run_of(tmp_path / "out", coded, data__dataset={str(coded): 1, str(plain): 1}))
     curriculum = open_curriculum(run_of(tmp_path / "out", coded))
-    refuse_other_mask(curriculum, MaskedTokenConfig(mask_token=MASK))
+    refuse_other_mask(curriculum, MASK)
     with pytest.raises(InputError, match=f"objective.mask_token={MASK}$"):
-        refuse_other_mask(curriculum, MaskedTokenConfig(mask_token=MASK - 1))
+        refuse_other_mask(curriculum, MASK - 1)
     of_words = open_curriculum(run_of(tmp_path / "out", plain, data__pack_tokens=400))
     with pytest.raises(InputError, match="masked_token hides codes"):
-        refuse_other_mask(of_words, MaskedTokenConfig(mask_token=MASK))
+        refuse_other_mask(of_words, MASK)
     with pytest.raises(InputError, match="a token that no code has"):
         MaskedToken(MaskedTokenConfig(mask_token=FIRST)).prepare(
             np.array([1, FIRST]), np.array([FIRST, IGNORED]), np.array([VISUAL_CODE, USER]), np.zeros(2, bool), 0

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from data.chat.chat_builder import Told, write
+from data.chat.chat_builder import ChatBuildOptions, ChatBuildSummary, write
 from data.chat.chat_index import LEFT_OUT, MANIFEST, ChatIndex
 from data.chat.records import captions_of, records_of, refuse_unread
 from data.chat.temporal_annotations import speaks
@@ -66,10 +66,12 @@ def made(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def build(records: list[Any], out: Path, clips: Path | None = None, tokenizer: Any = None, **more: Any) -> Told:
+def build(
+    records: list[Any], out: Path, clips: Path | None = None, tokenizer: Any = None, **more: Any
+) -> ChatBuildSummary:
     """Write a chat dataset of these records."""
     named = [(f"record {n}", record) for n, record in enumerate(records, 1)]
-    return write(named, tokenizer or byte_tokenizer(), out, clips, **more)
+    return write(named, tokenizer or byte_tokenizer(), out, clips, ChatBuildOptions(**more))
 
 
 def words(text: str) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from data.chat.chat_template import Encoded, encode
-from data.chat.formats import Conversation, Turn, Visual, conversation_of
+from data.chat.formats import conversation_of
+from data.chat.turns import Conversation, Turn, Visual
 from parallel.errors import InputError
 
 TEMPLATE = (

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from data.chat.formats import Turn, Visual, conversation_of
+from data.chat.formats import conversation_of
 from data.chat.record_fields import HARMLESS
+from data.chat.turns import Turn, Visual
 from parallel.errors import InputError
 
 A, B, C = Visual("video", "a.mp4"), Visual("video", "b.mp4"), Visual("image", "i.png")

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from data.chat.formats import Kind, Turn, Visual, conversation_of
+from data.chat.formats import conversation_of
 from data.chat.record_fields import HARMLESS
 from data.chat.records import records_of, refuse_unread
+from data.chat.turns import Kind, Turn, Visual
 from data.sources.files import SourceFile, Unusable
 from data.sources.find_files import find
 from parallel.errors import InputError

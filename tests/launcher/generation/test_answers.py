@@ -15,8 +15,8 @@ import torch
 from typer.testing import CliRunner
 
 from data.chat.chat_index import ChatIndex
-from data.chat.formats import Conversation, Turn, Visual
 from data.chat.tokenizers import TEMPLATE
+from data.chat.turns import Conversation, Turn, Visual
 from data.dataset.index import Index
 from data.media import video
 from data.streams.chat_layout import ChatLayout
