@@ -25,16 +25,11 @@ from launcher.config.sections import DataConfig
 from models.codecs.codec import CodecConfig
 from models.codecs.open_codec import open_codec
 from models.diffusion.attention_schedule import AttentionConfig, area_of
+from models.diffusion.text_encoder import caption_bytes
 from models.registry import build_objective
 from parallel.sequence.geometry import Geometry, Grid
 
 FREE_BYTES = 256  # of a caption: a sentence or two, next to nothing beside a video
-
-
-def caption_bytes(model: Any) -> int | None:
-    """Bytes of a caption that a model reads; None if it has no text encoder."""
-    text = getattr(model, "text", None)
-    return None if text is None else int(text.max_bytes)
 
 
 def words_cost(model: Any, sizes: Ints, lengths: Ints) -> Floats:

@@ -5,6 +5,7 @@
     model.path frozen         parameters that are not trained: read there at each start  by the model's names, so that
                                                                                          files may be cut otherwise
     codec.path                the autoencoder: encodes while training, decodes samples   settings and weights
+    extensions NAME           files of Python that the run names                         bytes
     tokenizer of segment N    tokenizer and chat template of a chat dataset              meaning
 
 Datasets have digests of their own in the manifest, and each sample its hash. A path may change as it likes: what lies
@@ -33,6 +34,7 @@ from data.streams.curriculum import Curriculum
 from launcher.checkpoints.pretrained import CONFIG, folder_of_weights, frozen_in
 from launcher.checkpoints.reading import Checkpoint
 from launcher.checkpoints.safetensors_files import Stored
+from launcher.config.extensions import hashes_of
 from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder, write_whole
 from models.codecs.diffusers_vae import identity_of, weights_of
@@ -116,7 +118,8 @@ def outside_of(
     Raises:
         InputError: something is not there.
     """
-    found, published = dict[str, str](), spec_of(config.model).folder(config.model)
+    found = {f"extensions {name}": digest for name, digest in hashes_of(config.extensions).items()}
+    published = spec_of(config.model).folder(config.model)
     if published is not None:
         about = [file for file in (published / CONFIG, published / PREPROCESSOR) if file.is_file()]
         found["model.path config"] = _of_meaning(about)
@@ -155,6 +158,8 @@ def refuse_other_outside(checkpoint: Checkpoint, config: RunConfig, now: Mapping
         if name in now and now[name] != was and name not in later:
             where = _where(config, name)
             remedy = f"put back what was there, or give a copy of it: {where}=FOLDER"
+            if name.startswith("extensions"):
+                remedy = "put back what was there, or give a copy of it: extensions=[FILE]"
             if name.startswith("tokenizer"):
                 remedy = "put back what was there: the tokenizer folder of that chat dataset"
             raise InputError(

@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from launcher.config.config_errors import KNOWN, first_mistake, refuse_unknown, written_at
-from launcher.config.extensions import import_extensions
+from launcher.config.extensions import absolute, import_extensions
 from launcher.config.run_config import RunConfig, paths_of
 from launcher.config.run_yaml import DEEPEST, parse_yaml, read_run, refuse_odd_path
 from parallel.errors import InputError
@@ -40,6 +40,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         key, value = parse_override(override)
         _set(settings, key, value)
         lines[key] = f"command line, {override}"
+    if "extensions" in settings:
+        settings["extensions"] = absolute(settings["extensions"], path.absolute().parent)
     return check(settings, lines)
 
 
@@ -69,9 +71,9 @@ def parse_override(override: str) -> tuple[str, Any]:
 
 
 def check(settings: Mapping[str, Any], lines: Mapping[str, str] | None = None) -> RunConfig:
-    """The run of a plain mapping; `lines` says where each dotted key was written."""
+    """The run of a plain mapping, its extensions imported first; `lines` says where each dotted key was written."""
     lines = lines or {}
-    import_extensions(settings)
+    import_extensions(settings.get("extensions", ()))
     refuse_unknown(settings, lines)
     try:
         config = RunConfig.model_validate(settings)

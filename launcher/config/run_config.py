@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from launcher.config.extensions import import_extensions
 from launcher.config.sections import (
     CheckpointConfig,
     DataConfig,
@@ -25,10 +27,11 @@ from launcher.config.sections import (
 from launcher.core.hardware import Device
 from models.codecs.open_codec import AnyCodecConfig
 from models.codecs.pixel import PixelCodecConfig
-from models.registry import ModelConfig, ObjectiveConfig, refuse_other_objective, usual_objective
+from models.core.specs import memory_of
+from models.registry import ModelConfig, ObjectiveConfig, refuse_other_objective, spec_of, usual_objective
 from parallel.errors import InputError
 from parallel.mesh import Mesh
-from parallel.setting_effects import Nothing, Numbers, Rate, Rounding, State
+from parallel.setting_effects import Content, Nothing, Numbers, Rate, Rounding, State
 from parallel.zero.optimizers.adamw import AdamWConfig
 from parallel.zero.optimizers.optimizer import refuse_stage
 from parallel.zero.optimizers.optimizer_registry import OptimizerChoice
@@ -45,16 +48,17 @@ class RunConfig(Section):
         determinism: "strict" makes steps on CUDA repeat bit for bit, and slower; an operation that cannot fails. "fast"
             lets sums add up in any order. On a CPU every step repeats.
         steps: length of the training [steps]; each step updates the model, unless `guard` drops its update.
-        extensions: Python modules imported first; each registers a kind of its own, such as an optimizer.
+        extensions: Python files, relative to the YAML file, or modules; imported first, each registers kinds of its
+            own, such as a model, an objective or an optimizer. A resume needs the same content.
     """
 
     out: Nothing[Path]
+    extensions: Content[tuple[str, ...]] = ()
     seed: State[int] = Field(default=0, ge=0, lt=2**63)
     dtype: Numbers[Literal["float64", "float32", "bf16"]] = "bf16"
     device: Rounding[Device] = "auto"
     steps: Rate[int] = Field(ge=1, le=10**9)
     determinism: Rounding[Literal["strict", "fast"]] = "fast"
-    extensions: Nothing[tuple[str, ...]] = ()
     mesh: MeshConfig = MeshConfig()
     attention: KernelConfig = KernelConfig()
     zero: ZeroConfig = ZeroConfig()
@@ -68,6 +72,10 @@ class RunConfig(Section):
     restart: RestartConfig = RestartConfig()
     sample: SampleConfig = SampleConfig()
     faults: tuple[FaultConfig, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Whoever unpickles it imports the extensions first: sections may be of their classes."""
+        return _restored, (self.extensions, pickle.dumps(self.__getstate__()))
 
     @property
     def meshes(self) -> tuple[Mesh, ...]:
@@ -145,10 +153,11 @@ class RunConfig(Section):
                     f"mesh.replica={mesh.ranks} mesh.ring=1 mesh.ulysses=1, or more data.pack_tokens",
                 )
             tokens = data.pack_tokens // mesh.sequence_ranks
-            if self.model.mlp_tiles > tokens:
+            tiles = memory_of(self.model).mlp_tiles
+            if tiles > tokens:
                 raise InputError(
                     "a tile of an MLP has tokens",
-                    f"model.mlp_tiles={self.model.mlp_tiles}, {tokens} tokens a rank",
+                    f"model.mlp_tiles={tiles}, {tokens} tokens a rank",
                     f"model.mlp_tiles={min(8, tokens)}",
                 )
         return self
@@ -165,12 +174,19 @@ class RunConfig(Section):
         return self
 
 
+def _restored(extensions: tuple[str, ...], state: bytes) -> RunConfig:
+    import_extensions(extensions)
+    config = RunConfig.__new__(RunConfig)
+    config.__setstate__(pickle.loads(state))
+    return config
+
+
 def paths_of(config: RunConfig) -> Iterator[tuple[str, str]]:
     """The keys of a run that are paths, with their values; an address of a store is none."""
     yield "out", str(config.out)
     for data in config.data.merged():
         yield from (("data.dataset", str(folder)) for folder in data.folders)
-    for key, path in (("codec.path", config.codec.folder), ("model.path", getattr(config.model, "path", None))):
+    for key, path in (("codec.path", config.codec.folder), ("model.path", spec_of(config.model).folder(config.model))):
         if path is not None:
             yield key, str(path)
     if config.checkpoint.location is not None and "://" not in config.checkpoint.location:

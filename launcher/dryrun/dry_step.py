@@ -29,6 +29,7 @@ from launcher.dryrun.fake_tensors import every_tensor, fake_world, made_up
 from launcher.dryrun.memory_timeline import Boundary, Moment, kept, moments
 from launcher.dryrun.operation_counter import Count, Counter
 from launcher.training.loop import build_engine, gradients
+from models.core.specs import memory_of
 from parallel.attention.ulysses import share_heads
 from parallel.errors import InputError
 from parallel.mesh import Groups, Mesh, join
@@ -136,8 +137,9 @@ def busiest(mesh: Mesh, heads: int) -> int:
 def notes_on(config: RunConfig) -> tuple[str, ...]:
     """What of a run on GPUs a dry run does not count."""
     found = []
-    if config.model.compile != "none":
-        found.append(f"model.compile={config.model.compile} is counted as none: launches are fewer, memory is less")
+    compiled = memory_of(config.model).compile
+    if compiled != "none":
+        found.append(f"model.compile={compiled} is counted as none: launches are fewer, memory is less")
     if config.attention.kernel not in ("auto", "aten"):
         found.append(f"attention.kernel={config.attention.kernel} is counted as aten")
     if config.zero.offload != "nothing":

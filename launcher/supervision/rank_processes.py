@@ -251,11 +251,8 @@ def _rank(
     listener.start()
 
     def work() -> tuple[int, bool]:
-        from launcher.config.extensions import import_extensions
         from launcher.training.loop import run
         from launcher.training.rendezvous import RankPlace
-
-        import_extensions({"extensions": config.extensions})
 
         outcome = run(config, RankPlace(*seat), asked.is_set, heartbeat)
         return outcome.step, outcome.stopped

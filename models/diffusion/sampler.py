@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from models.diffusion.attention_schedule import masks_of
-from models.diffusion.video_dit import VideoDiT, batch_of
+from models.diffusion.video_dit import batch_of
 from parallel.attention.plan import Plan, local_plan
 from parallel.device_stream import Send, stream_for
 from parallel.errors import InputError
@@ -136,7 +136,7 @@ def whole(alone: Sequence[Mask], masks: Sequence[Mask]) -> tuple[Ranges, Sequenc
 
 @torch.no_grad()
 def sample(
-    model: VideoDiT,
+    model: Any,
     objective: Objective,
     clips: Sequence[Clip],
     solver: Solver,
@@ -146,7 +146,7 @@ def sample(
     """Clean tokens of each clip, [prod(grid), token_dim], in at least float32.
 
     Args:
-        model: trained with `objective`.
+        model: of the family of diffusion, trained with `objective`; it has `config` and `token_dim`.
         objective: says what the model's output means, and at which levels it is asked.
         clips: to sample, each with noise of its own.
         solver: steps and guidance.
@@ -187,7 +187,7 @@ class _Task:
         copies: 2 with twins, else 1.
     """
 
-    model: VideoDiT
+    model: Any
     objective: Objective
     dtype: torch.dtype
     guidance: float
@@ -202,7 +202,7 @@ class _Task:
     @classmethod
     def of(
         cls,
-        model: VideoDiT,
+        model: Any,
         objective: Objective,
         clips: Sequence[Clip],
         solver: Solver,
@@ -236,7 +236,8 @@ class _Task:
         level = self.send(torch.from_numpy(levels)).to(values)
         noisy = values.to(self.dtype).repeat(self.copies, 1)
         step = replace(self.packed, values=noisy, noise_level=level.repeat(self.copies))
-        batch = batch_of(step, np.tile(levels, self.copies), self.send, text=self.model.config.text)
+        text = getattr(self.model.config, "text", None)
+        batch = batch_of(step, np.tile(levels, self.copies), self.send, text=text)
         predictions = self.model(batch, self.plans).to(values).chunk(self.copies)
         found = [self.objective.velocity(prediction, values, level) for prediction in predictions]
         if self.copies == 1:

@@ -94,3 +94,9 @@ class TextEncoderSpec:
 
 
 TEXT_ENCODERS: Registry[TextEncoderSpec] = Registry("text encoder")
+
+
+def caption_bytes(model: Any) -> int | None:
+    """Bytes of a caption that a model of these settings reads; None if it has no text encoder."""
+    text = getattr(model, "text", None)
+    return None if text is None else int(text.max_bytes)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from models.language.causal_lm import refuse_model_type
+from models.language.towers import TOWERS, has_class_token, tell_transformers
 from parallel.errors import InputError
 from parallel.hf_folder import from_folder
 
-TOWERS = ("siglip_vision_model", "clip_vision_model")
 ROPE_KEYS = (
     "rope_theta", "rope_type", "type", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast",
     "beta_slow", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor", "mscale", "mscale_all_dim",
@@ -37,9 +37,11 @@ def config_of(language: dict[str, Any], tower: dict[str, Any] | None) -> Any:
         _refuse_unknown_keys("language", language, text)
         if tower is None:
             return text
+        tell_transformers()
         seen = AutoConfig.for_model(**tower)
         if seen.model_type not in TOWERS:
-            raise InputError(f"a vision tower is one of: {', '.join(TOWERS)}", seen.model_type, TOWERS[0])
+            known = ", ".join(TOWERS)
+            raise InputError(f"a vision tower is one of: {known}", seen.model_type, next(iter(TOWERS)))
         _refuse_unknown_keys("vision", tower, seen)
         return AutoConfig.for_model(
             "llava", text_config=text.to_dict(), vision_config=seen.to_dict(), image_token_id=text.vocab_size - 1,
@@ -63,6 +65,7 @@ def read_config(path: Path) -> Any:
     if not path.is_dir():
         rule = "model.path is a folder as transformers saves it"
         raise InputError(rule, f"{path}: no such folder", "model.save_pretrained(FOLDER)")
+    tell_transformers()
     try:
         return from_folder(AutoConfig, path)
     except InputError:
@@ -116,11 +119,6 @@ def refuse_rope(rope: Mapping[str, Any]) -> None:
             raise InputError(rule, f"{key}: {value!r}", f"{key} above 0")
     if kind not in ("default", "proportional") and "factor" not in rope:
         raise InputError(rule, f"rope_type: {kind} without a factor", "add factor: 2.0, or what it was trained with")
-
-
-def has_class_token(tower: Any) -> bool:
-    """Whether the tower has a token that is no patch."""
-    return str(tower.model_type) == "clip_vision_model"
 
 
 def _refuse_unknown_keys(name: str, settings: dict[str, Any], config: Any) -> None:

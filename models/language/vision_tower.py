@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from models.language.causal_lm import NAME, Backbone, drawn, refuse_unknown, register
-from models.language.hf_config import has_class_token
+from models.language.towers import has_class_token, tell_transformers
 from models.layers.fused import Compile
 from parallel.device_stream import Send, here
 from parallel.errors import InputError
@@ -161,6 +161,7 @@ def make(
         raise InputError("a model that sees has the shape of LLaVA", f"model_type: {config.model_type}", "llava")
     refuse_unknown(config.text_config)
     register()
+    tell_transformers()  # whoever unpickled the config has not read it
     attention = {"": "sdpa", "text_config": NAME, "vision_config": "sdpa"}  # an image is whole on its rank
     made: Any = LlavaForConditionalGeneration
     model = drawn(lambda own: made._from_config(own, attn_implementation=attention), config, dtype, seed)

@@ -40,7 +40,7 @@ def masked(**mask: Any) -> dict[str, Any]:
 
 WAYS: dict[str, dict[str, Any]] = {
     "past": {},
-    "video_text": {"objective": {"kind": "video_text", "width": 8}, "data__pack_tokens": 700},
+    "video_text": {"objective": {"kind": "video_text", "embedding_dim": 8}, "data__pack_tokens": 700},
     "itself": masked(visual="self_only"),
     "whole": masked(visual="bidirectional_frames"),
     "frame": masked(visual="own_frame"),

@@ -90,9 +90,9 @@ def asked(rank: int, settings: RunConfig) -> Counter[str]:
                     fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=NAME)
                     where = module._parameters if name in module._parameters else module._buffers
                     where[name] = torch.nn.Parameter(fake) if name in module._parameters else fake
-        inputs = faked(micro.batch.input)
+        batch = faked(micro.batch)
         with counter:
-            model(inputs, micro.plans)
+            feed.maker.objective.loss(model, batch, micro.plans)
     return counter.found
 
 
