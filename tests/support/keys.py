@@ -11,6 +11,7 @@ from typing import Any
 
 from launcher.config.config_schema import Key, keys
 from launcher.config.loading import check
+from models.codecs.diffusers_vae import DiffusersCodecConfig
 from models.language.video_lm_config import VideoLMConfig
 from models.registry import OBJECTIVES
 from parallel.setting_effects import Effect
@@ -29,6 +30,9 @@ VALUES: dict[str, list[Any]] = {  # of keys whose type tells no other value
     "out": ["elsewhere"],
     "extensions": [["json"]],
     "model.kind": ["video_dit", "video_lm"],
+    "model.text.kind": ["other"],
+    "optimizer.kind": ["other"],
+    "codec.kind": ["pixel", "diffusers"],
     "objective.kind": ["rectified_flow", "next_token", "video_text"],
     "data.dataset": ["elsewhere"],
     "data.segments.*.dataset": ["elsewhere"],
@@ -64,6 +68,7 @@ VALUES: dict[str, list[Any]] = {  # of keys whose type tells no other value
     "model.mask.chunk": [40],
     "objective.conditioning": [{"first_frame": 0.5}, {}],
     "objective.shift": [3.0, "tokens"],
+    "objective.conditioning": [{"first_frame": 0.5}, {}],
     "objective.mask_ratio": [0.5],
     "objective.mask_token": [263],
     "optimizer.betas": [[0.8, 0.95]],
@@ -74,6 +79,7 @@ VALUES: dict[str, list[Any]] = {  # of keys whose type tells no other value
     "restart.hang_timeout_seconds": [600.0],
     "sample.sampler": ["heun"],
     "sample.prompts": [["a cat"]],
+    "sample.sampler": ["heun"],
     "sample.frames": [4],
     "sample.size": [[16, 16]],
     "faults.*.step": [4],
@@ -141,6 +147,8 @@ def base(key: Key, out: Path, clips: Path, spoken: Path) -> dict[str, Any]:
         changes["model__attention"] = LAYERS
     if name.startswith("faults"):
         changes |= {"faults": FAULTS, "mesh": {"ring": 2}}
+    if key.section is DiffusersCodecConfig:
+        changes["codec"] = {"kind": "diffusers", "path": "vae"}
     settings = config(out, clips, steps=6, **changes).model_dump(mode="json")
     if name.startswith("data.segments"):
         first = {**SEGMENTS[0], **({"mesh": {"replica": 1}} if ".mesh." in name else {})}
