@@ -12,11 +12,9 @@ import torch
 from PIL import Image
 
 from launcher.config.run_config import RunConfig
-from launcher.core.run_folder import RunFolder
 from launcher.generation.mesh_sampling import sample_over
 from launcher.generation.sample_request import Request
 from launcher.generation.videos import sample_videos
-from launcher.supervision.local_ranks import free_port
 from models.diffusion.byte_encoder import ByteEncoderConfig
 from models.diffusion.sampler import Clip, Given, Solver
 from models.diffusion.video_dit import VideoDiT, VideoDiTConfig, build
@@ -24,8 +22,8 @@ from models.objectives.conditioning import CONDITIONING
 from models.objectives.rectified_flow import RectifiedFlow, RectifiedFlowConfig
 from parallel.errors import InputError
 from parallel.mesh import Mesh, join
-from tests.support.process_groups import run_world, server
-from tests.support.runs import config, lines, train
+from tests.support.process_groups import run_world
+from tests.support.runs import config, train
 
 TASK = "tests.extending.task"
 MESHES = [(1, 1, 1), (1, 2, 1), (1, 1, 2), (1, 2, 2)]
@@ -42,33 +40,13 @@ def registered() -> Iterator[None]:
 def settings(out: Path, dataset: Path, mesh: tuple[int, int, int] = (1, 1, 1), share: float = 0.8) -> RunConfig:
     cut = dict(zip(("replica", "ring", "ulysses"), mesh, strict=True))
     shares = {"even_frames": share, "first_frame": 0.1} if share else {}
-    return config(out, dataset, steps=3, mesh=cut, objective__conditioning=shares, checkpoint__every=3)
-
-
-def rank_of(run: RunConfig, rank: int, port: int) -> None:
-    """One rank of a run, in a process that knows the task."""
-    from launcher.training.loop import RankPlace
-    from launcher.training.loop import run as train_rank
-
-    importlib.import_module(TASK)
-    world = run.mesh.mesh().ranks
-    train_rank(run, RankPlace(rank, world, rank, world, f"127.0.0.1:{port}"))
+    return config(
+        out, dataset, steps=3, mesh=cut, extensions=[TASK], objective__conditioning=shares, checkpoint__every=3
+    )
 
 
 def losses(run: RunConfig) -> list[float]:
-    from launcher.config.loading import to_yaml
-    from launcher.core.run_folder import make_run_folder
-
-    make_run_folder(RunFolder(run.out))
-    RunFolder(run.out).config.write_text(to_yaml(run))
-    port = free_port()
-    ranks = [server().Process(target=rank_of, args=(run, rank, port)) for rank in range(run.mesh.mesh().ranks)]  # type: ignore[attr-defined]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-        assert rank.exitcode == 0
-    return [line["loss"] for line in lines(run.out)]
+    return [line["loss"] for line in train(run)]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +64,7 @@ def test_losses_are_the_same_on_every_mesh(
 
 
 def test_the_task_changes_what_is_learned(whole: tuple[Path, list[float]], tmp_path: Path, dataset: Path) -> None:
-    alone = [line["loss"] for line in train(settings(tmp_path / "run", dataset, share=0.0))]
+    alone = losses(settings(tmp_path / "run", dataset, share=0.0))
     assert alone[0] != pytest.approx(whole[1][0], rel=1e-3)
 
 

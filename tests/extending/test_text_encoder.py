@@ -23,11 +23,13 @@ from models.registry import spec_of
 from parallel.errors import InputError
 from tests.support.runs import config, train
 
+MODULE = "tests.extending.text_encoder"
+
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
     """For these tests alone."""
-    importlib.import_module("tests.extending.text_encoder")
+    importlib.import_module(MODULE)
     yield
     del TEXT_ENCODERS._entries["word_vectors"]
 
@@ -35,7 +37,7 @@ def registered() -> Iterator[None]:
 def settings(out: Path, dataset: Path, mesh: tuple[int, int, int] = (1, 1, 1), **text: object) -> RunConfig:
     cut = dict(zip(("replica", "ring", "ulysses"), mesh, strict=True))
     kind = {"kind": "word_vectors", "width": 8, **text}
-    return config(out, dataset, steps=3, mesh=cut, model__text=kind, checkpoint__every=3)
+    return config(out, dataset, steps=3, mesh=cut, extensions=[MODULE], model__text=kind, checkpoint__every=3)
 
 
 @pytest.fixture(scope="module")
