@@ -1,4 +1,4 @@
-"""What rank 0 writes about each step: metrics.jsonl and TensorBoard. Other ranks have a journal that writes nothing."""
+"""What rank 0 writes about each step: metrics.jsonl and TensorBoard. Other ranks have a log that writes nothing."""
 
 from __future__ import annotations
 

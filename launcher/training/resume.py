@@ -115,7 +115,7 @@ def resume_check_of(
 
 
 def saver_for(
-    config: RunConfig, storage: Storage, engine: Engine, ema: Ema | None, journal: MetricsLog, made: Made
+    config: RunConfig, storage: Storage, engine: Engine, ema: Ema | None, log: MetricsLog, made: Made
 ) -> Saver:
     """What saves this engine, and its average if there is one."""
     settings = config.model_dump(mode="json")
@@ -131,7 +131,7 @@ def saver_for(
 
     fragments = ema.fragments if ema is not None else engine.owned()
     keep = Keep(config.checkpoint.keep, config.checkpoint.keep_every)
-    return Saver(storage, fragments, manifest, keep, config.checkpoint.retry_seconds, journal.event)
+    return Saver(storage, fragments, manifest, keep, config.checkpoint.retry_seconds, log.event)
 
 
 def _verified_by_all(storage: Storage, name: str, manifest: Manifest) -> str | None:

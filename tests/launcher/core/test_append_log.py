@@ -63,18 +63,18 @@ def test_a_line_after_a_broken_one_is_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("disk", [2 << 20], indirect=True)
 def test_the_reserve_tells_and_the_rest_is_held(disk: Path) -> None:
     folder = RunFolder(disk)
-    ledger = AppendLog(folder)
+    log = AppendLog(folder)
     fill(disk)
-    ledger.append(folder.events, {"step": 0})
+    log.append(folder.events, {"step": 0})
     assert [line["step"] for line in read_lines(folder.events)] == [0], "the reserve makes room"
     filler = fill(disk)
     many = [{"step": step, "words": "x" * 1000} for step in range(1, 2 * RESERVE_BYTES // 1000)]
     for line in many:
-        ledger.append(folder.metrics, line)
-    assert ledger.held
+        log.append(folder.metrics, line)
+    assert log.held
     filler.unlink()
-    ledger.append(folder.metrics, {"step": len(many) + 1})
-    assert not ledger.held
+    log.append(folder.metrics, {"step": len(many) + 1})
+    assert not log.held
     assert [line["step"] for line in read_lines(folder.metrics)] == list(range(1, len(many) + 2))
     for line in folder.metrics.read_text().splitlines():  # any reader of JSON lines reads it
         json.loads(line)

@@ -119,9 +119,9 @@ def test_a_run_that_goes_on_keeps_its_kernel(tmp_path: Path, dataset: Path, monk
     folder.root.mkdir()
     key = run_kernel.about(settings, CPU)
     assert chosen_before(folder, key) is None
-    ledger = AppendLog(folder)
+    log = AppendLog(folder)
     for name, of in (("fa3", key), ("cudnn", "another GPU"), ("fa2", key)):
-        ledger.append(folder.events, {"event": "kernel", "for": of, "kernel": name})
+        log.append(folder.events, {"event": "kernel", "for": of, "kernel": name})
     assert chosen_before(folder, key) == "fa2"
     seen: list[Any] = []
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
