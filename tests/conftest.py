@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from data.prepare.pipeline import PrepareOptions, prepare
@@ -19,6 +20,14 @@ settings.load_profile("same")
 
 
 NO_PLACE_FOR_RAY = "/dev/null/a test that starts Ray carries the mark ray"  # nothing can be made below a file
+
+
+def pytest_configure() -> None:
+    """One thread for each process: there are as many as cores, and two threads that wait for each other's turn on a
+    busy core make a test of seconds one of minutes. Ranks say themselves how many they take.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of commands
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of the same name
