@@ -115,7 +115,8 @@ def test_keys_have_meanings_of_full_noun_phrases() -> None:
 def test_docs_name_files_that_are_there() -> None:
     """Tour and glossary point into the tree; a file that moves takes its line along."""
     told = []
-    for page in ("docs/tour.md", "docs/glossary.md"):
+    pages = [name for name in sources() if name.startswith("docs/extending/")]
+    for page in ("docs/tour.md", "docs/glossary.md", *pages):
         for name in re.findall(r"\b((?:parallel|models|data|launcher|tests)/[\w/]+(?:\.py|/))", sources()[page]):
             if not (HOME / name).exists():
                 told.append(f"{page}: {name}")

@@ -67,11 +67,13 @@ def page() -> str:
     parts = [HEAD + "".join(f"| {WORDS[effect]} | {RESUMES[effect]} |\n" for effect in Effect)]
     groups: dict[tuple[str, type[BaseModel]], list[Key]] = {}
     for key in keys():
-        groups.setdefault((_title(key), key.section), []).append(key)
-    for (title, section), of_section in groups.items():
+        of_section = groups.setdefault((_title(key), key.section), [])
+        if key.name not in (one.name for one in of_section):  # several models may have the same section
+            of_section.append(key)
+    for (title, section), keys_of in groups.items():
         meanings = _meanings(section)
         parts.append(f"## {title}\n\n{_summary(section)}\n\n{COLUMNS}")
-        for key in of_section:
+        for key in keys_of:
             assert key.effect is not None, f"{key.name} declares no effect"
             name = key.name.replace(".*.", "[].")
             cells = (_type(key.field), _default(key.field), meanings[name.rpartition(".")[2]], WORDS[key.effect])
@@ -83,7 +85,7 @@ def _title(key: Key) -> str:
     """The section of a key, with its kind if it is one of several."""
     section = key.name.rpartition(".")[0].replace(".*", "[]")
     kind = key.section.model_fields.get("kind")
-    named = kind is not None and section in ("model", "model.text", "objective", "optimizer", "codec")
+    named = kind is not None and len(typing.get_args(kind.annotation)) == 1
     return f"{section}, kind: {kind.default}" if named and kind is not None else section or "The run itself"
 
 
