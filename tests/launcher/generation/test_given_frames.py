@@ -21,8 +21,10 @@ from launcher.generation.sample_request import Request, settle
 from launcher.generation.videos import _frames, _given, load_model, open_run, sample_videos
 from launcher.reports.recorded_run import read_run
 from launcher.reports.run_report import write_page
+from models.codecs.diffusers_vae import DiffusersCodec
 from models.codecs.open_codec import open_codec
 from models.codecs.pixel import PixelCodec
+from models.layers.patches import patchify
 from models.objectives.conditioning import CONDITIONING, Conditioning
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
@@ -176,3 +178,22 @@ def test_the_command(run: Path, cat: Path, tmp_path: Path) -> None:
         refused = runner.invoke(app, [*usual, *wrong])
         assert isinstance(refused.exception, InputError)
         assert words in str(refused.exception)
+
+
+def test_a_causal_autoencoder_gives_the_latents_of_the_beginning_of_a_clip(cat: Path) -> None:
+    """Alone, as it is encoded to sample, the first frame has the tokens that it has in a clip of training."""
+    import diffusers
+
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+        latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 0.5, 1.5],
+    )  # fmt: skip
+    codec = DiffusersCodec(vae, (1, 1, 1))
+    grid = codec.geometry.grid(9, 16, 16)
+    alone = given_clip(("first_frame", cat), grid, 0, (16, 16), codec, CPU)
+    assert (grid[0], len(alone.frames), alone.note) == (3, 1, "")
+    clip = torch.randint(0, 256, (9, 16, 16, 3), dtype=torch.uint8)
+    clip[:1] = torch.from_numpy(alone.frames)
+    in_clip = patchify(codec.encode(clip), (1, 1, 1))[: grid[1] * grid[2]]
+    torch.testing.assert_close(alone.given.values, in_clip)
