@@ -83,7 +83,8 @@ def sample(
     """
     from launcher.core.progress_bar import Bar
     from launcher.generation.sample_request import Request
-    from launcher.generation.videos import long_prompts, open_run, sample_videos
+    from launcher.generation.trained_model import open_run
+    from launcher.generation.videos import long_prompts, sample_videos
 
     prompts, given, name = tuple(words.prompt or ()), tuple(_given(words)), shell.quote(str(run))
     if speaks(open_run(run, weights.checkpoint)[0]):
@@ -133,7 +134,7 @@ def _given(words: Words) -> Iterator[tuple[str, Path]]:
 
 def _size(text: str | None, run: Path) -> tuple[int, int] | None:
     from launcher.generation.sample_prompts import shape_of_run
-    from launcher.generation.videos import open_run
+    from launcher.generation.trained_model import open_run
 
     if text is None:
         return None

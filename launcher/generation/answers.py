@@ -32,7 +32,7 @@ from launcher.checkpoints.external_hashes import TOKENIZER_OF, hash_of_tokenizer
 from launcher.checkpoints.reading import Checkpoint
 from launcher.config.run_config import RunConfig
 from launcher.core.hardware import device_here
-from launcher.generation.videos import is_averaged, load_model, open_run
+from launcher.generation.trained_model import is_averaged, load_model, open_run
 from models.language.attention_mask import masks_of
 from models.language.causal_lm import Plans, Rope
 from models.language.kv_cache import Streamer

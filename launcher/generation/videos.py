@@ -25,27 +25,22 @@ from PIL import Image, ImageDraw
 
 from data.media.video import encode
 from launcher.batches.family import family_of
-from launcher.checkpoints.checkpoint_manifest import name_of
-from launcher.checkpoints.external_hashes import Hashes, outside_of, refuse_other_outside
-from launcher.checkpoints.pretrained import fill, folder_of_weights
-from launcher.checkpoints.reading import Checkpoint, newest, one
-from launcher.checkpoints.storage import open_storage
+from launcher.checkpoints.reading import Checkpoint
 from launcher.config.loading import load_stored
 from launcher.config.run_config import RunConfig
 from launcher.core.hardware import device_here
 from launcher.core.run_folder import RunFolder, keep
 from launcher.generation.given_frames import GivenClip, given_clip
 from launcher.generation.sample_request import Request, Settled, settle
+from launcher.generation.trained_model import is_averaged, load_model, open_run
 from models.codecs.codec import Codec
 from models.codecs.open_codec import open_codec
 from models.codecs.vq import Frames, enlarged
 from models.diffusion.sampler import Clip, Solver, sample
 from models.layers.patches import unpatchify
-from models.registry import DTYPES, build, build_objective, spec_of
+from models.registry import DTYPES, build_objective, spec_of
 from parallel.errors import InputError
 from parallel.random import key_of
-from parallel.zero.ema import EMA
-from parallel.zero.fragments import Fragment
 
 SHEET_FRAMES = 8
 
@@ -169,35 +164,6 @@ def _write(folder: Path, stem: str, made: Sampled, video: bytes) -> Sampled:
     return replace(made, file=f"{keep(folder, stem, files)}.mp4")
 
 
-def open_run(run: Path, step: int | None = None) -> tuple[RunConfig, Checkpoint]:
-    """A run's config and one of its checkpoints, the newest whole one if no step is given."""
-    folder = RunFolder(run)
-    if not folder.config.exists():
-        raise InputError("a run folder holds config.yaml", f"{run} does not", "give the `out` folder of a run")
-    config = load_stored(folder.config)
-    storage = open_storage(folder.checkpoints, config.checkpoint.location)
-    if step is None:
-        found, _ = newest(storage)
-        if found is None:
-            raise InputError(
-                "samples come from a checkpoint", f"{run} has none yet", "train at least one checkpoint.every"
-            )
-        return config, found
-    return config, one(storage, name_of(step))
-
-
-def is_averaged(found: Checkpoint, asked: bool | None = None) -> bool:
-    """Whether the moving average is taken: as asked, or if the run kept one.
-
-    Raises:
-        InputError: it is asked for, and there is none.
-    """
-    has = EMA in found.manifest.keys
-    if asked and not has:
-        raise InputError("a moving average is sampled from if the run kept one", f"{found.where} has none", "--no-ema")
-    return has if asked is None else asked
-
-
 def long_prompts(run: Path, request: Request) -> list[str]:
     """What to tell of prompts that are longer than the model reads."""
     config = load_stored(RunFolder(run).config)
@@ -211,26 +177,6 @@ def long_prompts(run: Path, request: Request) -> list[str]:
         for prompt, size in sizes
         if size > most
     ]
-
-
-def load_model(
-    config: RunConfig, found: Checkpoint, channels: int, device: torch.device, averaged: bool | None = None
-) -> Any:
-    """The model with the checkpoint's weights, or their moving average: see `is_averaged`.
-
-    Raises:
-        InputError: what is read beside the checkpoint, as frozen weights and the codec, is not what it was.
-    """
-    model = build(config.model, channels, config.seed, DTYPES[config.dtype], config.objective).to(device).eval()
-    folder = folder_of_weights(config)
-    refuse_other_outside(found, config, outside_of(config, model, None, Hashes()))
-    if folder is not None:
-        fill(folder, model)
-    key = EMA if is_averaged(found, averaged) else "master"
-    named = model.named_parameters()
-    parameters = {name: parameter.data.view(-1) for name, parameter in named if name in found.manifest.shapes}
-    found.fill([Fragment(name, 0, {"master": flat, key: flat}) for name, flat in parameters.items()], (key,))
-    return model
 
 
 def contact_sheet(rows: Sequence[tuple[str, Frames]]) -> Image.Image:

@@ -14,7 +14,8 @@ from launcher.batches.datasets import open_curriculum
 from launcher.config.loading import to_yaml
 from launcher.config.run_config import RunConfig
 from launcher.generation.sample_request import Request
-from launcher.generation.videos import load_model, open_run, sample_videos
+from launcher.generation.trained_model import load_model, open_run
+from launcher.generation.videos import sample_videos
 from launcher.preflight.preflight import check
 from models.diffusion.byte_encoder import ByteEncoderConfig
 from models.diffusion.text_encoder import TEXT_ENCODERS

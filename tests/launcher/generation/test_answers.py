@@ -36,7 +36,7 @@ from launcher.generation.evaluation import (
     questions_of,
     scores_of,
 )
-from launcher.generation.videos import open_run
+from launcher.generation.trained_model import open_run
 from models.language.attention_mask import MaskConfig, masks_of
 from models.language.kv_cache import Streamer
 from parallel.attention.plan import local_plan

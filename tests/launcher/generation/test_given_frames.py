@@ -18,7 +18,8 @@ from launcher.cli.app import app
 from launcher.core.run_folder import RunFolder
 from launcher.generation.given_frames import files_of, given_clip, picture
 from launcher.generation.sample_request import Request, settle
-from launcher.generation.videos import _frames, _given, load_model, open_run, sample_videos
+from launcher.generation.trained_model import load_model, open_run
+from launcher.generation.videos import _frames, _given, sample_videos
 from launcher.reports.recorded_run import read_run
 from launcher.reports.run_report import write_page
 from models.codecs.diffusers_vae import DiffusersCodec

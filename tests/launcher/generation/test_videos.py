@@ -20,7 +20,8 @@ from launcher.checkpoints.storage import open_storage
 from launcher.core.run_folder import RunFolder
 from launcher.generation.sample_prompts import captions_of, usual_shape
 from launcher.generation.sample_request import Request, settle
-from launcher.generation.videos import is_averaged, load_model, open_run, sample_videos, slug
+from launcher.generation.trained_model import is_averaged, load_model, open_run
+from launcher.generation.videos import sample_videos, slug
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry
 from tests.support.runs import config, train
