@@ -107,7 +107,7 @@ def write(
     index = Index.open(clips) if clips else None
     builder = RowBuilder(tokenizer, ClipNames(index), options.places, options.coder, options.ignored)
     summary = ChatBuildSummary(0, 0, 0, 0, [])
-    for name in (chat_index.MANIFEST, chat_index.LEFT_OUT):  # a dataset is there once the first is
+    for name in (chat_index.MANIFEST, chat_index.FORMER, chat_index.LEFT_OUT):  # a dataset is there once the first is
         (out / name).unlink(missing_ok=True)
     parts: list[dict[str, Any]] = []
     for chunk in _chunks(_rows(records, builder, summary, options.leave_out, on_progress)):
@@ -230,7 +230,14 @@ def _relative(clips: Path, out: Path) -> str:
 
 
 def _refuse_other_folder(out: Path) -> None:
-    own = {chat_index.MANIFEST, chat_index.PARTS, chat_index.TOKENIZER, chat_index.LEFT_OUT, chat_index.CODES}
+    own = {
+        chat_index.MANIFEST,
+        chat_index.FORMER,
+        chat_index.PARTS,
+        chat_index.TOKENIZER,
+        chat_index.LEFT_OUT,
+        chat_index.CODES,
+    }
     others = sorted(path.name for path in out.iterdir() if path.name not in own) if out.is_dir() else []
     if others or (out.exists() and not out.is_dir()):
         found = f"{out} has: {', '.join(others[:5])}" if others else f"{out} is a file"

@@ -1,7 +1,7 @@
 """`ChatIndex`: a chat dataset: conversations as tokens of one tokenizer, beside the clips that they are about.
 
     chats/mine/
-      talks.json            what it is: parts and their hashes, the tokenizer, the clips; written last
+      chat.json             what it is: parts and their hashes, the tokenizer, the clips; written last
       parts/00000.arrow     one row a conversation: tokens, what each is, where visuals stand, which clips they are
       tokenizer/            a copy, so that a run needs nothing else
       codes/                with `--codes FOLDER`, a copy of that, too
@@ -34,8 +34,9 @@ from parallel.errors import InputError
 
 Ints = npt.NDArray[np.int64]
 
-MANIFEST, PARTS, TOKENIZER, LEFT_OUT, CODES = "talks.json", "parts", "tokenizer", "left-out.jsonl", "codes"
-SCHEMA_NUMBER = 1
+MANIFEST, PARTS, TOKENIZER, LEFT_OUT, CODES = "chat.json", "parts", "tokenizer", "left-out.jsonl", "codes"
+SCHEMA_NUMBER = 2
+FORMER = "talks.json"  # what schema 1 was named by
 VISUAL = pa.struct(
     [
         ("name", pa.string()),  # as the record has it
@@ -158,7 +159,7 @@ class ChatIndex:
             if not path.is_file() or path.stat().st_size != part["size"] or digest_file(path) != part["hash"]:
                 raise InputError(
                     "a chat dataset does not change once it is written",
-                    f"{path} is {'not what talks.json says' if path.exists() else 'missing'}",
+                    f"{path} is {'not what chat.json says' if path.exists() else 'missing'}",
                     "run the same longreel data chat again",
                 )
             tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
@@ -190,28 +191,29 @@ class ChatIndex:
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
-    """What `talks.json` says.
+    """What `chat.json` says.
 
     Raises:
         InputError: there is none, or it was changed.
     """
     path = Path(folder) / MANIFEST
+    remedy = "longreel data chat CONVERSATIONS --tokenizer FOLDER --clips DATASET --out CHATS, and give CHATS"
+    rule = f"a chat dataset must be of schema {SCHEMA_NUMBER}"
+    if not path.is_file() and (former := Path(folder) / FORMER).is_file():
+        raise InputError(rule, f"{former}: schema 1", f"make it anew: {remedy}")
     if not path.is_file():
-        remedy = "longreel data chat CONVERSATIONS --tokenizer FOLDER --clips DATASET --out CHATS, and give CHATS"
         found = f"{folder}: {'no ' + MANIFEST if Path(folder).is_dir() else 'no such folder'}"
         raise InputError("a video_lm trains on a chat dataset", found, remedy)
     found_there = unsealed(path, read_json(path))
     if found_there.get("schema") != SCHEMA_NUMBER:
-        raise InputError(
-            f"a chat dataset has schema {SCHEMA_NUMBER}", f"{path}: {found_there.get('schema')}", "make them anew"
-        )
+        raise InputError(rule, f"{path}: schema {found_there.get('schema')}", f"make it anew: {remedy}")
     return found_there
 
 
 def manifest_record(
     parts: list[dict[str, Any]], tokenizer: dict[str, Any], clips: list[dict[str, str]]
 ) -> dict[str, Any]:
-    """What to write to `talks.json`."""
+    """What to write to `chat.json`."""
     digest = digest_of([part["hash"] for part in parts], tokenizer)
     record = {"schema": SCHEMA_NUMBER, "digest": digest, "parts": parts, "tokenizer": tokenizer, "clips": clips}
     return sealed(record)

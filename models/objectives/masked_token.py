@@ -27,7 +27,7 @@ class MaskedTokenConfig(BaseModel):
     """Masking of visual codes (MaskGIT).
 
     Attributes:
-        mask_token: token id that replaces a masked code: `mask` of talks.json, after the last code.
+        mask_token: token id that replaces a masked code: `mask` of chat.json, after the last code.
         mask_ratio: share of masked codes; null draws it per sample from the cosine schedule.
     """
 
@@ -53,7 +53,7 @@ class MaskedToken:
         if len(codes) and self.config.mask_token <= tokens[codes].max():
             rule = "a token that no code has stands where one is hidden"
             told = f"objective.mask_token={self.config.mask_token}, and there is a code {tokens[codes].max()}"
-            raise InputError(rule, told, "objective.mask_token: the number of `mask` in talks.json")
+            raise InputError(rule, told, "objective.mask_token: the number of `mask` in chat.json")
         share = self.config.mask_ratio or math.cos(math.pi / 2 * uniform(key_of(key, "share")))
         count = max(1, round(share * len(codes))) if len(codes) else 0
         order = np.argsort(normal(key_of(key, "hidden"), 0, len(codes), 1)[:, 0], kind="stable")

@@ -190,7 +190,7 @@ def test_what_cannot_work_is_refused(tmp_path: Path, spoken: Path, dataset: Path
             r"263 tokens, .* 200 rows",
         ),
         ({"model": {"kind": "video_lm", "language": conversations.LANGUAGE}}, r"has a vision tower"),
-        ({"data__dataset": str(dataset)}, r"trains on a chat dataset\n.*no talks.json"),
+        ({"data__dataset": str(dataset)}, r"trains on a chat dataset\n.*no chat.json"),
         ({"data__size": [32, 32]}, r"frames have the size that the model sees"),
         ({"objective": {"kind": "rectified_flow"}}, r"a video_lm learns: next_token"),
         ({"model": {**conversations.MODEL, "spatial_pool": 3}}, r"4 tokens a side, spatial_pool 3"),

@@ -205,9 +205,9 @@ def learned(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     root, index = tmp_path_factory.mktemp("learned"), Index.open(dataset)
     of_row = {name: index.file(row) for name, row in zip("AB", _different(dataset), strict=True)}
     records = [make(name, file) for name, file in of_row.items() for make in (drawing, reading)]
-    (root / "talks.json").write_text(json.dumps(records))
+    (root / "chat.json").write_text(json.dumps(records))
     flags = ("--codes", CODES, "--code-frames", FRAMES, "--code-size", "32x32", "--code-stride", 3)
-    said = longreel("data", "chat", root / "talks.json", "--clips", dataset, "--out", root / "chats", *flags)
+    said = longreel("data", "chat", root / "chat.json", "--clips", dataset, "--out", root / "chats", *flags)
     assert f"objective.mask_token={MASK}" in said
     asked = [
         {"id": name, "video": file, "question": "What is it?", "answer": name, **more}
@@ -263,7 +263,7 @@ def test_what_was_learned_is_read(learned: Path, dataset: Path) -> None:
 
 
 def test_answers_that_were_drawn_are_not_judged(learned: Path, dataset: Path) -> None:
-    (_, record), *_ = list(records_of(learned / "talks.json"))
+    (_, record), *_ = list(records_of(learned / "chat.json"))
     (learned / "drawn.json").write_text(json.dumps([record]))
     done = CliRunner().invoke(app, ["eval", str(learned / "run"), str(learned / "drawn.json"), "--clips", str(dataset)])
     assert isinstance(done.exception, InputError)

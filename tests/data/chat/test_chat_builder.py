@@ -286,7 +286,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     whole = part.read_bytes()
     for damaged in (whole[:-1], whole.replace(b"a" * 50, b"b" * 50)):
         part.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"(?s)does not change.*not what talks.json says"):
+        with pytest.raises(InputError, match=r"(?s)does not change.*not what chat.json says"):
             ChatIndex.open(folder)
     part.unlink()
     with pytest.raises(InputError, match=r"00000\.arrow is missing"):
@@ -376,6 +376,17 @@ def test_one_odd_record_costs_itself(tmp_path: Path) -> None:
 
 
 U, V, B, E = 1, 9, 2, 4  # a turn of the user, a visual, a turn of the assistant, the end
+
+
+def test_a_chat_dataset_of_schema_1_is_refused_and_made_anew(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "chats"
+    build([words("a")], out, clips)
+    (out / "chat.json").rename(out / "talks.json")
+    with pytest.raises(InputError, match="must be of schema 2") as told:
+        ChatIndex.open(out)
+    assert (told.value.value, "longreel data chat" in told.value.remedy) == (f"{out / 'talks.json'}: schema 1", True)
+    build([words("a")], out, clips)
+    assert (len(ChatIndex.open(out)), (out / "talks.json").exists()) == (1, False)
 
 
 def test_a_layout_by_hand() -> None:
