@@ -84,6 +84,11 @@ class ChatSource:
         unique, which = np.unique(self.lengths, return_inverse=True)
         self.costs: Floats = np.array([cost(int(n)) for n in unique], np.float64)[which]
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Identity of the conversations of each dataset, and of the clips that they are about."""
+        return (*self.index.digests, *(digest for _, digest in self.index.clips))
+
     def check_lengths(self, pack_tokens: int) -> None:
         """Conversations fit into a pack.
 

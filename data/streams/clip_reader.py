@@ -121,7 +121,10 @@ class ClipReader:
 
     def clip(self, row: int, epoch: int) -> SampledClip:
         """What an epoch sees of a clip that fills a token; no I/O."""
-        key = key_of(self.seed, epoch, self.index.uid(row))
+        return self.clip_of(row, key_of(self.seed, epoch, self.index.uid(row)))
+
+    def clip_of(self, row: int, key: int) -> SampledClip:
+        """The same where its key is known."""
         start = self.sampling.start(int(self.index.frames[row]), key_of(key, "start"), bool(self.latents[row]))
         return SampledClip(row, key, self.grid(row), start)
 

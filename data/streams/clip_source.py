@@ -18,6 +18,7 @@ from data.planning.packing import Floats
 from data.streams.clip_reader import ClipReader, OnError, Piece, SampledClip
 from data.streams.pack_stream import Pack
 from parallel.errors import InputError
+from parallel.random import key_of
 from parallel.sequence.geometry import Grid
 from parallel.sequence.packed import Document, Ranges
 
@@ -71,6 +72,11 @@ class ClipSource:
         return self.reader.sampling
 
     @property
+    def digests(self) -> tuple[str, ...]:
+        """Identity of the samples of each dataset."""
+        return self.index.digests
+
+    @property
     def left_out(self) -> list[tuple[str, str]]:
         """(source file, reason) of clips that do not fill one token."""
         empty = (int(row) for row in np.flatnonzero(self.lengths == 0))
@@ -103,8 +109,8 @@ class ClipSource:
 
     def document(self, row: int, epoch: int) -> Document:
         """A clip as an epoch sees it."""
-        clip = self.reader.clip(row, epoch)
-        return Document(self.index.uid(row), clip.key, self.index.caption(row, self.caption), clip.grid)
+        uid = self.index.uid(row)
+        return Document(uid, key_of(self.seed, epoch, uid), self.index.caption(row, self.caption), self.layout(row))
 
     def layout(self, row: int) -> Grid:
         """Tokens of a clip along (t, y, x)."""
@@ -112,7 +118,7 @@ class ClipSource:
 
     def clips(self, pack: Pack) -> list[SampledClip]:
         """Those of a pack."""
-        return [self.reader.clip(*at) for at in zip(pack.rows, pack.epochs, strict=True)]
+        return [self.reader.clip_of(row, d.key) for row, d in zip(pack.rows, pack.documents, strict=True)]
 
     def read(self, pack: Pack, ranges: Ranges, on_error: OnError | None = None) -> list[Piece]:
         """The pieces of documents at these token positions of the pack, in their order: see `SampleSource`."""

@@ -87,6 +87,10 @@ class SampleSource(Protocol):
         """Of all that is random about a sample, and of their order."""
 
     @property
+    def digests(self) -> tuple[str, ...]:
+        """Identity of all that its samples are made of: of its index, and of clips that these are about."""
+
+    @property
     def lengths(self) -> Ints:
         """[rows] tokens of each; 0 for those that are left out."""
 

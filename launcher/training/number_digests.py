@@ -25,7 +25,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data.chat.chat_index import ChatIndex
 from data.streams.curriculum import Curriculum
 from launcher.checkpoints.external_hashes import TOKENIZER_OF, digest_of
 from launcher.config.config_schema import leaves
@@ -96,12 +95,7 @@ class Made:
 
 def datasets_of(curriculum: Curriculum) -> list[list[str]]:
     """Digests of the datasets of each segment, and of the clips that its conversations are about."""
-    found = []
-    for stream in curriculum.streams:
-        index = stream.index
-        clips = [digest for _, digest in index.clips] if isinstance(index, ChatIndex) else []
-        found.append([*index.digests, *clips])
-    return found
+    return [list(stream.source.digests) for stream in curriculum.streams]
 
 
 def _by_effect(config: RunConfig) -> dict[Effect, dict[str, Any]]:

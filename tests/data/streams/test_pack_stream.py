@@ -167,6 +167,7 @@ def test_a_clip_that_cannot_be_read_is_told_of_its_conversation(clips: Path, tmp
     index.shard(1).unlink()
     of_first = [row for row in range(4) if index.shard(row) == index.shard(1)]
     pack = pack_of(source, [3, 1], [0, 0])
+    assert source.digests == (*source.index.digests, index.digest), "of the conversations, and of their clips"
     told: dict[int, str] = {}
     pieces = source.read(pack, ((0, 10),), lambda number, error: told.update({number: error.value}))
     assert 3 not in of_first
