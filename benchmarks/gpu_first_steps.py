@@ -135,8 +135,8 @@ def room(case: Case) -> float:
 def measured(case: Case, model: Model, tokens: int, layers: int, way: str, reached: float) -> tuple[Row, float]:
     """One row, and the FLOP/s that it reached."""
     make = dit if model.family == "dit" else language
-    module, maker, stream, pack = make(case, model, tokens, layers, way)
-    step, area = step_of(case, module, maker, stream, pack)
+    module, builder, stream, pack = make(case, model, tokens, layers, way)
+    step, area = step_of(case, module, builder, stream, pack)
     parameters = sum(p.numel() for p in module.parameters())
     work = 6.0 * parameters * pack.tokens + 12.0 * area * model.dim * layers
     long = work * 4 / 3 / reached > LONG
@@ -159,12 +159,12 @@ def measured(case: Case, model: Model, tokens: int, layers: int, way: str, reach
 
 
 def step_of(
-    case: Case, module: torch.nn.Module, maker: Any, stream: Any, pack: Any
+    case: Case, module: torch.nn.Module, builder: Any, stream: Any, pack: Any
 ) -> tuple[Callable[[], None], float]:
-    """Forward, backward and update on a batch that the feed's own maker makes once; and the pairs of its masks."""
+    """Forward, backward and update on a batch that the feed's own builder makes once; and the pairs of its masks."""
     from parallel.zero.stages import engine_for
 
-    micro = maker.micro_step(stream, pack)
+    micro = builder.micro_step(stream, pack)
     if case.kind == "cuda":
         torch.cuda.synchronize(case.device)
     engine = engine_for(module, AdamWConfig(), 0, 1, device=case.device)
@@ -174,7 +174,7 @@ def step_of(
         engine.backward(loss / pack.tokens)
         engine.step(1e-5)
 
-    return step, maker.area(stream, pack)
+    return step, builder.area(stream, pack)
 
 
 def filled(make: Callable[[], torch.nn.Module], device: torch.device) -> torch.nn.Module:
@@ -214,7 +214,7 @@ def language_config(model: Model, layers: int, words: int, way: str) -> Any:
 
 
 def dit(case: Case, model: Model, tokens: int, layers: int, way: str) -> tuple[torch.nn.Module, Any, Any, Any]:
-    """Module, maker, and a pack of one clip of latents with where it is read from."""
+    """Module, builder, and a pack of one clip of latents with where it is read from."""
     from data.streams.clip_reader import Piece
     from data.streams.pack_stream import Pack
     from launcher.batches.diffusion_batches import ClipBatchBuilder
@@ -236,9 +236,9 @@ def dit(case: Case, model: Model, tokens: int, layers: int, way: str) -> tuple[t
     stream = SimpleNamespace(source=SimpleNamespace(read=lambda pack, ranges, told: [piece]))
     objective = RectifiedFlow(RectifiedFlowConfig())
     groups = Groups(Mesh(), Mesh().place(0))
-    maker = ClipBatchBuilder(codec, objective, config.attention, groups, case.device)
+    builder = ClipBatchBuilder(codec, objective, config.attention, groups, case.device)
     module = filled(lambda: build_loss(config, CHANNELS, 0, torch.bfloat16, objective.config), case.device)
-    return module, maker, stream, pack
+    return module, builder, stream, pack
 
 
 def language(case: Case, model: Model, tokens: int, layers: int, way: str) -> tuple[torch.nn.Module, Any, Any, Any]:
@@ -260,6 +260,6 @@ def language(case: Case, model: Model, tokens: int, layers: int, way: str) -> tu
     stream = SimpleNamespace(source=SimpleNamespace(layout=lambda row: layout, options=SimpleNamespace(rope=())))
     objective = NextTokenConfig()
     groups = Groups(Mesh(), Mesh().place(0))
-    maker = ChatBatchBuilder(config, build_objective(objective), groups, torch.bfloat16, case.device)
+    builder = ChatBatchBuilder(config, build_objective(objective), groups, torch.bfloat16, case.device)
     module = filled(lambda: build_loss(config, 0, 0, torch.bfloat16, objective), case.device)
-    return module, maker, stream, pack
+    return module, builder, stream, pack

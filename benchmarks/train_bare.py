@@ -19,7 +19,7 @@ from launcher.batches.datasets import geometry_of
 from launcher.batches.diffusion_batches import DiffusionBatch
 from launcher.config.loading import load
 from launcher.config.lr_schedule import learning_rate
-from launcher.training.loop import build_feed
+from launcher.training.loop import build_loader
 from launcher.training.rendezvous import RankPlace
 from models.registry import DTYPES, build, build_objective
 
@@ -36,10 +36,10 @@ def main(recipe: Path, steps: int, overrides: list[str]) -> None:
     config = load(recipe, overrides)
     assert config.objective.predict == "clean", "the target of the objective is the clean clip"
     device = torch.device("cpu")
-    feed = build_feed(config, RankPlace(0, 1, 0, 1, ""), device)
+    loader = build_loader(config, RankPlace(0, 1, 0, 1, ""), device)
     position, batches = Position(), []
     for _ in range(steps):
-        batches.append(feed.batch(position))
+        batches.append(loader.batch(position))
         position = batches[-1].position
     model = build(config.model, geometry_of(config).channels, config.seed, DTYPES[config.dtype])
     objective = build_objective(config.objective)

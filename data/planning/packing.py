@@ -92,7 +92,7 @@ def assign(costs: Sequence[float], replicas: int) -> list[list[int]]:
     """The bins of a step for each replica: costs balanced, none with more than ceil(bins / replicas), dearest first.
 
     Longest processing time first (Graham 1969), among the replicas with a place left. Replicas with fewer bins get
-    ghosts from the caller; only they know how a pack of no weight looks.
+    padding packs from the caller; only they know how a pack of no weight looks.
     """
     most = -(-len(costs) // replicas)
     mine: list[list[int]] = [[] for _ in range(replicas)]

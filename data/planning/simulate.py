@@ -25,7 +25,7 @@ class Simulation:
         least_fill: of the emptiest window.
         imbalance: time of all steps over what it would be with even replicas: each step waits for its slowest.
         worst: the same of the worst step; the last one of the epoch, which may be a part, does not count.
-        ghosts: packs of no weight that fill up replicas with fewer.
+        padding_packs: packs of no weight that fill up replicas with fewer.
         pack_tokens_of_a_rank: largest part of a pack that a rank holds.
         seek_seconds: to the packs of any step, median.
         state_bytes: of the position.
@@ -41,7 +41,7 @@ class Simulation:
     least_fill: float
     imbalance: float
     worst: float
-    ghosts: int
+    padding_packs: int
     pack_tokens_of_a_rank: int
     seek_seconds: float
     state_bytes: int
@@ -53,7 +53,7 @@ def simulate(
 ) -> Simulation:
     """One epoch of `plan` on `replicas` groups of `sequence_ranks` ranks; `on_progress` is told (windows done, all)."""
     began = time.monotonic()
-    fills, packs, ghosts = [], 0, 0
+    fills, packs, padding_packs = [], 0, 0
     slowest, mean, worst, steps = 0.0, 0.0, 1.0, 0
     begun = np.zeros(0)  # packs of the step that ran over the end of the last window
     for at, (costs, tokens) in enumerate(_windows(plan)):
@@ -65,7 +65,7 @@ def simulate(
         for step in (run[s * plan.packs_per_step : (s + 1) * plan.packs_per_step] for s in range(whole)):
             shares = assign(step.tolist(), replicas)
             loads = np.array([step[share].sum() for share in shares])
-            ghosts += sum(max(map(len, shares)) - len(share) for share in shares)
+            padding_packs += sum(max(map(len, shares)) - len(share) for share in shares)
             slowest, mean, steps = slowest + loads.max(), mean + loads.mean(), steps + 1
             if len(step) == plan.packs_per_step:
                 worst = max(worst, float(loads.max() / loads.mean()))
@@ -82,7 +82,7 @@ def simulate(
         least_fill=min(fills),
         imbalance=slowest / mean,
         worst=worst,
-        ghosts=ghosts,
+        padding_packs=padding_packs,
         pack_tokens_of_a_rank=-(-plan.pack_tokens // sequence_ranks),
         seek_seconds=_seek_seconds(plan),
         state_bytes=len(Cursor(9, plan.windows, packs, packs).to_json()) + 2 * 32 + 64,

@@ -45,7 +45,7 @@ WORDS = {
     "worst": "the same, worst whole step",
     "share_of_words": "cost of long captions, of all",
     "cut_captions": "captions of which only a beginning is read",
-    "ghosts": "ghost packs",
+    "padding_packs": "padding packs",
     "pack_tokens_of_a_rank": "tokens of a pack on a rank",
     "seek_seconds": "seconds to seek to any step",
     "state_bytes": "bytes of state",

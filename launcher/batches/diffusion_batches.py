@@ -104,7 +104,7 @@ class ClipBatchBuilder:
         received = 0
         for piece in pieces:
             document = pack.documents[piece.document]
-            if document.weight and piece.document not in problems:  # a ghost is a copy of what others count
+            if document.weight and piece.document not in problems:  # a padding pack is a copy of what others count
                 received += checksum(document.uid, piece.stop - piece.start)
         return MicroStep(batch, plans, received, problems)
 

@@ -3,9 +3,9 @@
     1 pack, 4 replicas    # . . .        3 of 4 places are empty: three replicas wait in every step
     5 packs, 4 replicas   # # # # | # . . .    two micro-steps, 3 of 8 places are empty
 
-An empty place is a ghost (launcher/batches/loader.py): a sample of weight zero, which costs little and gives nothing. A
-step takes as long as its fullest replica, so the share of empty places is the share of the machine that is paid in
-vain.
+An empty place is a padding pack (launcher/batches/loader.py): a sample of weight zero, which costs little and gives
+nothing. A step takes as long as its fullest replica, so the share of empty places is the share of the machine that is
+paid in vain.
 """
 
 from __future__ import annotations

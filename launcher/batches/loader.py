@@ -1,12 +1,12 @@
-"""The feed: this rank's part of each step, made ready in a background thread while the step before is computed.
+"""The loader: this rank's part of each step, made ready in a background thread while the step before is computed.
 
-    position --curriculum--> packs of the step --assign--> mine --maker--> micro-steps: input, target, plans
+    position --curriculum--> packs of the step --assign--> mine --builder--> micro-steps: input, target, plans
                                                               launcher/batches/diffusion_batches.py,
                                                               launcher/batches/language_batches.py
 
-Packs are dealt to replicas by cost; a replica with one less gets a ghost: the step's smallest sample with weight zero,
-so that every rank does the same number of micro-steps (ZeRO-3 hangs otherwise). At most `AHEAD` steps are held ready.
-The position that goes with a batch is the one after it: of what was consumed, never of what was prefetched.
+Packs are dealt to replicas by cost; a replica with one less gets a padding pack: the smallest sample of the step with
+weight zero, so that every rank does the same number of micro-steps (ZeRO-3 hangs otherwise). At most `AHEAD` steps are
+held ready. The position that goes with a batch is the one after it: of what was consumed, never of what was prefetched.
 
 A sample that cannot be read does not stop the others: its frames are black here, and once every rank has heard of it
 (launcher/training/loop.py) its tokens weigh nothing anywhere, shapes unchanged.
@@ -45,7 +45,7 @@ class Problem:
     Attributes:
         replica, micro_step, document: which one of the step.
         uid: of the sample.
-        tokens: that it adds to the step; 0 in a ghost.
+        tokens: that it adds to the step; 0 in a padding pack.
         reason: that it could not be read for.
         file: the source that it was cut from.
     """
@@ -59,11 +59,11 @@ class Problem:
     file: str = ""
 
 
-class Fed(Protocol):
-    """What a rank needs to know of its feed to build an engine and to compute gradients."""
+class BatchSource(Protocol):
+    """What a rank needs to know of its loader to build an engine and to compute gradients."""
 
     @property
-    def maker(self) -> BatchBuilder:
+    def builder(self) -> BatchBuilder:
         """Of micro-steps."""
 
     @property
@@ -104,26 +104,26 @@ Filled = tuple[Batch, Handover] | BaseException  # what the thread hands on
 
 
 @dataclass(frozen=True)
-class Feed:
+class BatchLoader:
     """What it takes to make batches.
 
-    Raises InputError if the maker cannot make any of this data.
+    Raises InputError if the builder cannot make any of this data.
 
     Attributes:
         curriculum: what each step sees.
-        maker: of micro-steps.
+        builder: of micro-steps.
     """
 
     curriculum: Curriculum
-    maker: BatchBuilder
+    builder: BatchBuilder
 
     @property
     def groups(self) -> Groups:
         """Of this rank."""
-        return self.maker.groups
+        return self.builder.groups
 
     def __post_init__(self) -> None:
-        self.maker.check(self.curriculum)
+        self.builder.check(self.curriculum)
 
     @property
     def micro_steps(self) -> int:
@@ -134,7 +134,7 @@ class Feed:
         """The step after `position`."""
         stream, packs, after = self.curriculum.next_step(position)
         mine = assign(packs, self.groups.mesh.replica, self.groups.place.replica)
-        steps = tuple(self.maker.micro_step(stream, pack) for pack in mine)
+        steps = tuple(self.builder.micro_step(stream, pack) for pack in mine)
         replica = self.groups.place.replica
         problems = [
             Problem(
@@ -155,7 +155,7 @@ class Feed:
             position=after,
             samples=tuple(d.uid for d in documents),
             tokens=sum(d.tokens for d in documents),
-            area=sum(self.maker.area(stream, pack) for pack in packs),
+            area=sum(self.builder.area(stream, pack) for pack in packs),
         )
 
     def without(self, batch: Batch, problems: Sequence[Problem]) -> Batch:
@@ -189,7 +189,7 @@ class Feed:
         """
         ready: queue.Queue[Filled] = queue.Queue(AHEAD)
         closed = threading.Event()
-        thread = threading.Thread(target=self._fill, args=(position, ready, closed), daemon=True, name="feed")
+        thread = threading.Thread(target=self._fill, args=(position, ready, closed), daemon=True, name="loader")
         thread.start()
         try:
             while True:
@@ -206,7 +206,7 @@ class Feed:
                 thread.join(0.05)
 
     def _fill(self, position: Position, ready: queue.Queue[Filled], closed: threading.Event) -> None:
-        stream = self.maker.stream
+        stream = self.builder.stream
         try:
             step_aside()
             with stream.entered():
@@ -232,13 +232,13 @@ def step_aside() -> None:
 
 
 def assign(packs: Sequence[Pack], replicas: int, replica: int) -> list[Pack]:
-    """The packs of one replica, filled up with ghosts to as many as the others have."""
+    """The packs of one replica, filled up with padding packs to as many as the others have."""
     shares = packing.assign([pack.cost for pack in packs], replicas)
     mine = [packs[number] for number in shares[replica]]
-    return mine + [ghost_of(packs)] * (max(map(len, shares)) - len(mine))
+    return mine + [padding_pack_of(packs)] * (max(map(len, shares)) - len(mine))
 
 
-def ghost_of(packs: Sequence[Pack]) -> Pack:
+def padding_pack_of(packs: Sequence[Pack]) -> Pack:
     """The smallest sample of a step, alone and with weight zero."""
     pack, at = min(((p, n) for p in packs for n in range(len(p.rows))), key=lambda x: x[0].documents[x[1]].tokens)
     alone = slice(at, at + 1)

@@ -73,20 +73,20 @@ def evaluate(
     """
     from launcher.core.progress_bar import Bar
     from launcher.core.run_folder import keep, write_whole
-    from launcher.generation.answers import open_speaker
+    from launcher.generation.answers import open_answer_generator
     from launcher.generation.evaluation import as_record, indexer_for, questions_of, scores_of
     from launcher.generation.evaluation import evaluate as answer
 
     left_out: list[tuple[str, str]] = []
     limit, shuffled, most = asking.limit, asking.shuffle_frames, asking.max_new_tokens
     asked = questions_of(questions, limit, records.ignore or (), left_out if records.leave_out else None)
-    speaker = open_speaker(run, weights.checkpoint, weights.averaged)
-    indexer = indexer_for(speaker, clips, questions.parent)
+    answerer = open_answer_generator(run, weights.checkpoint, weights.averaged)
+    indexer = indexer_for(answerer, clips, questions.parent)
     console = Console(stderr=json_)
     with Bar(console, "questions") as bar:
-        found = answer(speaker, asked, indexer, shuffled, most, lambda d, t: bar.update(d, t, ""))
+        found = answer(answerer, asked, indexer, shuffled, most, lambda d, t: bar.update(d, t, ""))
     scores = scores_of(asked, found)
-    name = f"{questions.stem}-step-{speaker.step}{'-shuffled' if shuffled else ''}{speaker.weights}"
+    name = f"{questions.stem}-step-{answerer.step}{'-shuffled' if shuffled else ''}{answerer.weights}"
     how = {"questions": str(questions), "clips": clips and str(clips), "limit": limit, "max_new_tokens": most}
     written = json.dumps({"asked": how, **as_record(scores, found, left_out)}, indent=1).encode()
     path = out or run / "eval" / f"{keep(run / 'eval', name, {'.json': written})}.json"
@@ -96,7 +96,7 @@ def evaluate(
         print(json.dumps({**as_record(scores, [], left_out), "file": str(path)}))
         return
     note = ", frames shuffled" if shuffled else ""
-    table = Table(title=f"step {speaker.step}{note}", title_justify="left")
+    table = Table(title=f"step {answerer.step}{note}", title_justify="left")
     table.add_column("kind")
     for column in ("questions", "right", "accuracy", "chance"):
         table.add_column(column, justify="right")
@@ -134,38 +134,38 @@ def tell_answers(
     from data.streams.visual_lookup import FrameIndexer
     from launcher.batches.visual_codes import Drawn, write_drawn
     from launcher.core.run_folder import RunFolder
-    from launcher.generation.answers import MOST_WORDS, conversation_about, open_speaker
+    from launcher.generation.answers import MOST_WORDS, conversation_about, open_answer_generator
     from launcher.generation.evaluation import indexer_for
     from launcher.generation.sample_prompts import Question, questions_of
     from launcher.generation.videos import slug
     from parallel.random import key_of
 
-    speaker = open_speaker(run, checkpoint, averaged)
+    answerer = open_answer_generator(run, checkpoint, averaged)
     console = Console(stderr=as_json)
-    asked = [Question(prompt, tuple(map(str, videos))) for prompt in prompts or speaker.prompts]
-    indexer, coding = FrameIndexer(speaker.sampling), speaker.coding
+    asked = [Question(prompt, tuple(map(str, videos))) for prompt in prompts or answerer.prompts]
+    indexer, coding = FrameIndexer(answerer.sampling), answerer.coding
     if not asked:
-        chats = speaker.chats
-        assert chats is not None, "a speaker of a run has a chat dataset"
+        chats = answerer.chats
+        assert chats is not None, "a answerer of a run has a chat dataset"
         told = f'no --prompt: questions of {chats.folders[0]}; your own: --prompt "..."'
         console.print(told, highlight=False, markup=False, soft_wrap=True)
         asked = list(questions_of(chats))
         if videos:
             asked = [Question(one.prompt, tuple(map(str, videos))) for one in asked]
         elif chats.clips:
-            indexer = indexer_for(speaker, chats.clips[0][0], run)
+            indexer = indexer_for(answerer, chats.clips[0][0], run)
     for prompt, seen in ((one.prompt, one.clips) for one in asked):
         conversation = conversation_about([Path(name) for name in seen], prompt)
-        words = speaker.said(
-            speaker.asked(*speaker.layout(conversation, indexer.frames, None, indexer.timelines)),
+        words = answerer.said(
+            answerer.asked(*answerer.layout(conversation, indexer.frames, None, indexer.timelines)),
             MOST_WORDS + (coding.most if coding else 0),
         )
-        said, drawn = speaker.text(words), coding.drawn(words) if coding else Drawn((), 0)
+        said, drawn = answerer.text(words), coding.drawn(words) if coding else Drawn((), 0)
         about = f"-{key_of(*seen) & 0xFFFFFFFF:08x}" if seen else ""
-        name = f"{slug(prompt)}{about}-step-{speaker.step}{speaker.weights}"
-        files = [str(path) for path in write_drawn(drawn, RunFolder(run).samples, name, speaker.fps)]
+        name = f"{slug(prompt)}{about}-step-{answerer.step}{answerer.weights}"
+        files = [str(path) for path in write_drawn(drawn, RunFolder(run).samples, name, answerer.fps)]
         if as_json:
-            record = {"prompt": prompt, "videos": list(seen), "answer": said, "step": speaker.step}
+            record = {"prompt": prompt, "videos": list(seen), "answer": said, "step": answerer.step}
             print(json.dumps({**record, **({"drawn": files, "codes_left": drawn.left} if coding else {})}))
             continue
         lost = [f"{drawn.left} codes that fill no whole frame"] if drawn.left else []

@@ -45,26 +45,28 @@ def needle(
     """
     from launcher.core.progress_bar import Bar
     from launcher.core.run_folder import keep, write_whole
-    from launcher.generation.answers import open_speaker
+    from launcher.generation.answers import open_answer_generator
     from launcher.generation.needle_test import heat_map, of_length, search
 
     h = haystacks
     asked = _lengths(h.lengths)
-    speaker = open_speaker(run, weights.checkpoint, weights.averaged)
+    answerer = open_answer_generator(run, weights.checkpoint, weights.averaged)
     console = Console(stderr=json_)
     with Bar(console, "needles") as bar:
-        cells = search(speaker, asked, h.depths, h.each, h.secrets, h.frames, h.seed, lambda d, t: bar.update(d, t, ""))
+        cells = search(
+            answerer, asked, h.depths, h.each, h.secrets, h.frames, h.seed, lambda d, t: bar.update(d, t, "")
+        )
     what = "frames" if h.frames else "words"
     picture = io.BytesIO()
-    heat_map(cells, f"needles found among {what}, step {speaker.step}").save(picture, "PNG")
-    name = f"needle-{what}-step-{speaker.step}{speaker.weights}"
+    heat_map(cells, f"needles found among {what}, step {answerer.step}").save(picture, "PNG")
+    name = f"needle-{what}-step-{answerer.step}{answerer.weights}"
     path = out or run / "eval" / f"{keep(run / 'eval', name, {'.png': picture.getvalue()})}.png"
     if out is not None:
         write_whole(path, picture.getvalue())
     if json_:
         print(json.dumps({"cells": [asdict(cell) for cell in cells], "picture": str(path)}))
         return
-    table = Table(title=f"needles among {what}, step {speaker.step}", title_justify="left")
+    table = Table(title=f"needles among {what}, step {answerer.step}", title_justify="left")
     for column in ("length", "tokens", "asked", "found", "share"):
         table.add_column(column, justify="right")
     for length, tokens, found, total in of_length(cells):

@@ -2,7 +2,7 @@
 
     model, engine        build_engine     its ZeRO stage and offload, DeepSpeed's own code at stages 1 to 3
     state to save        engine.held      what the saver holds from the first step on
-    batch                the maker        plans, layout, noise levels; values are not drawn
+    batch                the builder      plans, layout, noise levels; values are not drawn
     forward, backward    gradients        recompute, tiles, offload, ring and ulysses, all as in training
     update               engine.step
 
@@ -23,7 +23,7 @@ from launcher.batches.drawn_packs import DrawnPack
 from launcher.batches.loader import AHEAD
 from launcher.config.run_config import RunConfig
 from launcher.core.heartbeat import HeartbeatBoard
-from launcher.dryrun.fake_batches import DryFeed
+from launcher.dryrun.fake_batches import DryLoader
 from launcher.dryrun.fake_packs import longest_segment, mesh_of, micro_steps_of, packs_for
 from launcher.dryrun.fake_tensors import every_tensor, fake_world, made_up
 from launcher.dryrun.memory_timeline import Boundary, Moment, kept, moments
@@ -55,7 +55,7 @@ class DryRun:
         peak: when, and what it is.
         kept_bytes: made by the forward pass and alive after it: activations, without weights, states or the batch.
         prefetched_bytes: batches that training has ready ahead, beside the one that the step is fed.
-        host_bytes: the most in the host's memory: what is offloaded, and what the feed has there.
+        host_bytes: the most in the host's memory: what is offloaded, and what the loader has there.
         largest_tensor_bytes: the largest tensor of the step.
         largest_tensor: by what it was made.
         flops: of this rank's step, products of matrices and attention; of attention alone.
@@ -167,9 +167,9 @@ class Dry:
         self.boundaries: list[Boundary] = []
         self.device = torch.device(counter.device)
         with counter.phase("model"):
-            self.feed = DryFeed.of(config, segment, groups, self.device, kernels, len(packs))
+            self.loader = DryLoader.of(config, segment, groups, self.device, kernels, len(packs))
         with counter.phase("engine"):
-            self.engine: Engine = build_engine(config, self.feed, self.device, numbers=False)
+            self.engine: Engine = build_engine(config, self.loader, self.device, numbers=False)
             held = self.engine.held()  # as the saver does: from then on there is all state
         # DeepSpeed keeps meta tensors of all parameters, to lay them out: no memory, though our device is called so too
         laid_out = getattr(getattr(self.engine, "optimizer", None), "round_robin_bit16_meta", [])
@@ -179,7 +179,7 @@ class Dry:
             self.ema = Ema(self.engine, config.optimizer.ema) if config.optimizer.ema else None
         counter.adopt(self.ema.averages if self.ema is not None else [], "average")
         with counter.phase("batch"):
-            self.batch = self.feed.batch(packs)
+            self.batch = self.loader.batch(packs)
         of_device = [t for t in every_tensor(self.batch) if t.device.type == counter.device]
         counter.adopt(of_device, "batch")
         self.batch_bytes = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in of_device}.values())
@@ -187,7 +187,7 @@ class Dry:
     def step(self) -> None:
         """The whole of it."""
         heartbeat = HeartbeatBoard(self._enter)
-        gradients(self.engine, self.feed, self.batch, 1.0, self.device, heartbeat)
+        gradients(self.engine, self.loader, self.batch, 1.0, self.device, heartbeat)
         heartbeat.enter("update", 1)
         self.engine.step(RATE)
         if self.ema is not None:
@@ -207,7 +207,7 @@ class Dry:
             mesh=self.groups.mesh,
             rank=rank,
             device=self.kernels,
-            tokens=self.feed.tokens(self.batch),
+            tokens=self.loader.tokens(self.batch),
             parameters=sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters()),
             pack=self.packs[0].words,
             micro_steps=micro_steps,

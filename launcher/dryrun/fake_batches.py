@@ -1,4 +1,4 @@
-"""The feed of a dry run: batches of drawn packs, made by the run's own maker, of values that are never read."""
+"""The loader of a dry run: batches of drawn packs, made by the run's own builder, of values that are never read."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from parallel.mesh import Groups
 
 
 @dataclass(frozen=True)
-class DryFeed:
-    """See `launcher.batches.loader.Feed`, of which it has what a step needs.
+class DryLoader:
+    """See `launcher.batches.loader.BatchLoader`, of which it has what a step needs.
 
     Attributes:
-        maker: of the run.
+        builder: of the run.
         micro_steps: of a step.
         rope: rotary frequencies of its segment.
     """
 
-    maker: BatchBuilder
+    builder: BatchBuilder
     micro_steps: int
     rope: Rope = ()
 
     @classmethod
     def of(
         cls, config: RunConfig, segment: int, groups: Groups, device: torch.device, kernels: str, micro_steps: int
-    ) -> DryFeed:
+    ) -> DryLoader:
         """That of a segment of a run, with the kernels of "cuda" or "cpu"."""
         kernel = gpu_kernel(config) if kernels == "cuda" else None
-        maker = builder_of(config, groups, device, kernel)
-        return cls(maker, micro_steps, config.data.merged()[segment].rope_items)
+        builder = builder_of(config, groups, device, kernel)
+        return cls(builder, micro_steps, config.data.merged()[segment].rope_items)
 
     def batch(self, packs: list[DrawnPack]) -> Batch:
         """A step of these packs."""
-        steps = tuple(self.maker.empty_step(pack.documents, pack.layouts, self.rope) for pack in packs)
+        steps = tuple(self.builder.empty_step(pack.documents, pack.layouts, self.rope) for pack in packs)
         tokens = sum(pack.tokens for pack in packs)
         return Batch(steps, 1.0, 0, 0, 0, (), Position(step=1), (), tokens, 0.0)
 

@@ -1,4 +1,4 @@
-"""`Speaker`: a video_lm of a run's checkpoint that answers questions, on one device.
+"""`AnswerGenerator`: a video_lm of a run's checkpoint that answers questions, on one device.
 
 turns, frames --chat template, layout--> tokens and rows --keys kept (`models.language.kv_cache`)--> words, one by one
                 --or codes (`batches/visual_codes.py`)--> tokens                                       and visual codes
@@ -64,7 +64,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Speaker:
+class AnswerGenerator:
     """Answers, with the likeliest words.
 
     Attributes:
@@ -72,7 +72,7 @@ class Speaker:
         tokenizer: of its chat dataset.
         places: words that stand for visuals.
         silence: the token that says nothing.
-        maker: of its input.
+        builder: of its input.
         rope: of the segment that the checkpoint is of.
         step: of the checkpoint.
         sampling: of frames.
@@ -89,7 +89,7 @@ class Speaker:
     tokenizer: Any
     places: dict[Kind, str]
     silence: int | None
-    maker: ChatBatchBuilder
+    builder: ChatBatchBuilder
     rope: Rope
     step: int
     sampling: Sampling
@@ -137,7 +137,7 @@ class Speaker:
             for clips, times in zip(shown, when, strict=True)
         ]
         layout = layout_of(
-            encoded.tokens, kinds, visual_positions, spans, self.maker.model.views, self.silence, self.times
+            encoded.tokens, kinds, visual_positions, spans, self.builder.model.views, self.silence, self.times
         )
         flat = [frames if order is None else frames[order(len(frames))] for clips in shown for frames in clips]
         return layout, np.concatenate(flat) if flat else np.zeros((0, 1, 1, 3), np.uint8)
@@ -160,10 +160,10 @@ class Speaker:
         if VISUAL_CODE in layout.kinds[first : int(said[-1]) + 1]:
             raise InputError("an answer that is judged has words alone", "a video or an image in it", "leave it out")
         document = Document("", 0, "", (len(layout), 1, 1))
-        batch, _ = self.maker.prepare([document], [layout], lambda begin, end: frames[begin:end], self.rope)
+        batch, _ = self.builder.prepare([document], [layout], lambda begin, end: frames[begin:end], self.rope)
         embeddings = self.model.embedded(batch)
         # no token sees a later one but in its own frame, and frames are whole before the answer
-        masks = masks_of(self.maker.model.windows, self.maker.model.mask, [layout.before(first + 1).runs])
+        masks = masks_of(self.builder.model.windows, self.builder.model.mask, [layout.before(first + 1).runs])
         plans = {window: local_plan(mask) for window, mask in masks.items()}
         return Asked(embeddings[: first + 1], plans, tuple(layout.labels[first : int(said[-1]) + 1].tolist()))
 
@@ -197,7 +197,7 @@ class Speaker:
         return float(logits.log_softmax(dim=1).gather(1, taken[:, None]).mean())
 
     def _streamer(self) -> Streamer:
-        mask = self.maker.model.mask
+        mask = self.builder.model.mask
         return Streamer(self.model.lm, mask.window or mask.chunk, mask.sinks, self.rope)
 
     @property
@@ -214,18 +214,18 @@ class Speaker:
         return [int(token) for token in encoded.tokens[encoded.answers][:1]]
 
 
-def open_speaker(run: Path, step: int | None = None, averaged: bool | None = None) -> Speaker:
+def open_answer_generator(run: Path, step: int | None = None, averaged: bool | None = None) -> AnswerGenerator:
     """The model of a run's checkpoint; the newest, if no step is given; `averaged` as of `is_averaged`.
 
     Raises:
         InputError: no run, no checkpoint, no chat dataset any more, or a diffusion model.
     """
     config, found = open_run(run, step)
-    return speaker_of(config, found, averaged)
+    return answer_generator_of(config, found, averaged)
 
 
-def speaker_of(config: RunConfig, found: Checkpoint, averaged: bool | None = None) -> Speaker:
-    """See `open_speaker`."""
+def answer_generator_of(config: RunConfig, found: Checkpoint, averaged: bool | None = None) -> AnswerGenerator:
+    """See `open_answer_generator`."""
     if spec_of(config.model).family != "language":
         found_there = f"model.kind: {config.model.kind}"
         raise InputError("questions are for a language model", found_there, "longreel sample RUN --prompt, for a video")
@@ -242,7 +242,7 @@ def speaker_of(config: RunConfig, found: Checkpoint, averaged: bool | None = Non
     mesh = Mesh(1, 1, 1)
     groups = Groups(mesh, mesh.place(0))
     learned: Any = build_objective(config.objective)
-    maker = ChatBatchBuilder(config.model, learned, groups, DTYPES[config.dtype], device)
+    builder = ChatBatchBuilder(config.model, learned, groups, DTYPES[config.dtype], device)
     tokenizer = open_tokenizer(str(chats.tokenizer_folder))
     places: dict[Kind, str] = {
         kind: tokenizer.convert_ids_to_tokens(id_) for kind, id_ in chats.tokenizer["places"].items()
@@ -251,8 +251,8 @@ def speaker_of(config: RunConfig, found: Checkpoint, averaged: bool | None = Non
     size = (views.pixels, views.pixels) if views else None
     sampling = Sampling(geometry_of(config), data.frames, size, data.stride)
     coding, silence, asks = coding_of(chats), chats.tokenizer["silence"], config.sample
-    return Speaker(
-        model, tokenizer, places, silence, maker, data.rope_items, found.state.step,
+    return AnswerGenerator(
+        model, tokenizer, places, silence, builder, data.rope_items, found.state.step,
         coding.sampling if coding else sampling, asks.prompts, asks.fps, coding,
         times_of(tokenizer) if data.timestamps else None, data.max_positions or config.model.positions, chats,
         "-no-ema" if averaged is False and is_averaged(found) else "",

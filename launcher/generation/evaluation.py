@@ -25,7 +25,7 @@ from data.chat.turns import Conversation, Kind, Turn, Visual
 from data.dataset.index import Index
 from data.streams.clip_reader import ClipReader
 from data.streams.visual_lookup import FrameIndexer
-from launcher.generation.answers import Speaker
+from launcher.generation.answers import AnswerGenerator
 from parallel.errors import InputError
 from parallel.random import key_of
 
@@ -141,7 +141,7 @@ def question_of(record: Mapping[str, Any], where: str, ignored: Collection[str] 
 
 
 def evaluate(
-    speaker: Speaker,
+    answerer: AnswerGenerator,
     questions: Sequence[Question],
     indexer: FrameIndexer,
     shuffle: bool = False,
@@ -151,7 +151,7 @@ def evaluate(
     """What the model says to each question.
 
     Args:
-        speaker: the model.
+        answerer: the model.
         questions: any number.
         indexer: finds their videos.
         shuffle: show the frames of each clip in an order drawn from the question's id.
@@ -161,16 +161,16 @@ def evaluate(
     found = []
     for number, question in enumerate(questions, 1):
         order = _order(question.uid) if shuffle else None
-        asked = speaker.asked(
-            *speaker.layout(
+        asked = answerer.asked(
+            *answerer.layout(
                 question.conversation, _look(indexer, question.uid), order, _timelines(indexer, question.uid)
             )
         )
         if question.choices:
-            scores = [speaker.likelihood(asked, choice) for choice in question.choices]
+            scores = [answerer.likelihood(asked, choice) for choice in question.choices]
             said = question.choices[int(np.argmax(scores))]
         else:
-            said = speaker.answer(asked, most)
+            said = answerer.answer(asked, most)
         right = plain(said) == plain(question.expected)
         found.append(Answered(question.uid, question.kind, question.expected, said, right))
         if on_progress is not None:
@@ -229,11 +229,11 @@ def questions_of(
     return found[:limit]
 
 
-def indexer_for(speaker: Speaker, clips: Path | None, folder: Path) -> FrameIndexer:
+def indexer_for(answerer: AnswerGenerator, clips: Path | None, folder: Path) -> FrameIndexer:
     """Finds videos in a dataset, or as files in a folder."""
     if clips is None:
-        return FrameIndexer(speaker.sampling, None, folder)
-    return FrameIndexer(speaker.sampling, ClipReader(Index.open(clips), speaker.sampling, 0))
+        return FrameIndexer(answerer.sampling, None, folder)
+    return FrameIndexer(answerer.sampling, ClipReader(Index.open(clips), answerer.sampling, 0))
 
 
 def as_record(

@@ -21,7 +21,7 @@ from data.chat.turns import Conversation, Turn, Visual
 from data.media.video import Frames
 from data.synthetic.needle_in_haystack import needle
 from data.synthetic.shape_questions import glimpse
-from launcher.generation.answers import Speaker
+from launcher.generation.answers import AnswerGenerator
 from launcher.generation.evaluation import plain
 from parallel.errors import InputError
 from parallel.random import key_of
@@ -51,7 +51,7 @@ class Cell:
 
 
 def search(
-    speaker: Speaker,
+    answerer: AnswerGenerator,
     lengths: Sequence[int],
     depths: int,
     each: int,
@@ -63,7 +63,7 @@ def search(
     """Ask for needles of every length at every depth.
 
     Args:
-        speaker: the model.
+        answerer: the model.
         lengths: of haystacks: bytes of words, or frames.
         depths: how many, from the beginning to the end.
         each: needles of a cell.
@@ -75,12 +75,12 @@ def search(
     Raises:
         InputError: the model sees nothing, or a number that cannot work.
     """
-    if frames and speaker.maker.model.views is None:
+    if frames and answerer.builder.model.views is None:
         raise InputError("frames are for a model that sees", "model.vision is none", "leave out --frames")
     if min(*lengths, depths, each) < 1:
         raise InputError("lengths, depths and needles are at least 1", f"{lengths}, {depths}, {each}", "give 1 or more")
-    if max(lengths) > MOST_BYTES * speaker.positions:
-        told = f"--lengths {max(lengths):,}, the model knows {speaker.positions:,} positions"
+    if max(lengths) > MOST_BYTES * answerer.positions:
+        told = f"--lengths {max(lengths):,}, the model knows {answerer.positions:,} positions"
         raise InputError("a haystack fits into the positions that the model knows", told, "shorter ones")
     cells, done, total = [], 0, len(lengths) * depths * each
     for length in lengths:
@@ -88,9 +88,9 @@ def search(
             found = most = 0
             for number in range(each):
                 key = key_of(seed, length, depths, str(depth), number)
-                conversation, shown = _haystack(speaker, key, length, float(depth), secrets, frames)
-                layout, seen = speaker.layout(conversation, lambda _, shown=shown: shown)  # type: ignore[misc]
-                said = speaker.answer(speaker.asked(layout, seen), most=8)
+                conversation, shown = _haystack(answerer, key, length, float(depth), secrets, frames)
+                layout, seen = answerer.layout(conversation, lambda _, shown=shown: shown)  # type: ignore[misc]
+                said = answerer.answer(answerer.asked(layout, seen), most=8)
                 found, most = found + (plain(said) == plain(_expected(conversation))), max(most, len(layout))
                 done += 1
                 if on_progress is not None:
@@ -133,11 +133,11 @@ def of_length(cells: Sequence[Cell]) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _haystack(
-    speaker: Speaker, key: int, length: int, depth: float, secrets: int, frames: bool
+    answerer: AnswerGenerator, key: int, length: int, depth: float, secrets: int, frames: bool
 ) -> tuple[Conversation, list[Frames]]:
     if not frames:
         return conversation_of(needle(key, length, depth, secrets)), []
-    views = speaker.maker.model.views
+    views = answerer.builder.model.views
     assert views is not None, "refused before"
     shown, colour = glimpse(key, length, views.pixels, depth)
     turns = (Turn("user", (Visual("video", "a clip"), "What colour?")), Turn("assistant", (colour,)))

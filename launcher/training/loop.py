@@ -15,7 +15,7 @@ import torch.distributed as dist
 from launcher.batches.checksum import CHECKSUM
 from launcher.batches.datasets import builder_of, geometry_of, open_curriculum
 from launcher.batches.idle_replicas import as_begun
-from launcher.batches.loader import Batch, Fed, Feed, Problem
+from launcher.batches.loader import Batch, BatchLoader, BatchSource, Problem
 from launcher.checkpoints import pretrained
 from launcher.checkpoints.checkpoint_manifest import TrainState, layout_of
 from launcher.checkpoints.external_hashes import gather_outside, refuse_other_outside
@@ -58,7 +58,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Words:
+class RankStatus:
     """What a rank tells the others before each step.
 
     Attributes:
@@ -123,21 +123,21 @@ def run(
         found = find_checkpoint(config, folder, storage)
         config = as_begun(config, found)
         attention = kernel_of(config, device, folder)
-        feed = build_feed(config, place, device, found.state if found else None, attention.kernel)
-        engine = build_engine(config, feed, device)
+        loader = build_loader(config, place, device, found.state if found else None, attention.kernel)
+        engine = build_engine(config, loader, device)
         begin_with_weights(config, engine)
         ema = Ema(engine, config.optimizer.ema) if config.optimizer.ema else None
         kind: Kind = "cuda" if device.type == "cuda" else "cpu"
-        longest = patience(pack_flops(config, feed.curriculum), config, mesh, kind)
+        longest = patience(pack_flops(config, loader.curriculum), config, mesh, kind)
         set_timeouts(timedelta(seconds=group_seconds(chosen, longest)))
-        outside = gather_outside(config, engine.module, feed.curriculum, place.local_rank == 0)
+        outside = gather_outside(config, engine.module, loader.curriculum, place.local_rank == 0)
         if found is not None:
             refuse_other_outside(found, config, outside)
         machine = machine_of_all(device, attention.title)
-        made = Made(config, machine, outside, datasets_of(feed.curriculum))
+        made = Made(config, machine, outside, datasets_of(loader.curriculum))
         changed = changed_since(config, found, made)
         layout = layout_of(config.model_dump(mode="json"))
-        state = resume(folder, found, feed, engine, ema, changed)
+        state = resume(folder, found, loader, engine, ema, changed)
         journal = MetricsLog(folder, state.step, place.rank, layout, resume_check_of(config, found, device, changed))
         guard = guard_for(config, folder, journal)
         journal.expect(guard)
@@ -145,7 +145,7 @@ def run(
             journal.event("kernel", **{"for": about(config, device)}, **attention.record())
         saver = saver_for(config, storage, engine, ema, journal, made)
         shortage.holds(engine)
-        batches = feed.batches(state.position)
+        batches = loader.batches(state.position)
         poisoned = inject.poisoned(config, place.rank)
         unreadable: set[str] = set()
         gauge = Gauge(device, DTYPES[config.dtype], place.rank, place.world, attention.title)
@@ -157,17 +157,17 @@ def run(
             batch = next(batches)
             waited = time.perf_counter() - begin
             pulse.enter("agree", state.step + 1)
-            words = Words(should_stop(), saver.is_due(), saver.save_status(), gauge.begin())
-            agreed = agree(batch, words, feed.groups)
+            status = RankStatus(should_stop(), saver.is_due(), saver.save_status(), gauge.begin())
+            agreed = agree(batch, status, loader.groups)
             saver.resolve(agreed.saves)
             without = {problem.uid for problem in agreed.problems}
             if agreed.problems:
                 unreadable |= without
                 refuse_many(unreadable, agreed.problems, config.data.max_unreadable_samples)
                 journal.problems(state.step + 1, agreed.problems)
-                batch = feed.without(batch, agreed.problems)
-                agreed = agree(batch, replace(words, stop=agreed.stop, due=agreed.due), feed.groups)
-            loss = gradients(engine, feed, batch, agreed.weight, device, pulse, poisoned)
+                batch = loader.without(batch, agreed.problems)
+                agreed = agree(batch, replace(status, stop=agreed.stop, due=agreed.due), loader.groups)
+            loss = gradients(engine, loader, batch, agreed.weight, device, pulse, poisoned)
             rate = learning_rate(config.optimizer, state.step, config.steps)
             saver.wait_copied()
             pulse.enter("update", state.step + 1)
@@ -177,7 +177,7 @@ def run(
             updates = guard.after(state.updates, norm, norm <= max_norm, bool(trouble))
             if ema is not None and norm <= max_norm:
                 ema.update(updates.done)
-            state = TrainState(batch.position, feed.datasets(batch.position), updates)
+            state = TrainState(batch.position, loader.datasets(batch.position), updates)
             if trouble:
                 answer_trouble(trouble, guard.config, state, batch, journal, storage)
             stopped = agreed.stop
@@ -206,22 +206,22 @@ def guard_for(config: RunConfig, folder: RunFolder, journal: MetricsLog) -> Anom
     return AnomalyGuard(config.guard, windows[0])
 
 
-def build_feed(
+def build_loader(
     config: RunConfig,
     place: RankPlace,
     device: torch.device,
     state: TrainState | None = None,
     kernel: Kernel | None = None,
-) -> Feed:
+) -> BatchLoader:
     """Data and objective of this rank; `state` is that of the checkpoint to go on from, `kernel` computes attention."""
     curriculum = open_curriculum(config, state.datasets if state else ())
     groups = join(
         config.mesh.mesh(), place.rank, timedelta(seconds=group_seconds(config.restart.collective_timeout_seconds))
     )
-    return Feed(curriculum, builder_of(config, groups, device, kernel))
+    return BatchLoader(curriculum, builder_of(config, groups, device, kernel))
 
 
-def build_engine(config: RunConfig, feed: Fed, device: torch.device, numbers: bool = True) -> Engine:
+def build_engine(config: RunConfig, loader: BatchSource, device: torch.device, numbers: bool = True) -> Engine:
     """The model, the same first numbers on every rank, in its ZeRO engine; none yet, where a folder has them.
 
     Where ZeRO-3 cuts a model whose layers are drawn one by one, no rank holds it whole at any time. A dry run asks for
@@ -236,7 +236,7 @@ def build_engine(config: RunConfig, feed: Fed, device: torch.device, numbers: bo
         model = build_loss(config.model, channels, config.seed, DTYPES[config.dtype], config.objective)
     names = {parameter: name for name, parameter in model.named_parameters()}
     model = model if in_parts or folder_of_weights(config) else model.to(device)
-    engine = engine_for(model, config.optimizer, zero.stage, feed.micro_steps, zero.offload, device)
+    engine = engine_for(model, config.optimizer, zero.stage, loader.micro_steps, zero.offload, device)
     if in_parts and numbers:
         drawn.write(model, engine, names)
     return engine
@@ -259,7 +259,7 @@ def save(saver: Saver, state: TrainState, journal: MetricsLog, last: bool, wait:
         saver.finish()
 
 
-def agree(batch: Batch, words: Words, groups: Groups) -> Agreement:
+def agree(batch: Batch, status: RankStatus, groups: Groups) -> Agreement:
     """What all ranks say before a step, in one gather from host to host: a GPU goes on with the step before meanwhile.
 
     Raises:
@@ -267,8 +267,8 @@ def agree(batch: Batch, words: Words, groups: Groups) -> Agreement:
             rank or by two, or nothing of it could be read.
     """
     weight = torch.tensor([batch.weight], dtype=torch.float64).view(torch.int64)
-    numbers = [words.stop, words.due, words.save, batch.digest, batch.received, batch.expected, len(batch.problems)]
-    mine = torch.cat((weight, torch.tensor([*numbers, *words.memory.numbers()])))
+    numbers = [status.stop, status.due, status.save, batch.digest, batch.received, batch.expected, len(batch.problems)]
+    mine = torch.cat((weight, torch.tensor([*numbers, *status.memory.numbers()])))
     everyone = [torch.empty_like(mine) for _ in range(groups.mesh.ranks)]
     dist.all_gather(everyone, mine, group=groups.host)
     told = torch.stack(everyone)
@@ -310,7 +310,7 @@ def refuse_many(unreadable: Collection[str], problems: Sequence[Problem], most: 
 
 def gradients(
     engine: Engine,
-    feed: Fed,
+    loader: BatchSource,
     batch: Batch,
     weight: float,
     device: torch.device,

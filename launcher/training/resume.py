@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from data.streams.curriculum import Position
 from launcher.batches.idle_replicas import as_begun
-from launcher.batches.loader import Feed
+from launcher.batches.loader import BatchLoader
 from launcher.checkpoints.checkpoint_manifest import Manifest, TrainState, layout_of, verify
 from launcher.checkpoints.compatibility import changed_settings, refuse_changes, refuse_foreign, refuse_left_behind
 from launcher.checkpoints.part import Part
@@ -67,7 +67,7 @@ def find_checkpoint(config: RunConfig, folder: RunFolder, storage: Storage) -> C
 def resume(
     folder: RunFolder,
     found: Checkpoint | None,
-    feed: Feed,
+    loader: BatchLoader,
     engine: Engine,
     ema: Ema | None,
     changed: Sequence[str] = (),
@@ -76,7 +76,7 @@ def resume(
     if found is None:
         return TrainState(Position(), ())
     state = found.state
-    feed.curriculum.verify(state.position)
+    loader.curriculum.verify(state.position)
     found.fill(engine.held(), engine.tensor_names)
     engine.refresh(state.updates.done)
     if ema is not None and EMA in found.manifest.keys:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from data.streams.curriculum import Position
-from launcher.batches.loader import Feed
-from launcher.training.loop import build_feed
+from launcher.batches.loader import BatchLoader
+from launcher.training.loop import build_loader
 from launcher.training.rendezvous import RankPlace
 from parallel.device_stream import CudaStream, Handover, Stream, stream_for, tensors_of
 from tests.support import conversations
@@ -51,34 +51,34 @@ class Recorder(Stream):
         return lambda made: self.note(f"hand over {len(tensors_of(made)) > 5}")
 
 
-def feed_of(dataset: Path, **changes: Any) -> Feed:
-    return build_feed(config(Path("unused"), dataset, **changes), RankPlace(0, 1, 0, 1, ""), CPU)
+def loader_of(dataset: Path, **changes: Any) -> BatchLoader:
+    return build_loader(config(Path("unused"), dataset, **changes), RankPlace(0, 1, 0, 1, ""), CPU)
 
 
 def test_a_batch_is_made_in_the_feed_and_handed_over_to_the_rank(dataset: Path) -> None:
-    feed, stream = feed_of(dataset), Recorder()
-    vars(feed.maker)["stream"] = stream
-    batches = feed.batches(Position())
+    loader, stream = loader_of(dataset), Recorder()
+    vars(loader.builder)["stream"] = stream
+    batches = loader.batches(Position())
     next(batches)
     batches.close()
     here = threading.current_thread().name
-    assert stream.done[0] == ("enter", "feed")
-    first = stream.done.index(("mark", "feed"))
-    assert ("send", "feed") in stream.done[1:first]
+    assert stream.done[0] == ("enter", "loader")
+    first = stream.done.index(("mark", "loader"))
+    assert ("send", "loader") in stream.done[1:first]
     assert stream.done.index(("hand over True", here)) > first
-    assert {name for what, name in stream.done if not what.startswith("hand")} == {"feed"}
-    assert stream.done[-1] == ("leave", "feed")
+    assert {name for what, name in stream.done if not what.startswith("hand")} == {"loader"}
+    assert stream.done[-1] == ("leave", "loader")
 
 
 @pytest.mark.parametrize("speaks", [False, True])
 def test_all_that_a_model_reads_is_on_the_device(tmp_path: Path, dataset: Path, speaks: bool) -> None:
-    """The meta device stands in: whatever the feed forgets to send, it would meet with in an operator."""
+    """The meta device stands in: whatever the loader forgets to send, it would meet with in an operator."""
     made = conversations.make(tmp_path / "chats", dataset) if speaks else dataset
     eyes = {"temporal_pool": 2, "slow_fast": 2}
-    feed = feed_of(made, **(conversations.settings(made, model={**conversations.MODEL, **eyes}) if speaks else {}))
-    stream, packs, _ = feed.curriculum.next_step(Position())
-    maker: Any = replace(feed.maker, device=torch.device("meta"))  # type: ignore[type-var]
-    found = tensors_of(maker.micro_step(stream, packs[0]).batch)
+    loader = loader_of(made, **(conversations.settings(made, model={**conversations.MODEL, **eyes}) if speaks else {}))
+    stream, packs, _ = loader.curriculum.next_step(Position())
+    builder: Any = replace(loader.builder, device=torch.device("meta"))  # type: ignore[type-var]
+    found = tensors_of(builder.micro_step(stream, packs[0]).batch)
     assert len(found) > 10
     assert all(tensor.is_meta for tensor in found)
 

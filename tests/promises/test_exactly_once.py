@@ -23,8 +23,8 @@ from data.media import video
 from data.prepare.pipeline import PrepareOptions, prepare
 from data.streams.curriculum import Position
 from launcher.batches.checksum import CHECKSUM
-from launcher.batches.loader import Feed
-from launcher.training.loop import build_feed
+from launcher.batches.loader import BatchLoader
+from launcher.training.loop import build_loader
 from launcher.training.rendezvous import RankPlace
 from parallel.mesh import Groups, Mesh
 from tests.support.runs import MODEL, config
@@ -63,7 +63,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "dataset"
 
 
-def feeds_of(dataset: Path, replicas: int, sequence: int, workers: int) -> list[Feed]:
+def feeds_of(dataset: Path, replicas: int, sequence: int, workers: int) -> list[BatchLoader]:
     """One for each rank; the streams of one process are shared, because they hold no state but what they have read."""
     settings = config(
         Path("unused"),
@@ -73,17 +73,17 @@ def feeds_of(dataset: Path, replicas: int, sequence: int, workers: int) -> list[
         model={**MODEL, "heads": 8, "patch": [1, 16, 16]},
         objective={"kind": "rectified_flow", "predict": "clean"},
     )
-    alone = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
+    alone = build_loader(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
     ulysses = 2 if sequence % 2 == 0 else 1
     mesh = Mesh(replicas, sequence // ulysses, ulysses)
-    made = [replace(alone.maker, groups=Groups(mesh, mesh.place(rank))) for rank in range(mesh.ranks)]  # type: ignore[type-var]
-    return [replace(alone, maker=maker) for maker in made]
+    made = [replace(alone.builder, groups=Groups(mesh, mesh.place(rank))) for rank in range(mesh.ranks)]  # type: ignore[type-var]
+    return [replace(alone, builder=builder) for builder in made]
 
 
-def step(feeds: list[Feed], position: Position) -> tuple[Counter[tuple[int, int]], Position]:
+def step(feeds: list[BatchLoader], position: Position) -> tuple[Counter[tuple[int, int]], Position]:
     """One step on all ranks: the (clip, frame) that count, as received, and the position after it."""
     received: Counter[tuple[int, int]] = Counter()
-    batches = [feed.batch(position) for feed in feeds]
+    batches = [loader.batch(position) for loader in feeds]
     assert len({(b.position, b.samples, b.expected) for b in batches}) == 1
     assert len({len(b.micro_steps) for b in batches}) == 1
     assert sum(b.received for b in batches) & CHECKSUM == batches[0].expected

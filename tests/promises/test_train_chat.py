@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data.streams.curriculum import Position
 from launcher.config.run_config import RunConfig
-from launcher.training.loop import Words, agree, build_engine, build_feed
+from launcher.training.loop import RankStatus, agree, build_engine, build_loader
 from launcher.training.rendezvous import RankPlace
 from parallel.errors import InputError
 from parallel.sequence.packed import VIDEO
@@ -21,7 +21,14 @@ from tests.support import conversations
 from tests.support.process_groups import run_world
 from tests.support.runs import config, train
 
-MESHES = [(1, 2, 1), (1, 1, 2), (2, 1, 1), (1, 2, 2), (1, 4, 1), (4, 1, 1)]  # the last with ghosts: 3 packs a step
+MESHES = [
+    (1, 2, 1),
+    (1, 1, 2),
+    (2, 1, 1),
+    (1, 2, 2),
+    (1, 4, 1),
+    (4, 1, 1),
+]  # the last with padding packs: 3 packs a step
 Lines = list[dict[str, Any]]
 
 
@@ -65,7 +72,7 @@ def test_every_mesh_gives_the_same_run(
 def test_zero_gives_the_same_run(
     tmp_path: Path, spoken: Path, reference: Lines, stage: int, mesh: tuple[int, int, int]
 ) -> None:
-    """Ranks without a frame, replicas with a pack of words alone, a ghost: none waits for another."""
+    """Ranks without a frame, replicas with a pack of words alone, a padding pack: none waits for another."""
     model = {**conversations.MODEL, "recompute": stage == 3, "mlp_tiles": stage}
     same(
         train(run_of(tmp_path, spoken, mesh=mesh_of(mesh), zero__stage=stage, dtype="float32", model=model)),
@@ -77,10 +84,10 @@ def test_zero_gives_the_same_run(
 def test_packs_are_mixed(tmp_path: Path, spoken: Path) -> None:
     """What the tests above are worth: there are packs of words alone, whose ranks see no frame."""
     settings = run_of(tmp_path, spoken, data__packs_per_step=1)
-    feed = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
+    loader = build_loader(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
     found, position = set(), Position()
     for _ in range(6):
-        batch = feed.batch(position)
+        batch = loader.batch(position)
         position = batch.position
         for micro in batch.micro_steps:
             kinds = micro.batch.packed.kind
@@ -90,12 +97,12 @@ def test_packs_are_mixed(tmp_path: Path, spoken: Path) -> None:
 
 def gradient(rank: int, settings: RunConfig, steps: int) -> tuple[float, dict[str, Tensor]]:
     """The whole gradient of some first steps as one, and its loss."""
-    feed = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
-    engine: Any = build_engine(settings, feed, torch.device("cpu"))
+    loader = build_loader(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
+    engine: Any = build_engine(settings, loader, torch.device("cpu"))
     position, total, weight = Position(), 0.0, 0.0
     for _ in range(steps):
-        batch = feed.batch(position)
-        agree(batch, Words(False, False, 0), feed.groups)
+        batch = loader.batch(position)
+        agree(batch, RankStatus(False, False, 0), loader.groups)
         position, weight = batch.position, weight + batch.weight
         for micro in batch.micro_steps:
             part, _ = engine.forward(micro.batch, micro.plans)
@@ -112,10 +119,10 @@ def test_packing_does_not_matter(tmp_path: Path, spoken: Path, per: str) -> None
     for tokens, window in ((100_000, 28), (400, 28), (450, 1)):
         data = {"data__pack_tokens": tokens, "data__window": window}
         settings = run_of(tmp_path, spoken, **data, data__packs_per_step=1, objective=objective)
-        feed = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
+        loader = build_loader(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
         steps, position = 0, Position()
         while position.cursor.epoch == 0:
-            position, steps = feed.batch(position).position, steps + 1
+            position, steps = loader.batch(position).position, steps + 1
         found += run_world(1, gradient, settings, steps)
     for (loss, grads), (other_loss, other) in pairwise(found):
         assert loss == pytest.approx(other_loss, rel=1e-12)

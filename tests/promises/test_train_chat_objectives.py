@@ -22,7 +22,7 @@ from launcher.config.run_config import RunConfig
 from launcher.core.heartbeat import HeartbeatBoard
 from launcher.supervision.local_ranks import ProcessRanks
 from launcher.supervision.run import train as supervise
-from launcher.training.loop import Words, agree, build_engine, build_feed, gradients
+from launcher.training.loop import RankStatus, agree, build_engine, build_loader, gradients
 from launcher.training.rendezvous import RankPlace
 from parallel.sequence.packed import SILENCE, VIDEO
 from tests.support import conversations
@@ -84,13 +84,13 @@ def trained(rank: int, runs: list[RunConfig]) -> list[Steps]:
     device, found = torch.device("cpu"), []
     for settings in runs:
         place = RankPlace(rank, settings.mesh.mesh().ranks, rank, settings.mesh.mesh().ranks, "")
-        feed, words, steps = build_feed(settings, place, device), Words(False, False, 0), []
-        engine, position = build_engine(settings, feed, device), Position()
+        loader, words, steps = build_loader(settings, place, device), RankStatus(False, False, 0), []
+        engine, position = build_engine(settings, loader, device), Position()
         for done in range(settings.steps):
-            batch = feed.batch(position)
+            batch = loader.batch(position)
             position = batch.position
-            agreed = agree(batch, words, feed.groups)
-            loss = gradients(engine, feed, batch, agreed.weight, device, HeartbeatBoard())
+            agreed = agree(batch, words, loader.groups)
+            loss = gradients(engine, loader, batch, agreed.weight, device, HeartbeatBoard())
             norm = engine.step(learning_rate(settings.optimizer, done, settings.steps), math.inf)
             steps.append((loss, norm))
         engine.destroy()
@@ -127,11 +127,11 @@ def test_ways_differ(alone: dict[str, Steps]) -> None:
 def test_streams_learn_to_be_silent(tmp_path: Path, watched: Path) -> None:
     """And the first frame of each begins to speak: what the test of the stream is worth."""
     settings = run_of(tmp_path, watched, **WAYS["stream"])
-    source = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu")).curriculum.streams[0].source
+    source = build_loader(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu")).curriculum.streams[0].source
     assert isinstance(source, ChatSource)
     layouts = [source.layout(row) for row in range(len(source.index))]
     assert [int((one.kinds == SILENCE).sum()) for one in layouts] == [2] * (len(layouts) - 1) + [0]
-    batch = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu")).batch(Position())
+    batch = build_loader(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu")).batch(Position())
     assert all(bool((micro.batch.packed.kind == VIDEO).any()) for micro in batch.micro_steps)
 
 

@@ -30,7 +30,7 @@ from launcher.config.loading import to_yaml
 from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder
 from launcher.preflight.preflight import check
-from launcher.training.loop import build_feed
+from launcher.training.loop import build_loader
 from launcher.training.rendezvous import RankPlace
 from models.objectives.masked_token import MaskedToken, MaskedTokenConfig
 from parallel.errors import InputError
@@ -128,8 +128,8 @@ def test_packing_does_not_matter(tmp_path: Path, coded: Path, objective: dict[st
     for tokens, packs in ((10_000, 1), (30, 25)):
         data = {"data__pack_tokens": tokens, "data__window": 25, "data__packs_per_step": packs}
         settings = run_of(tmp_path, coded, **data, objective=objective)
-        feed = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
-        batch = feed.batch(Position())
+        loader = build_loader(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
+        batch = loader.batch(Position())
         assert len(set(batch.samples)) == 25
         assert [len(micro.batch.packed.documents) for micro in batch.micro_steps] == [25 // packs] * packs
         found += run_world(1, gradient, settings, 1)
@@ -161,10 +161,10 @@ def test_what_is_hidden_depends_on_seed_epoch_and_sample(tmp_path: Path, coded: 
     by_uid: list[dict[str, list[int]]] = []
     for tokens in (180, 400):
         settings = run_of(tmp_path, coded, objective=objective, data__pack_tokens=tokens, data__window=25)
-        feed = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
-        (stream,), position, seen = feed.curriculum.streams, Position(), dict[str, list[int]]()
+        loader = build_loader(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
+        (stream,), position, seen = loader.curriculum.streams, Position(), dict[str, list[int]]()
         while position.cursor.epoch == 0:
-            batch = feed.batch(position)
+            batch = loader.batch(position)
             position = batch.position
             for micro in batch.micro_steps:
                 packed = micro.batch.packed

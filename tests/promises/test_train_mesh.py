@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.streams.curriculum import Position
 from launcher.config.run_config import RunConfig
-from launcher.training.loop import Words, agree, build_engine, build_feed
+from launcher.training.loop import RankStatus, agree, build_engine, build_loader
 from launcher.training.rendezvous import RankPlace
 from parallel.zero.plain import PlainEngine
 from tests.support.process_groups import run_world
@@ -97,10 +97,10 @@ def first_gradient(rank: int, settings: RunConfig) -> dict[str, Tensor]:
     from deepspeed.utils import safe_get_full_grad
 
     mesh = settings.mesh.mesh()
-    feed = build_feed(settings, RankPlace(rank, mesh.ranks, rank, mesh.ranks, ""), torch.device("cpu"))
-    engine = build_engine(settings, feed, torch.device("cpu"))
-    batch = feed.batch(Position())
-    agreed = agree(batch, Words(False, False, 0), feed.groups)
+    loader = build_loader(settings, RankPlace(rank, mesh.ranks, rank, mesh.ranks, ""), torch.device("cpu"))
+    engine = build_engine(settings, loader, torch.device("cpu"))
+    batch = loader.batch(Position())
+    agreed = agree(batch, RankStatus(False, False, 0), loader.groups)
     for micro in batch.micro_steps:
         part, _ = engine.forward(micro.batch, micro.plans)
         engine.backward(part / agreed.weight)

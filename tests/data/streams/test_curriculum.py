@@ -16,11 +16,11 @@ from data.prepare.pipeline import PrepareOptions, prepare
 from data.streams.curriculum import Curriculum, Position
 from data.synthetic.shapes import synth
 from launcher.analysis.data_audit import audit, step_of
-from launcher.batches.loader import Feed
+from launcher.batches.loader import BatchLoader
 from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder, read_lines
 from launcher.preflight.preflight import check as preflight
-from launcher.training.loop import build_feed
+from launcher.training.loop import build_loader
 from launcher.training.rendezvous import RankPlace
 from parallel.errors import InputError
 from tests.support.runs import config, run, train
@@ -34,8 +34,8 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "dataset"
 
 
-def feed_of(settings: RunConfig) -> Feed:
-    return build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
+def loader_of(settings: RunConfig) -> BatchLoader:
+    return build_loader(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
 
 
 def walk(curriculum: Curriculum, steps: int, position: Position | None = None) -> tuple[list[list[str]], Position]:
@@ -54,7 +54,7 @@ def uids(dataset: Path) -> set[str]:
 
 def test_a_mix_follows_its_weights(tmp_path: Path, dataset: Path, other: Path) -> None:
     settings = config(tmp_path, dataset, data__dataset={str(dataset): 3, str(other): 1})
-    curriculum = feed_of(settings).curriculum
+    curriculum = loader_of(settings).curriculum
     stream = curriculum.streams[0]
     assert (stream.plan.mix.sizes, stream.plan.mix.weights) == ((24, 10), (3, 1))
     seen, _ = walk(curriculum, 60)
@@ -78,7 +78,7 @@ SEGMENTS: list[dict[str, Any]] = [{"until": 3, "frames": 4}, {"until": 5, "frame
 
 def test_segments_follow_each_other(tmp_path: Path, dataset: Path, other: Path) -> None:
     segments = [SEGMENTS[0], {**SEGMENTS[1], "dataset": str(other)}, SEGMENTS[2]]
-    curriculum = feed_of(config(tmp_path, dataset, data__segments=segments)).curriculum
+    curriculum = loader_of(config(tmp_path, dataset, data__segments=segments)).curriculum
     assert (curriculum.starts, [s.source.sampling.frames for s in curriculum.streams]) == ((0, 3, 5), [4, 7, 2])
     seen, _ = walk(curriculum, 8)
     assert all(set(step) <= uids(dataset) for step in seen[:3] + seen[5:])
@@ -100,13 +100,13 @@ def test_segments_without_order_are_refused(tmp_path: Path, dataset: Path, segme
 
 
 def test_a_position_of_other_data_is_refused(tmp_path: Path, dataset: Path) -> None:
-    curriculum = feed_of(config(tmp_path, dataset)).curriculum
+    curriculum = loader_of(config(tmp_path, dataset)).curriculum
     _, position = walk(curriculum, 1)
     assert position.cursor.pack > 0
     curriculum.verify(position)
     for changes in ({"seed": 1}, {"data__pack_tokens": 1000}, {"data__frames": 8}):
         with pytest.raises(InputError, match="goes on with the samples that it began with"):
-            feed_of(config(tmp_path, dataset, **changes)).curriculum.verify(position)
+            loader_of(config(tmp_path, dataset, **changes)).curriculum.verify(position)
 
 
 def test_a_run_stays_with_its_generation(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from data.streams.clip_source import ClipSource
 from data.streams.pack_stream import Pack, PackStream
 from data.streams.shard_reader import ShardReader
 from data.synthetic.shapes import synth
-from launcher.batches.loader import Feed
+from launcher.batches.loader import BatchLoader
 from launcher.cli.app import app
 from launcher.generation.latent_encoding import open_encoder
-from launcher.training.loop import build_feed
+from launcher.training.loop import build_loader
 from launcher.training.rendezvous import RankPlace
 from models.codecs.diffusers_vae import identity_of
 from models.layers.patches import patchify
@@ -78,35 +78,35 @@ def encoded(source, vaes, tmp_path_factory) -> dict[str, Path]:
     return {name: root / name for name in (*vaes, "bf16")}
 
 
-def feed_of(dataset: Path, vae: Path | None, patch: tuple[int, ...] = (1, 2, 2), **changes) -> Feed:
+def loader_of(dataset: Path, vae: Path | None, patch: tuple[int, ...] = (1, 2, 2), **changes) -> BatchLoader:
     codec = {"kind": "diffusers", "path": str(vae)} if vae else {"kind": "pixel"}
     data = {"dataset": str(dataset), "pack_tokens": 4000, "frames": None, "size": None, **changes.pop("data", {})}
     settings = config(
         Path("unused"), dataset, **{"dtype": "float32", "codec": codec, "model": {**MODEL, "patch": patch}, **changes}
     )
     settings = settings.model_copy(update={"data": type(settings.data).model_validate(data)})
-    return build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
+    return build_loader(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
 
 
-def stream_of(feed: Feed) -> PackStream[ClipSource]:
-    return feed.curriculum.streams[0]
+def stream_of(loader: BatchLoader) -> PackStream[ClipSource]:
+    return loader.curriculum.streams[0]
 
 
-def source_of(feed: Feed) -> ClipSource:
-    return stream_of(feed).source
+def source_of(loader: BatchLoader) -> ClipSource:
+    return stream_of(loader).source
 
 
-def values(feed: Feed, pack: Pack, ranges: Ranges) -> torch.Tensor:
-    """As the feed lays them out."""
-    pieces = source_of(feed).read(pack, ranges)
-    return torch.cat([feed.maker.values(0), *(feed.maker._values(pack, piece) for piece in pieces)])
+def values(loader: BatchLoader, pack: Pack, ranges: Ranges) -> torch.Tensor:
+    """As the loader lays them out."""
+    pieces = source_of(loader).read(pack, ranges)
+    return torch.cat([loader.builder.values(0), *(loader.builder._values(pack, piece) for piece in pieces)])
 
 
 @pytest.mark.parametrize("patch", [(1, 2, 2), (3, 1, 2)], ids=str)
 @pytest.mark.parametrize("name", [PER_FRAME, CAUSAL])
 def test_whole_clips_are_those_on_the_fly_on_every_cut(source, vaes, encoded, name, patch):
-    now = feed_of(source, vaes[name], patch=patch)
-    stored = feed_of(encoded[name], vaes[name], patch=patch)
+    now = loader_of(source, vaes[name], patch=patch)
+    stored = loader_of(encoded[name], vaes[name], patch=patch)
     assert source_of(stored).lengths.tolist() == source_of(now).lengths.tolist()
     (pack,), _ = stream_of(stored).packs(Cursor(), 1)
     (twin,), _ = stream_of(now).packs(Cursor(), 1)
@@ -122,8 +122,8 @@ def test_whole_clips_are_those_on_the_fly_on_every_cut(source, vaes, encoded, na
 
 
 def test_bf16_latents_are_those_of_a_bf16_run(source, vaes, encoded):
-    now = feed_of(source, vaes[CAUSAL], dtype="bf16")
-    stored = feed_of(encoded["bf16"], vaes[CAUSAL], dtype="bf16")
+    now = loader_of(source, vaes[CAUSAL], dtype="bf16")
+    stored = loader_of(encoded["bf16"], vaes[CAUSAL], dtype="bf16")
     (pack,), _ = stream_of(stored).packs(Cursor(), 1)
     (twin,), _ = stream_of(now).packs(Cursor(), 1)
     whole = values(now, twin, ((0, twin.tokens),))
@@ -136,8 +136,8 @@ def test_bf16_latents_are_those_of_a_bf16_run(source, vaes, encoded):
 def test_windows_in_time(source, vaes, encoded):
     """A per-frame codec's start anywhere, a causal one's where the clip does."""
     for name, few in ((PER_FRAME, 4), (CAUSAL, 5)):
-        now = feed_of(source, vaes[name])
-        stored = feed_of(encoded[name], vaes[name], data={"frames": few})
+        now = loader_of(source, vaes[name])
+        stored = loader_of(encoded[name], vaes[name], data={"frames": few})
         packs, _ = stream_of(stored).packs(Cursor(), 12)
         starts = {clip.start for pack in packs for clip in source_of(stored).clips(pack)}
         assert starts == ({0} if name == CAUSAL else starts | {1, 5})
@@ -146,23 +146,23 @@ def test_windows_in_time(source, vaes, encoded):
             whole = values(stored, pack, ((0, pack.tokens),)).split([d.tokens for d in pack.documents])
             for clip, found in zip(source_of(stored).clips(pack), whole, strict=True):
                 frames = source_of(now).reader.shard_reader.frames(clip.row, clip.start, clip.start + few)
-                latents = now.maker.codec.encode(torch.from_numpy(frames))
+                latents = now.builder.codec.encode(torch.from_numpy(frames))
                 # not bit for bit: convolutions of other numbers of frames are summed in another order on some CPUs
                 torch.testing.assert_close(found, patchify(latents, (1, 2, 2)), rtol=1e-5, atol=1e-5)
 
 
 def test_cells_that_fill_no_token_are_cut_off_evenly(source, vaes, encoded):
-    now, stored = (feed_of(dataset, vaes[PER_FRAME], patch=(1, 3, 2)) for dataset in (source, encoded[PER_FRAME]))
+    now, stored = (loader_of(dataset, vaes[PER_FRAME], patch=(1, 3, 2)) for dataset in (source, encoded[PER_FRAME]))
     (pack,), _ = stream_of(stored).packs(Cursor(), 1)
     assert {document.grid for document in pack.documents} == {(9, 2, 4)}
     whole = values(stored, pack, ((0, pack.tokens),)).split([d.tokens for d in pack.documents])
     frames = ShardReader(source_of(now).index, Sampling(Geometry())).frames(pack.rows[0], 0, 9)
-    latents = now.maker.codec.encode(torch.from_numpy(frames))[:, :, 1:7]
+    latents = now.builder.codec.encode(torch.from_numpy(frames))[:, :, 1:7]
     assert torch.equal(whole[0], patchify(latents, (1, 3, 2)))
 
 
 def test_a_rank_reads_only_its_latents_and_checks_them(vaes, encoded, tmp_path):
-    stream = stream_of(feed_of(encoded[PER_FRAME], vaes[PER_FRAME]))
+    stream = stream_of(loader_of(encoded[PER_FRAME], vaes[PER_FRAME]))
     (pack,), _ = stream.packs(Cursor(), 1)
     stored, shards = stream.source, stream.source.reader.shard_reader
     index, each = stored.index, 4 * 8 * 8 * 4
@@ -175,8 +175,8 @@ def test_a_rank_reads_only_its_latents_and_checks_them(vaes, encoded, tmp_path):
     assert (piece.first_frame, piece.latents.shape, piece.frames) == (2, (2, 4, 8, 8), None)
 
     ill = Path(shutil.copytree(encoded[PER_FRAME], tmp_path / "ill"))
-    feed = feed_of(ill, vaes[PER_FRAME])
-    found = source_of(feed)
+    loader = loader_of(ill, vaes[PER_FRAME])
+    found = source_of(loader)
     part, shard = found.index.part(pack.rows[0]), found.index.shard(pack.rows[0])
     data = bytearray(shard.read_bytes())
     data[part.offset + 128 + 5 * each] ^= 1
@@ -188,12 +188,12 @@ def test_a_rank_reads_only_its_latents_and_checks_them(vaes, encoded, tmp_path):
     (piece,) = found.read(pack, ((4 * tokens, 6 * tokens),), lambda document, error: told.append(document))
     assert told == [0]
     assert not piece.latents.any()
-    assert feed.maker._values(pack, piece).shape == (2 * tokens, 16)
+    assert loader.builder._values(pack, piece).shape == (2 * tokens, 16)
 
 
 def test_latents_and_frames_may_be_mixed(source, vaes, encoded):
     mix = {"dataset": {str(source): 1, str(encoded[CAUSAL]): 1}}
-    stream = stream_of(feed_of(source, vaes[CAUSAL], data=mix))
+    stream = stream_of(loader_of(source, vaes[CAUSAL], data=mix))
     assert stream.source.reader.latents.tolist() == [False] * 6 + [True] * 6
     packs, _ = stream.packs(Cursor(), 1)
     pieces = stream.source.read(packs[0], ((0, packs[0].tokens),))
@@ -206,7 +206,7 @@ def test_latents_and_frames_may_be_mixed(source, vaes, encoded):
 def test_what_does_not_fit_the_latents_is_refused(source, vaes, encoded, monkeypatch, tmp_path):
     def refused(words, dataset=CAUSAL, vae=CAUSAL, **changes):
         with pytest.raises(InputError, match=words) as error:
-            feed_of(encoded[dataset], vaes.get(vae), **changes)
+            loader_of(encoded[dataset], vaes.get(vae), **changes)
         return error.value.remedy
 
     assert "codec.path=FOLDER" in refused(
@@ -215,7 +215,7 @@ def test_what_does_not_fit_the_latents_is_refused(source, vaes, encoded, monkeyp
     refused("the run has the pixel codec", vae="", patch=(1, 4, 4))
     refused(r"stride 1\n.*data.stride=2", data={"stride": 2})
     assert "--size 32x32" in refused(r"6 clips in .* do not, one is 16 x 16", data={"size": [32, 32]})
-    assert source_of(feed_of(encoded[CAUSAL], vaes[CAUSAL], data={"size": [16, 16]})).lengths.min() > 0
+    assert source_of(loader_of(encoded[CAUSAL], vaes[CAUSAL], data={"size": [16, 16]})).lengths.min() > 0
     other = tmp_path / "vae"
     shutil.copytree(vaes[CAUSAL], other)
     settings = json.loads((other / "config.json").read_text())
@@ -225,17 +225,17 @@ def test_what_does_not_fit_the_latents_is_refused(source, vaes, encoded, monkeyp
     assert identity_of(other) != identity_of(vaes[CAUSAL])
     monkeypatch.setattr("models.codecs.diffusers_vae.NORMED_OVER_TIME", ("AutoencoderKLWan",))
     assert "--frames 5" in refused("norms over time.*\n.*data.frames=5, the longest has 9", data={"frames": 5})
-    assert feed_of(encoded[CAUSAL], vaes[CAUSAL], data={"frames": 9})
+    assert loader_of(encoded[CAUSAL], vaes[CAUSAL], data={"frames": 9})
 
 
 def test_latents_of_another_shape_are_no_values(source, tmp_path, vaes):
     """Should a commit lie: what is read is compared with what the codec gives."""
     liar = Means(stride=(4, 8, 8), identity=identity_of(vaes[CAUSAL]))
     encode(source, tmp_path / "out", liar, EncodeOptions())
-    feed = feed_of(tmp_path / "out", vaes[CAUSAL])
-    (pack,), _ = stream_of(feed).packs(Cursor(), 1)
+    loader = loader_of(tmp_path / "out", vaes[CAUSAL])
+    (pack,), _ = stream_of(loader).packs(Cursor(), 1)
     with pytest.raises(InputError, match=r"latents \[3, 2, 2\], this codec gives \[4, 2, 2\]"):
-        source_of(feed).read(pack, ((0, pack.tokens),))
+        source_of(loader).read(pack, ((0, pack.tokens),))
 
 
 def test_the_command(source, vaes, encoded, tmp_path):

@@ -1,4 +1,4 @@
-"""The feed and checkpoints: every sample once an epoch on any mesh, ghosts weigh nothing, files are whole or named."""
+"""The loader and checkpoints: every sample once an epoch on any mesh, padding packs weigh nothing, files are whole."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from data.planning.data_plan import Cursor
 from data.streams.curriculum import Position
 from data.streams.pack_stream import Pack
 from launcher.batches.checksum import CHECKSUM
-from launcher.batches.loader import Feed, assign
+from launcher.batches.loader import BatchLoader, assign
 from launcher.config.lr_schedule import learning_rate
 from launcher.core.run_folder import append_line, keep_steps, read_lines
-from launcher.training.loop import build_feed
+from launcher.training.loop import build_loader
 from launcher.training.rendezvous import RankPlace
 from parallel.mesh import Groups, Mesh
 from parallel.sequence.packed import Document
@@ -27,21 +27,21 @@ from parallel.zero.optimizers.adamw import AdamWConfig
 from tests.support.runs import config
 
 
-def feed_of(dataset: Path, mesh: Mesh, rank: int) -> Feed:
+def loader_of(dataset: Path, mesh: Mesh, rank: int) -> BatchLoader:
     settings = config(Path("unused"), dataset, dtype="float32")
-    alone = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
-    return replace(alone, maker=replace(alone.maker, groups=Groups(mesh, mesh.place(rank))))  # type: ignore[type-var]
+    alone = build_loader(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
+    return replace(alone, builder=replace(alone.builder, groups=Groups(mesh, mesh.place(rank))))  # type: ignore[type-var]
 
 
 @pytest.mark.parametrize("mesh", [Mesh(1, 1, 1), Mesh(1, 3, 1), Mesh(2, 1, 2), Mesh(3, 1, 1)], ids=str)
 def test_an_epoch_shows_every_token_once(dataset: Path, mesh: Mesh) -> None:
     """Asserted from the values that each rank got, not from the plan."""
-    feeds = [feed_of(dataset, mesh, rank) for rank in range(mesh.ranks)]
+    feeds = [loader_of(dataset, mesh, rank) for rank in range(mesh.ranks)]
     positions = [Position()] * mesh.ranks
     tokens: Counter[tuple[str, int]] = Counter()
     samples: list[str] = []
     while positions[0].cursor.epoch == 0:
-        batches = [feed.batch(position) for feed, position in zip(feeds, positions, strict=True)]
+        batches = [loader.batch(position) for loader, position in zip(feeds, positions, strict=True)]
         assert len({(b.position, b.samples, b.tokens, b.area, b.expected) for b in batches}) == 1
         assert sum(b.received for b in batches) & CHECKSUM == batches[0].expected
         assert len({len(b.micro_steps) for b in batches}) == 1
@@ -65,11 +65,11 @@ def test_an_epoch_shows_every_token_once(dataset: Path, mesh: Mesh) -> None:
 
 
 def test_prefetching_changes_nothing(dataset: Path) -> None:
-    feed = feed_of(dataset, Mesh(), 0)
-    ahead = feed.batches(Position())
+    loader = loader_of(dataset, Mesh(), 0)
+    ahead = loader.batches(Position())
     position = Position()
     for _ in range(4):
-        got, want = next(ahead), feed.batch(position)
+        got, want = next(ahead), loader.batch(position)
         assert torch.equal(got.micro_steps[0].batch.target, want.micro_steps[0].batch.target)
         assert got.position == want.position
         position = want.position
@@ -77,9 +77,9 @@ def test_prefetching_changes_nothing(dataset: Path) -> None:
 
 
 def test_an_error_in_the_thread_reaches_the_rank(dataset: Path) -> None:
-    feed = feed_of(dataset, Mesh(), 0)
+    loader = loader_of(dataset, Mesh(), 0)
     with pytest.raises(ValueError, match="cursor"):
-        next(feed.batches(Position(1, Cursor(0, 0, 10_000))))
+        next(loader.batches(Position(1, Cursor(0, 0, 10_000))))
 
 
 @given(st.integers(1, 9), st.integers(1, 6))

@@ -25,7 +25,13 @@ from data.streams.pack_stream import pack_of
 from data.streams.visual_lookup import FrameIndexer
 from launcher.batches.datasets import open_curriculum
 from launcher.cli.app import app
-from launcher.generation.answers import Asked, Speaker, conversation_about, open_speaker, speaker_of
+from launcher.generation.answers import (
+    AnswerGenerator,
+    Asked,
+    answer_generator_of,
+    conversation_about,
+    open_answer_generator,
+)
 from launcher.generation.evaluation import (
     Question,
     as_record,
@@ -59,8 +65,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def speaker(run: Path) -> Speaker:
-    return open_speaker(run)
+def answerer(run: Path) -> AnswerGenerator:
+    return open_answer_generator(run)
 
 
 @pytest.fixture(scope="module")
@@ -69,22 +75,22 @@ def files(dataset: Path) -> list[Path]:
     return sorted((dataset.parent / "clips").glob("*.mp4"))
 
 
-def with_mask(speaker: Speaker, **mask: Any) -> Speaker:
+def with_mask(answerer: AnswerGenerator, **mask: Any) -> AnswerGenerator:
     """The same weights, used with another mask."""
-    model = speaker.maker.model.model_copy(update={"mask": MaskConfig(**mask)})
-    return replace(speaker, maker=replace(speaker.maker, model=model))
+    model = answerer.builder.model.model_copy(update={"mask": MaskConfig(**mask)})
+    return replace(answerer, builder=replace(answerer.builder, model=model))
 
 
-def asked_about(speaker: Speaker, *videos: Path, prompt: str = "What is it?") -> tuple[ChatLayout, Asked]:
-    layout, frames = speaker.layout(conversation_about(videos, prompt), FrameIndexer(speaker.sampling).frames)
-    return layout, speaker.asked(layout, frames)
+def asked_about(answerer: AnswerGenerator, *videos: Path, prompt: str = "What is it?") -> tuple[ChatLayout, Asked]:
+    layout, frames = answerer.layout(conversation_about(videos, prompt), FrameIndexer(answerer.sampling).frames)
+    return layout, answerer.asked(layout, frames)
 
 
-def by_transformers(speaker: Speaker) -> Any:
+def by_transformers(answerer: AnswerGenerator) -> Any:
     """The model as transformers itself computes it."""
     from transformers import LlavaForConditionalGeneration
 
-    own = speaker.model.lm.model
+    own = answerer.model.lm.model
     made: Any = LlavaForConditionalGeneration
     found = made._from_config(deepcopy(own.config), attn_implementation="eager").eval()
     found.load_state_dict(own.state_dict())
@@ -92,10 +98,10 @@ def by_transformers(speaker: Speaker) -> Any:
 
 
 @torch.no_grad()
-def test_answers_are_those_of_transformers(run: Path, speaker: Speaker, files: list[Path]) -> None:
+def test_answers_are_those_of_transformers(run: Path, answerer: AnswerGenerator, files: list[Path]) -> None:
     """The words, and how likely the first one is; of two videos, and a question."""
-    layout, asked = asked_about(speaker, *files[:2])
-    own, stop = by_transformers(speaker), len(asked.embeddings)
+    layout, asked = asked_about(answerer, *files[:2])
+    own, stop = by_transformers(answerer), len(asked.embeddings)
     side = 16
     frames = np.concatenate([video.decode(file, 1, 1 + FRAMES, 1, (side, side)) for file in files[:2]])
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255 * 2 - 1
@@ -103,12 +109,12 @@ def test_answers_are_those_of_transformers(run: Path, speaker: Speaker, files: l
     tokens = torch.from_numpy(layout.tokens[:stop].copy()).masked_fill(places, own.config.image_token_id)[None]
     assert places.sum() == 2 * FRAMES * 16
     given = {"input_ids": tokens, "pixel_values": pixels, "attention_mask": torch.ones_like(tokens)}
-    hidden = Streamer(speaker.model.lm).feed(asked.embeddings, asked.plans)[-1:]
-    logits = speaker.model.lm.logits(hidden)[0]
+    hidden = Streamer(answerer.model.lm).feed(asked.embeddings, asked.plans)[-1:]
+    logits = answerer.model.lm.logits(hidden)[0]
     assert torch.allclose(logits, own(**given).logits[0, -1], rtol=1e-4, atol=1e-5)
-    said = own.generate(**given, max_new_tokens=256, do_sample=False, eos_token_id=sorted(speaker.ends))[0, stop:]
-    answer = speaker.tokenizer.decode([word for word in said.tolist() if word not in speaker.ends]).strip()
-    assert answer == speaker.answer(asked)
+    said = own.generate(**given, max_new_tokens=256, do_sample=False, eos_token_id=sorted(answerer.ends))[0, stop:]
+    answer = answerer.tokenizer.decode([word for word in said.tolist() if word not in answerer.ends]).strip()
+    assert answer == answerer.answer(asked)
     options = [option for file in files[:2] for option in ("--video", str(file))]
     done = CliRunner().invoke(app, ["sample", str(run), *options, "--prompt", "What is it?", "--json"])
     told = json.loads(done.stdout)
@@ -127,15 +133,16 @@ MASKS: dict[str, dict[str, Any]] = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_kept_keys_change_nothing(speaker: Speaker, files: list[Path], mask: dict[str, Any]) -> None:
+def test_kept_keys_change_nothing(answerer: AnswerGenerator, files: list[Path], mask: dict[str, Any]) -> None:
     """As computing everything anew at every word, with the mask of training."""
-    masked = with_mask(speaker, **mask)
+    masked = with_mask(answerer, **mask)
     layout, asked = asked_about(masked, files[0])
-    runs, lm = list(layout.before(len(asked.embeddings)).runs), speaker.model.lm
+    runs, lm = list(layout.before(len(asked.embeddings)).runs), answerer.model.lm
     embeddings, found = asked.embeddings, []
     for _ in range(WORDS):
         plans = {
-            w: local_plan(m) for w, m in masks_of(masked.maker.model.windows, masked.maker.model.mask, [runs]).items()
+            w: local_plan(m)
+            for w, m in masks_of(masked.builder.model.windows, masked.builder.model.mask, [runs]).items()
         }
         hidden = lm.hidden(embeddings, torch.arange(len(embeddings)), plans)
         found.append(int(lm.logits(hidden[-1:]).argmax()))
@@ -147,14 +154,16 @@ def test_kept_keys_change_nothing(speaker: Speaker, files: list[Path], mask: dic
 
 @torch.no_grad()
 @pytest.mark.parametrize("mask", [{}, {"visual": "self_only", "window": 7, "sinks": 2}], ids=["past", "itself"])
-def test_a_likelihood_is_that_of_one_pass(speaker: Speaker, files: list[Path], mask: dict[str, Any]) -> None:
-    masked, text = with_mask(speaker, **mask), "A red one."
+def test_a_likelihood_is_that_of_one_pass(answerer: AnswerGenerator, files: list[Path], mask: dict[str, Any]) -> None:
+    masked, text = with_mask(answerer, **mask), "A red one."
     layout, asked = asked_about(masked, files[0])
-    runs, lm = list(layout.before(len(asked.embeddings)).runs), speaker.model.lm
-    end = speaker.tokenizer.convert_tokens_to_ids("<|end|>")
-    words = torch.tensor([*speaker.tokenizer(text)["input_ids"], end])
+    runs, lm = list(layout.before(len(asked.embeddings)).runs), answerer.model.lm
+    end = answerer.tokenizer.convert_tokens_to_ids("<|end|>")
+    words = torch.tensor([*answerer.tokenizer(text)["input_ids"], end])
     runs[-1] = (runs[-1][0], runs[-1][1] + len(words) - 1)
-    plans = {w: local_plan(m) for w, m in masks_of(masked.maker.model.windows, masked.maker.model.mask, [runs]).items()}
+    plans = {
+        w: local_plan(m) for w, m in masks_of(masked.builder.model.windows, masked.builder.model.mask, [runs]).items()
+    }
     embeddings = torch.cat((asked.embeddings, lm.embed(words[:-1])))
     hidden = lm.hidden(embeddings, torch.arange(len(embeddings)), plans)[-len(words) :]
     of_each = lm.logits(hidden).double().log_softmax(1)[torch.arange(len(words)), words]
@@ -168,36 +177,36 @@ def test_a_likelihood_is_that_of_one_pass(speaker: Speaker, files: list[Path], m
 @pytest.mark.parametrize(
     "changes", [{}, {"temporal_pool": 2, "slow_fast": 2}, {"mask": MaskConfig(visual="own_frame")}], ids=str
 )
-def test_an_answer_is_as_likely_as_training_says(run: Path, speaker: Speaker, changes: dict[str, Any]) -> None:
+def test_an_answer_is_as_likely_as_training_says(run: Path, answerer: AnswerGenerator, changes: dict[str, Any]) -> None:
     """The loss of a conversation is that of its answer, the end included."""
-    model = speaker.maker.model.model_copy(update=changes)
-    maker = replace(speaker.maker, model=model)
+    model = answerer.builder.model.model_copy(update=changes)
+    builder = replace(answerer.builder, model=model)
     (stream,) = open_curriculum(open_run(run)[0].model_copy(update={"model": model})).streams
     source = stream.source
     assert isinstance(source, ChatSource)
     pack, layout = pack_of(source, [0], [0]), source.layout(0)
     (frames,) = (piece.frames for piece in source.read(pack, ((0, FRAMES),)))
     assert frames is not None
-    batch, plans = maker.prepare(pack.documents, [layout], lambda begin, end: frames[begin:end])
-    summed, weight = maker.objective.loss(speaker.model, batch, plans)
+    batch, plans = builder.prepare(pack.documents, [layout], lambda begin, end: frames[begin:end])
+    summed, weight = builder.objective.loss(answerer.model, batch, plans)
     loss = summed / weight
-    asked = replace(speaker, maker=maker).asked(layout, frames)
-    answer = speaker.tokenizer.decode(asked.words[:-1])
+    asked = replace(answerer, builder=builder).asked(layout, frames)
+    answer = answerer.tokenizer.decode(asked.words[:-1])
     assert answer.startswith("It is number")
-    assert replace(speaker, maker=maker).likelihood(asked, answer) == pytest.approx(-float(loss), rel=1e-5)
+    assert replace(answerer, builder=builder).likelihood(asked, answer) == pytest.approx(-float(loss), rel=1e-5)
     stream.close()
 
 
-def test_what_comes_before_the_answer(speaker: Speaker) -> None:
+def test_what_comes_before_the_answer(answerer: AnswerGenerator) -> None:
     """Earlier answers are heard, the last one is not."""
     turns = (Turn("user", ("A?",)), Turn("assistant", ("B.",)), Turn("user", ("C?",)), Turn("assistant", ("D.",)))
-    layout, frames = speaker.layout(Conversation("", turns), lambda name: [])
-    asked, decode = speaker.asked(layout, frames), speaker.tokenizer.decode
+    layout, frames = answerer.layout(Conversation("", turns), lambda name: [])
+    asked, decode = answerer.asked(layout, frames), answerer.tokenizer.decode
     heard = decode(layout.tokens[: len(asked.embeddings)])
     assert heard == "<|user|>A?<|end|><|assistant|>B.<|end|><|user|>C?<|end|><|assistant|>"
     assert decode(asked.words) == "D.<|end|>"
     assert torch.equal(
-        asked.embeddings, speaker.model.lm.embed(torch.from_numpy(layout.tokens[: len(asked.embeddings)]))
+        asked.embeddings, answerer.model.lm.embed(torch.from_numpy(layout.tokens[: len(asked.embeddings)]))
     )
 
 
@@ -208,16 +217,16 @@ ENDS = {
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_templates_that_end_otherwise(speaker: Speaker, name: str) -> None:
+def test_templates_that_end_otherwise(answerer: AnswerGenerator, name: str) -> None:
     """The first word that follows an answer ends it; where none does, that of the text ends it."""
-    tokenizer = deepcopy(speaker.tokenizer)
+    tokenizer = deepcopy(answerer.tokenizer)
     tokenizer.chat_template, end = ENDS[name]
-    other = replace(speaker, tokenizer=tokenizer)
+    other = replace(answerer, tokenizer=tokenizer)
     _, asked = asked_about(other)
     assert other.ends == {tokenizer.eos_token_id}
     words = torch.tensor([*tokenizer("Yes")["input_ids"], *tokenizer(end)["input_ids"]])
     with torch.no_grad():
-        lm = speaker.model.lm
+        lm = answerer.model.lm
         hidden = Streamer(lm).feed(torch.cat((asked.embeddings, lm.embed(words[:-1]))))[-len(words) :]
         of_each = lm.logits(hidden).double().log_softmax(1)[torch.arange(len(words)), words]
     assert other.likelihood(asked, "Yes") == pytest.approx(float(of_each.mean()), rel=1e-5)
@@ -228,14 +237,14 @@ def ask(**record: Any) -> Question:
     return question_of(record, "line 1")
 
 
-def test_answers_are_judged(speaker: Speaker, files: list[Path]) -> None:
+def test_answers_are_judged(answerer: AnswerGenerator, files: list[Path]) -> None:
     """Exact but for capitals, spaces and a full stop; the likeliest of the choices; a number is one of them."""
-    indexer = FrameIndexer(speaker.sampling, None, files[0].parent)
+    indexer = FrameIndexer(answerer.sampling, None, files[0].parent)
     about = {"video": files[0].name, "question": "What is it?"}
-    _, asked = asked_about(speaker, files[0])
-    said = speaker.answer(asked, 8)
+    _, asked = asked_about(answerer, files[0])
+    said = answerer.answer(asked, 8)
     choices = ["red", "a square that moves", "green"]
-    best = int(np.argmax([speaker.likelihood(asked, choice) for choice in choices]))
+    best = int(np.argmax([answerer.likelihood(asked, choice) for choice in choices]))
     questions = [
         ask(**about, answer=f" {said.swapcase()}. ", about="words"),
         ask(**about, answer=f"{said} not", about="words"),
@@ -245,7 +254,7 @@ def test_answers_are_judged(speaker: Speaker, files: list[Path]) -> None:
         ask(messages=messages_of(files[0].name, said), id="m"),
     ]
     seen: list[tuple[int, int]] = []
-    found = evaluate(speaker, questions, indexer, most=8, on_progress=lambda d, t: seen.append((d, t)))
+    found = evaluate(answerer, questions, indexer, most=8, on_progress=lambda d, t: seen.append((d, t)))
     assert [one.right for one in found] == [plain(said) == plain(said.swapcase()), False, True, False, True, True]
     assert {one.said for one in found} == {said, choices[best]}
     assert seen == [(n, 6) for n in range(1, 7)]
@@ -265,7 +274,7 @@ def messages_of(name: str, answer: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
 
 
-def test_choices_that_are_numbers(speaker: Speaker) -> None:
+def test_choices_that_are_numbers(answerer: AnswerGenerator) -> None:
     """An answer that is one of the choices is that one, and no place in the list."""
     assert ask(question="?", choices=[3, 1, 2], answer="2").expected == "2"
     assert ask(question="?", choices=["a", "b"], answer=1).expected == "b"
@@ -289,10 +298,10 @@ class Recorder:
         return ""
 
 
-def test_shuffled_frames(speaker: Speaker, files: list[Path]) -> None:
+def test_shuffled_frames(answerer: AnswerGenerator, files: list[Path]) -> None:
     """In an order that the id alone decides."""
     recorder: Any = Recorder()
-    indexer = FrameIndexer(speaker.sampling)
+    indexer = FrameIndexer(answerer.sampling)
     questions = [ask(id=uid, question=q, answer="a", about=q) for uid, q in (("a", "1"), ("a", "2"), ("b", "1"))]
     evaluate(recorder, questions, indexer, shuffle=True)
     one, again, other = recorder.orders
@@ -301,14 +310,14 @@ def test_shuffled_frames(speaker: Speaker, files: list[Path]) -> None:
     evaluate(recorder, questions[:1], indexer)
     assert recorder.orders[3] is None
     conversation = conversation_about(files[:2], "What?")
-    _, plainly = speaker.layout(conversation, indexer.frames)
-    _, shuffled = speaker.layout(conversation, indexer.frames, lambda n: np.arange(n)[::-1])
+    _, plainly = answerer.layout(conversation, indexer.frames)
+    _, shuffled = answerer.layout(conversation, indexer.frames, lambda n: np.arange(n)[::-1])
     assert np.array_equal(shuffled, np.concatenate([plainly[FRAMES - 1 :: -1], plainly[: FRAMES - 1 : -1]]))
 
 
-def test_videos_of_a_dataset(speaker: Speaker, dataset: Path, files: list[Path]) -> None:
+def test_videos_of_a_dataset(answerer: AnswerGenerator, dataset: Path, files: list[Path]) -> None:
     """By name: a stretch of the clip, as a file gives it."""
-    indexer = indexer_for(speaker, dataset, Path())
+    indexer = indexer_for(answerer, dataset, Path())
     index = Index.open(dataset)
     (found,) = indexer.frames(index.file(3))
     assert found.shape == (FRAMES, 16, 16, 3)
@@ -320,20 +329,20 @@ def test_videos_of_a_dataset(speaker: Speaker, dataset: Path, files: list[Path])
         indexer.frames("nowhere.mp4", "q")
 
 
-def test_an_image_is_a_video_of_one_frame(speaker: Speaker, tmp_path: Path) -> None:
+def test_an_image_is_a_video_of_one_frame(answerer: AnswerGenerator, tmp_path: Path) -> None:
     """Also where the conversations had no image, if the tokenizer has a place for one."""
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    (frames,) = FrameIndexer(speaker.sampling, None, tmp_path).frames("a.png")
+    (frames,) = FrameIndexer(answerer.sampling, None, tmp_path).frames("a.png")
     assert frames.shape == (1, 16, 16, 3)
-    layout, asked = asked_about(speaker, tmp_path / "a.png")
+    layout, asked = asked_about(answerer, tmp_path / "a.png")
     assert layout.rows.tolist() == [16]
-    assert isinstance(speaker.answer(asked, 2), str)
+    assert isinstance(answerer.answer(asked, 2), str)
     picture = Conversation("", (Turn("user", (Visual("image", "a.png"), "?")), Turn("assistant", ("",))))
-    only_videos = replace(speaker, places={"video": "<video>"})
-    layout, shown = only_videos.layout(picture, FrameIndexer(speaker.sampling, None, tmp_path).frames)
+    only_videos = replace(answerer, places={"video": "<video>"})
+    layout, shown = only_videos.layout(picture, FrameIndexer(answerer.sampling, None, tmp_path).frames)
     assert (layout.rows.tolist(), np.array_equal(shown, frames)) == ([16], True)
 
 
@@ -379,14 +388,14 @@ def test_odd_questions_are_left_out_if_that_is_wished(tmp_path: Path) -> None:
     assert len(as_record([], [], left_out)["left_out"]) == 2
 
 
-def test_what_is_refused(run: Path, speaker: Speaker, dataset: Path, tmp_path: Path) -> None:
+def test_what_is_refused(run: Path, answerer: AnswerGenerator, dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("")
     (tmp_path / "empty.mp4").write_bytes(b"")
     with pytest.raises(InputError, match=r"a file of questions has some\n.*none"):
         questions_of(tmp_path / "empty")
-    indexer = FrameIndexer(speaker.sampling, None, tmp_path)
+    indexer = FrameIndexer(answerer.sampling, None, tmp_path)
     with pytest.raises(InputError, match=r"nowhere\.mp4: no such file"):
-        evaluate(speaker, [ask(question="?", answer="a", video="nowhere.mp4")], indexer)
+        evaluate(answerer, [ask(question="?", answer="a", video="nowhere.mp4")], indexer)
     with pytest.raises(InputError, match=r"empty\.mp4"):
         indexer.frames("empty.mp4")
     with pytest.raises(InputError, match=r"a question has words"):
@@ -398,10 +407,10 @@ def test_what_is_refused(run: Path, speaker: Speaker, dataset: Path, tmp_path: P
 def test_a_run_that_draws_is_asked_nothing(tmp_path: Path, dataset: Path, run: Path) -> None:
     _, found = open_run(run)
     with pytest.raises(InputError, match=r"for a language model\n.*video_dit"):
-        speaker_of(config(tmp_path, dataset), found)
+        answer_generator_of(config(tmp_path, dataset), found)
     contrast = config(tmp_path, dataset, **{**conversations.settings(dataset), "objective": {"kind": "video_text"}})
     with pytest.raises(InputError, match=r"has learned next_token\n.*video_text"):
-        speaker_of(contrast, found)
+        answer_generator_of(contrast, found)
 
 
 def test_the_commands(run: Path, dataset: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from launcher.config.lr_schedule import learning_rate
 from launcher.config.run_config import RunConfig
 from launcher.core.heartbeat import HeartbeatBoard
 from launcher.core.run_folder import RunFolder
-from launcher.training.loop import Words, agree, build_engine, build_feed, gradients
+from launcher.training.loop import RankStatus, agree, build_engine, build_loader, gradients
 from launcher.training.rendezvous import RankPlace
 from launcher.training.resume import resume
 from parallel.zero.ema import Ema
@@ -62,21 +62,21 @@ def go_on(rank: int, run: RunConfig, sources: list[Path]) -> list[list[float]]:
     mesh = run.mesh.mesh()
     # as many as ranks of a run take: how some sums are rounded depends on it
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // mesh.ranks))
-    feed = build_feed(run, RankPlace(rank, mesh.ranks, rank, mesh.ranks, ""), CPU)
-    engine = build_engine(run, feed, CPU)
+    loader = build_loader(run, RankPlace(rank, mesh.ranks, rank, mesh.ranks, ""), CPU)
+    engine = build_engine(run, loader, CPU)
     ema = Ema(engine, run.optimizer.ema)
     curves = []
     for source in sources:
         found, _ = newest(LocalStorage(RunFolder(source).checkpoints))
         assert found is not None
-        state = resume(RunFolder(source), found, feed, engine, ema)
+        state = resume(RunFolder(source), found, loader, engine, ema)
         assert state.step == SAVED
         assert_state_is(found, ema.fragments)
         losses, position = [], state.position
         for step in range(SAVED, SAVED + AFTER):
-            batch = feed.batch(position)
-            agreed = agree(batch, Words(False, False, 0), feed.groups)
-            losses.append(gradients(engine, feed, batch, agreed.weight, CPU, HeartbeatBoard()))
+            batch = loader.batch(position)
+            agreed = agree(batch, RankStatus(False, False, 0), loader.groups)
+            losses.append(gradients(engine, loader, batch, agreed.weight, CPU, HeartbeatBoard()))
             engine.step(learning_rate(run.optimizer, step, run.steps))
             position = batch.position
         curves.append(losses)

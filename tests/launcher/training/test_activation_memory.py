@@ -13,7 +13,7 @@ from torch import Tensor
 from data.streams.curriculum import Position
 from launcher.config.run_config import RunConfig
 from launcher.core.heartbeat import HeartbeatBoard
-from launcher.training.loop import build_engine, build_feed, gradients
+from launcher.training.loop import build_engine, build_loader, gradients
 from launcher.training.rendezvous import RankPlace
 from parallel.memory import activation_offload
 from parallel.memory.activation_offload import PLACES, Places, Traffic
@@ -31,8 +31,8 @@ def steps(rank: int, runs: list[RunConfig]) -> list[tuple[float, Tensor, int]]:
     found = []
     PLACES.set(Places(("cuda", "cpu")))
     for run in runs:
-        feed = build_feed(run, RankPlace(rank, 1, rank, 1, ""), CPU)
-        engine = build_engine(run, feed, CPU)
+        loader = build_loader(run, RankPlace(rank, 1, rank, 1, ""), CPU)
+        engine = build_engine(run, loader, CPU)
         assert isinstance(engine, PlainEngine)
         stores: list[Traffic] = []
 
@@ -41,7 +41,7 @@ def steps(rank: int, runs: list[RunConfig]) -> list[tuple[float, Tensor, int]]:
             return stores[-1]
 
         with patch.object(activation_offload, "Traffic", counted), patch.object(activation_offload, "LIMIT_BYTES", 0):
-            loss = gradients(engine, feed, feed.batch(Position()), 1.0, CPU, HeartbeatBoard())
+            loss = gradients(engine, loader, loader.batch(Position()), 1.0, CPU, HeartbeatBoard())
         found.append((loss, engine.flat_gradient, sum(each.moved_bytes for each in stores)))
     return found
 

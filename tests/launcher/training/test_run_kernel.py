@@ -17,7 +17,7 @@ from launcher.core.append_log import AppendLog
 from launcher.core.run_folder import RunFolder
 from launcher.preflight import preflight
 from launcher.training import run_kernel
-from launcher.training.loop import build_feed
+from launcher.training.loop import build_loader
 from launcher.training.rendezvous import RankPlace
 from launcher.training.run_kernel import (
     be_deterministic,
@@ -148,8 +148,8 @@ def plans_in(made: Any) -> list[Plan]:
 
 def test_every_plan_of_a_step_names_the_kernel(tmp_path: Path, dataset: Path) -> None:
     def made(rank: int, settings: RunConfig) -> list[str]:
-        feed = build_feed(settings, RankPlace(0, 1, 0, 1, ""), CPU, kernel=Reference())
-        return [type(plan.kernel).__name__ for plan in plans_in(feed.batch(Position()).micro_steps)]
+        loader = build_loader(settings, RankPlace(0, 1, 0, 1, ""), CPU, kernel=Reference())
+        return [type(plan.kernel).__name__ for plan in plans_in(loader.batch(Position()).micro_steps)]
 
     drawing = made(0, config(tmp_path, dataset))
     assert len(drawing) >= 3  # self attention, words, captions

@@ -16,7 +16,7 @@ from data.streams.curriculum import Position
 from launcher.batches.loader import Batch
 from launcher.core.run_folder import RunFolder
 from launcher.supervision.console_view import Screen, of_device
-from launcher.training.loop import Words, agree
+from launcher.training.loop import RankStatus, agree
 from launcher.training.peak_flops import bf16_peak
 from launcher.training.step_gauge import COUNTED, NOTICE, WAIT, Gauge, Memory, fullest
 from parallel.mesh import Groups, Mesh
@@ -166,7 +166,7 @@ def test_a_narrow_terminal_shows_how_far_the_run_is(tmp_path: Path) -> None:
 
 def agreed_memories(rank: int, ranks: int) -> Any:
     batch = Batch((), 1.5, 7, 1, ranks, (), Position(), ("a",), 8, 64.0)
-    words = Words(False, False, 0, Memory(rank, 10 + rank, 100 + rank, 1000))
+    words = RankStatus(False, False, 0, Memory(rank, 10 + rank, 100 + rank, 1000))
     return agree(batch, words, Groups(Mesh(replica=ranks), Mesh(replica=ranks).place(rank)))
 
 

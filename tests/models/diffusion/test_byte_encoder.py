@@ -128,9 +128,9 @@ def test_packs_are_dealt_by_their_words_too(talkative: tuple[Path, list[str]], t
 def test_training_reads_no_more_than_the_limit(talkative: tuple[Path, list[str]], tmp_path: Path) -> None:
     settings = run_of(talkative[0], tmp_path / "run", max_bytes=512)
     mesh = Mesh(1, 1, 1)
-    maker = builder_of(settings, Groups(mesh, mesh.place(0)), torch.device("cpu"))
+    builder = builder_of(settings, Groups(mesh, mesh.place(0)), torch.device("cpu"))
     stream, packs, _ = open_curriculum(settings).next_step(Position())
-    read = [n for pack in packs for n in maker.micro_step(stream, pack).batch.input.captions.lengths]
+    read = [n for pack in packs for n in builder.micro_step(stream, pack).batch.input.captions.lengths]
     assert max(read) <= 513
     longest = [max(len(d.text) for d in pack.documents) for pack in packs]
     assert (LONG in longest) == (513 in read)

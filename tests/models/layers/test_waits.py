@@ -29,7 +29,7 @@ from data.streams.curriculum import Position
 from launcher.batches.datasets import geometry_of
 from launcher.batches.loader import MicroStep
 from launcher.config.run_config import RunConfig
-from launcher.training.loop import build_feed
+from launcher.training.loop import build_loader
 from launcher.training.rendezvous import RankPlace
 from models.registry import DTYPES, build
 from tests.support import conversations
@@ -76,12 +76,12 @@ def faked(made: Any) -> Any:
 
 def asked(rank: int, settings: RunConfig) -> Counter[str]:
     """What the forward pass of the first pack asks for on a device, and forward and backward on a CPU."""
-    feed = build_feed(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
-    micro: MicroStep = feed.batch(Position()).micro_steps[0]
+    loader = build_loader(settings, RankPlace(0, 1, 0, 1, ""), torch.device("cpu"))
+    micro: MicroStep = loader.batch(Position()).micro_steps[0]
     model = build(settings.model, geometry_of(settings).channels, 0, DTYPES[settings.dtype], settings.objective)
     counter = Asked()
     with counter:
-        feed.maker.objective.loss(model, micro.batch, micro.plans)[0].backward()
+        loader.builder.objective.loss(model, micro.batch, micro.plans)[0].backward()
     _setup_privateuseone_for_python_backend(NAME)
     with FakeTensorMode(allow_non_fake_inputs=False), torch.no_grad():
         for module in model.modules():
@@ -92,7 +92,7 @@ def asked(rank: int, settings: RunConfig) -> Counter[str]:
                     where[name] = torch.nn.Parameter(fake) if name in module._parameters else fake
         batch = faked(micro.batch)
         with counter:
-            feed.maker.objective.loss(model, batch, micro.plans)
+            loader.builder.objective.loss(model, batch, micro.plans)
     return counter.found
 
 

@@ -79,9 +79,9 @@ def test_formula():
 
 
 def test_weight_of_a_document_counts():
-    ghost = [replace(DOCUMENTS[0], weight=0.0), *DOCUMENTS[1:]]
+    padding = [replace(DOCUMENTS[0], weight=0.0), *DOCUMENTS[1:]]
     objective = RectifiedFlow(RectifiedFlowConfig())
-    prepared = objective.prepare(whole(ghost))
+    prepared = objective.prepare(whole(padding))
     loss, weight = objective.weighted_error(torch.zeros_like(prepared.target), prepared)
     assert weight == TOTAL - 24
     torch.testing.assert_close(loss, prepared.target[24:].square().mean(dim=1).sum())

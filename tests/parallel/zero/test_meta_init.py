@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from launcher.config.run_config import RunConfig
-from launcher.training.loop import build_engine, build_feed
+from launcher.training.loop import build_engine, build_loader
 from launcher.training.rendezvous import RankPlace
 from models.diffusion.byte_encoder import ByteEncoderConfig
 from models.diffusion.video_dit import VideoDiTConfig, build
@@ -63,8 +63,8 @@ def test_no_more_than_the_part_and_one_layer_is_held() -> None:
 
 
 def masters(rank: int, settings: RunConfig) -> dict[str, tuple[int, Tensor]]:
-    feed = build_feed(settings, RankPlace(rank, dist.get_world_size(), rank, 1, ""), torch.device("cpu"))
-    engine = build_engine(settings, feed, torch.device("cpu"))
+    loader = build_loader(settings, RankPlace(rank, dist.get_world_size(), rank, 1, ""), torch.device("cpu"))
+    engine = build_engine(settings, loader, torch.device("cpu"))
     return {f.name: (f.start, f.tensors["master"].clone()) for f in engine.held()}
 
 
