@@ -159,7 +159,7 @@ def test_the_average_of_a_short_run_is_not_of_its_first_weights() -> None:
         ("mesh.rings", "did you mean mesh.ring?"),
         ("stpes", "did you mean steps?"),
         ("optimiser.learning_rate", "did you mean optimizer?"),
-        ("qqq", "leave it out; there are out, seed"),
+        ("qqq", "leave it out; there are out, extensions, seed"),
         ("mesh.zzz", "leave it out; there are mesh.replica, mesh.ring, mesh.ulysses"),
     ],
 )
