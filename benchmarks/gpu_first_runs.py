@@ -63,7 +63,7 @@ class Workshop:
             "model": dit if family == "dit" else self.language(),
             "objective": {"kind": "rectified_flow"} if family == "dit" else {"kind": "next_token"},
             "optimizer": {"learning_rate": 1e-3, "warmup_steps": 4},
-            "checkpoint": {"every": SAVED, "wait": True},
+            "checkpoint": {"every": SAVED, "blocking": True},
         }  # fmt: skip
         for key, value in changes.items():
             *path, last = key.split("__")
