@@ -84,7 +84,9 @@ def mask_kinds() -> dict[str, Mask]:
         "spatial": video_patterns.spatial(17, 30),
         "temporal": video_patterns.temporal(17, 30),
         "neighbourhood": video_patterns.neighbourhood(tiling, (1, 0, 1)),
-        "criss-cross": video_patterns.criss_cross(tiling),
+        "criss cross": video_patterns.criss_cross(tiling),
+        "dilated": video_patterns.dilated(tiling, (1, 2, 2)),
+        "shifted windows": video_patterns.shifted_windows(tiling, (2, 2, 2), (1, 0, 1)),
         "text and video": video_patterns.text_video([60, 200, 50, 180], [False, True, False, True]),
     }
 

@@ -42,6 +42,18 @@ def normal(key: int, start: int, stop: int, dim: int) -> npt.NDArray[np.float32]
     return out
 
 
+def normal_at(key: int, positions: npt.NDArray[np.int64], dim: int) -> npt.NDArray[np.float32]:
+    """Standard normals [positions, dim] of any positions, the same numbers as `normal` has there.
+
+    All between the lowest and the highest are drawn, so it costs what their span does.
+    """
+    if not len(positions):
+        return np.empty((0, dim), np.float32)
+    first, last = int(positions.min()), int(positions.max()) + 1
+    drawn = normal(key, first, last, dim)
+    return drawn if len(positions) == last - first and (np.diff(positions) == 1).all() else drawn[positions - first]
+
+
 def uniform(key: int) -> float:
     """One number in [0, 1) with 53 bits."""
     return (key_of(key, "uniform") >> 11) * 2.0**-53

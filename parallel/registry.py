@@ -27,10 +27,11 @@ class Registry(Mapping[str, T], Generic[T]):
 
     Args:
         noun: what the entries are, for errors: "optimizer".
+        key: of a run that chooses one; the noun if not given.
     """
 
-    def __init__(self, noun: str) -> None:
-        self.noun = noun
+    def __init__(self, noun: str, key: str | None = None) -> None:
+        self.noun, self.key = noun, key or noun
         self._entries: dict[str, T] = {}
 
     def register(self, name: str, entry: T) -> T:
@@ -51,7 +52,7 @@ class Registry(Mapping[str, T], Generic[T]):
             InputError: there is none; the remedy is the nearest one.
         """
         if name not in self:
-            near = get_close_matches(str(name), self._entries, n=1, cutoff=0.0)
+            near = get_close_matches(name, self._entries, n=1, cutoff=0.0) if isinstance(name, str) else [*self][:1]
             article = "an" if self.noun[0] in "aeiou" else "a"
             rule = f"{article} {self.noun} is one of: {', '.join(self._entries)}"
             raise InputError(rule, f"kind: {name}", f"did you mean {near[0]}?" if near else "register it")
@@ -95,12 +96,12 @@ class OneOf:
             return value
         if isinstance(value, str):
             value = {"kind": value}
-        noun, first = self.registry.noun, next(iter(self.registry))
+        noun, key, first = self.registry.noun, self.registry.key, next(iter(self.registry))
         if not isinstance(value, dict):
             article = "an" if noun[0] in "aeiou" else "a"
             rule, remedy = (
                 f"{article} {noun} is a kind, or a mapping with a kind",
-                f"{noun}={first}, or {noun}.kind and its other keys",
+                f"{key}={first}, or {key}.kind and its other keys",
             )
             raise InputError(rule, repr(value), remedy)
         return self.config_of(self.registry[value.get("kind", first)]).model_validate(value)

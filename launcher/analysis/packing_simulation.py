@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from launcher.batches.family import family_of
 from launcher.batches.idle_replicas import Deal
 from launcher.config.loading import load
 from launcher.config.run_config import RunConfig
-from models.diffusion.attention_schedule import masks_of
+from models.diffusion.attention_schedule import masks_of, token_tile
 from parallel.errors import InputError
 from parallel.mesh import Mesh
+from parallel.sequence.packed import to_read
 from parallel.sequence.sharding import balanced
 
 STEPS_READ = 4  # of a run, for the bytes that each rank reads
@@ -142,13 +143,15 @@ def reading(config: RunConfig, curriculum: Curriculum, replicas: int, sequence: 
     mesh, position = Mesh(1, sequence, 1), Position()
     if not family_of(config.model).of_latents:
         return {}  # frames of conversations are dealt to ranks apart from their text
-    per_rank, whole, steps = [], 0, 0
+    per_rank, whole, steps, tile = [], 0, 0, token_tile(config.model.attention)
     for steps in range(1, STEPS_READ + 1):  # noqa: B007
         stream, packs, position = curriculum.next_step(position)
         source: Any = stream.source
         for pack in packs:
             mask = max(masks_of(config.model.attention, [d.grid for d in pack.documents]), key=lambda m: m.area)
-            per_rank.append([source.bytes_of(pack, ranges) for ranges in balanced(mask, mesh).ranges])
+            clips = [replace(document, tile=tile) for document in pack.documents]
+            read = [to_read(clips, ranges)[0] for ranges in balanced(mask, mesh).ranges]
+            per_rank.append([source.bytes_of(pack, ranges) for ranges in read])
             whole += source.bytes_of(pack, ((0, pack.tokens),))
     table = np.array(per_rank, np.float64)  # [packs, ranks of a replica]
     packs_of_a_replica = len(table) / steps / replicas

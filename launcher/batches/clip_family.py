@@ -24,7 +24,7 @@ from launcher.batches.family import FAMILIES, FamilySpec, OnRank
 from launcher.config.sections import DataConfig
 from models.codecs.codec import CodecConfig
 from models.codecs.open_codec import open_codec
-from models.diffusion.attention_schedule import AttentionConfig, area_of
+from models.diffusion.attention_schedule import AttentionPattern, area_of
 from models.diffusion.text_encoder import caption_bytes
 from models.registry import build_objective
 from parallel.sequence.geometry import Geometry, Grid
@@ -55,7 +55,7 @@ def words_cost(model: Any, sizes: Ints, lengths: Ints) -> Floats:
     return cost(sizes) - cost(np.minimum(sizes, FREE_BYTES))
 
 
-def cost_of(attention: Sequence[AttentionConfig], dim: int, grid: Grid) -> float:
+def cost_of(attention: Sequence[AttentionPattern], dim: int, grid: Grid) -> float:
     """Of a forward and backward, in units of 12 x dim x depth: see `training/loop.py`; 12 dim^2 per layer."""
     return area_of(attention, grid) + 6 * dim * grid[0] * grid[1] * grid[2]
 

@@ -23,7 +23,7 @@ from launcher.batches.checksum import checksum
 from launcher.batches.codec_check import refuse_other_codec
 from launcher.batches.family import MicroStep
 from models.codecs.codec import Codec
-from models.diffusion.attention_schedule import AttentionConfig, area_of, masks_of
+from models.diffusion.attention_schedule import AttentionPattern, area_of, masks_of, token_tile
 from models.diffusion.text_encoder import TextEncoderConfig
 from models.diffusion.video_dit import DiTBatch, batch_of
 from models.layers.patches import patchify
@@ -33,7 +33,7 @@ from parallel.attention.plan import Keep, Plan, plan_for
 from parallel.kernels.kernel import Kernel
 from parallel.mesh import Groups
 from parallel.sequence.geometry import Geometry
-from parallel.sequence.packed import Document, Ranges, lay_out
+from parallel.sequence.packed import Document, Ranges, lay_out, local_spans, to_read
 from parallel.sequence.sharding import balanced
 
 
@@ -69,7 +69,7 @@ class ClipBatchBuilder:
 
     codec: Codec
     objective: RectifiedFlow
-    attention: tuple[AttentionConfig, ...]
+    attention: tuple[AttentionPattern, ...]
     groups: Groups
     device: torch.device
     kernel: Kernel | None = None
@@ -101,11 +101,11 @@ class ClipBatchBuilder:
             return torch.cat([self.values(0), *(self._values(pack, piece) for piece in pieces)])
 
         batch, plans = self.prepare(pack.documents, read)
-        received = 0
-        for piece in pieces:
-            document = pack.documents[piece.document]
-            if document.weight and piece.document not in problems:  # a padding pack is a copy of what others count
-                received += checksum(document.uid, piece.stop - piece.start)
+        received, held = 0, batch.packed
+        for number, start, stop in local_spans(held.lengths, held.ranges):
+            document = pack.documents[number]
+            if document.weight and number not in problems:  # a padding pack is a copy of what others count
+                received += checksum(document.uid, stop - start)
         return MicroStep(batch, plans, received, problems)
 
     def prepare(
@@ -115,12 +115,18 @@ class ClipBatchBuilder:
 
         Args:
             documents: of the pack.
-            read: gives the clean values [tokens, token_dim] of ranges of it.
+            read: gives the clean values [tokens, token_dim] of ranges of it, whose clips lie frame by frame.
         """
+        tile = token_tile(self.attention)
+        documents = [replace(document, tile=tile) for document in documents]
         masks = masks_of(self.attention, [d.grid for d in documents])
         split = balanced(max(masks, key=lambda mask: mask.area), self.groups.mesh)
         ranges = split.ranges[self.groups.place.sequence]
-        noisy = self.objective.prepare(lay_out(documents, ranges, read(ranges)), self.stream.send)
+        wanted, held = to_read(documents, ranges)
+        values = read(wanted)
+        if held is not None:
+            values = values[self.stream.send(torch.from_numpy(held))]
+        noisy = self.objective.prepare(lay_out(documents, ranges, values), self.stream.send)
         inputs = batch_of(noisy.packed, noisy.levels, self.stream.send, self.kernel, self.text)
         plans = {id(mask): plan_for(mask, split, self.groups, kernel=self.kernel, keep=self.keep) for mask in masks}
         for plan in plans.values():

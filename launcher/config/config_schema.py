@@ -10,7 +10,7 @@ folders that have moved.
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,17 +83,21 @@ def leaves(settings: Mapping[str, Any], section: type[BaseModel] = RunConfig, pr
 
 def sections_of(field: FieldInfo) -> list[type[BaseModel]]:
     """Classes of settings that a field may have: of each kind of a registry, or those inside its type."""
-    for mark in field.metadata:
-        if isinstance(mark, OneOf):
-            return mark.classes()
-    return _inside(field.annotation)
+    return _of_marks(field.metadata) or _inside(field.annotation)
 
 
 def _inside(annotation: Any) -> list[type[BaseModel]]:
-    """Classes of settings inside a type: X, X | Y | None, tuple[X, ...], Annotated[X, ...]."""
+    """Classes of settings inside a type: X, X | Y | None, tuple[X, ...], Annotated[X, ...], those of a `OneOf`."""
+    if found := _of_marks(getattr(annotation, "__metadata__", ())):
+        return found
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for inside in typing.get_args(annotation) for section in _inside(inside)]
+
+
+def _of_marks(marks: Iterable[Any]) -> list[type[BaseModel]]:
+    """Classes of settings of each kind of a registry that is marked."""
+    return [section for mark in marks if isinstance(mark, OneOf) for section in mark.classes()]
 
 
 def is_list(field: FieldInfo) -> bool:

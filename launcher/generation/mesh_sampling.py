@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.diffusion.attention_schedule import masks_of
+from models.diffusion.attention_schedule import masks_of, token_tile
 from models.diffusion.sampler import Clip, Objective, Solver, sample, twice
 from models.diffusion.video_dit import VideoDiT
 from parallel.attention.plan import Plan, plan_for
 from parallel.masks.mask import Mask
 from parallel.mesh import Groups
-from parallel.sequence.packed import Ranges, local_spans
+from parallel.sequence.packed import Document, Ints, Ranges, local_spans
 from parallel.sequence.sharding import Split, balanced
 
 
@@ -52,12 +53,15 @@ def sample_over(
     parts: list[list[Tensor]] = [[]] * len(groups.sequence_ranks)
     dist.all_gather_object(parts, [rows.cpu() for rows in held], group=groups.sequence)
     whole = [rows.new_empty(prod(clip.grid), rows.shape[1]) for clip, rows in zip(clips, held, strict=True)]
-    lengths = [prod(clip.grid) for clip in clips]
+    tile = token_tile(model.config.attention)
+    documents = [Document("", 0, "", clip.grid, tile=tile) for clip in clips]
     for ranges, rows_of in zip(split.ranges, parts, strict=True):
-        row = [0] * len(clips)
-        for clip, start, stop in local_spans(lengths, ranges):
-            whole[clip][start:stop] = rows_of[clip][row[clip] : row[clip] + stop - start].to(whole[clip])
-            row[clip] += stop - start
+        places: list[list[Ints]] = [[] for _ in clips]
+        for clip, start, stop in local_spans([document.tokens for document in documents], ranges):
+            places[clip].append(documents[clip].places(start, stop))
+        for clip, held_here in enumerate(places):
+            if held_here:  # rows come in the order of their places
+                whole[clip][torch.from_numpy(np.sort(np.concatenate(held_here)))] = rows_of[clip].to(whole[clip])
     return whole
 
 

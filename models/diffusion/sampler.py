@@ -22,13 +22,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.diffusion.attention_schedule import masks_of
+from models.diffusion.attention_schedule import masks_of, token_tile
 from models.diffusion.video_dit import batch_of
 from parallel.attention.plan import Plan, local_plan
 from parallel.device_stream import Send, stream_for
 from parallel.errors import InputError
 from parallel.masks.mask import Mask
-from parallel.random import key_of, normal
+from parallel.random import key_of, normal_at
 from parallel.registry import Registry
 from parallel.sequence.geometry import Grid
 from parallel.sequence.packed import Document, Packed, Ranges, lay_out, local_spans
@@ -153,7 +153,7 @@ def sample(
         dtype: of the model's input.
         cut: over ranks, if there are several: (masks of the clips, masks of all that is computed) to the ranges that
             this rank holds of the clips, and plans of all that is computed, where the twins of what a rank holds lie on
-            it too and follow it. A clip then has the rows that are held here, in the order of the ranges.
+            it too and follow it. A clip then has the rows that are held here, in the order of their places in the clip.
 
     Raises:
         InputError: no clips, no steps, no such sampler, or other values than tokens that are given.
@@ -166,9 +166,12 @@ def sample(
     values = solve(task.velocity, task.noise, task.levels)
     rows = [stop - start for _, start, stop in task.spans]
     held: list[list[Tensor]] = [[values[:0]] for _ in clips]
-    for (clip, _, _), part in zip(task.spans, values.split(rows), strict=True):
+    places = [[np.zeros(0, np.int64)] for _ in clips]
+    for (clip, start, stop), part in zip(task.spans, values.split(rows), strict=True):
         held[clip].append(part)
-    return [torch.cat(parts) for parts in held]
+        places[clip].append(task.packed.documents[clip].places(start, stop))
+    order = [torch.from_numpy(np.argsort(np.concatenate(each))).to(values.device) for each in places]
+    return [torch.cat(parts)[each] for parts, each in zip(held, order, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,16 +216,17 @@ class _Task:
         device = next(model.parameters()).device
         send, wide = stream_for(device).send, torch.promote_types(dtype, torch.float32)
         twins = [replace(clip, prompt="") for clip in clips] if solver.guidance != 1 else []
-        documents = [Document("", 0, clip.prompt, clip.grid) for clip in (*clips, *twins)]
+        tile = token_tile(model.config.attention)
+        documents = [Document("", 0, clip.prompt, clip.grid, tile=tile) for clip in (*clips, *twins)]
         masks = masks_of(model.config.attention, [document.grid for document in documents])
         alone = masks_of(model.config.attention, [clip.grid for clip in clips])
         ranges, plans = cut(alone, masks)
         copies, total = (2 if twins else 1), sum(prod(clip.grid) for clip in clips)
         spans = local_spans([prod(clip.grid) for clip in clips], ranges)
-        dim, held = model.token_dim, [(clips[index], start, stop) for index, start, stop in spans]
-        drawn = [normal(key_of(clip.key, "noise"), start, stop, dim) for clip, start, stop in held]
+        dim, held = model.token_dim, [(clips[i], documents[i].places(start, stop)) for i, start, stop in spans]
+        drawn = [normal_at(key_of(clip.key, "noise"), places, dim) for clip, places in held]
         values = send(torch.from_numpy(np.concatenate([np.zeros((0, dim), np.float32), *drawn]))).to(wide)
-        levels = [_levels(objective, clip, solver.steps)[:, start:stop] for clip, start, stop in held]
+        levels = [_levels(objective, clip, solver.steps)[:, places] for clip, places in held]
         for part, rows in zip(held, values.split([len(noise) for noise in drawn]), strict=True):
             _put(*part, rows)
         packed = lay_out(documents, twice(ranges, total, copies), values.new_zeros(copies * len(values), dim))
@@ -264,8 +268,8 @@ def _levels(objective: Objective, clip: Clip, steps: int) -> Floats:
     return objective.levels(steps, prod(clip.grid))[:, None] * free.reshape(-1).astype(np.float64)
 
 
-def _put(clip: Clip, start: int, stop: int, rows: Tensor) -> None:
-    """What is given of the tokens [start, stop) of a clip, into their rows.
+def _put(clip: Clip, places: npt.NDArray[np.int64], rows: Tensor) -> None:
+    """What is given of the tokens at these places of a clip, into their rows.
 
     Raises:
         InputError: other values than tokens that are given.
@@ -277,9 +281,9 @@ def _put(clip: Clip, start: int, stop: int, rows: Tensor) -> None:
     if values.shape != (count, rows.shape[1]):
         found = f"{count} tokens of {rows.shape[1]}, values {list(values.shape)}"
         raise InputError("a clip has a row of values for each token that is given", found, "encode what is given anew")
-    before, here = int(given[:start].sum()), given[start:stop]
-    where = torch.from_numpy(np.flatnonzero(here)).to(rows.device)
-    rows[where] = values[before : before + len(where)].to(rows)
+    where = np.flatnonzero(given[places])
+    which = np.cumsum(given)[places[where]] - 1  # rows of the values, which come in the order of places
+    rows[torch.from_numpy(where).to(rows.device)] = values[torch.from_numpy(which).to(values.device)].to(rows)
 
 
 def _column(values: Floats, like: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from models.core.specs import HeadShape, ModelSpec, own_heads
-from models.diffusion.attention_schedule import AttentionConfig
+from models.diffusion.attention_schedule import Full, Schedule, token_tile
 from models.diffusion.byte_encoder import ByteEncoderConfig
 from models.diffusion.text_encoder import TEXT_ENCODERS, TextBatch, TextEncoderConfig
 from models.layers.blocks import MLP, CrossAttention, Linear, SelfAttention, ZeroLinear, norm
@@ -98,11 +98,12 @@ class VideoDiTConfig(BaseModel):
     recompute: Memory[bool] = False
     offload: Memory[bool] = False
     compile: Rounding[Compile] = "none"
-    attention: tuple[AttentionConfig, ...] = Field(default=(AttentionConfig(),), min_length=1)
+    attention: Schedule = Field(default=(Full(),), min_length=1)
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> VideoDiTConfig:
         check_heads(self.dim, self.heads, axes=3)
+        token_tile(self.attention)  # refuses patterns in different orders of tokens
         if min(self.patch) < 1:
             raise InputError(
                 "a patch is at least one latent cell along (t, y, x)",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.diffusion.attention_schedule import AttentionConfig
+from models.diffusion.attention_schedule import AttentionPattern, FrameCausal, FrameWindow
 from models.language import causal_lm, vision_tower
 from models.language.attention_mask import MaskConfig
 from models.language.causal_lm import Window, windows_of
@@ -171,9 +171,6 @@ class VideoLMConfig(BaseModel):
         return (1, 1, 1)
 
     @property
-    def attention(self) -> tuple[AttentionConfig, ...]:
+    def attention(self) -> tuple[AttentionPattern, ...]:
         """For planners: a document is a row of frames of one token."""
-        return tuple(
-            AttentionConfig(kind="frame_causal") if w is None else AttentionConfig(kind="frame_window", before=w - 1)
-            for w in windows_of(self.text)
-        )
+        return tuple(FrameCausal() if w is None else FrameWindow(before=w - 1) for w in windows_of(self.text))

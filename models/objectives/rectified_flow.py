@@ -26,7 +26,7 @@ from torch import Tensor
 
 from models.objectives.conditioning import check_shares, given_in_training
 from parallel.device_stream import Send, here
-from parallel.random import key_of, normal, uniform
+from parallel.random import key_of, normal, normal_at, uniform
 from parallel.sequence.packed import Document, Packed, local_spans
 from parallel.setting_effects import Numbers, State
 
@@ -118,10 +118,11 @@ class RectifiedFlow:
         row = 0
         for index, start, stop in local_spans(packed.lengths, packed.ranges):
             document, rows = packed.documents[index], slice(row, row + stop - start)
-            noise[rows] = send(torch.from_numpy(normal(key_of(document.key, "noise"), start, stop, clean.shape[1])))
+            places = document.places(start, stop)
+            noise[rows] = send(torch.from_numpy(normal_at(key_of(document.key, "noise"), places, clean.shape[1])))
             levels[rows] = self.level(document)
             if (task := given_in_training(self.config.conditioning, document.grid, document.key)) is not None:
-                given, counted = (tokens.reshape(-1)[start:stop] for tokens in task)
+                given, counted = (tokens.reshape(-1)[places] for tokens in task)
                 levels[rows][given], learned[rows] = 0.0, counted
             row = rows.stop
         level, weight = send(torch.from_numpy(levels).to(wide)), weight * send(torch.from_numpy(learned).to(wide))

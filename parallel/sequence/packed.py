@@ -5,6 +5,10 @@
     rank 0      [==============)                             ranges ((0, 10),)
     rank 1                     [======================)      ranges ((10, 20),)
 
+The tokens of a document lie frame by frame, row by row: place p is (p // yx, p // x % y, p % x). Where `tile` is given
+they lie tile by tile instead (`Tiling`), so that patterns of tiles are few rectangles; a token keeps its place, and
+with it coordinates, noise and data, wherever it lies.
+
 Five per-token fields carry almost everything that the literature does with video transformers: document (who may see
 me), coordinates (for rotary embeddings), kind, noise level (0 = clean) and loss weight. The type lies on the ground
 because data fills it, models read it and parallelism is about its shape.
@@ -13,13 +17,17 @@ because data fills it, models read it and parallelism is about its shape.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from math import prod
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from parallel.masks.video_patterns import Tiling
 from parallel.sequence.geometry import Grid
 
 VIDEO, TEXT = 0, 1  # values of Packed.kind
@@ -27,6 +35,7 @@ IGNORED = -100  # the label that torch's losses leave out
 USER, ASSISTANT, VISUAL_CODE, SILENCE = range(4)  # what a label is: words of each side, a code, none
 
 Ranges = tuple[tuple[int, int], ...]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class Document:
         text: its caption.
         grid: tokens along (t, y, x).
         weight: loss weight of each of its tokens; 0 in a ghost pack.
+        tile: tokens (t, y, x) of the tiles that its tokens lie in one after the other; None for frame by frame.
     """
 
     uid: str
@@ -46,11 +56,16 @@ class Document:
     text: str
     grid: Grid
     weight: float = 1.0
+    tile: Grid | None = field(default=None, repr=False)  # of the model, not of the sample
 
     @property
     def tokens(self) -> int:
         """Length in the packed sequence."""
         return prod(self.grid)
+
+    def places(self, start: int, stop: int) -> Ints:
+        """[stop - start]: which token of the clip, counted frame by frame, lies at each of these positions."""
+        return np.arange(start, stop) if self.tile is None else tile_order(self.grid, self.tile)[start:stop]
 
 
 @dataclass
@@ -62,7 +77,7 @@ class Packed:
         ranges: global positions held here, in the order of the rows of every tensor.
         values: [tokens, token_dim], clean.
         document: [tokens] int64, index into `documents`.
-        position: [tokens] int64, index inside the document.
+        position: [tokens] int64, place inside the document: `Document.places`.
         coordinates: [tokens, 3] int64, (t, y, x) inside the document.
         kind: [tokens] int64, VIDEO or TEXT.
         noise_level: [tokens], 0 = clean, 1 = noise.
@@ -97,6 +112,35 @@ def local_spans(lengths: Sequence[int], ranges: Ranges) -> list[tuple[int, int, 
     return spans
 
 
+@lru_cache(maxsize=16)  # clips come in few sizes, and a million tokens take 8 MB
+def tile_order(grid: Grid, tile: Grid) -> Ints:
+    """[tokens]: the place of the token at each position of a clip in tiles; read-only."""
+    order = Tiling(grid, tile).order()
+    order.flags.writeable = False
+    return order
+
+
+def to_read(documents: Sequence[Document], ranges: Ranges) -> tuple[Ranges, Ints | None]:
+    """What to read of clips that lie frame by frame for the positions `ranges` of a pack.
+
+    Returns:
+        Ranges of the pack as if all documents lay frame by frame: those that are held, or, for documents in tiles, from
+        the first to the last frame that has a token here; and which of the rows read are held, in the order of `ranges`
+        (None if all are, in this order).
+    """
+    if all(document.tile is None for document in documents):
+        return ranges, None
+    borders = list(accumulate((document.tokens for document in documents), initial=0))
+    wanted, rows, read = [], [np.zeros(0, np.int64)], 0
+    for index, start, stop in local_spans([document.tokens for document in documents], ranges):
+        places = documents[index].places(start, stop)
+        first, last = int(places.min()), int(places.max()) + 1
+        wanted.append((borders[index] + first, borders[index] + last))
+        rows.append(places - first + read)
+        read += last - first
+    return tuple(wanted), np.concatenate(rows)
+
+
 def lay_out(documents: Sequence[Document], ranges: Ranges, values: Tensor) -> Packed:
     """The part `ranges` of a pack of clean video, every per-token field filled from the documents alone.
 
@@ -108,7 +152,7 @@ def lay_out(documents: Sequence[Document], ranges: Ranges, values: Tensor) -> Pa
     spans = local_spans([d.tokens for d in documents], ranges)
     device = values.device
     index = [torch.full((stop - start,), i, device=device) for i, start, stop in spans]
-    position = [torch.arange(start, stop, device=device) for _, start, stop in spans]
+    position = [_places(documents[i], start, stop, device) for i, start, stop in spans]
     coordinates = [
         torch.stack((p // (y * x), p // x % y, p % x), dim=1)
         for p, (_, y, x) in zip(position, (documents[i].grid for i, _, _ in spans), strict=True)
@@ -128,3 +172,9 @@ def lay_out(documents: Sequence[Document], ranges: Ranges, values: Tensor) -> Pa
     )
     assert len(packed.document) == len(values), f"{len(values)} rows of values for {len(packed.document)} positions"
     return packed
+
+
+def _places(document: Document, start: int, stop: int, device: torch.device) -> Tensor:
+    if document.tile is None:
+        return torch.arange(start, stop, device=device)
+    return torch.from_numpy(document.places(start, stop).copy()).to(device)

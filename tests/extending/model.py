@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from models.core.specs import ModelSpec, Numbers
-from models.diffusion.attention_schedule import AttentionConfig
+from models.diffusion.attention_schedule import Full, Schedule
 from models.diffusion.video_dit import DiTBatch
 from models.registry import MODELS
 from parallel.attention.attend import attend
@@ -42,7 +42,7 @@ class GatedUnitsConfig(BaseModel):
     depth: State[int] = Field(default=2, gt=0)
     heads: State[int] = Field(default=4, gt=0)
     patch: State[tuple[int, int, int]] = (1, 8, 8)
-    attention: tuple[AttentionConfig, ...] = (AttentionConfig(),)
+    attention: Schedule = (Full(),)
 
 
 class Unit(nn.Module):
