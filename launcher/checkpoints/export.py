@@ -85,7 +85,7 @@ def export_folder(found: Checkpoint, out: Path, averaged: bool | None, dtype: st
             _named(out),
         )
     data = config.data_of(found.state.step)
-    module, like = build(config.model, 3, config.seed, torch.float32, config.objective), folder_of_weights(config)
+    module, like = build(config.model, 3, config.seed, torch.float32, config.objective), folder_of_weights(config.model)
     if like is not None:
         refuse_other_outside(found, config, outside_of(config, module, None, Hashes()))
         fill(like, module)  # what is frozen is in no checkpoint

@@ -123,7 +123,7 @@ def outside_of(
     if published is not None:
         about = [file for file in (published / CONFIG, published / PREPROCESSOR) if file.is_file()]
         found["model.path config"] = _of_meaning(about)
-        folder = folder_of_weights(config)
+        folder = folder_of_weights(config.model)
         if folder is not None and module is not None and (frozen := frozen_in(folder, module)):
             files = sorted({stored.path for stored in frozen.values()})
             name = f"frozen {digest_of(sorted(frozen))} of {folder}"

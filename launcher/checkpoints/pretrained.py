@@ -31,7 +31,6 @@ from launcher.checkpoints.safetensors_files import (
     refuse,
     stored_in,
 )
-from launcher.config.run_config import RunConfig
 from models.registry import spec_of
 from parallel.errors import InputError
 from parallel.hf_folder import from_folder
@@ -93,9 +92,9 @@ def fill(folder: Path, module: nn.Module) -> None:
                 flat[first : first + len(values)].copy_(values)
 
 
-def folder_of_weights(config: RunConfig) -> Path | None:
-    """The folder whose weights a run begins with; None if its numbers are drawn."""
-    folder = spec_of(config.model).folder(config.model)
+def folder_of_weights(model: Any) -> Path | None:
+    """The folder whose weights a model of these settings begins with; None if its numbers are drawn."""
+    folder = spec_of(model).folder(model)
     if folder is None:
         return None
     stored = any((folder / name).is_file() for name in (SINGLE, INDEX)) or any(folder.glob("*.bin"))

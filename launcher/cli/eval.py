@@ -6,16 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from launcher.cli.options import Json, with_options
 from launcher.core.terminal import Console
-
-if TYPE_CHECKING:
-    from launcher.config.run_config import RunConfig
 
 Checkpoint = Annotated[int | None, typer.Option(help="Checkpoint step; the newest if not given.")]
 Averaged = Annotated[
@@ -109,11 +106,11 @@ def evaluate(
     console.print(f"{path}  every answer", highlight=False, markup=False, soft_wrap=True)
 
 
-def speaks(config: RunConfig) -> bool:
-    """Whether a run's model answers, rather than samples videos."""
+def speaks(model: Any) -> bool:
+    """Whether a model of these settings answers, rather than samples videos."""
     from models.registry import spec_of
 
-    return spec_of(config.model).family == "language"
+    return spec_of(model).family == "language"
 
 
 def tell_answers(

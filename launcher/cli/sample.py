@@ -87,7 +87,7 @@ def sample(
     from launcher.generation.videos import long_prompts, sample_videos
 
     prompts, given, name = tuple(words.prompt or ()), tuple(_given(words)), shell.quote(str(run))
-    if speaks(open_run(run, weights.checkpoint)[0]):
+    if speaks(open_run(run, weights.checkpoint)[0].model):
         if given:
             found = f"--first-frame or --given {given[0][0]}={given[0][1]}"
             raise InputError(

@@ -19,17 +19,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from launcher.batches.datasets import builder_of
 from launcher.batches.drawn_packs import DrawnPack
 from launcher.batches.loader import AHEAD
 from launcher.config.run_config import RunConfig
 from launcher.core.heartbeat import HeartbeatBoard
 from launcher.dryrun.fake_batches import DryLoader
+from launcher.dryrun.fake_kernels import gpu_kernel
 from launcher.dryrun.fake_packs import longest_segment, mesh_of, micro_steps_of, packs_for
 from launcher.dryrun.fake_tensors import every_tensor, fake_world, made_up
 from launcher.dryrun.memory_timeline import Boundary, Moment, kept, moments
 from launcher.dryrun.operation_counter import Count, Counter
 from launcher.training.loop import build_engine, gradients
 from models.core.specs import memory_of
+from models.registry import DTYPES
 from parallel.attention.ulysses import share_heads
 from parallel.errors import InputError
 from parallel.mesh import Groups, Mesh, join
@@ -167,7 +170,9 @@ class Dry:
         self.boundaries: list[Boundary] = []
         self.device = torch.device(counter.device)
         with counter.phase("model"):
-            self.loader = DryLoader.of(config, segment, groups, self.device, kernels, len(packs))
+            kernel = gpu_kernel(config.model, DTYPES[config.dtype]) if kernels == "cuda" else None
+            builder, rope = builder_of(config, groups, self.device, kernel), config.data.merged()[segment].rope_items
+            self.loader = DryLoader(builder, len(packs), rope)
         with counter.phase("engine"):
             self.engine: Engine = build_engine(config, self.loader, self.device, numbers=False)
             held = self.engine.held()  # as the saver does: from then on there is all state

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from data.streams.curriculum import Position
-from launcher.batches.datasets import builder_of
 from launcher.batches.drawn_packs import DrawnPack
 from launcher.batches.family import BatchBuilder
 from launcher.batches.loader import Batch
-from launcher.config.run_config import RunConfig
-from launcher.dryrun.fake_kernels import gpu_kernel
 from models.language.causal_lm import Rope
-from parallel.mesh import Groups
 
 
 @dataclass(frozen=True)
@@ -30,15 +24,6 @@ class DryLoader:
     builder: BatchBuilder
     micro_steps: int
     rope: Rope = ()
-
-    @classmethod
-    def of(
-        cls, config: RunConfig, segment: int, groups: Groups, device: torch.device, kernels: str, micro_steps: int
-    ) -> DryLoader:
-        """That of a segment of a run, with the kernels of "cuda" or "cpu"."""
-        kernel = gpu_kernel(config) if kernels == "cuda" else None
-        builder = builder_of(config, groups, device, kernel)
-        return cls(builder, micro_steps, config.data.merged()[segment].rope_items)
 
     def batch(self, packs: list[DrawnPack]) -> Batch:
         """A step of these packs."""

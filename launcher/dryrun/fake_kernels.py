@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from launcher.config.run_config import RunConfig
 from launcher.training.run_kernel import refuse_shapes
-from models.registry import DTYPES
 from parallel.kernels.flash_cuda import FlashCUDA
 from parallel.kernels.kernel import HALF, Kernel, kernel_for
 from parallel.kernels.launch import Call
@@ -16,14 +16,13 @@ PAD_ROWS = 128  # a piece of a variable-length call is padded by, in the float32
 PAD_DIM = 32  # head_dim is rounded up to a multiple of
 
 
-def gpu_kernel(config: RunConfig) -> Kernel:
+def gpu_kernel(model: Any, dtype: torch.dtype) -> Kernel:
     """The kernel that every GPU has for the dtype of a run.
 
     Raises:
         InputError: there is none for the model's widths or heads.
     """
-    refuse_shapes(config)
-    dtype = DTYPES[config.dtype]
+    refuse_shapes(model, dtype)
     return DryFlash() if dtype in HALF else kernel_for(torch.device("cuda"), dtype)
 
 

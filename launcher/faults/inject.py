@@ -21,13 +21,12 @@ import socket
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.checkpoints.storage import PREFIX, Chunk, Storage
-from launcher.config.run_config import RunConfig
 from launcher.config.sections import FaultConfig
 from launcher.core.heartbeat import Phase
 from launcher.core.run_folder import RunFolder
@@ -77,15 +76,18 @@ class Fault:
         return self.folder.root / MARKERS / self.name
 
 
-def striker(config: RunConfig, rank: int, launcher_pid: int | None) -> Callable[[Phase, int], None] | None:
+def striker(
+    faults: Sequence[FaultConfig], out: Path, rank: int, launcher_pid: int | None
+) -> Callable[[Phase, int], None] | None:
     """What strikes at the phases of a rank's steps, called with each (phase, step); None if nothing does.
 
     Args:
-        config: of the run; `faults` says what.
+        faults: of the run.
+        out: run folder, which keeps what has struck.
         rank: this one.
         launcher_pid: of the command that started the run; None or 0 if it runs on another machine.
     """
-    mine = [f for f in faults_of(config, rank) if f.settings.kind not in (*OF_STORAGE, *OF_LOSS)]
+    mine = [f for f in faults_of(faults, out, rank) if f.settings.kind not in (*OF_STORAGE, *OF_LOSS)]
 
     def strike(phase: Phase, step: int) -> None:
         for fault in mine:
@@ -96,9 +98,9 @@ def striker(config: RunConfig, rank: int, launcher_pid: int | None) -> Callable[
     return strike if mine else None
 
 
-def poisoned(config: RunConfig, rank: int) -> Callable[[int], bool]:
+def poisoned(faults: Sequence[FaultConfig], out: Path, rank: int) -> Callable[[int], bool]:
     """Whether the loss of this micro-step of step n is to be made not finite; true once."""
-    mine = [f for f in faults_of(config, rank) if f.settings.kind in OF_LOSS]
+    mine = [f for f in faults_of(faults, out, rank) if f.settings.kind in OF_LOSS]
 
     def is_poisoned(step: int) -> bool:
         return any(f.settings.step == step and f.claim(step, "forward") for f in mine)
@@ -106,20 +108,20 @@ def poisoned(config: RunConfig, rank: int) -> Callable[[int], bool]:
     return is_poisoned
 
 
-def storage(config: RunConfig, rank: int, storage: Storage) -> Storage:
+def storage(faults: Sequence[FaultConfig], out: Path, rank: int, storage: Storage) -> Storage:
     """The same storage, on which this rank's faults of writing strike; itself if there are none."""
-    mine = [f for f in faults_of(config, rank) if f.settings.kind in OF_STORAGE]
+    mine = [f for f in faults_of(faults, out, rank) if f.settings.kind in OF_STORAGE]
     return FaultyStorage(storage, mine) if mine else storage
 
 
-def faults_of(config: RunConfig, rank: int) -> list[Fault]:
+def faults_of(faults: Sequence[FaultConfig], out: Path, rank: int) -> list[Fault]:
     """Those of one rank, each with a name of its own."""
     found, seen = [], Counter[str]()
-    for settings in config.faults:
+    for settings in faults:
         name = f"{settings.kind}-rank{settings.rank}-step{settings.step}-{settings.phase}"
         seen[name] += 1
         if settings.rank == rank:
-            found.append(Fault(settings, RunFolder(config.out), f"{name}-{seen[name]}"))
+            found.append(Fault(settings, RunFolder(out), f"{name}-{seen[name]}"))
     return found
 
 

@@ -59,7 +59,7 @@ def load_model(
         InputError: what is read beside the checkpoint, as frozen weights and the codec, is not what it was.
     """
     model = build(config.model, channels, config.seed, DTYPES[config.dtype], config.objective).to(device).eval()
-    folder = folder_of_weights(config)
+    folder = folder_of_weights(config.model)
     refuse_other_outside(found, config, outside_of(config, model, None, Hashes()))
     if folder is not None:
         fill(folder, model)

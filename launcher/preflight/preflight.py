@@ -92,7 +92,7 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
         refuse_missing_shards(stream)
         notes += notes_on(stream, max(mesh.sequence_ranks for mesh in config.meshes))
     notes += notes_on_words(config, curriculum, at)
-    flops = pack_flops(config, curriculum)
+    flops = pack_flops(config.model, curriculum)
     notes += notes_on_time(config, flops, "cpu" if available and not gpus(config.device) else "cuda")
     parameters, packs = parameters_of(config), usual_packs(curriculum, at)
     machine = memory_here(config) if available else None
@@ -109,7 +109,7 @@ def check(config: RunConfig, ranks_available: int | None = None) -> Ready:
 
 def notes_on_time(config: RunConfig, flops: float, kind: Kind) -> Iterator[str]:
     """What a person who chose how long a step may take should know of how long it will."""
-    seconds = max(step_seconds(flops, config, mesh, kind) for mesh in config.meshes)
+    seconds = max(step_seconds(flops, config.data.packs_per_step, mesh, kind, config.dtype) for mesh in config.meshes)
     for name in ("collective_timeout_seconds", "hang_timeout_seconds"):
         chosen = getattr(config.restart, name)
         if chosen is not None and chosen < seconds:

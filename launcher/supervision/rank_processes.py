@@ -271,7 +271,7 @@ def heartbeat_board_of(config: RunConfig, rank: int, launcher: int, shared: Any 
     if config.faults:
         from launcher.faults.inject import striker
 
-        on_enter = striker(config, rank, launcher)
+        on_enter = striker(config.faults, config.out, rank, launcher)
     return HeartbeatBoard(on_enter, shared)
 
 

@@ -211,7 +211,7 @@ class Supervisor:
 
     def _watch(self) -> AttemptEnd:
         """Wait for the ranks; pass on requests to stop, the second of which does not wait for a checkpoint."""
-        longest = patience(self.flops, self.config, self.mesh, self.ranks.kind())
+        longest = patience(self.flops, self.config.data.packs_per_step, self.mesh, self.ranks.kind(), self.config.dtype)
         watchdog, passed_on = Watchdog(self.config.restart, longest), False
         next_beat = next_growth = time.monotonic()
         found_room = 0

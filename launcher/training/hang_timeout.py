@@ -9,10 +9,9 @@ hangs of what is small are found as soon as ever: the bound of a small step is a
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from data.streams.curriculum import Curriculum
-from launcher.config.run_config import RunConfig
 from parallel.mesh import Mesh
 
 Kind = Literal["cuda", "cpu"]
@@ -24,28 +23,29 @@ TIMES = 3.0
 LEAST_SECONDS = 600.0  # that ranks wait for each other, however small a step is
 
 
-def pack_flops(config: RunConfig, curriculum: Curriculum) -> float:
-    """Of the dearest pack that a run can have, forward and backward: see `launcher.training.loop.flops`."""
+def pack_flops(model: Any, curriculum: Curriculum) -> float:
+    """Of the dearest pack that a model can have, forward and backward: see `launcher.training.loop.flops`."""
     dearest = max(float((s.plan.costs / s.plan.lengths).max()) * s.pack_tokens for s in curriculum.streams)
-    return float(12.0 * config.model.dim * config.model.depth * dearest)
+    return float(12.0 * model.dim * model.depth * dearest)
 
 
-def step_seconds(flops: float, config: RunConfig, mesh: Mesh, kind: Kind) -> float:
+def step_seconds(flops: float, packs_per_step: int, mesh: Mesh, kind: Kind, dtype: str) -> float:
     """How long the dearest step takes on a poor device.
 
     Args:
         flops: see `pack_flops`.
-        config: of the run.
+        packs_per_step: of all replicas.
         mesh: that it runs on now.
         kind: of device.
+        dtype: of the model.
     """
-    packs = -(-config.data.packs_per_step // mesh.replica)
-    return flops * packs / mesh.sequence_ranks / RATES[kind][config.dtype]
+    packs = -(-packs_per_step // mesh.replica)
+    return flops * packs / mesh.sequence_ranks / RATES[kind][dtype]
 
 
-def patience(flops: float, config: RunConfig, mesh: Mesh, kind: Kind) -> float:
+def patience(flops: float, packs_per_step: int, mesh: Mesh, kind: Kind, dtype: str) -> float:
     """Seconds in which a step that goes on is sure to have ended; arguments as of `step_seconds`."""
-    return TIMES * step_seconds(flops, config, mesh, kind)
+    return TIMES * step_seconds(flops, packs_per_step, mesh, kind, dtype)
 
 
 def group_seconds(chosen: float | None, patience: float = 0.0) -> float:

@@ -119,7 +119,9 @@ def run(
     ):
         pulse.enter("load", 0)
         use_tensor_cores(device, config.dtype)
-        storage = inject.storage(config, place.rank, open_storage(folder.checkpoints, config.checkpoint.location))
+        storage = inject.storage(
+            config.faults, config.out, place.rank, open_storage(folder.checkpoints, config.checkpoint.location)
+        )
         found = find_checkpoint(config, folder, storage)
         config = as_begun(config, found)
         attention = kernel_of(config, device, folder)
@@ -128,7 +130,9 @@ def run(
         begin_with_weights(config, engine)
         ema = Ema(engine, config.optimizer.ema) if config.optimizer.ema else None
         kind: Kind = "cuda" if device.type == "cuda" else "cpu"
-        longest = patience(pack_flops(config, loader.curriculum), config, mesh, kind)
+        longest = patience(
+            pack_flops(config.model, loader.curriculum), config.data.packs_per_step, mesh, kind, config.dtype
+        )
         set_timeouts(timedelta(seconds=group_seconds(chosen, longest)))
         outside = gather_outside(config, engine.module, loader.curriculum, place.local_rank == 0)
         if found is not None:
@@ -146,7 +150,7 @@ def run(
         saver = saver_for(config, storage, engine, ema, journal, made)
         shortage.holds(engine)
         batches = loader.batches(state.position)
-        poisoned = inject.poisoned(config, place.rank)
+        poisoned = inject.poisoned(config.faults, config.out, place.rank)
         unreadable: set[str] = set()
         gauge = Gauge(device, DTYPES[config.dtype], place.rank, place.world, attention.title)
         stopped = False
@@ -232,10 +236,10 @@ def build_engine(config: RunConfig, loader: BatchSource, device: torch.device, n
         spec.refuse_on_gpu(config.model)
     zero, drawn = config.zero, Drawn(dist.get_rank(), dist.get_world_size())
     in_parts = zero.stage == 3 and spec.in_parts
-    with drawn.cutting() if in_parts else on_meta() if folder_of_weights(config) else nullcontext():
+    with drawn.cutting() if in_parts else on_meta() if folder_of_weights(config.model) else nullcontext():
         model = build_loss(config.model, channels, config.seed, DTYPES[config.dtype], config.objective)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    model = model if in_parts or folder_of_weights(config) else model.to(device)
+    model = model if in_parts or folder_of_weights(config.model) else model.to(device)
     engine = engine_for(model, config.optimizer, zero.stage, loader.micro_steps, zero.offload, device)
     if in_parts and numbers:
         drawn.write(model, engine, names)
@@ -244,7 +248,7 @@ def build_engine(config: RunConfig, loader: BatchSource, device: torch.device, n
 
 def begin_with_weights(config: RunConfig, engine: Engine) -> None:
     """Weights of the folder of the model, if it has any; what is frozen is in no checkpoint, so in a resume too."""
-    folder = folder_of_weights(config)
+    folder = folder_of_weights(config.model)
     if folder is not None:
         pretrained.load(folder, engine)
 

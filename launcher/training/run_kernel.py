@@ -11,6 +11,7 @@ can be; backward is then slower, by a fifth or so, and an operation that cannot 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,19 +37,19 @@ def refuse_kernels(config: RunConfig, device: str) -> None:
     """
     refuse_never(config.attention.kernel, device, DTYPES[config.dtype], config.determinism == "strict")
     if device == "cuda":
-        refuse_shapes(config)
+        refuse_shapes(config.model, DTYPES[config.dtype])
 
 
-def refuse_shapes(config: RunConfig) -> None:
+def refuse_shapes(model: Any, dtype: torch.dtype) -> None:
     """Widths and heads that kernels of CUDA take; those of attention in float32 and float64 take any head.
 
     Raises:
         InputError: there is no kernel for some of the model's.
     """
-    spec = spec_of(config.model)
-    spec.refuse_on_gpu(config.model)
-    if DTYPES[config.dtype] in HALF:
-        for shape in spec.head_shapes(config.model):
+    spec = spec_of(model)
+    spec.refuse_on_gpu(model)
+    if dtype in HALF:
+        for shape in spec.head_shapes(model):
             refuse_head_dim(shape.dim, f" ({shape.of})")
 
 

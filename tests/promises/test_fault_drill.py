@@ -63,7 +63,7 @@ def in_a_process(work: Callable[..., None], *args: Any, until: Callable[[int], b
 
 
 def enter_steps(run: RunConfig, launcher: int | None = None) -> None:
-    strike = inject.striker(run, 0, launcher)
+    strike = inject.striker(run.faults, run.out, 0, launcher)
     assert strike is not None
     for step in range(1, 6):
         for phase in ("data", "agree", "forward", "backward", "update"):
@@ -76,16 +76,16 @@ def is_stopped(pid: int) -> bool:
 
 def test_a_run_without_faults_has_no_kit(tmp_path: Path) -> None:
     run, storage = config(tmp_path / "run", tmp_path), LocalStorage(tmp_path)
-    assert inject.striker(run, 0, None) is None
-    assert inject.storage(run, 0, storage) is storage
-    assert not inject.poisoned(run, 0)(1)
+    assert inject.striker(run.faults, run.out, 0, None) is None
+    assert inject.storage(run.faults, run.out, 0, storage) is storage
+    assert not inject.poisoned(run.faults, run.out, 0)(1)
 
 
 def test_other_ranks_are_left_alone(tmp_path: Path) -> None:
     run, storage = asking(tmp_path, kind="kill", rank=1), LocalStorage(tmp_path)
-    assert inject.striker(run, 0, None) is None
-    assert inject.striker(run, 1, None) is not None
-    assert inject.storage(run, 1, storage) is storage
+    assert inject.striker(run.faults, run.out, 0, None) is None
+    assert inject.striker(run.faults, run.out, 1, None) is not None
+    assert inject.storage(run.faults, run.out, 1, storage) is storage
 
 
 def test_a_fault_strikes_once_in_the_life_of_a_run(tmp_path: Path) -> None:
@@ -140,9 +140,9 @@ def test_terminate_refuses_without_a_launcher_here(tmp_path: Path, launcher: int
 
 def test_nan_is_asked_for_once(tmp_path: Path) -> None:
     run = asking(tmp_path, kind="nan")
-    poisoned = inject.poisoned(run, 0)
+    poisoned = inject.poisoned(run.faults, run.out, 0)
     assert [poisoned(step) for step in (1, 2, 3, 3, 4)] == [False, False, True, False, False]
-    assert not inject.poisoned(run, 0)(3)
+    assert not inject.poisoned(run.faults, run.out, 0)(3)
     assert events(run)[0]["kind"] == "nan"
 
 
@@ -183,7 +183,7 @@ def test_a_full_disk_takes_half_and_nothing_more_for_a_while(tmp_path: Path, mon
     now = [0.0]
     monkeypatch.setattr(inject, "time", SimpleNamespace(monotonic=lambda: now[0]))
     run, plain = asking(tmp_path, kind="full", seconds=0.4), LocalStorage(tmp_path / "checkpoints")
-    storage = inject.storage(run, 0, plain)
+    storage = inject.storage(run.faults, run.out, 0, plain)
     write(storage, "step-00000002")
     for refused in (lambda: write(storage, "step-00000004"), lambda: storage.commit("step-00000002", ["part"], b"")):
         with pytest.raises(OSError) as raised:
@@ -205,7 +205,7 @@ def test_a_full_disk_takes_half_and_nothing_more_for_a_while(tmp_path: Path, mon
 
 
 def tear(run: RunConfig, root: Path) -> None:
-    storage = inject.storage(run, 0, LocalStorage(root))
+    storage = inject.storage(run.faults, run.out, 0, LocalStorage(root))
     write(storage, "step-00000002")
     write(storage, "step-00000003")
 

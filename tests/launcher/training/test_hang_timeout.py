@@ -34,14 +34,14 @@ def million(dataset: Path, tmp_path: Path, **changes: Any) -> tuple[RunConfig, f
     lengths, costs = np.array([TOKENS, 1560]), np.array([TOKENS**2 + 6.0 * DIM * TOKENS, 1560.0**2])
     stream: Any = SimpleNamespace(plan=SimpleNamespace(costs=costs, lengths=lengths), pack_tokens=TOKENS)
     curriculum: Any = SimpleNamespace(streams=(stream,))
-    return settings, pack_flops(settings, curriculum)
+    return settings, pack_flops(settings.model, curriculum)
 
 
 def test_a_million_tokens_on_one_gpu_are_no_hang(tmp_path: Path, dataset: Path) -> None:
     """Half an hour in one phase, of the first step and of later ones."""
     settings, flops = million(dataset, tmp_path)
     assert 1800 < REAL < 2400
-    longest = patience(flops, settings, Mesh(), "cuda")
+    longest = patience(flops, settings.data.packs_per_step, Mesh(), "cuda", settings.dtype)
     assert 3 * REAL < longest < 20 * REAL
     history = History()
     history.watchdog = Watchdog(RestartConfig(), longest)
@@ -54,12 +54,14 @@ def test_a_million_tokens_on_one_gpu_are_no_hang(tmp_path: Path, dataset: Path) 
 
 def test_more_ranks_wait_less(tmp_path: Path, dataset: Path) -> None:
     settings, flops = million(dataset, tmp_path)
-    alone = step_seconds(flops, settings, Mesh(), "cuda")
-    assert step_seconds(flops, settings, Mesh(1, 2, 4), "cuda") == alone / 8
-    assert step_seconds(flops, settings, Mesh(2, 1, 1), "cuda") == alone  # one pack: a replica has none
-    assert step_seconds(flops, settings, Mesh(), "cpu") == alone * 20_000
+    alone = step_seconds(flops, settings.data.packs_per_step, Mesh(), "cuda", settings.dtype)
+    assert step_seconds(flops, settings.data.packs_per_step, Mesh(1, 2, 4), "cuda", settings.dtype) == alone / 8
+    assert (
+        step_seconds(flops, settings.data.packs_per_step, Mesh(2, 1, 1), "cuda", settings.dtype) == alone
+    )  # one pack: a replica has none
+    assert step_seconds(flops, settings.data.packs_per_step, Mesh(), "cpu", settings.dtype) == alone * 20_000
     three = settings.model_copy(update={"data": settings.data.model_copy(update={"packs_per_step": 3})})
-    assert step_seconds(flops, three, Mesh(2, 1, 1), "cuda") == 2 * alone
+    assert step_seconds(flops, three.data.packs_per_step, Mesh(2, 1, 1), "cuda", three.dtype) == 2 * alone
 
 
 def test_no_pack_of_a_run_is_dearer_than_the_bound(tmp_path: Path, dataset: Path) -> None:
@@ -70,13 +72,13 @@ def test_no_pack_of_a_run_is_dearer_than_the_bound(tmp_path: Path, dataset: Path
         _, packs, position = curriculum.next_step(position)
         dearest = max(dearest, *(pack.cost for pack in packs))
     unit = 12 * settings.model.dim * settings.model.depth
-    assert 0.5 < unit * dearest / pack_flops(settings, curriculum) <= 1
+    assert 0.5 < unit * dearest / pack_flops(settings.model, curriculum) <= 1
 
 
 def test_hangs_of_small_runs_are_found_as_soon_as_ever(tmp_path: Path, dataset: Path) -> None:
     settings = config(tmp_path / "run", dataset)
     ready = preflight.check(settings)
-    longest = patience(ready.flops, settings, settings.mesh.mesh(), "cpu")
+    longest = patience(ready.flops, settings.data.packs_per_step, settings.mesh.mesh(), "cpu", settings.dtype)
     assert 0 < longest < LEAST_STEP
     watchdog = Watchdog(RestartConfig(), longest)
     assert watchdog.deadline(Heartbeat(1, "forward", 0, 0)) == SLOW_SECONDS
@@ -87,7 +89,7 @@ def test_what_the_user_chose_is_kept_and_told(tmp_path: Path, dataset: Path) -> 
     settings, flops = million(
         dataset, tmp_path, restart={"hang_timeout_seconds": 700, "collective_timeout_seconds": 50}
     )
-    longest = patience(flops, settings, Mesh(), "cuda")
+    longest = patience(flops, settings.data.packs_per_step, Mesh(), "cuda", settings.dtype)
     assert group_seconds(50, longest) == 50
     assert Watchdog(settings.restart, longest).deadline(Heartbeat(1, "backward", 0, 0)) == 700
     history = History()
@@ -99,7 +101,10 @@ def test_what_the_user_chose_is_kept_and_told(tmp_path: Path, dataset: Path) -> 
         "restart.collective_timeout_seconds=50",
         "restart.hang_timeout_seconds=700",
     ]
-    assert f"{step_seconds(flops, settings, Mesh(), 'cuda'):,.0f} s at 100 TFLOP/s" in told[0]
+    assert (
+        f"{step_seconds(flops, settings.data.packs_per_step, Mesh(), 'cuda', settings.dtype):,.0f} s at 100 TFLOP/s"
+        in told[0]
+    )
     fine, flops = million(dataset, tmp_path, restart={"hang_timeout_seconds": 90_000})
     assert list(preflight.notes_on_time(fine, flops, "cuda")) == []
 
