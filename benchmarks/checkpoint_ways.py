@@ -22,8 +22,8 @@ from launcher.checkpoints.part import Part
 from launcher.checkpoints.reading import newest, trusting
 from launcher.checkpoints.saver import Keep, Saver
 from launcher.checkpoints.storage import LocalStorage
+from parallel.optimizers.adamw import AdamWConfig
 from parallel.zero.deepspeed_engine import DeepSpeedEngine
-from parallel.zero.optimizers.adamw import AdamWConfig
 from parallel.zero.stages import engine_for
 
 TENSOR_NAMES = AdamWConfig().tensor_names

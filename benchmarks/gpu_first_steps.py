@@ -19,7 +19,7 @@ import torch
 from benchmarks.gpu_first_rows import Case, Row, seconds_of, tflops
 from benchmarks.gpu_first_zero import meet
 from launcher.training.peak_flops import bf16_peak
-from parallel.zero.optimizers.adamw import AdamWConfig
+from parallel.optimizers.adamw import AdamWConfig
 
 TOKENS = (1 << 15, 1 << 17, 1 << 19, 1 << 20)
 PICTURE = (30, 52)  # tokens of a frame of 480 x 832 pixels

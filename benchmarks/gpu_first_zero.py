@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.gpu_first_rows import Case, Row
+from parallel.optimizers.adamw import AdamWConfig
 from parallel.zero.engine import Engine
-from parallel.zero.optimizers.adamw import AdamWConfig
 from parallel.zero.stages import engine_for
 
 STEPS = 4

@@ -21,7 +21,7 @@ from models.objectives.masked_token import MaskedToken, MaskedTokenConfig
 from models.objectives.next_token import NextToken, NextTokenConfig
 from models.objectives.rectified_flow import RectifiedFlow, RectifiedFlowConfig
 from parallel.errors import InputError
-from parallel.registry import OneOf, Registry
+from parallel.registries import OneOf, Registry
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}  # of models, by name
 

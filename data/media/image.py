@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -53,14 +53,18 @@ def still_suffix(path: Path) -> str | None:
     return None if animated else suffix
 
 
-def opened_image(source: IO[bytes] | Path) -> Image.Image:
+def opened_image(source: IO[bytes] | Path, formats: Sequence[str] = tuple(FORMATS)) -> Image.Image:
     """An image whose header was read, of a format that is known.
+
+    Args:
+        source: of the bytes.
+        formats: of Pillow that are tried; some that it knows start programs.
 
     Raises:
         DecompressionBombError: it has more pixels than are made for a picture.
     """
     with _hushed():
-        opened = Image.open(source, formats=list(FORMATS))
+        opened = Image.open(source, formats=list(formats))
     if opened.width * opened.height > MOST_PIXELS:
         opened.close()
         raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels, more than {MOST_PIXELS:,}")

@@ -25,7 +25,7 @@ from parallel.attention.plan import Keep, Plan
 from parallel.device_stream import Stream
 from parallel.kernels.kernel import Kernel
 from parallel.mesh import Groups
-from parallel.registry import Registry
+from parallel.registries import Registry
 from parallel.sequence.geometry import Geometry
 from parallel.sequence.packed import Document
 

@@ -31,9 +31,9 @@ from launcher.config.run_config import RunConfig
 from launcher.config.sections import DataConfig, SegmentConfig
 from launcher.core.run_folder import RunFolder, known_id, read_lines
 from parallel.errors import InputError
+from parallel.optimizers.optimizer import OptimizerConfig
+from parallel.optimizers.optimizer_registry import OPTIMIZERS
 from parallel.setting_effects import Effect
-from parallel.zero.optimizers.optimizer import OptimizerConfig
-from parallel.zero.optimizers.optimizer_registry import OPTIMIZERS
 
 TOLD = (Effect.NUMBERS, Effect.UPDATE, Effect.RATE, Effect.ROUNDING, Effect.MEMORY)
 LABELS = {"weights": "dataset, its weights"}  # there is no setting of that name

@@ -27,7 +27,7 @@ from launcher.checkpoints.storage import open_storage
 from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder, make_run_folder, run_id
 from parallel.errors import InputError
-from parallel.zero.fragments import MASTER, Fragment
+from parallel.fragments import MASTER, Fragment
 
 MASTER_FILE = "fp32.pt"  # the others are named as the optimizer names them
 PART_BYTES = 1 << 30  # of a part: no more of the model is in memory

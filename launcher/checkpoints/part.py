@@ -22,7 +22,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from launcher.checkpoints.storage import Chunk, Storage
-from parallel.zero.fragments import Fragment
+from parallel.fragments import Fragment
 
 CHUNK = 16 << 20  # bytes written, hashed or read at a time
 LARGE = 4 << 20  # bytes that are worth a read of their own, without another copy

@@ -33,9 +33,9 @@ from launcher.checkpoints.safetensors_files import (
 )
 from models.registry import spec_of
 from parallel.errors import InputError
+from parallel.fragments import shape_of
 from parallel.hf_folder import from_folder
 from parallel.zero.engine import Engine
-from parallel.zero.fragments import shape_of
 
 CONFIG = "config.json"
 

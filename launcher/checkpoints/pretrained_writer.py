@@ -18,9 +18,9 @@ from launcher.checkpoints.pretrained import CONFIG, device_of, matched, transfor
 from launcher.checkpoints.reading import Checkpoint
 from launcher.checkpoints.safetensors_files import INDEX, NAMES, SINGLE, few, header_of, split
 from parallel.errors import InputError
+from parallel.fragments import shape_of, trained
 from parallel.zero.deepspeed_engine import DeepSpeedEngine
 from parallel.zero.engine import Engine
-from parallel.zero.fragments import shape_of, trained
 
 SHARD_BYTES = 5_000_000_000  # of a file
 BESIDE = (".json", ".txt", ".model", ".jinja")  # files of tokenisers and processors, which go along

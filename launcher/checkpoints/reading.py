@@ -20,7 +20,7 @@ from launcher.checkpoints.checkpoint_manifest import (
 from launcher.checkpoints.part import DTYPES, BufferOf, Stretch, read_part
 from launcher.checkpoints.storage import MANIFEST, Storage
 from parallel.errors import InputError
-from parallel.zero.fragments import Fragment
+from parallel.fragments import Fragment
 
 DISTRUSTED = "distrusted: "  # a reason that is not about the files
 Verify = Callable[[Storage, str, Manifest], str | None]

@@ -27,7 +27,7 @@ from torch import Tensor
 from launcher.checkpoints.checkpoint_manifest import Manifest, TrainState, name_of
 from launcher.checkpoints.part import Part, file_of, write_part
 from launcher.checkpoints.storage import Storage
-from parallel.zero.fragments import Fragment
+from parallel.fragments import Fragment
 
 IDLE, BUSY, WRITTEN, FAILED = range(4)  # the status of a rank's save
 LONGEST_WAIT = 300.0  # seconds before a failed save is tried again

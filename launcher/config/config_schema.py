@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from launcher.config.run_config import RunConfig
-from parallel.registry import OneOf
+from parallel.registries import OneOf
 from parallel.setting_effects import Effect
 
 

@@ -1,7 +1,7 @@
 """Extensions: files of a user's own, imported before the settings of a run are checked.
 
     extensions: [my_model.py]          relative to the YAML's folder; or modules that Python finds: [my_package.models]
-    model: {kind: mine, ...}           what the file has registered (`parallel.registry`) can be chosen by its name
+    model: {kind: mine, ...}           what the file has registered (`parallel.registries`) can be chosen by its name
 
 Every process that reads the run imports them: commands, ranks under any launcher, and whoever unpickles a `RunConfig`.
 What lies there is known by a hash (`hashes_of`) that checkpoints keep. A file is executed: name only what you trust.

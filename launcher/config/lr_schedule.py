@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from parallel.zero.optimizers.optimizer import OptimizerConfig
+from parallel.optimizers.optimizer import OptimizerConfig
 
 FALLING = 0.25  # of the steps, in which the rate of schedule "wsd" goes down
 

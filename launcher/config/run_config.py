@@ -31,10 +31,10 @@ from models.core.specs import memory_of
 from models.registry import ModelConfig, ObjectiveConfig, refuse_other_objective, spec_of, usual_objective
 from parallel.errors import InputError
 from parallel.mesh import Mesh
+from parallel.optimizers.adamw import AdamWConfig
+from parallel.optimizers.optimizer import refuse_stage
+from parallel.optimizers.optimizer_registry import OptimizerChoice
 from parallel.setting_effects import Content, Nothing, Numbers, Rate, Rounding, State
-from parallel.zero.optimizers.adamw import AdamWConfig
-from parallel.zero.optimizers.optimizer import refuse_stage
-from parallel.zero.optimizers.optimizer_registry import OptimizerChoice
 
 
 class RunConfig(Section):

@@ -35,10 +35,10 @@ from models.core.specs import memory_of
 from models.registry import DTYPES
 from parallel.attention.ulysses import share_heads
 from parallel.errors import InputError
+from parallel.fragments import Fragment, trained
 from parallel.mesh import Groups, Mesh, join
 from parallel.zero.ema import Ema
 from parallel.zero.engine import Engine
-from parallel.zero.fragments import Fragment, trained
 
 RATE = 1e-4  # of the update; any will do
 

@@ -31,6 +31,7 @@ from models.objectives.conditioning import CONDITIONING
 from parallel.errors import InputError
 from parallel.sequence.geometry import Geometry, Grid
 
+PICTURES = ("BMP", "GIF", "PPM", "TIFF")  # formats of Pillow that datasets do not have
 NAMES = ".bmp .gif .jpeg .jpg .png .tif .tiff .webp"  # of pictures in a folder
 
 
@@ -169,7 +170,7 @@ def _as_png(path: Path, data: bytes) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as opened:
+            with image.opened_image(io.BytesIO(data), PICTURES) as opened:
                 count = int(getattr(opened, "n_frames", 1))
                 if count > 1:
                     found = f"{path}: {count} of them"

@@ -17,8 +17,8 @@ from launcher.config.run_config import RunConfig
 from launcher.core.run_folder import RunFolder
 from models.registry import DTYPES, build
 from parallel.errors import InputError
+from parallel.fragments import Fragment
 from parallel.zero.ema import EMA
-from parallel.zero.fragments import Fragment
 
 
 def open_run(run: Path, step: int | None = None) -> tuple[RunConfig, Checkpoint]:

@@ -22,9 +22,9 @@ from launcher.core.run_folder import RunFolder, run_id, take_id
 from launcher.training.metrics_log import MetricsLog
 from launcher.training.number_digests import Made, differences
 from launcher.training.resume_check import ResumeCheck, distrusted
+from parallel.fragments import trained
 from parallel.zero.ema import EMA, Ema
 from parallel.zero.engine import Engine
-from parallel.zero.fragments import trained
 
 
 def find_checkpoint(config: RunConfig, folder: RunFolder, storage: Storage) -> Checkpoint | None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from parallel.errors import InputError
-from parallel.registry import Registry
+from parallel.registries import Registry
 from parallel.sequence.geometry import Geometry, Grid
 from parallel.setting_effects import State
 

@@ -9,7 +9,7 @@ import torch
 from models.codecs.codec import CODECS, Codec, CodecConfig, CodecSpec
 from models.codecs.diffusers_vae import DiffusersCodecConfig, open_folder
 from models.codecs.pixel import PixelCodec, PixelCodecConfig
-from parallel.registry import OneOf
+from parallel.registries import OneOf
 from parallel.sequence.geometry import Grid
 
 CODECS.register("pixel", CodecSpec(PixelCodecConfig, lambda config, patch, dtype, device: PixelCodec(patch, dtype)))

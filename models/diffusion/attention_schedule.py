@@ -22,7 +22,7 @@ from parallel.masks import mask as masks
 from parallel.masks import video_patterns
 from parallel.masks.mask import Mask
 from parallel.masks.video_patterns import Tiling
-from parallel.registry import OneOf, Registry
+from parallel.registries import OneOf, Registry
 from parallel.sequence.geometry import Grid
 from parallel.setting_effects import State
 

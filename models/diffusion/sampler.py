@@ -29,7 +29,7 @@ from parallel.device_stream import Send, stream_for
 from parallel.errors import InputError
 from parallel.masks.mask import Mask
 from parallel.random import key_of, normal_at
-from parallel.registry import Registry
+from parallel.registries import Registry
 from parallel.sequence.geometry import Grid
 from parallel.sequence.packed import Document, Packed, Ranges, lay_out, local_spans
 

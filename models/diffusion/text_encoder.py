@@ -25,7 +25,7 @@ from torch import nn
 
 from parallel.device_stream import Send
 from parallel.kernels.kernel import Kernel
-from parallel.registry import Registry
+from parallel.registries import Registry
 from parallel.setting_effects import State
 
 Floats = npt.NDArray[np.float64]

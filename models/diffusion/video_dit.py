@@ -51,7 +51,7 @@ from parallel.kernels.kernel import Kernel
 from parallel.memory.activation_checkpointing import recompute
 from parallel.memory.activation_offload import offload_if
 from parallel.memory.tiled import tiled_rows
-from parallel.registry import OneOf
+from parallel.registries import OneOf
 from parallel.sequence.geometry import Grid
 from parallel.sequence.packed import Packed, local_spans
 from parallel.setting_effects import Memory, Rounding, State

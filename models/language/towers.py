@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from parallel.registry import Registry
+from parallel.registries import Registry
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from parallel.errors import InputError
 from parallel.random import key_of, uniform
-from parallel.registry import Registry
+from parallel.registries import Registry
 from parallel.sequence.geometry import Grid
 
 Tokens = npt.NDArray[np.bool_]  # [t, y, x] of a clip

@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from parallel.fragments import MASTER, Fragment, trained, whole_frozen
+from parallel.optimizers.optimizer import OptimizerConfig
 from parallel.zero.deepspeed_config import Offload, deepspeed_config
 from parallel.zero.deepspeed_import import import_deepspeed
-from parallel.zero.fragments import MASTER, Fragment, trained, whole_frozen
 from parallel.zero.meta_init import give_memory
-from parallel.zero.optimizers.optimizer import OptimizerConfig
 
 
 class DeepSpeedEngine:

@@ -16,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from parallel.fragments import MASTER, Fragment
 from parallel.zero.engine import Engine
-from parallel.zero.fragments import MASTER, Fragment
 
 EMA = "ema"  # its name beside the engine's own `tensor_names`
 

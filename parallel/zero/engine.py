@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from parallel.zero.fragments import Fragment
+from parallel.fragments import Fragment
 
 
 class Engine(Protocol):

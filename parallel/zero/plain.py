@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.zero.fragments import MASTER, Fragment, share, trained, whole_frozen
-from parallel.zero.optimizers.optimizer import OptimizerConfig
+from parallel.fragments import MASTER, Fragment, share, trained, whole_frozen
+from parallel.optimizers.optimizer import OptimizerConfig
 
 NORM_ROW = 1024  # of so many numbers the norm is summed in their own precision, of those sums in float64
 

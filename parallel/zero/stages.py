@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from parallel.optimizers.optimizer import OptimizerConfig, refuse_stage
 from parallel.zero.deepspeed_config import Offload, refuse_offload
 from parallel.zero.deepspeed_engine import DeepSpeedEngine
 from parallel.zero.engine import Engine
 from parallel.zero.meta_init import give_memory
-from parallel.zero.optimizers.optimizer import OptimizerConfig, refuse_stage
 from parallel.zero.plain import PlainEngine
 
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from parallel.optimizers.optimizer import OptimizerConfig
+from parallel.optimizers.optimizer_registry import OPTIMIZERS
 from parallel.setting_effects import State, Update
-from parallel.zero.optimizers.optimizer import OptimizerConfig
-from parallel.zero.optimizers.optimizer_registry import OPTIMIZERS
 
 
 class MomentumConfig(OptimizerConfig):

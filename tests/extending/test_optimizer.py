@@ -22,8 +22,8 @@ from launcher.core.run_folder import RunFolder
 from launcher.dryrun.dry_step import dry_run
 from launcher.preflight.memory_floor import demand_of, parameters_of
 from parallel.errors import InputError
-from parallel.zero.optimizers.adamw import AdamWConfig
-from parallel.zero.optimizers.optimizer_registry import OPTIMIZERS
+from parallel.optimizers.adamw import AdamWConfig
+from parallel.optimizers.optimizer_registry import OPTIMIZERS
 from tests.support.runs import config, train
 
 Mesh = tuple[int, int, int]

@@ -30,8 +30,8 @@ from launcher.preflight import preflight
 from launcher.supervision.console_view import LINES
 from launcher.supervision.local_ranks import free_port
 from parallel.errors import InputError
-from parallel.zero.fragments import Fragment
-from parallel.zero.optimizers.adamw import AdamWConfig
+from parallel.fragments import Fragment
+from parallel.optimizers.adamw import AdamWConfig
 from tests.support.commands import Forked
 from tests.support.process_groups import run_world
 from tests.support.runs import config, events, run, train

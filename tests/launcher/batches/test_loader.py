@@ -22,8 +22,8 @@ from launcher.core.run_folder import append_line, keep_steps, read_lines
 from launcher.training.loop import build_loader
 from launcher.training.rendezvous import RankPlace
 from parallel.mesh import Groups, Mesh
+from parallel.optimizers.adamw import AdamWConfig
 from parallel.sequence.packed import Document
-from parallel.zero.optimizers.adamw import AdamWConfig
 from tests.support.runs import config
 
 

@@ -23,8 +23,8 @@ from launcher.checkpoints.reading import Checkpoint, newest, one, trusting
 from launcher.checkpoints.storage import LocalStorage, RemoteStorage, Storage, open_storage
 from launcher.core.run_folder import RunFolder, read_lines
 from parallel.errors import InputError
-from parallel.zero.fragments import Fragment
-from parallel.zero.optimizers.adamw import AdamWConfig
+from parallel.fragments import Fragment
+from parallel.optimizers.adamw import AdamWConfig
 from tests.support.runs import config, train
 
 TENSOR_NAMES = AdamWConfig().tensor_names

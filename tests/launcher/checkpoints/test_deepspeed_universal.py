@@ -20,7 +20,7 @@ from launcher.core.run_folder import RunFolder
 from models.codecs.open_codec import open_codec
 from models.registry import build
 from parallel.errors import InputError
-from parallel.zero.optimizers.adamw import AdamWConfig
+from parallel.optimizers.adamw import AdamWConfig
 from parallel.zero.stages import engine_for
 from tests.parallel.zero.test_engine import State, export
 from tests.support.process_groups import run_world

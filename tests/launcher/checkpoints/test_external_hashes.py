@@ -30,7 +30,7 @@ from models.language.video_lm import VideoLM
 from models.language.video_lm_config import VideoLMConfig
 from models.registry import build
 from parallel.errors import InputError
-from parallel.zero.fragments import Fragment, trained
+from parallel.fragments import Fragment, trained
 from tests.support import conversations
 from tests.support.runs import config, events, lines, run, train
 

@@ -30,15 +30,15 @@ from models.language import causal_lm, vision_tower
 from models.language.causal_lm import Backbone, masks_of
 from parallel.attention.plan import plan_for
 from parallel.errors import InputError
+from parallel.fragments import Fragment
 from parallel.mesh import Mesh, join
+from parallel.optimizers.adamw import AdamWConfig
 from parallel.sequence.packed import local_spans
 from parallel.sequence.relayout import next_tokens
 from parallel.sequence.sharding import balanced
 from parallel.zero import deepspeed_engine
 from parallel.zero.engine import Engine
-from parallel.zero.fragments import Fragment
 from parallel.zero.meta_init import on_meta
-from parallel.zero.optimizers.adamw import AdamWConfig
 from parallel.zero.plain import PlainEngine
 from parallel.zero.stages import engine_for
 from tests.models.language.test_causal_lm import VOCABULARY

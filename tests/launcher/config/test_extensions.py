@@ -11,15 +11,15 @@ import pytest
 from launcher.config.loading import check, load, to_yaml
 from launcher.config.run_config import RunConfig
 from parallel.errors import InputError
-from parallel.zero.optimizers.optimizer_registry import OPTIMIZERS
+from parallel.optimizers.optimizer_registry import OPTIMIZERS
 from tests.support.runs import config, train
 
 PLAIN = """
 from typing import ClassVar, Literal
 import torch
 from parallel.setting_effects import State
-from parallel.zero.optimizers.optimizer import OptimizerConfig
-from parallel.zero.optimizers.optimizer_registry import OPTIMIZERS
+from parallel.optimizers.optimizer import OptimizerConfig
+from parallel.optimizers.optimizer_registry import OPTIMIZERS
 
 class PlainConfig(OptimizerConfig):
     kind: State[Literal["plain"]] = "plain"

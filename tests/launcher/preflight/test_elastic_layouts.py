@@ -19,8 +19,8 @@ from launcher.core.run_folder import RunFolder
 from launcher.training.loop import RankStatus, agree, build_engine, build_loader, gradients
 from launcher.training.rendezvous import RankPlace
 from launcher.training.resume import resume
+from parallel.fragments import Fragment
 from parallel.zero.ema import Ema
-from parallel.zero.fragments import Fragment
 from tests.support.process_groups import run_world
 from tests.support.runs import config, train
 

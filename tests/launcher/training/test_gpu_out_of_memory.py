@@ -17,7 +17,7 @@ from launcher.supervision.failure_causes import cause_of
 from launcher.supervision.rank_group import End, run_reporting
 from launcher.training.gpu_out_of_memory import Shortage
 from models.diffusion.video_dit import VideoDiTConfig
-from parallel.zero.optimizers.adamw import AdamWConfig
+from parallel.optimizers.adamw import AdamWConfig
 from parallel.zero.stages import engine_for
 from tests.support.runs import config
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from models.language.contrastive_head import LARGEST_SCALE, Contrast
 from parallel.errors import InputError
 from parallel.mesh import Groups, Mesh, join
+from parallel.optimizers.adamw import AdamWConfig
 from parallel.sequence.gather import total
 from parallel.sequence.packed import TEXT, VIDEO
 from parallel.sequence.sharding import zigzag
-from parallel.zero.optimizers.adamw import AdamWConfig
 from parallel.zero.stages import engine_for
 from tests.support.process_groups import run_world
 

@@ -17,7 +17,7 @@ from parallel.masks import mask as masks
 from parallel.memory import activation_offload as offloading
 from parallel.memory.activation_checkpointing import recompute
 from parallel.memory.activation_offload import PLACES, HostStore, Places, Traffic, moves, offload
-from parallel.zero.optimizers.adamw import AdamWConfig
+from parallel.optimizers.adamw import AdamWConfig
 from parallel.zero.stages import engine_for
 from tests.support.process_groups import run_world
 

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from parallel.errors import InputError
 from parallel.memory.activation_checkpointing import recompute
 from parallel.memory.tiled import refuse_labels, tiled, tiled_cross_entropy
+from parallel.optimizers.adamw import AdamWConfig
 from parallel.sequence.packed import IGNORED
-from parallel.zero.optimizers.adamw import AdamWConfig
 from parallel.zero.stages import engine_for
 from tests.support.process_groups import run_world
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from parallel.errors import InputError
+from parallel.fragments import Fragment
+from parallel.optimizers.adamw import AdamWConfig
 from parallel.zero.deepspeed_config import BUCKET, BUCKET_CPU, Offload, deepspeed_config
 from parallel.zero.deepspeed_engine import DeepSpeedEngine
 from parallel.zero.ema import EMA, Ema
 from parallel.zero.engine import Engine
-from parallel.zero.fragments import Fragment
-from parallel.zero.optimizers.adamw import AdamWConfig
 from parallel.zero.plain import PlainEngine
 from parallel.zero.stages import engine_for
 from tests.support.process_groups import run_world

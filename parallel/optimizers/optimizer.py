@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from parallel.errors import InputError
+from parallel.fragments import MASTER, shape_of
 from parallel.setting_effects import Rate, State, Update
-from parallel.zero.fragments import MASTER, shape_of
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 

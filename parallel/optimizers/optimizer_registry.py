@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from parallel.registry import OneOf, Registry
-from parallel.zero.optimizers.adamw import AdamWConfig
-from parallel.zero.optimizers.optimizer import OptimizerConfig
+from parallel.optimizers.adamw import AdamWConfig
+from parallel.optimizers.optimizer import OptimizerConfig
+from parallel.registries import OneOf, Registry
 
 OPTIMIZERS: Registry[type[OptimizerConfig]] = Registry("optimizer")
 OPTIMIZERS.register("adamw", AdamWConfig)

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from parallel.errors import InputError
-from parallel.registry import OneOf, Registry
+from parallel.registries import OneOf, Registry
 
 
 class Section(BaseModel):

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from parallel.optimizers.optimizer import OptimizerConfig, Share
 from parallel.setting_effects import State, Update
-from parallel.zero.optimizers.optimizer import OptimizerConfig, Share
 
 
 class AdamWConfig(OptimizerConfig):
