@@ -5,7 +5,7 @@
 
 Nobody tests what class a config has: what differs between models is a field here, with the answer that suits most. A
 model and an objective go together if they have one family: it says of what samples a batch is made, and of which shape
-(`launcher.families`). The first objective of a family is the usual one of its models.
+(`launcher.batches.family`). The first objective of a family is the usual one of its models.
 
 Every config of a model has `kind`, `dim`, `depth`, `heads` and `attention` (a pattern for each layer in turn); what a
 family asks beside these stands with the family. `memory_of` tells of the keys about memory, which a model may leave
