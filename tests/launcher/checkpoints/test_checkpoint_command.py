@@ -106,7 +106,7 @@ def test_export(out: Path, tmp_path: Path) -> None:
 def test_an_export_replaces_no_file_and_leaves_no_part_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: Any = SimpleNamespace(
         state=SimpleNamespace(step=4), where="here", parameter=lambda name, key: torch.ones(2),
-        manifest=SimpleNamespace(keys=("master",), shapes={"a": (2,)}, config={}),
+        manifest=SimpleNamespace(keys=("master",), shapes={"a": (2,)}, config={"model": {"kind": "video_dit"}}),
     )  # fmt: skip
     file = tmp_path / "model.safetensors"
     export(found, file, None, "float32")
