@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,8 +73,8 @@ class RunConfig(Section):
     faults: tuple[FaultConfig, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Whoever unpickles it imports the extensions first: sections may be of their classes."""
-        return _restored, (self.extensions, pickle.dumps(self.__getstate__()))
+        """Whoever unpickles it imports the extensions first: sections, which follow, may be of their classes."""
+        return _blank, (self.extensions,), self.__getstate__()
 
     @property
     def meshes(self) -> tuple[Mesh, ...]:
@@ -174,11 +173,9 @@ class RunConfig(Section):
         return self
 
 
-def _restored(extensions: tuple[str, ...], state: bytes) -> RunConfig:
+def _blank(extensions: tuple[str, ...]) -> RunConfig:
     import_extensions(extensions)
-    config = RunConfig.__new__(RunConfig)
-    config.__setstate__(pickle.loads(state))
-    return config
+    return RunConfig.__new__(RunConfig)
 
 
 def paths_of(config: RunConfig) -> Iterator[tuple[str, str]]:
