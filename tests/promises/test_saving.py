@@ -353,7 +353,7 @@ def test_an_unreachable_store(tmp_path: Path, dataset: Path) -> None:
 def test_checkpoints_of_another_run_are_not_taken(tmp_path: Path, dataset: Path) -> None:
     """Neither gone on from nor removed, unless the run is told to take them over; then they are its own."""
     store = tmp_path / "store"
-    of = {"checkpoint": {"every": 2, "to": str(store), "keep": 1}}
+    of = {"checkpoint": {"every": 2, "location": str(store), "keep": 1}}
     train(config(tmp_path / "one", dataset, steps=4, **of))
     with pytest.raises(InputError, match="holds checkpoints of this run alone"):
         preflight.check(config(tmp_path / "other", dataset, steps=6, **of))

@@ -19,7 +19,14 @@ from tests.support import conversations
 from tests.support.runs import config
 
 STEP = 2  # of the checkpoint: in the first segment of data, before its end
-LAYERS = [{"kind": "frame_window", "before": 1, "after": 1, "sinks": 1}, {"kind": "full"}]
+TILES = {"tile": [1, 2, 2]}
+PATTERNS = {  # an attention pattern of each kind that has settings
+    "frame_window": {"before": 1, "after": 1, "sinks": 1},
+    "neighbourhood": {**TILES, "radius": [1, 1, 1]},
+    "criss_cross": TILES,
+    "dilated": {**TILES, "stride": [1, 1, 2]},
+    "shifted_windows": {**TILES, "window": [1, 2, 2], "shift": [0, 1, 0]},
+}
 FAULTS = [{"kind": "slow", "rank": 0, "step": 5, "phase": "forward", "seconds": 1.0}]
 SEGMENTS: list[dict[str, Any]] = [
     {"until": 4, "frames": 7},
@@ -31,6 +38,7 @@ VALUES: dict[str, list[Any]] = {  # of keys whose type tells no other value
     "extensions": [["json"]],
     "model.kind": ["video_dit", "video_lm"],
     "model.text.kind": ["other"],
+    "model.attention.*.kind": ["spatial", "full"],
     "optimizer.kind": ["other"],
     "codec.kind": ["pixel", "diffusers"],
     "objective.kind": ["rectified_flow", "next_token", "video_text"],
@@ -142,7 +150,8 @@ def base(key: Key, out: Path, clips: Path, spoken: Path) -> dict[str, Any]:
     else:
         changes = {"data__dataset": str(clips)}
     if name.startswith("model.attention"):
-        changes["model__attention"] = LAYERS
+        kind = key.section.model_fields["kind"].default
+        changes["model__attention"] = [{"kind": kind, **PATTERNS.get(kind, {})}]
     if name.startswith("faults"):
         changes |= {"faults": FAULTS, "mesh": {"ring": 2}}
     if key.section is DiffusersCodecConfig:
@@ -189,6 +198,8 @@ def _numbered(name: str, settings: dict[str, Any]) -> list[str]:
 
 def _others(annotation: Any, was: Any) -> list[Any]:
     """Other values of a type: every other choice, the other truth, a little more."""
+    if isinstance(was, list) and was and all(isinstance(number, int) for number in was):
+        return [[*was[:-1], was[-1] + 1]]
     if typing.get_origin(annotation) is typing.Literal:
         return [choice for choice in typing.get_args(annotation) if choice != was]
     options = typing.get_args(annotation) or (annotation,)

@@ -69,7 +69,7 @@ def test_says_what_transformers_says(kind: str) -> None:
     model.load_state_dict(backbone.model.state_dict())
     heard = words(12)
     expected = model.generate(heard[None], max_new_tokens=20, do_sample=False, eos_token_id=-1, pad_token_id=0)[0, 12:]
-    assert list(Streamer(backbone).say(backbone.embed(heard), 20)) == expected.tolist()
+    assert list(Streamer(backbone).generate(backbone.embed(heard), 20)) == expected.tolist()
 
 
 def test_wrong_windows_are_refused() -> None:
