@@ -149,3 +149,15 @@ def test_the_first_screen_of_the_readme() -> None:
     first = text.split("```", 1)[0].split("\n", 1)[1]
     assert len(re.sub(r"!\[.*?\]\(.*?\)", "", first).split()) <= 60
     assert text.split("```")[1].splitlines()[1].startswith("make quickstart")
+
+
+def test_units_in_help_are_no_markup() -> None:
+    """What stands in square brackets and begins in lower case is a style to rich, and is not shown."""
+    found = []
+    for name, tree in trees().items():
+        for node in ast.walk(tree) if name.startswith("launcher/cli/") else ():
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("typer.", "_")):
+                given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "help")]
+                texts = [value.value for value in given if isinstance(value, ast.Constant)]
+                found += [f"{name}: {text}" for text in texts if re.search(r" \[[a-z]+\]\.", str(text))]
+    assert found == []

@@ -44,13 +44,13 @@ def _running(text: str, *names: str) -> Any:
 class CutArguments:
     """As `data.curation.clips.CutOptions`, as they are typed."""
 
-    min_frames: Annotated[int, _cut("Reject shorter shots [frames].")] = 8
-    max_frames: Annotated[int | None, _cut("Divide longer shots into equal parts [frames].")] = None
+    min_frames: Annotated[int, _cut("Reject shorter shots (frames).")] = 8
+    max_frames: Annotated[int | None, _cut("Divide longer shots into equal parts (frames).")] = None
     short_side: Annotated[int | None, _cut("Shrink the shorter side to N pixels.")] = None
     sizes: Annotated[
         str | None, _cut("Resolution buckets HEIGHTxWIDTH,...: scale and crop each clip to the nearest.")
     ] = None
-    max_gop: Annotated[int, _cut("Re-encode clips with a longer distance between key frames [frames].")] = 256
+    max_gop: Annotated[int, _cut("Re-encode clips with a longer distance between key frames (frames).")] = 256
     frames_per_second: Annotated[
         float | None, _cut("Read folders of numbered pictures (clip0/000001.jpg, ...) as films of this rate.")
     ] = None
@@ -70,9 +70,9 @@ class CutArguments:
 class FilterArguments:
     """As `data.curation.filters.Filters`."""
 
-    min_seconds: Annotated[float | None, _filter("Minimum length [s].")] = None
-    max_seconds: Annotated[float | None, _filter("Maximum length [s].")] = None
-    min_side: Annotated[int | None, _filter("Minimum shorter side of the source [pixels].")] = None
+    min_seconds: Annotated[float | None, _filter("Minimum length (seconds).")] = None
+    max_seconds: Annotated[float | None, _filter("Maximum length (seconds).")] = None
+    min_side: Annotated[int | None, _filter("Minimum shorter side of the source (pixels).")] = None
     min_aspect: Annotated[float | None, _filter("Minimum width / height.")] = None
     max_aspect: Annotated[float | None, _filter("Maximum width / height.")] = None
     min_motion: Annotated[float | None, _filter("Minimum mean change between frames, 0 to 255.")] = None
@@ -81,8 +81,8 @@ class FilterArguments:
     min_brightness: Annotated[float | None, _filter("Minimum mean brightness, 0 to 255.")] = None
     max_black: Annotated[float | None, _filter("Maximum share of black frames, 0 to 1.")] = None
     max_text: Annotated[float | None, _filter("Maximum share of the frame with overlaid text, 0 to 1.")] = None
-    min_caption_chars: Annotated[int | None, _filter("Minimum caption length [characters].")] = None
-    max_caption_chars: Annotated[int | None, _filter("Maximum caption length [characters].")] = None
+    min_caption_chars: Annotated[int | None, _filter("Minimum caption length (characters).")] = None
+    max_caption_chars: Annotated[int | None, _filter("Maximum caption length (characters).")] = None
     near_duplicates: Annotated[
         int | None, _filter("Reject near-duplicates within N bits of a perceptual hash: 4 to 8.")
     ] = None
@@ -99,7 +99,7 @@ class WorkerArguments:
     """Who does the work, and how much each may take."""
 
     workers: Annotated[int | None, _running("Worker processes; chosen by the work if not given.")] = None
-    timeout: Annotated[float, _running("Time limit per file [s].")] = 600.0
+    timeout: Annotated[float, _running("Time limit per file (seconds).")] = 600.0
     memory: Annotated[float | None, _running("Memory limit per worker [GiB]; a fair share if not given.")] = None
     ray: Annotated[bool, _running("Run workers as Ray actors on this machine.", "--ray")] = False
     address: Annotated[

@@ -16,7 +16,7 @@ def synth(
     clips: Annotated[int, typer.Option(help="Number of clips.")] = 256,
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same bytes.")] = 0,
     frames: Annotated[int, typer.Option(help="Frames per clip.")] = 8,
-    size: Annotated[int, typer.Option(help="Height and width [pixels].")] = 32,
+    size: Annotated[int, typer.Option(help="Height and width (pixels).")] = 32,
 ) -> None:
     """Make captioned H.264 clips of moving colored shapes ("a red square moving right").
 
@@ -39,7 +39,7 @@ def questions(
     clips: Annotated[int, typer.Option(help="Number of clips.")] = 3072,
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same bytes.")] = 0,
     frames: Annotated[int, typer.Option(help="Frames per clip.")] = 8,
-    size: Annotated[int, typer.Option(help="Height and width [pixels].")] = 32,
+    size: Annotated[int, typer.Option(help="Height and width (pixels).")] = 32,
     glimpses: Annotated[
         bool, typer.Option("--glimpses", help="Make clips whose answer shows in a single frame.")
     ] = False,
@@ -64,7 +64,7 @@ def questions(
 def needles(
     out: Annotated[Path, typer.Option(help="JSON lines file to write, one conversation per line.")],
     records: Annotated[int, typer.Option(help="Number of haystacks.")] = 4096,
-    length: Annotated[int, typer.Option(help="Length of a haystack [bytes].")] = 256,
+    length: Annotated[int, typer.Option(help="Length of a haystack (bytes).")] = 256,
     secrets: Annotated[int, typer.Option(help="Secrets per haystack; the question asks for one of them.")] = 1,
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same bytes.")] = 0,
 ) -> None:

@@ -49,7 +49,7 @@ def import_extensions(extensions: Any) -> None:
             _import_file(Path(name)) if name.endswith(SUFFIX) else importlib.import_module(name)
         except InputError as error:
             raise InputError(error.rule, f"{error.value} ({name})", error.remedy) from None
-        except Exception as error:  # whatever it does when it is executed
+        except (Exception, SystemExit) as error:  # whatever it does when it is executed
             found = f"extensions: {name}: {type(error).__name__}: {error}".splitlines()[0]
             gone = "the path of a file from the folder of the YAML file, or a name that Python finds: PYTHONPATH=FOLDER"
             raise InputError(RULE, found, gone if _missing(error, name) else f"mend {name}") from error
@@ -100,6 +100,8 @@ def _import_file(path: Path) -> None:
     _imported[digest] = module
 
 
-def _missing(error: Exception, name: str) -> bool:
+def _missing(error: BaseException, name: str) -> bool:
     """Whether it is the extension itself that is not there."""
-    return isinstance(error, FileNotFoundError) or (isinstance(error, ImportError) and error.name == name)
+    return isinstance(error, FileNotFoundError) or (
+        isinstance(error, ImportError) and error.name is not None and f"{name}.".startswith(f"{error.name}.")
+    )

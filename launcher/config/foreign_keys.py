@@ -135,6 +135,12 @@ ALIASES: dict[str, Meaning] = {
 
 BY_SECTION: dict[str, Meaning] = {  # words whose section says what they mean
     "data.tolerate": Meaning(("data.max_unreadable_samples",)),
+    "data.turning": Meaning(("data.rope_scaling",)),
+    "restart.hang_seconds": Meaning(("restart.hang_timeout_seconds",)),
+    "objective.first_frame": Meaning(("objective.conditioning",), "{first_frame: 0.3}"),
+    "objective.silent": Meaning(("objective.silence",)),
+    "objective.coded": Meaning(("objective.visual_code",)),
+    "objective.caption_drop": Meaning(("objective.caption_dropout",)),
     "data.rope": Meaning(("data.rope_scaling",)),
     "restart.timeout_seconds": Meaning(("restart.collective_timeout_seconds",)),
     "restart.silence_seconds": Meaning(("restart.heartbeat_timeout_seconds",)),

@@ -26,6 +26,7 @@ from parallel.random import key_of, uniform
 from parallel.registries import Registry
 from parallel.sequence.geometry import Grid
 
+TRIED = (4, 2, 2)  # tokens (t, y, x) of a clip that each task is asked about before a run
 Tokens = npt.NDArray[np.bool_]  # [t, y, x] of a clip
 
 
@@ -46,8 +47,27 @@ class Conditioning:
 
     def tokens(self, grid: Grid, key: int) -> Tokens | None:
         """Tokens [t, y, x] that are given of a clip of this grid; None if nothing would be left to generate."""
-        found = np.broadcast_to(self.given(grid, key), grid)
+        found = np.broadcast_to(_mask(self.given(grid, key), grid, self.summary), grid)
         return None if found.all() else found
+
+    def counted(self, given: Tokens) -> Tokens:
+        """Tokens [t, y, x] that count in the loss of a clip of which these are given."""
+        return np.broadcast_to(_mask(self.learned(given), given.shape, self.summary), given.shape)
+
+
+def _mask(found: object, grid: tuple[int, ...], summary: str) -> Tokens:
+    """What a task says of tokens, if it is a mask.
+
+    Raises:
+        InputError: it is none of bool, or does not fit the clip. Numbers would choose tokens by their places.
+    """
+    mask = np.asarray(found)
+    fits = mask.ndim <= len(grid) and all(a in (1, b) for a, b in zip(mask.shape[::-1], grid[::-1], strict=False))
+    if mask.dtype != np.bool_ or not fits:
+        rule = "a conditioning task must give a mask of bool that broadcasts to the tokens (t, y, x) of a clip"
+        told = f"{mask.dtype} of {list(mask.shape)} for {list(grid)} tokens, of a task that gives {summary}"
+        raise InputError(rule, told, "compare numbers: np.arange(grid[0]) == 0, with [:, None, None] for frames")
+    return mask
 
 
 CONDITIONING: Registry[Conditioning] = Registry("conditioning task")
@@ -91,18 +111,27 @@ def given_in_training(shares: Mapping[str, float], grid: Grid, key: int) -> tupl
         return None
     task = CONDITIONING[name]
     given = task.tokens(grid, key_of(key, name, "given"))
-    return None if given is None else (given, np.broadcast_to(task.learned(given), grid))
+    return None if given is None else (given, task.counted(given))
 
 
 def check_shares(shares: Mapping[str, float]) -> None:
-    """Shares of tasks that there are.
+    """Shares of tasks that there are, each of which answers for a small clip.
 
     Raises:
-        InputError: no such task, a share that is none, or all of them are more than all clips.
+        InputError: no such task, one that fails or gives no mask, a share that is none, or more than all clips.
     """
     for name in shares:
-        CONDITIONING[name]  # refuses one that is not there
-    if min(shares.values(), default=0.0) < 0 or sum(shares.values()) > 1:
+        task = CONDITIONING[name]  # refuses one that is not there
+        try:
+            given = task.tokens(TRIED, 0)
+            task.counted(np.zeros(TRIED, np.bool_) if given is None else given)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a task of one's own does
+            rule = "a conditioning task must answer for any clip: given(grid, key), learned(given)"
+            told = f"{name} of {list(TRIED)} tokens: {type(error).__name__}: {error}"
+            raise InputError(rule, told, "mend its functions: docs/extending/conditioning.md") from error
+    if not all(0 <= share <= 1 for share in shares.values()) or sum(shares.values()) > 1:
         shown = ", ".join(f"{name}: {share:g}" for name, share in shares.items())
         rule = "conditioning tasks have shares of all clips: each 0 or more, 1 at most together"
         raise InputError(rule, f"objective.conditioning: {{{shown}}}", "objective.conditioning={first_frame: 0.3}")

@@ -55,7 +55,11 @@ def test_a_run_file_with_an_optimizer_of_its_own(tmp_path: Path, dataset: Path, 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [(None, "ModuleNotFoundError: No module named 'broken_of_a_test'"), ("1 / 0", "ZeroDivisionError")],
+    [
+        (None, "ModuleNotFoundError: No module named 'broken_of_a_test'"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+    ],
 )
 def test_what_cannot_be_imported(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, reason: str

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-from models.objectives.conditioning import CONDITIONING, Conditioning, given_in_training, task_of
+from models.objectives.conditioning import CONDITIONING, Conditioning, check_shares, given_in_training, task_of
 from models.objectives.rectified_flow import RectifiedFlow, RectifiedFlowConfig
+from parallel.errors import InputError
 from parallel.random import key_of, uniform
 from parallel.sequence.geometry import Grid
 from parallel.sequence.packed import Document, lay_out
@@ -61,3 +64,28 @@ def test_the_loss_mask_is_that_of_the_task(last: None) -> None:
 def test_shares_are_checked(shares: dict[str, float], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         RectifiedFlowConfig(conditioning=shares)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda grid, key: (np.arange(grid[0]) == 0).astype(int)[:, None, None],
+        lambda grid, key: np.full((grid[0], 1, 1), 0.5),
+        lambda grid, key: np.ones(99, np.bool_),
+        lambda grid, key: np.ones((1, *grid), np.bool_),
+        lambda grid, key: None,
+        lambda grid: np.ones(grid, np.bool_),
+        lambda grid, key: 1 // 0,
+    ],
+    ids=["integers", "halves", "other lengths", "four axes", "nothing", "one argument", "it fails"],
+)
+def test_a_task_that_gives_no_mask_is_refused_before_a_run(monkeypatch: pytest.MonkeyPatch, given: Any) -> None:
+    monkeypatch.setitem(CONDITIONING._entries, "odd", Conditioning("what it says", given))
+    with pytest.raises(InputError, match="a conditioning task must"):
+        check_shares({"odd": 0.5})
+
+
+@pytest.mark.parametrize("share", [float("nan"), float("inf"), -0.1, 1.1])
+def test_a_share_is_a_part_of_all_clips(share: float) -> None:
+    with pytest.raises(InputError, match="shares of all clips"):
+        check_shares({"first_frame": share})
